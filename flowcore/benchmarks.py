@@ -1,0 +1,241 @@
+"""Which frame pairs of a benchmark have truth, and what is it?
+
+A sample is a flow file whose two frames exist, so partial downloads and scenes with truth for a few frames
+are fine. Occlusion truth is the benchmark's own and isn't repaired. MPI-Sintel's maps leave out part of what
+moves out of the frame (0.1 to 1.2 % of all pixels in five frames measured, mostly those that end within 10 px
+of the border). NOC and OCC errors are what the files say; an occlusion estimate that rightly marks those
+pixels is charged with false positives there.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from flowcore.formats import read_flow, read_image, read_mask
+
+CHAIRS_SPLIT = "FlyingChairs_train_val.txt"
+_FRAME = "frame_[0-9][0-9][0-9][0-9]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Where one frame pair and its truth are."""
+
+    name: str
+    """Unique within its group and the same on every machine, such as `cave_2/frame_0011`."""
+    group: str
+    """Prefix of its metrics: sintel/clean, sintel/final, kitti12, kitti15, chairs, middlebury or scenes."""
+    image1: Path
+    image2: Path
+    flow: Path
+    occlusion: Path | None = None
+    """A mask, not zero = occluded."""
+    invalid: Path | None = None
+    """A mask, not zero = the flow file's value doesn't count."""
+    flow_noc: Path | None = None
+    """Flow that is known at non-occluded pixels only (KITTI)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Truth:
+    """One frame pair with its truth, as arrays."""
+
+    image1: UInt8[np.ndarray, "height width 3"]
+    image2: UInt8[np.ndarray, "height width 3"]
+    flow: Float[np.ndarray, "2 height width"]
+    """From image1 to image2, in pixels; zero where not valid."""
+    valid: Bool[np.ndarray, "height width"]
+    occluded: Bool[np.ndarray, "height width"] | None
+    """True = image2 doesn't show this pixel of image1; counts where `valid`. None = no such truth."""
+
+
+def find_samples(benchmark: str, root: Path) -> list[Sample]:
+    """The samples in a benchmark's unpacked folder (or its `training` folder), sorted by group and name.
+
+    Raises ValueError for an unknown benchmark, FileNotFoundError when no sample is there in the layout
+    expected.
+    """
+    if benchmark not in _BENCHMARKS:
+        raise ValueError(f"unknown benchmark {benchmark!r}; known are {', '.join(_BENCHMARKS)}")
+    layout, find = _BENCHMARKS[benchmark]
+    samples = [
+        sample
+        for sample in find(root)
+        if all(path.is_file() for path in (sample.image1, sample.image2, sample.flow))
+    ]
+    if not samples:
+        raise FileNotFoundError(
+            f"no frame pair with truth in {root.absolute()}; {benchmark} is expected as {layout}"
+        )
+    return sorted(samples, key=lambda sample: (sample.group, sample.name))
+
+
+def load(sample: Sample) -> Truth:
+    """Reads a sample's files; ValueError when they differ in size, FileNotFoundError when one is gone."""
+    image1, image2 = read_image(sample.image1), read_image(sample.image2)
+    flow, valid = read_flow(sample.flow)
+    occluded = None
+    if sample.occlusion is not None:
+        occluded = read_mask(sample.occlusion)
+    elif sample.flow_noc is not None:
+        occluded = valid & ~read_flow(sample.flow_noc)[1]
+    invalid = np.zeros_like(valid) if sample.invalid is None else read_mask(sample.invalid)
+    sizes = {
+        "image1": image1.shape[:2],
+        "image2": image2.shape[:2],
+        "flow": valid.shape,
+        "occlusion": valid.shape if occluded is None else occluded.shape,
+        "invalid": invalid.shape,
+    }
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"the files of {sample.group} {sample.name} differ in (height, width): {sizes}")
+    known = valid & ~invalid
+    return Truth(
+        image1=image1,
+        image2=image2,
+        flow=np.where(known, flow, np.float32(0)),
+        valid=known,
+        occluded=occluded,
+    )
+
+
+def _find_sintel(root: Path) -> Iterator[Sample]:
+    training = _inside(root, "training")
+    for flow in training.glob(f"flow/*/{_FRAME}.flo"):
+        scene = flow.parent.name
+        for render_pass in ("clean", "final"):
+            frames = training / render_pass / scene
+            yield Sample(
+                name=f"{scene}/{flow.stem}",
+                group=f"sintel/{render_pass}",
+                image1=frames / f"{flow.stem}.png",
+                image2=frames / f"{_next(flow.stem)}.png",
+                flow=flow,
+                occlusion=_if_there(training / "occlusions" / scene / f"{flow.stem}.png"),
+                invalid=_if_there(training / "invalid" / scene / f"{flow.stem}.png"),
+            )
+
+
+def _find_kitti(root: Path, *, group: str, image_folders: tuple[str, ...]) -> Iterator[Sample]:
+    training = _inside(root, "training")
+    for flow in training.glob("flow_occ/*_10.png"):
+        target = flow.name.replace("_10.png", "_11.png")
+        folders = [training / folder for folder in image_folders]
+        frames = next((folder for folder in folders if (folder / target).is_file()), folders[-1])
+        yield Sample(
+            name=flow.stem,
+            group=group,
+            image1=frames / flow.name,
+            image2=frames / target,
+            flow=flow,
+            flow_noc=_if_there(training / "flow_noc" / flow.name),
+        )
+
+
+def _find_kitti2012(root: Path) -> Iterator[Sample]:
+    return _find_kitti(root, group="kitti12", image_folders=("colored_0", "image_0"))
+
+
+def _find_kitti2015(root: Path) -> Iterator[Sample]:
+    return _find_kitti(root, group="kitti15", image_folders=("image_2",))
+
+
+def _find_chairs(root: Path) -> Iterator[Sample]:
+    pairs = _inside(root, "data")
+    split = next((file for file in (root / CHAIRS_SPLIT, pairs / CHAIRS_SPLIT) if file.is_file()), None)
+    parts = None if split is None else split.read_text().split()
+    for flow in pairs.glob("[0-9]*_flow.flo"):
+        name = flow.name.removesuffix("_flow.flo")
+        if parts is not None and not _is_validation(name, parts):
+            continue
+        yield Sample(
+            name=name,
+            group="chairs",
+            image1=pairs / f"{name}_img1.ppm",
+            image2=pairs / f"{name}_img2.ppm",
+            flow=flow,
+        )
+
+
+def _is_validation(name: str, parts: list[str]) -> bool:
+    """Line n of the split file is for pair n, from 1, whichever pairs exist; 1 = train, 2 = validation."""
+    line = int(name)
+    if not 1 <= line <= len(parts):
+        raise ValueError(
+            f"{CHAIRS_SPLIT} has {len(parts)} lines and none for pair {name} (line n is pair n, from 1); "
+            "it belongs to another set: remove one of them"
+        )
+    return parts[line - 1] == "2"
+
+
+def _find_middlebury(root: Path) -> Iterator[Sample]:
+    for flow in root.glob("*/flow10.flo"):
+        scene = flow.parent
+        yield Sample(
+            name=scene.name,
+            group="middlebury",
+            image1=scene / "frame10.png",
+            image2=scene / "frame11.png",
+            flow=flow,
+        )
+
+
+def _find_scenes(root: Path) -> Iterator[Sample]:
+    for flow in root.glob(f"*/flow/{_FRAME}.flo"):
+        scene = flow.parent.parent
+        yield Sample(
+            name=f"{scene.name}/{flow.stem}",
+            group="scenes",
+            image1=scene / f"{flow.stem}.png",
+            image2=scene / f"{_next(flow.stem)}.png",
+            flow=flow,
+            occlusion=_if_there(scene / "occlusions" / f"{flow.stem}.png"),
+        )
+
+
+def _inside(root: Path, folder: str) -> Path:
+    return root / folder if (root / folder).is_dir() else root
+
+
+def _if_there(path: Path) -> Path | None:
+    return path if path.is_file() else None
+
+
+def _next(frame: str) -> str:
+    """`frame_0009` -> `frame_0010`."""
+    prefix, number = frame.rsplit("_", 1)
+    return f"{prefix}_{int(number) + 1:0{len(number)}d}"
+
+
+_BENCHMARKS: dict[str, tuple[str, Callable[[Path], Iterator[Sample]]]] = {
+    "sintel": (
+        "training/{clean,final}/<scene>/frame_0001.png and training/flow/<scene>/frame_0001.flo, "
+        "with occlusions/ and invalid/ beside flow/",
+        _find_sintel,
+    ),
+    "kitti2012": (
+        "training/{colored_0 or image_0}/000000_10.png and _11.png, training/flow_occ/000000_10.png, "
+        "with flow_noc/ beside flow_occ/",
+        _find_kitti2012,
+    ),
+    "kitti2015": (
+        "training/image_2/000000_10.png and _11.png, training/flow_occ/000000_10.png, "
+        "with flow_noc/ beside flow_occ/",
+        _find_kitti2015,
+    ),
+    "chairs": (
+        f"[data/]00001_img1.ppm, 00001_img2.ppm, 00001_flow.flo; beside {CHAIRS_SPLIT} only validation pairs",
+        _find_chairs,
+    ),
+    "middlebury": ("<scene>/frame10.png, frame11.png, flow10.flo", _find_middlebury),
+    "scenes": (
+        "<scene>/frame_0000.png, <scene>/flow/frame_0000.flo, <scene>/occlusions/frame_0000.png",
+        _find_scenes,
+    ),
+}
+
+BENCHMARKS = tuple(_BENCHMARKS)
+"""The names that `find_samples` knows."""

@@ -1,0 +1,234 @@
+"""How are flow fields, images and masks stored in files, and when is a file not what its name says?
+
+Every reader returns flow together with where it is known, because each format has its own way to say
+"unknown": a value beyond 1e9 in `.flo` and `.pfm`, a zero third channel in KITTI's PNG. Every writer encodes
+in memory and renames a finished temporary file into place, so that a killed process leaves the old file or
+the new one, never half of it.
+"""
+
+import re
+import uuid
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+FLOW_SUFFIXES = (".flo", ".pfm", ".png")
+
+_FLO_MAGIC = np.float32(202021.25).tobytes()  # spells PIEH
+_UNKNOWN_ABOVE = 1e9
+_UNKNOWN = 1e10
+_PNG_UNITS_PER_PIXEL = 64
+_PNG_ZERO = 2**15
+_PNG_MAX = 2**16 - 1
+_PFM_HEADER = re.compile(rb"(PF|Pf)\s+(\d+)\s+(\d+)\s+([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s")
+
+
+def read_flow(path: Path) -> tuple[Float[np.ndarray, "2 height width"], Bool[np.ndarray, "height width"]]:
+    """Flow in pixels (float32, [u, v]) and where it is known; zero where it is not.
+
+    The extension decides: `.flo` (Middlebury), `.png` (KITTI, 16 bit, 1/64 px), `.pfm` (channels u, v, 0).
+    Raises ValueError when the content is not that format or is truncated.
+    """
+    suffix = _flow_suffix(path)
+    content = path.read_bytes()
+    if suffix == ".png":
+        return _decode_kitti(content, path)
+    flow = _decode_flo(content, path) if suffix == ".flo" else _decode_flow_pfm(content, path)
+    valid = (np.abs(flow) <= _UNKNOWN_ABOVE).all(axis=0)  # false for NaN too
+    return np.where(valid, flow, np.float32(0)), valid
+
+
+def write_flow(
+    path: Path,
+    flow: Float[np.ndarray, "2 height width"],
+    valid: Bool[np.ndarray, "height width"] | None = None,
+) -> None:
+    """Writes flow in pixels in the format of the extension (see `read_flow`); no `valid` = known everywhere.
+
+    `.flo` and `.pfm` keep float32 exactly; `.png` rounds to the nearest 1/64 px. Raises ValueError when a
+    known value is not finite or does not fit the format.
+    """
+    suffix = _flow_suffix(path)
+    if flow.ndim != 3 or flow.shape[0] != 2:
+        raise ValueError(f"flow has shape {flow.shape}; it must be [2, height, width]")
+    known = np.ones(flow.shape[1:], dtype=bool) if valid is None else valid
+    if known.shape != flow.shape[1:] or known.dtype != np.bool_:
+        raise ValueError(
+            f"valid is {known.dtype} {known.shape}; it must be bool {flow.shape[1:]} like the flow"
+        )
+    beyond = known & ~(np.abs(flow) <= _UNKNOWN_ABOVE).all(axis=0)
+    if beyond.any():
+        raise ValueError(
+            f"flow for {path} is not finite, or above 1e9 px, at {beyond.sum()} pixels that count as known; "
+            "mark them False in valid"
+        )
+    flow = np.where(known, flow, 0).astype(np.float32)
+    if suffix == ".png":
+        _write_whole(path, _encode_kitti(flow, known, path))
+        return
+    flow = np.where(known, flow, np.float32(_UNKNOWN))
+    _write_whole(path, _encode_flo(flow) if suffix == ".flo" else _encode_flow_pfm(flow))
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
+    """The image as 8-bit RGB; grey becomes three equal channels, 16 bit becomes its upper byte, alpha is
+    lost."""
+    bgr = _decode_image(path.read_bytes(), path, cv2.IMREAD_COLOR)
+    return np.ascontiguousarray(bgr[..., ::-1])
+
+
+def write_image(path: Path, image: UInt8[np.ndarray, "height width 3"]) -> None:
+    """Writes an RGB image in the format of the extension (.png, .ppm, .jpg, ...)."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"image is {image.dtype} {image.shape}; it must be uint8 [height, width, 3], RGB")
+    _write_whole(path, _encode_image(path, image[..., ::-1]))
+
+
+def read_mask(path: Path) -> Bool[np.ndarray, "height width"]:
+    """True where the image is not zero in red, green or blue, at any depth."""
+    bgr = _decode_image(path.read_bytes(), path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    mask: np.ndarray = (bgr != 0).any(axis=2)
+    return mask
+
+
+def write_mask(path: Path, mask: Bool[np.ndarray, "height width"]) -> None:
+    """Writes a grey PNG, 255 = True; a lossy format would make false pixels true."""
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"mask {path}: the extension must be .png, which loses nothing")
+    if mask.dtype != np.bool_ or mask.ndim != 2:
+        raise ValueError(f"mask is {mask.dtype} {mask.shape}; it must be bool [height, width]")
+    _write_whole(path, _encode_image(path, mask.astype(np.uint8) * 255))
+
+
+def _flow_suffix(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in FLOW_SUFFIXES:
+        raise ValueError(
+            f"flow file {path} has the extension {suffix!r}; known are {', '.join(FLOW_SUFFIXES)}"
+        )
+    return suffix
+
+
+def _decode_flo(content: bytes, path: Path) -> Float[np.ndarray, "2 height width"]:
+    if content[:4] != _FLO_MAGIC:
+        raise ValueError(f"{path} starts with {content[:4]!r}; a .flo file starts with {_FLO_MAGIC!r}")
+    if len(content) < 12:
+        raise ValueError(f"{path} is truncated: {len(content)} bytes, a .flo header has 12")
+    width, height = (int(side) for side in np.frombuffer(content, "<i4", count=2, offset=4))
+    values = _decode_values(content, path, offset=12, dtype="<f4", shape=(height, width, 2))
+    return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def _encode_flo(flow: Float[np.ndarray, "2 height width"]) -> bytes:
+    height, width = flow.shape[1:]
+    size = np.array([width, height], "<i4").tobytes()
+    return _FLO_MAGIC + size + flow.transpose(1, 2, 0).astype("<f4").tobytes()
+
+
+def _decode_flow_pfm(content: bytes, path: Path) -> Float[np.ndarray, "2 height width"]:
+    header = _PFM_HEADER.match(content)
+    if header is None:
+        raise ValueError(
+            f"{path} starts with {content[:16]!r}; a .pfm file starts with PF, width, height and scale"
+        )
+    kind, width, height, scale = header.groups()
+    if kind == b"Pf":
+        raise ValueError(
+            f"{path} has one channel, such as a disparity or a weight; flow needs three: u, v, 0"
+        )
+    if float(scale) == 0:
+        raise ValueError(
+            f"{path} has the scale 0; its sign says the byte order: below 0 little, above 0 big endian"
+        )
+    dtype: Literal["<f4", ">f4"] = "<f4" if float(scale) < 0 else ">f4"
+    values = _decode_values(
+        content, path, offset=header.end(), dtype=dtype, shape=(int(height), int(width), 3)
+    )
+    bottom_up = values[::-1]
+    return np.ascontiguousarray(bottom_up[..., :2].transpose(2, 0, 1), dtype=np.float32)
+
+
+def _encode_flow_pfm(flow: Float[np.ndarray, "2 height width"]) -> bytes:
+    _, height, width = flow.shape
+    values = np.zeros((height, width, 3), "<f4")
+    values[..., :2] = flow.transpose(1, 2, 0)
+    return f"PF\n{width} {height}\n-1\n".encode() + values[::-1].tobytes()
+
+
+def _decode_values(
+    content: bytes, path: Path, *, offset: int, dtype: Literal["<f4", ">f4"], shape: tuple[int, int, int]
+) -> Float[np.ndarray, "height width channels"]:
+    height, width, channels = shape
+    if min(height, width) < 1:
+        raise ValueError(f"{path} says it is {height} px high and {width} px wide; both must be positive")
+    expected, found = height * width * channels * 4, len(content) - offset
+    if found < expected:
+        raise ValueError(f"{path} is truncated: {found} bytes of values, {height}x{width} needs {expected}")
+    if found > expected:
+        raise ValueError(
+            f"{path} does not match its header: {found} bytes of values, {height}x{width} needs {expected}"
+        )
+    return np.frombuffer(content, dtype, offset=offset).reshape(shape)
+
+
+def _decode_kitti(
+    content: bytes, path: Path
+) -> tuple[Float[np.ndarray, "2 height width"], Bool[np.ndarray, "height width"]]:
+    bgr = _decode_image(content, path, cv2.IMREAD_UNCHANGED)
+    if bgr.dtype != np.uint16 or bgr.ndim != 3 or bgr.shape[2] != 3:
+        raise ValueError(
+            f"{path} is {bgr.dtype} {bgr.shape}; a flow PNG (KITTI) is uint16 [height, width, 3]"
+        )
+    valid = bgr[..., 0] > 0
+    flow = (bgr[..., :0:-1].transpose(2, 0, 1).astype(np.float32) - _PNG_ZERO) / _PNG_UNITS_PER_PIXEL
+    return np.where(valid, flow, np.float32(0)), valid
+
+
+def _encode_kitti(
+    flow: Float[np.ndarray, "2 height width"], valid: Bool[np.ndarray, "height width"], path: Path
+) -> bytes:
+    units = np.rint(flow * _PNG_UNITS_PER_PIXEL) + _PNG_ZERO
+    beyond = (units < 0) | (units > _PNG_MAX)
+    if beyond.any():
+        raise ValueError(
+            f"flow {flow[beyond][0]} px does not fit the 16-bit PNG {path}, which holds -512 to 511.98 px; "
+            "write .flo instead"
+        )
+    bgr = np.stack([np.ones_like(units[0]), units[1], units[0]], axis=-1).astype(np.uint16) * valid[..., None]
+    return _encode_image(path, bgr)
+
+
+def _decode_image(content: bytes, path: Path, mode: int) -> np.ndarray:
+    # OpenCV asserts on an empty buffer; for every other broken file it answers None.
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), mode) if content else None
+    if image is None:
+        raise ValueError(
+            f"{path} ({len(content)} bytes) is truncated or is not an image that OpenCV can decode"
+        )
+    return image
+
+
+def _encode_image(path: Path, image: np.ndarray) -> bytes:
+    try:
+        encoded, content = cv2.imencode(path.suffix, np.ascontiguousarray(image))
+    except cv2.error as error:
+        raise ValueError(
+            f"image {path}: no encoder for the extension {path.suffix!r}; .png always works"
+        ) from error
+    if not encoded:
+        raise ValueError(
+            f"image {path}: {image.dtype} {image.shape} cannot be stored as {path.suffix!r}; use .png"
+        )
+    return content.tobytes()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,94 @@
+"""Where does a pixel land, and what is there? Coordinates, sampling and resampling of frames and flow.
+
+Pixel centres lie at whole coordinates: (0, 0) is the centre of the top left pixel and the frame ends at (width - 1, height - 1).
+Resampling uses half-pixel centres (`align_corners=False`), so that a stride-s grid covers the same area as the full frame.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+from flowcore.shapes import Flow
+
+
+def pixel_grid(height: int, width: int, device: torch.device | None = None) -> Float[Tensor, "1 2 {height} {width}"]:
+    """The coordinates [x, y] of every pixel centre, in pixels."""
+    y, x = torch.meshgrid(
+        torch.arange(height, dtype=torch.float32, device=device),
+        torch.arange(width, dtype=torch.float32, device=device),
+        indexing="ij",
+    )
+    return torch.stack([x, y]).unsqueeze(0)
+
+
+def backward_warp(
+    image: Float[Tensor, "batch channels height width"], flow: Flow
+) -> Float[Tensor, "batch channels height width"]:
+    """`image` sampled bilinearly at p + flow(p); outside the frame, its border. Flow in pixels.
+
+    Where the flow is NaN the result is NaN: a diverging network is reported as a non-finite loss. (Handed to `grid_sample`,
+    a NaN coordinate ends the process on a CPU.)
+    """
+    height, width = image.shape[-2:]
+    target = pixel_grid(height, width, flow.device) + flow
+    lost = target.isnan().any(dim=1, keepdim=True)
+    # beyond one pixel outside the frame nothing changes, so the clamp keeps value and gradient and bounds infinities
+    x = target[:, 0].nan_to_num(nan=0.0).clamp(-1.0, float(width))
+    y = target[:, 1].nan_to_num(nan=0.0).clamp(-1.0, float(height))
+    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
+    sampled = functional.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return sampled.masked_fill(lost, float("nan"))
+
+
+def in_frame(flow: Flow) -> Bool[Tensor, "batch 1 height width"]:
+    """True where p + flow(p) lies inside the frame; flow in pixels, NaN counts as outside."""
+    height, width = flow.shape[-2:]
+    x, y = (pixel_grid(height, width, flow.device) + flow).split(1, dim=1)
+    return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+
+
+def resize_image(
+    image: Float[Tensor, "batch channels height width"], height: int, width: int
+) -> Float[Tensor, "batch channels new_height new_width"]:
+    """`image` at another size: averaged over areas when smaller, bilinear when larger."""
+    if image.shape[-2:] == (height, width):
+        return image
+    if height <= image.shape[-2] and width <= image.shape[-1]:
+        return functional.interpolate(image, (height, width), mode="area")
+    return functional.interpolate(image, (height, width), mode="bilinear", align_corners=False)
+
+
+def resize_flow(flow: Flow, height: int, width: int) -> Float[Tensor, "batch 2 new_height new_width"]:
+    """`flow` on another grid and in that grid's pixels: u scales with the width, v with the height."""
+    scale = flow.new_tensor([width / flow.shape[-1], height / flow.shape[-2]]).view(1, 2, 1, 1)
+    return resize_image(flow, height, width) * scale
+
+
+def upsample_flow(flow: Flow, stride: int, height: int, width: int) -> Float[Tensor, "batch 2 {height} {width}"]:
+    """A stride-`stride` grid of flow in full-resolution pixels, upsampled bilinearly (half-pixel centres), cropped to height x width.
+
+    The values keep their unit; only the grid changes. This is how every network here makes its full-resolution flow from its last
+    level, and how a label stored at a stride is read back.
+    """
+    if stride == 1:
+        return flow[..., :height, :width]
+    full = functional.interpolate(flow, scale_factor=stride, mode="bilinear", align_corners=False)
+    return full[..., :height, :width]
+
+
+def flip_left_right(flow: Flow) -> Flow:
+    """The flow of frames mirrored left to right: the grid is mirrored and u changes its sign."""
+    return flow.flip(-1) * flow.new_tensor([-1.0, 1.0]).view(1, 2, 1, 1)
+
+
+def flip_up_down(flow: Flow) -> Flow:
+    """The flow of frames mirrored up to down: the grid is mirrored and v changes its sign."""
+    return flow.flip(-2) * flow.new_tensor([1.0, -1.0]).view(1, 2, 1, 1)
+
+
+def pad_to_multiple(image: Float[Tensor, "batch channels height width"], multiple: int) -> Float[Tensor, "batch channels _ _"]:
+    """`image` with its right and bottom border repeated until both sides are multiples of `multiple` pixels."""
+    height, width = image.shape[-2:]
+    bottom, right = -height % multiple, -width % multiple
+    return functional.pad(image, (0, right, 0, bottom), mode="replicate") if bottom or right else image

@@ -1,0 +1,186 @@
+"""How far is a flow from the truth, and an occlusion map from the true one?
+
+Everything is a float64 sum or a count, and these add, so that any split of a benchmark over workers gives the
+same number; a mean is taken once, at the end, over all pixels of the set. Where frames differ in size or in
+how much truth they have (KITTI), that weighs pixels equally, not frames; on Sintel and Chairs, whose truth is
+dense and of one size, both conventions agree on EPE over all pixels.
+"""
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowcore.shapes import Flow, Mask
+
+
+class RegionMeans(TypedDict):
+    """Means over all pixels with truth, the non-occluded and the occluded ones; None = no such pixel."""
+
+    all: float | None
+    noc: float | None
+    occ: float | None
+
+
+class FlowSummary(TypedDict):
+    """EPE in pixels and the fraction of outliers; can be written as JSON."""
+
+    epe: RegionMeans
+    fl: float | None
+
+
+class OcclusionSummary(TypedDict):
+    """Fractions in [0, 1], None where no pixel was compared; can be written as JSON."""
+
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+def endpoint_error(flow: Flow, truth: Flow) -> Float[Tensor, "batch 1 height width"]:
+    """The Euclidean distance between the two flows' end points, per pixel, in pixels."""
+    error: Tensor = torch.linalg.vector_norm(flow - truth, dim=1, keepdim=True)
+    return error
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowErrors:
+    """Sums of endpoint errors (px) and counts of pixels; two added are the errors of both sets together.
+
+    `all` covers every pixel with truth. `noc` and `occ` cover those whose occlusion is known as well, so
+    frames without occlusion truth count in `all` alone.
+    """
+
+    error_all: float = 0.0
+    error_noc: float = 0.0
+    error_occ: float = 0.0
+    pixels_all: int = 0
+    pixels_noc: int = 0
+    pixels_occ: int = 0
+    outliers: int = 0
+
+    def __add__(self, other: "FlowErrors") -> "FlowErrors":
+        return FlowErrors(**_field_sums(self, other))
+
+    @property
+    def epe(self) -> RegionMeans:
+        """Mean endpoint error in pixels over the set's pixels."""
+        return {
+            "all": _ratio(self.error_all, self.pixels_all),
+            "noc": _ratio(self.error_noc, self.pixels_noc),
+            "occ": _ratio(self.error_occ, self.pixels_occ),
+        }
+
+    @property
+    def fl(self) -> float | None:
+        """KITTI's Fl-all: the fraction of pixels with truth wrong by over 3 px and over 5 % of its length."""
+        return _ratio(self.outliers, self.pixels_all)
+
+    def summary(self) -> FlowSummary:
+        """What is reported: EPE in pixels by region, Fl as a fraction."""
+        return {"epe": self.epe, "fl": self.fl}
+
+
+def flow_errors(flow: Flow, truth: Flow, valid: Mask, occluded: Mask | None) -> FlowErrors:
+    """The errors of a batch where truth exists (`valid`); whatever `truth` holds elsewhere is not looked at.
+
+    Raises ValueError when the flow is not finite where truth exists: such a pixel would vanish from Fl.
+    """
+    _check_sizes(flow=flow, truth=truth, valid=valid, occluded=valid if occluded is None else occluded)
+    error = endpoint_error(flow.double(), truth.double())[valid]
+    broken = ~error.isfinite()
+    if broken.any():
+        raise ValueError(
+            f"{int(broken.sum())} of {error.numel()} pixels with truth have a non-finite error: "
+            "the flow or its truth holds NaN or infinity there"
+        )
+    magnitude = torch.linalg.vector_norm(truth.double(), dim=1, keepdim=True)[valid]
+    outlier = (error > 3.0) & (error > 0.05 * magnitude)
+    of_all = FlowErrors(error_all=float(error.sum()), pixels_all=error.numel(), outliers=int(outlier.sum()))
+    if occluded is None:
+        return of_all
+    hidden = occluded[valid]
+    return of_all + FlowErrors(
+        error_noc=float(error[~hidden].sum()),
+        error_occ=float(error[hidden].sum()),
+        pixels_noc=int((~hidden).sum()),
+        pixels_occ=int(hidden.sum()),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OcclusionCounts:
+    """Pixels by predicted and true occlusion; two added are the counts of both sets together.
+
+    Where pixels were compared, every quotient is defined: claiming nothing is fully precise, and where
+    nothing is hidden nothing can be missed, so that an empty prediction of an empty truth scores 1 in all
+    three and f1 always is the harmonic mean. Where no pixel was compared all three are None.
+    """
+
+    true_positives: int = 0
+    false_positives: int = 0
+    false_negatives: int = 0
+    true_negatives: int = 0
+
+    def __add__(self, other: "OcclusionCounts") -> "OcclusionCounts":
+        return OcclusionCounts(**_field_sums(self, other))
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels were compared."""
+        return self.true_positives + self.false_positives + self.false_negatives + self.true_negatives
+
+    @property
+    def precision(self) -> float | None:
+        """The fraction of pixels called occluded that are."""
+        return self._fraction(self.true_positives, self.true_positives + self.false_positives)
+
+    @property
+    def recall(self) -> float | None:
+        """The fraction of occluded pixels that were found."""
+        return self._fraction(self.true_positives, self.true_positives + self.false_negatives)
+
+    @property
+    def f1(self) -> float | None:
+        """The F-measure: the harmonic mean of precision and recall."""
+        return self._fraction(
+            2 * self.true_positives, 2 * self.true_positives + self.false_positives + self.false_negatives
+        )
+
+    def summary(self) -> OcclusionSummary:
+        """What is reported."""
+        return {"precision": self.precision, "recall": self.recall, "f1": self.f1}
+
+    def _fraction(self, hits: int, chances: int) -> float | None:
+        if self.pixels == 0:
+            return None
+        return hits / chances if chances else 1.0
+
+
+def occlusion_counts(predicted: Mask, occluded: Mask, valid: Mask) -> OcclusionCounts:
+    """Counts over the pixels whose true occlusion is known (`valid`)."""
+    _check_sizes(predicted=predicted, occluded=occluded, valid=valid)
+    claimed, hidden = predicted[valid], occluded[valid]
+    return OcclusionCounts(
+        true_positives=int((claimed & hidden).sum()),
+        false_positives=int((claimed & ~hidden).sum()),
+        false_negatives=int((~claimed & hidden).sum()),
+        true_negatives=int((~claimed & ~hidden).sum()),
+    )
+
+
+def _field_sums(first: FlowErrors | OcclusionCounts, second: FlowErrors | OcclusionCounts) -> dict[str, Any]:
+    return {name: value + getattr(second, name) for name, value in vars(first).items()}
+
+
+def _ratio(total: int | float, count: int) -> float | None:
+    return total / count if count else None
+
+
+def _check_sizes(**tensors: Tensor) -> None:
+    # Broadcasting a [1, 1, H, W] mask over a batch would silently change what is averaged.
+    sizes = {name: (tensor.shape[0], *tensor.shape[2:]) for name, tensor in tensors.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"(batch, height, width) must be equal: {sizes}")

@@ -1,0 +1,34 @@
+"""Networks that estimate optical flow, behind one interface: encode each frame once, then flow in both directions.
+
+A network is described by its configuration, a frozen dataclass that builds it; the configuration as a plain dictionary is what a
+checkpoint stores beside the weights.
+"""
+
+import dataclasses
+from typing import Any
+
+from flowcore.networks.interface import BidirectionalFlow, FlowNetwork, NetworkConfig
+from flowcore.networks.pwcnet import PWCNet, PWCNetConfig
+
+__all__ = ["BidirectionalFlow", "FlowNetwork", "NetworkConfig", "PWCNet", "PWCNetConfig", "from_dict", "to_dict"]
+
+_ARCHITECTURES: dict[str, type[NetworkConfig]] = {"pwcnet": PWCNetConfig}
+
+
+def to_dict(config: NetworkConfig) -> dict[str, Any]:
+    """`config` as JSON-ready values under the name of its architecture."""
+    name = next(name for name, kind in _ARCHITECTURES.items() if type(config) is kind)
+    return {"architecture": name, **dataclasses.asdict(config)}
+
+
+def from_dict(values: dict[str, Any]) -> NetworkConfig:
+    """The configuration that `to_dict` wrote; ValueError for an architecture or field that this version does not know."""
+    values = dict(values)
+    name = values.pop("architecture", None)
+    if name not in _ARCHITECTURES:
+        raise ValueError(f"network architecture {name!r} is unknown; this version knows {', '.join(_ARCHITECTURES)}")
+    kind = _ARCHITECTURES[name]
+    known = {field.name for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{name} has no option {', '.join(unknown)}; the checkpoint was made by another version")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

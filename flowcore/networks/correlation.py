@@ -1,0 +1,68 @@
+"""How alike are the features of two frames, for every small displacement? The cost volume of PWC-Net.
+
+As a loop of slices under autograd a third of a training step goes into zero-filling gradients; this function computes both passes
+itself, one displacement at a time, and keeps nothing but its two inputs.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+Features = Float[Tensor, "batch channels height width"]
+
+
+def normalize_features(features: Features) -> Features:
+    """Centred per channel over the image, then of unit length per pixel.
+
+    A deviation from PWC-Net as DDFlow uses it (normalised over the whole tensor): with that the census loss did not leave zero
+    flow's error in 600 steps of a small trial; with this it halved it in 200.
+    """
+    centred = features - features.mean(dim=(2, 3), keepdim=True)
+    return functional.normalize(centred, dim=1, eps=1e-6)
+
+
+def cost_volume(features1: Features, features2: Features, radius: int = 4) -> Float[Tensor, "batch _ height width"]:
+    """sum_c f1(p) f2(p + d) for all (2 radius + 1)^2 displacements d, row by row; 0 where p + d lies outside.
+
+    Gradients are exact, for both inputs. Source: PWC-Net (Sun et al., CVPR 2018), "Cost volume layer"; its 1 / channels is left out, since the
+    features have unit length.
+    """
+    volume: Tensor = _CostVolume.apply(features1, features2, radius)
+    return volume
+
+
+class _CostVolume(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features1: Tensor, features2: Tensor, radius: int) -> Tensor:
+        ctx.save_for_backward(features1, features2)
+        ctx.radius = radius
+        batch, _, height, width = features1.shape
+        side = 2 * radius + 1
+        padded = functional.pad(features2, (radius,) * 4)
+        volume = features1.new_empty(batch, side * side, height, width)
+        product = torch.empty_like(features1)
+        for index in range(side * side):
+            dy, dx = divmod(index, side)
+            torch.mul(features1, padded[..., dy : dy + height, dx : dx + width], out=product)
+            torch.sum(product, dim=1, out=volume[:, index])
+        return volume
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        features1, features2 = ctx.saved_tensors
+        radius = ctx.radius
+        height, width = features1.shape[-2:]
+        side = 2 * radius + 1
+        padded = functional.pad(features2, (radius,) * 4)
+        gradient1, padded_gradient = torch.zeros_like(features1), torch.zeros_like(padded)
+        for index in range(side * side):
+            dy, dx = divmod(index, side)
+            window = (..., slice(dy, dy + height), slice(dx, dx + width))
+            weight = gradient[:, index : index + 1]
+            gradient1.addcmul_(weight, padded[window])
+            padded_gradient[window].addcmul_(weight, features1)
+        gradient2 = padded_gradient[..., radius : radius + height, radius : radius + width]
+        return gradient1, gradient2, None

@@ -1,0 +1,86 @@
+"""What every flow network offers, whatever is inside it."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flowcore.geometry import pad_to_multiple, upsample_flow
+from flowcore.shapes import Flow, Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class BidirectionalFlow:
+    """Flow in both directions between two frames, a list of levels each, finest first.
+
+    A level at stride s is a grid of [height / s, width / s] vectors in pixels of the full-resolution frame.
+    """
+
+    forward: list[Flow]
+    backward: list[Flow]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The configuration of a network; it is what builds the network."""
+
+    def build(self) -> "FlowNetwork":
+        """A network with fresh weights, drawn from torch's global generator."""
+        raise NotImplementedError
+
+
+class FlowNetwork(nn.Module):
+    """A network whose sides must be multiples of `multiple` pixels and whose levels have the strides `strides`, finest first."""
+
+    config: NetworkConfig
+    multiple: int
+    strides: tuple[int, ...]
+
+    @abstractmethod
+    def encode(self, images: Image) -> list[Tensor]:
+        """The features of each frame, coarse or fine as the network likes; frames are the first axis of each tensor."""
+
+    @abstractmethod
+    def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[Flow]:
+        """The flow from frames 1 to frames 2, finest level first; see BidirectionalFlow for the unit."""
+
+    def forward(self, image1: Image, image2: Image) -> BidirectionalFlow:
+        """Flow in both directions, each frame encoded once."""
+        features = self.encode(torch.cat([image1, image2]))
+        first = [level[: len(image1)] for level in features]
+        second = [level[len(image1) :] for level in features]
+        return self._both_directions(first, second)
+
+    def _both_directions(self, first: list[Tensor], second: list[Tensor]) -> BidirectionalFlow:
+        pairs = len(first[0])
+        levels = self.decode(
+            [torch.cat(both) for both in zip(first, second, strict=True)],
+            [torch.cat(both) for both in zip(second, first, strict=True)],
+        )
+        return BidirectionalFlow(forward=[level[:pairs] for level in levels], backward=[level[pairs:] for level in levels])
+
+    @torch.no_grad()
+    def estimate_chunk(
+        self, frames: Float[Tensor, "frames 3 height width"]
+    ) -> tuple[Float[Tensor, "pairs 2 _ _"], Float[Tensor, "pairs 2 _ _"]]:
+        """Forward and backward flow of the K pairs of K + 1 consecutive frames of any size, at the network's finest stride.
+
+        Each frame is encoded once. The grid covers the frame padded to `multiple`; `upsample_flow(flow, strides[0], height, width)` is
+        the full-resolution flow.
+        """
+        features = self.encode(pad_to_multiple(frames, self.multiple))
+        both = self._both_directions([level[:-1] for level in features], [level[1:] for level in features])
+        return both.forward[0], both.backward[0]
+
+    @torch.no_grad()
+    def estimate(self, image1: Image, image2: Image) -> tuple[Flow, Flow]:
+        """Forward and backward flow at full resolution, for frames of any size (padded inside, cropped back)."""
+        height, width = image1.shape[-2:]
+        both = self(pad_to_multiple(image1, self.multiple), pad_to_multiple(image2, self.multiple))
+        stride = self.strides[0]
+        return (
+            upsample_flow(both.forward[0], stride, height, width),
+            upsample_flow(both.backward[0], stride, height, width),
+        )

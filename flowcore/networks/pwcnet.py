@@ -1,0 +1,125 @@
+"""PWC-Net: pyramid, warping, cost volume (Sun et al., CVPR 2018), in the light form that DDFlow and SelFlow train.
+
+Each level predicts the flow itself, not a residual; the context network refines the finest one. The flow is kept in pixels of the
+full-resolution frame at every level and divided by the level's stride only where features are warped.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flowcore.geometry import backward_warp
+from flowcore.networks.correlation import cost_volume, normalize_features
+from flowcore.networks.interface import FlowNetwork, NetworkConfig
+from flowcore.shapes import Flow, Image
+
+_FLOW_SCALE = 20.0
+"""Pixels of motion that one unit of a decoder's output stands for, as PWC-Net scales its truth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PWCNetConfig(NetworkConfig):
+    """Widths and depth of PWC-Net; the defaults are the light network of DDFlow and SelFlow."""
+
+    encoder_widths: tuple[int, ...] = (16, 32, 64, 96, 128, 192)
+    """Channels per encoder level; level l has stride 2^l, and there are as many levels as widths."""
+    decoder_widths: tuple[int, ...] = (128, 128, 96, 64, 32)
+    """Channels of the decoder's convolutions, the same at every level."""
+    context_widths: tuple[int, ...] = (128, 128, 128, 96, 64, 32)
+    """Channels of the context network; its dilations are 1, 2, 4, 8, 16, 1, then 1 for the last convolution."""
+    finest_level: int = 2
+    """The level of the final flow: stride 2^finest_level, 4 pixels by default."""
+    radius: int = 4
+    """The cost volume's reach at each level, in that level's pixels."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.finest_level < len(self.encoder_widths):
+            raise ValueError(
+                f"finest_level {self.finest_level} must lie in 1..{len(self.encoder_widths) - 1}, "
+                "below the number of encoder_widths"
+            )
+        if len(self.context_widths) > 6:
+            raise ValueError(f"context_widths {self.context_widths} must have at most 6 entries")
+
+    def build(self) -> "PWCNet":
+        return PWCNet(self)
+
+
+def _convolution(channels_in: int, channels_out: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=dilation, dilation=dilation)
+    nn.init.kaiming_normal_(convolution.weight, a=0.1)
+    nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+    return nn.Sequential(convolution, nn.LeakyReLU(0.1, inplace=True))
+
+
+def _flow_head(channels: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, 2, 3, padding=1)
+
+
+class PWCNet(FlowNetwork):
+    """See PWCNetConfig; a fresh network answers with a small random flow."""
+
+    def __init__(self, config: PWCNetConfig) -> None:
+        super().__init__()
+        self.config: PWCNetConfig = config
+        levels = len(config.encoder_widths)
+        self.multiple = 2**levels
+        self.strides = tuple(2**level for level in range(config.finest_level, levels + 1))
+        self.encoder = nn.ModuleList(
+            nn.Sequential(_convolution(before, after, stride=2), _convolution(after, after))
+            for before, after in pairwise((3, *config.encoder_widths))
+        )
+        self.decoders = nn.ModuleList()
+        self.heads = nn.ModuleList()
+        volume = (2 * config.radius + 1) ** 2
+        for level in range(config.finest_level, levels + 1):
+            features = config.encoder_widths[level - 1]
+            channels = volume + features + (0 if level == levels else 2 + config.decoder_widths[-1])
+            widths = (channels, *config.decoder_widths)
+            self.decoders.append(nn.Sequential(*(_convolution(a, b) for a, b in pairwise(widths))))
+            self.heads.append(_flow_head(config.decoder_widths[-1]))
+        context_widths = (config.decoder_widths[-1] + 2, *config.context_widths)
+        self.context = nn.Sequential(
+            *(_convolution(a, b, dilation=d) for (a, b), d in zip(pairwise(context_widths), (1, 2, 4, 8, 16, 1), strict=False)),
+            _flow_head(context_widths[-1]),
+        )
+
+    def encode(self, images: Image) -> list[Tensor]:
+        height, width = images.shape[-2:]
+        if height % self.multiple or width % self.multiple:
+            raise ValueError(
+                f"frames of ({height}, {width}) must be multiples of {self.multiple} px on each side for this network; "
+                "pad them, or choose another crop size"
+            )
+        features = []
+        x = images - 0.5
+        for block in self.encoder:
+            x = block(x)
+            features.append(x)
+        return features[self.config.finest_level - 1 :]
+
+    def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[Flow]:
+        levels: list[Tensor] = []
+        flow = hidden = None
+        for index in reversed(range(len(features1))):
+            first, second = features1[index], features2[index]
+            stride = self.strides[index]
+            if flow is None or hidden is None:
+                known = [first]
+            else:
+                flow = functional.interpolate(flow, scale_factor=2, mode="bilinear", align_corners=False)
+                hidden = functional.interpolate(hidden, scale_factor=2, mode="bilinear", align_corners=False)
+                second = backward_warp(second, flow / stride)
+                known = [first, flow / _FLOW_SCALE, hidden]
+            volume = cost_volume(normalize_features(first), normalize_features(second), self.config.radius)
+            volume = functional.leaky_relu(volume, 0.1)
+            hidden = self.decoders[index](torch.cat([volume, *known], dim=1))
+            scaled = self.heads[index](hidden)
+            if index == 0:
+                scaled = scaled + self.context(torch.cat([hidden, scaled], dim=1))
+            flow = scaled * _FLOW_SCALE
+            levels.append(flow)
+        return levels[::-1]

@@ -1,0 +1,33 @@
+"""Which pixels of the reference frame are not visible in the target frame? The forward-backward check."""
+
+from dataclasses import dataclass
+
+import torch
+
+from flowcore.geometry import backward_warp, in_frame
+from flowcore.shapes import Flow, Mask
+
+
+@dataclass(frozen=True)
+class ForwardBackwardCheck:
+    """Occluded where the backward flow does not bring a pixel back, or where the forward flow leaves the frame.
+
+    visible iff |w_f + ret|^2 < alpha1 (|w_f|^2 + |ret|^2) + alpha2 and p + w_f(p) inside the frame, ret(p) = w_b(p + w_f(p)).
+    Hard, not learned, no gradient. Source: DDFlow (Liu et al., AAAI 2019), "Occlusion Estimation"; after UnFlow (Meister et al. 2018).
+    """
+
+    alpha1: float = 0.01
+    alpha2: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.alpha1 < 0 or self.alpha2 <= 0:
+            raise ValueError(f"alpha1 {self.alpha1} must be >= 0 and alpha2 {self.alpha2} > 0 (squared pixels)")
+
+    @torch.no_grad()
+    def __call__(self, flow_fw: Flow, flow_bw: Flow) -> Mask:
+        """The occlusion of the frame that `flow_fw` starts from, True = occluded; flows in pixels. Swap them for the other frame's."""
+        returned = backward_warp(flow_bw, flow_fw)
+        mismatch = (flow_fw + returned).square().sum(dim=1, keepdim=True)
+        travelled = flow_fw.square().sum(dim=1, keepdim=True) + returned.square().sum(dim=1, keepdim=True)
+        visible = (mismatch < self.alpha1 * travelled + self.alpha2) & in_frame(flow_fw)
+        return ~visible

@@ -1,0 +1,11 @@
+"""The shapes that travel through flowcore, as annotations that tests assert."""
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Image = Float[Tensor, "batch 3 height width"]
+"""RGB in [0, 1]."""
+Flow = Float[Tensor, "batch 2 height width"]
+"""[u, v] in pixels, u to the right, v down."""
+Mask = Bool[Tensor, "batch 1 height width"]
+"""True = what the name says."""

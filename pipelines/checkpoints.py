@@ -1,0 +1,238 @@
+"""What is a model on disk? A folder with `model.safetensors` (weights) and `model.json` (network, origin).
+
+Nothing here is ever unpickled: weights are safetensors, the training state beside them is read with
+`weights_only`. A file is written under a temporary name and renamed, `model.json` last; it holds the digest
+of weights and configuration, so that a folder whose replacement was interrupted between the two renames is
+recognised instead of being loaded as a mixture.
+"""
+
+import atexit
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from pyarrow import ArrowException, fs
+from safetensors import SafetensorError
+
+from flowcore import networks
+from flowcore.networks import FlowNetwork, NetworkConfig
+from pipelines import tracking
+from pipelines.locations import absolute
+
+FORMAT = 1
+"""Version of the folder's layout; another one is refused."""
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "model.json"
+STATE_FILE = "state.pt"
+
+_CONTENTS = f"a model is a folder with {WEIGHTS_FILE} and {CARD_FILE}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What a model folder says about its weights."""
+
+    config: NetworkConfig
+    digest: str
+    """See `model_digest`."""
+    provenance: Mapping[str, str]
+    """Free text by name, such as stage, recipe, run_id, digests of the data; not part of the digest."""
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run that made the model, if it says so."""
+        return self.provenance.get("run_id")
+
+
+def save_model(folder: Path, network: FlowNetwork, provenance: Mapping[str, str]) -> str:
+    """Writes `network` into `folder`, over the model that was there, and returns its digest."""
+    # A channels_last tensor isn't contiguous in the only order that safetensors knows.
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    weights = safetensors.torch.save(tensors)
+    config = networks.to_dict(network.config)
+    digest = _digest(weights, config)
+    card = {"format": FORMAT, "config": config, "digest": digest, "provenance": dict(provenance)}
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_whole(folder / WEIGHTS_FILE, weights)
+    _write_whole(folder / CARD_FILE, (json.dumps(card, indent=2) + "\n").encode())
+    return digest
+
+
+def load_model(folder: Path) -> tuple[FlowNetwork, ModelInfo]:
+    """The network with its weights, on the CPU, and what the folder says about it.
+
+    torch's global generator is left as it was. FileNotFoundError where there is no model, ValueError where it
+    can't be read.
+    """
+    info, weights = _read(folder)
+    with torch.random.fork_rng(devices=[]):
+        network = info.config.build()
+    _load(network, weights, folder)
+    return network, info
+
+
+def load_weights_into(network: FlowNetwork, folder: Path) -> ModelInfo:
+    """Replaces the weights of `network`; ValueError where the folder's network is configured otherwise."""
+    info, weights = _read(folder)
+    ours, theirs = networks.to_dict(network.config), networks.to_dict(info.config)
+    differing = [
+        f"{name} is {theirs.get(name)!r} in the checkpoint and {ours.get(name)!r} here"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"the weights in {folder} are another network's: {'; '.join(differing)}; "
+            "take the network's options from the checkpoint, or start without it"
+        )
+    _load(network, weights, folder)
+    return info
+
+
+def model_digest(folder: Path) -> str:
+    """What identifies a model: BLAKE2b of weights and configuration as 16 hexadecimal digits.
+
+    Provenance doesn't count: the same weights made twice are the same teacher.
+    """
+    return _read(folder)[0].digest
+
+
+def save_training_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Writes what a resume needs beyond the weights; ValueError for what could not be read back."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    # torch saves anything and refuses it on loading, which is too late. Loading 40 MB here takes 20 ms.
+    try:
+        _parse_state(buffer.getvalue())
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise ValueError(
+            f"the training state ({', '.join(state)}) can't be read back without running code; keep to "
+            "tensors, numbers, strings and their lists and dictionaries, and convert NumPy values"
+        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_whole(folder / STATE_FILE, buffer.getvalue())
+
+
+def load_training_state(folder: Path) -> dict[str, Any]:
+    """What `save_training_state` wrote, tensors on the CPU; FileNotFoundError or ValueError without it."""
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"no training state {path}; the model can start a training, not resume one")
+    try:
+        return _parse_state(path.read_bytes())
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged or no training state; resume from an earlier one") from error
+
+
+def fetch_model(uri: str) -> Path:
+    """The local folder of the model at `uri`; a remote one is copied to where it vanishes with the process.
+
+    `uri` is a local path, a URI that pyarrow reads (s3://, gs://, file://), `runs:/<run id>/model`,
+    `models:/<name>@<alias>` or `models:/<name>/<version>`. FileNotFoundError where there is no model.
+    """
+    if tracking.is_mlflow_uri(uri):
+        return _model_folder(tracking.download(uri), uri)
+    if "://" not in uri:
+        return _model_folder(Path(absolute(uri, "model")), uri)
+    folder = Path(tempfile.mkdtemp(prefix="distillflow-model-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    try:
+        filesystem, path = fs.FileSystem.from_uri(uri)
+        for name in (WEIGHTS_FILE, CARD_FILE):
+            fs.copy_files(f"{path}/{name}", str(folder / name), source_filesystem=filesystem)
+    except (ArrowException, OSError) as error:
+        raise FileNotFoundError(
+            f"no model can be read at {uri} ({error}); {_CONTENTS}; check the address and the credentials"
+        ) from error
+    return folder
+
+
+def _model_folder(folder: Path, name: object) -> Path:
+    """`folder`, if there is a model in it; FileNotFoundError or ValueError otherwise."""
+    if folder.is_file():
+        raise ValueError(
+            f"{name} is a file, and {_CONTENTS}; pickled checkpoints (.pt, .pth, .ckpt, .tar) are never "
+            "read, because reading one runs the code in it"
+        )
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no model folder {name}; train one, or check the path")
+    missing = [file for file in (WEIGHTS_FILE, CARD_FILE) if not (folder / file).is_file()]
+    if missing:
+        raise FileNotFoundError(f"there is no {' and no '.join(missing)} in {name}; {_CONTENTS}")
+    return folder
+
+
+def _read(folder: Path) -> tuple[ModelInfo, bytes]:
+    """The folder's card and the bytes of its weights, which belong together."""
+    _model_folder(folder, folder)
+    path = folder / CARD_FILE
+    try:
+        card = json.loads(path.read_text())
+        version, config = card["format"], card["config"]
+        digest, provenance = card["digest"], card["provenance"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} doesn't describe a model ({error!r}); save the model again") from error
+    if version != FORMAT:
+        raise ValueError(
+            f"{path} has format {version}, and this version reads {FORMAT}; use the one that wrote it"
+        )
+    weights = (folder / WEIGHTS_FILE).read_bytes()
+    if _digest(weights, config) != digest:
+        # A sound safetensors file may begin with these bytes too: they are its header's length.
+        if weights.startswith((b"PK", b"\x80")):
+            raise ValueError(
+                f"{folder / WEIGHTS_FILE} is a pickle, never read because reading one runs its code"
+            )
+        raise ValueError(
+            f"{WEIGHTS_FILE} in {folder} is not the file that {CARD_FILE} describes (digest {digest}): it is "
+            "damaged, or replacing the model was interrupted; save or download it again"
+        )
+    return ModelInfo(config=networks.from_dict(config), digest=digest, provenance=provenance), weights
+
+
+def _load(network: FlowNetwork, weights: bytes, folder: Path) -> None:
+    try:
+        network.load_state_dict(safetensors.torch.load(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"{folder / WEIGHTS_FILE} doesn't hold the weights of the network that {CARD_FILE} describes "
+            f"({error}); use the version that wrote it"
+        ) from error
+
+
+def _digest(weights: bytes, config: Mapping[str, Any]) -> str:
+    digest = hashlib.blake2b(weights, digest_size=8)
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _parse_state(state: bytes) -> dict[str, Any]:
+    values = torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)
+    assert isinstance(values, dict)
+    return values
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """After a kill at any moment, `path` holds all of `content` or what it held before."""
+    # A folder has one writer; a fixed name lets its next write clear away what a kill left.
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

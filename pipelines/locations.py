@@ -1,0 +1,31 @@
+"""Where things live: which locations mean the same place in every process of a job.
+
+Under `ray job submit` the working folder is a copy of the repository that vanishes with the job and lies
+elsewhere on every node, so a relative path names nothing there: it is refused, not resolved against the copy.
+"""
+
+from pathlib import Path
+
+PROJECT_FOLDER = Path(__file__).resolve().parent.parent
+"""The repository's root, or Ray's copy of it."""
+
+
+def is_shipped_copy(folder: Path = PROJECT_FOLDER) -> bool:
+    """True where `folder` is, or lies in, the copy of a working folder that Ray 2.60 unpacks for a job."""
+    return "working_dir_files" in folder.parts
+
+
+def absolute(location: str, option: str) -> str:
+    """`location` as every process of the job can read it: a URI as it is, a local path made absolute.
+
+    `option` is what the user wrote it under, for the error. ValueError for a relative path under a Ray job.
+    """
+    if ":/" in location:
+        return location
+    path = Path(location).expanduser()
+    if not path.is_absolute() and is_shipped_copy(Path.cwd()):
+        raise ValueError(
+            f"{option} {location!r} is a relative path, and under a Ray job the working folder is a copy "
+            "that vanishes; give an absolute path that all nodes share, or a URI such as s3://bucket/folder"
+        )
+    return str(path.absolute())

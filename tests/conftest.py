@@ -1,0 +1,17 @@
+"""What every test shares: where the third-party data is, if it is there at all."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real videos and frames with truth that lies beside the checkout."""
+    folder = Path(os.environ.get("DISTILLFLOW_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real data is absent: no folder {folder}; set DISTILLFLOW_DATA to run this test")
+    return folder

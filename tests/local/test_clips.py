@@ -1,0 +1,445 @@
+"""Listing collections on a disk and on an S3 server, and decoding in a process that is really killed."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+import av
+import cv2
+import numpy as np
+import psutil
+import pytest
+import ray
+from numpy.typing import NDArray
+
+from flowcore.video import ChunkReader, ClipOptions, VideoError, VideoReport, content_digest
+from pipelines.clips import DecoderProcess, EncodedChunk, FrameCodec, VideoSource, find_videos
+
+JPEG = FrameCodec("jpeg")
+OPTIONS = ClipOptions(chunk_pairs=4)
+
+
+def moving_texture(num_frames: int, height: int = 64, width: int = 96) -> list[NDArray[np.uint8]]:
+    noise = np.random.default_rng(0).uniform(0, 255, (12, 80, 3)).astype(np.float32)
+    texture = (
+        cv2.resize(noise, (80 * 12, height), interpolation=cv2.INTER_CUBIC).clip(0, 255).astype(np.uint8)
+    )
+    # Back and forth, so that a long video needs no wide texture.
+    return [texture[:, 2 * j : 2 * j + width] for i in range(num_frames) for j in [abs((i + 40) % 80 - 40)]]
+
+
+def write_video(path: Path, num_frames: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt, stream.options = 64, 96, "yuv444p", {"qp": "4"}
+        for image in moving_texture(num_frames):
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"))
+            )
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_images(folder: Path, names: list[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, frame in zip(names, moving_texture(len(names)), strict=True):
+        cv2.imwrite(str(folder / name), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> VideoSource:
+    """200 frames: chunks enough to fill the pipe several times over."""
+    return VideoSource(str(write_video(tmp_path_factory.mktemp("video") / "a.mp4", 200)))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "collection"
+    for name in ("b.mp4", "sub/deep/a.MKV", "sub/c with space #1.avi", ".hidden.mp4", ".cache/d.mp4"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    (root / "notes.md").touch()
+    write_images(root / "frames" / "walk", ["f10.png", "f9.png", "f1.png", "f100.PNG"])
+    write_images(root / "frames" / "lone", ["only.png"])
+    # The covers of b.mp4.
+    write_images(root, ["b.png", "b_large.png"])
+    return root
+
+
+def expected_of(tree: str) -> list[VideoSource]:
+    return [
+        VideoSource(f"{tree}/b.mp4"),
+        VideoSource(f"{tree}/frames/walk", ("f1.png", "f9.png", "f10.png", "f100.PNG")),
+        VideoSource(f"{tree}/sub/c with space #1.avi"),
+        VideoSource(f"{tree}/sub/deep/a.MKV"),
+    ]
+
+
+def test_a_folder_gives_its_videos_and_each_folder_of_images_sorted(tree: Path) -> None:
+    assert find_videos(str(tree)) == expected_of(str(tree))
+    assert find_videos(f"file://{quote(str(tree))}") == expected_of(str(tree))
+
+
+def test_a_relative_path_gives_absolute_ones(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree.parent)
+    assert find_videos("collection") == expected_of(str(tree))
+
+
+def test_globs_match_files_and_folders(tree: Path) -> None:
+    assert find_videos(f"{tree}/**/*.[am]*") == [v for v in expected_of(str(tree)) if not v.frames][::2][
+        :1
+    ] + [VideoSource(f"{tree}/sub/c with space #1.avi")]
+    assert find_videos(f"{tree}/s*") == expected_of(str(tree))[2:]
+    assert find_videos(f"{tree}/frames/walk/f1*") == [
+        VideoSource(f"{tree}/frames/walk", ("f1.png", "f10.png", "f100.PNG"))
+    ]
+
+
+def test_a_file_that_is_named_itself_may_end_in_anything(tree: Path) -> None:
+    assert find_videos(str(tree / "notes.md")) == [VideoSource(str(tree / "notes.md"))]
+
+
+def test_a_list_names_videos_folders_and_uris_each_taken_once(tree: Path) -> None:
+    lists = tree.parent / "lists.txt"
+    lists.write_text(
+        f"# comment\n\ncollection/b.mp4\n  {tree}/b.mp4  \ncollection/frames\ncollection/notes.md\n"
+        "s3://bucket/never/asked.mp4\n"
+    )
+    assert find_videos(str(lists)) == [
+        *expected_of(str(tree))[:2],
+        VideoSource(str(tree / "notes.md")),
+        VideoSource("s3://bucket/never/asked.mp4"),
+    ]
+
+
+def test_links_are_followed_but_not_in_circles_and_pipes_are_not_opened(tree: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "x.mp4").touch()
+    (tree / "linked").symlink_to(elsewhere)
+    (tree / "sub" / "up").symlink_to(tree)
+    (tree / "gone.mp4").symlink_to(tree / "nowhere.mp4")
+    os.mkfifo(tree / "pipe.mp4")
+    assert find_videos(str(tree)) == sorted(
+        [*expected_of(str(tree)), VideoSource(f"{tree}/linked/x.mp4")], key=lambda found: found.uri
+    )
+
+
+@pytest.mark.parametrize(
+    ("collection", "error", "message"),
+    [
+        ("absent", FileNotFoundError, r"/\S*/absent is no file, no folder and no glob"),
+        ("*.absent", FileNotFoundError, r"\*\.absent is no file, no folder and no glob"),
+        ("frames/lone", FileNotFoundError, r"no video in /\S*/frames/lone: looked for .*mp4.*folders of two"),
+        ("list.txt", FileNotFoundError, "absent.mp4 is no file"),
+        ("s3://key:secret@bucket/folder", ValueError, "password"),
+    ],
+)
+def test_a_collection_without_a_video_says_where_it_looked_and_for_what(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, collection: str, error: type[Exception], message: str
+) -> None:
+    monkeypatch.chdir(tree)
+    (tree / "list.txt").write_text("absent.mp4\n")
+    with pytest.raises(error, match=message):
+        find_videos(collection)
+
+
+class ObjectStorage(BaseHTTPRequestHandler):
+    """As much of S3 as listing a bucket and reading an object need, over a folder."""
+
+    protocol_version = "HTTP/1.1"
+    folder: Path
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        key = unquote(url.path).lstrip("/").partition("/")[2]
+        if not key:
+            self._list(parse_qs(url.query).get("prefix", [""])[0])
+        elif not (self.folder / key).is_file():
+            self._answer(404, b"")
+        else:
+            data = (self.folder / key).read_bytes()
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            first, last = (int(wanted[1]), int(wanted[2])) if wanted else (0, len(data) - 1)
+            self._answer(
+                206 if wanted else 200,
+                data[first : last + 1],
+                {"Content-Range": f"bytes {first}-{last}/{len(data)}"},
+            )
+
+    def _list(self, prefix: str) -> None:
+        files = {
+            path.relative_to(self.folder).as_posix(): path
+            for path in self.folder.rglob("*")
+            if path.is_file()
+        }
+        listed = "".join(
+            f"<Contents><Key>{escape(key)}</Key><Size>{path.stat().st_size}</Size>"
+            "<LastModified>2024-01-01T00:00:00.000Z</LastModified></Contents>"
+            for key, path in sorted(files.items())
+            if key.startswith(prefix)
+        )
+        start = '<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+        body = f"{start}<IsTruncated>false</IsTruncated>{listed}</ListBucketResult>"
+        self._answer(200, body.encode(), {"Content-Type": "application/xml"})
+
+    def _answer(self, code: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        self.send_response(code)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
+    """A folder, and the query that makes s3://bucket/ read it."""
+    folder = tmp_path / "bucket"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Storage", (ObjectStorage,), {"folder": folder}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name, value in {
+        "ACCESS_KEY_ID": "-",
+        "SECRET_ACCESS_KEY": "-",
+        "EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    yield folder, f"?region=us-east-1&scheme=http&endpoint_override=127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_bucket_is_listed_and_read_as_a_folder_is(bucket: tuple[Path, str]) -> None:
+    folder, query = bucket
+    film = write_video(folder / "in" / "a b#1.mp4", 12)
+    write_images(folder / "in" / "walk", ["f9.png", "f10.png"])
+    (folder / "in" / "list.txt").write_text("a b#1.mp4\nwalk\n")
+    found = [
+        VideoSource(f"s3://bucket/in/a%20b%231.mp4{query}"),
+        VideoSource(f"s3://bucket/in/walk{query}", ("f9.png", "f10.png")),
+    ]
+    assert find_videos(f"s3://bucket/in{query}") == found
+    assert find_videos(f"s3://bucket{query}") == found
+    assert find_videos(f"s3://bucket/in/list.txt{query}") == found
+    assert find_videos(found[0].uri) == found[:1]
+    with pytest.raises(FileNotFoundError, match="is no file and no folder"):
+        find_videos(f"s3://bucket/absent{query}")
+    local = [VideoSource(str(film)), VideoSource(str(folder / "in" / "walk"), ("f9.png", "f10.png"))]
+    with DecoderProcess() as decoder:
+        for there, here in zip(found, local, strict=True):
+            chunks = list(decoder.read(there, OPTIONS, JPEG))
+            assert [c.frames for c in chunks] == [c.frames for c in decoder.read(here, OPTIONS, JPEG)]
+            assert decoder.digest(there) == decoder.digest(here)
+        with pytest.raises(VideoError, match="does not exist"):
+            list(decoder.read(replace(found[0], uri=f"s3://bucket/in/gone.mp4{query}"), OPTIONS, JPEG))
+
+
+def test_the_process_gives_what_reading_here_gives(video: VideoSource) -> None:
+    reader = ChunkReader(video.uri, OPTIONS)
+    with DecoderProcess() as decoder:
+        for there, here in zip(decoder.read(video, OPTIONS, FrameCodec("png")), reader, strict=True):
+            assert (there.index, there.frame_indices, there.timestamps) == (
+                here.index,
+                here.frame_indices,
+                here.timestamps,
+            )
+            assert (there.height, there.width) == here.frames[0].shape[:2]
+            decoded = [FrameCodec("png").decode(frame) for frame in there.frames]
+            np.testing.assert_array_equal(decoded, here.frames)
+        assert decoder.report == reader.report == VideoReport(frames_read=200, pairs=199)
+        assert decoder.digest(video) == content_digest(video.uri)
+
+
+def test_jpeg_frames_are_close_in_every_channel() -> None:
+    (image,) = moving_texture(1)
+    decoded = JPEG.decode(JPEG.encode(image))
+    assert np.abs(decoded.astype(int) - image).mean((0, 1)).max() < 5
+    assert len(FrameCodec("jpeg", 30).encode(image)) < len(JPEG.encode(image)) < image.nbytes / 2
+    with pytest.raises(ValueError, match="aren't an image"):
+        JPEG.decode(b"no image")
+    for wrong in ({"kind": "webp"}, {"quality": 0}):
+        with pytest.raises(ValueError, match="must be"):
+            FrameCodec(**wrong)  # type: ignore[arg-type]
+
+
+def test_one_process_reads_many_videos_the_unreadable_included(video: VideoSource, tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    with DecoderProcess() as decoder:
+        assert len(list(decoder.read(video, OPTIONS, JPEG))) == 50
+        pid = decoder.pid
+        for name, reason in (("text.mp4", "can't be opened as a video"), ("gone.mp4", "No such file")):
+            with pytest.raises(VideoError, match=reason):
+                list(decoder.read(VideoSource(str(tmp_path / name)), OPTIONS, JPEG))
+            assert decoder.report == VideoReport()
+        with pytest.raises(VideoError, match="No such file"):
+            decoder.digest(VideoSource(str(tmp_path / "gone.mp4")))
+        assert len(list(decoder.read(video, OPTIONS, JPEG))) == 50
+        assert decoder.pid == pid
+    assert decoder.pid is None
+    assert not psutil.pid_exists(pid or 0)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_a_crash_costs_the_rest_of_one_video_and_no_other(video: VideoSource, sent: signal.Signals) -> None:
+    with DecoderProcess() as decoder:
+        complete = list(decoder.read(video, OPTIONS, JPEG))
+        first = decoder.pid
+        before: list[EncodedChunk] = []
+
+        def read_and_kill() -> None:
+            for chunk in decoder.read(video, OPTIONS, JPEG):
+                before.append(chunk)
+                if len(before) == 3:
+                    os.kill(decoder.pid or 0, sent)
+
+        with pytest.raises(VideoError, match=f"died with signal {sent.name}"):
+            read_and_kill()
+        # Some more may have been on their way.
+        assert 3 <= len(before) < len(complete)
+        assert [c.frames for c in before] == [c.frames for c in complete[: len(before)]]
+        assert decoder.report.frames_read > 0
+        assert decoder.pid is None
+        assert [c.frames for c in decoder.read(video, OPTIONS, JPEG)] == [c.frames for c in complete]
+        assert decoder.pid not in (None, first)
+
+
+def test_a_process_that_died_between_two_videos_is_replaced(video: VideoSource) -> None:
+    with DecoderProcess() as decoder:
+        digest = decoder.digest(video)
+        os.kill(decoder.pid or 0, signal.SIGKILL)
+        psutil.Process(decoder.pid).wait(timeout=10)
+        assert decoder.digest(video) == digest
+
+
+def test_a_process_without_a_sign_of_life_is_ended(video: VideoSource) -> None:
+    with DecoderProcess(timeout=2) as decoder:
+        chunks = decoder.read(video, OPTIONS, JPEG)
+        next(chunks)
+        stopped = decoder.pid
+        os.kill(stopped or 0, signal.SIGSTOP)
+        with pytest.raises(VideoError, match="no sign of life for 2 s"):
+            list(chunks)
+        assert not psutil.pid_exists(stopped or 0)
+        assert len(list(decoder.read(video, OPTIONS, JPEG))) == 50
+
+
+def test_a_reading_that_is_broken_off_leaves_nothing_for_the_next(video: VideoSource) -> None:
+    with DecoderProcess() as decoder:
+        chunks = decoder.read(video, OPTIONS, JPEG)
+        next(chunks)
+        with pytest.raises(RuntimeError, match="one video at a time"):
+            decoder.digest(video)
+        chunks.close()  # type: ignore[attr-defined]
+        assert [c.index for c in decoder.read(video, OPTIONS, JPEG)] == list(range(50))
+
+
+def test_a_process_ends_with_its_parent_even_while_it_waits_for_a_reader(video: VideoSource) -> None:
+    # The script has no main guard and blocks, with the pipe full, until it is killed.
+    script = f"""
+import sys
+from flowcore.video import ClipOptions
+from pipelines.clips import DecoderProcess, FrameCodec, VideoSource
+decoder = DecoderProcess()
+next(decoder.read(VideoSource({video.uri!r}), ClipOptions(chunk_pairs=4), FrameCodec("png")))
+chunks = decoder.read(VideoSource({video.uri!r}), ClipOptions(chunk_pairs=4), FrameCodec("png"))
+next(chunks)
+print(decoder.pid, flush=True)
+sys.stdin.read()
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        assert child.ppid() == parent.pid
+        parent.kill()
+    child.wait(timeout=20)
+
+
+@pytest.fixture
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_decoding_survives_a_crash_inside_a_ray_worker(cluster: None, video: VideoSource) -> None:
+    def read_kill_and_read(video: VideoSource, options: ClipOptions) -> tuple[str, int, int]:
+        with DecoderProcess() as decoder:
+            chunks = decoder.read(video, options, FrameCodec("jpeg"))
+            next(chunks)
+            os.kill(decoder.pid or 0, signal.SIGSEGV)
+            try:
+                list(chunks)
+            except VideoError as error:
+                reason = str(error)
+            return reason, len(list(decoder.read(video, options, FrameCodec("jpeg")))), os.getpid()
+
+    task = ray.remote(read_kill_and_read)
+    reason, num_chunks, worker = ray.get(task.remote(video, OPTIONS))
+    assert reason == "the decoder process died with signal SIGSEGV"
+    assert num_chunks == 50
+    assert worker != os.getpid()
+
+
+@pytest.mark.parametrize("folder", ["odd", "clips", "frames"])
+def test_every_real_file_gives_chunks_or_a_reason(shared_data: Path, folder: str) -> None:
+    options = ClipOptions(size=(64, 64), max_pairs_per_video=20)
+    reasons: dict[str, str] = {}
+    with DecoderProcess() as decoder:
+        pids = set()
+        for source in find_videos(str(shared_data / folder)):
+            try:
+                chunks = list(decoder.read(source, options, JPEG))
+            except VideoError as error:
+                reasons[Path(source.uri).name] = str(error)
+                assert decoder.report.pairs == 0
+            else:
+                num_pairs = sum(len(c.frames) - 1 for c in chunks)
+                assert 1 <= num_pairs == decoder.report.pairs <= 20
+                assert all(min(c.height, c.width) >= 48 for c in chunks)
+                assert all(
+                    JPEG.decode(frame).shape == (c.height, c.width, 3) for c in chunks for frame in c.frames
+                )
+            pids.add(decoder.pid)
+    assert len(pids) == 1, "no file may need a new process"
+    expected = {"odd": ODD_REASONS, "clips": {}, "frames": {}}[folder]
+    assert set(reasons) == set(expected)
+    for name, reason in expected.items():
+        assert re.search(reason, reasons[name]), (name, reasons[name])
+
+
+ODD_REASONS = {
+    "decord__unordered.mov": "3 static pairs",
+    "media__sample_audio_only.mp4": "no video stream",
+    "media__sample_av1.mp4": "29 static pairs",
+    "mediabunny__edts.mp4": "224 static pairs",
+    "mmagic__test_inference.mp4": "4 cuts",
+    "moviepy__bitmap.mp4": "too small: frames are 1x1",
+    "mp4parse-rust__bbb_sunflower_QCIF_30fps_h263_noaudio_1f.3gp": "no pair in 1 frame",
+    "mp4parse-rust__h264_white_frame_sar_16_9.mp4": "no pair in 1 frame",
+    "mp4parse-rust__invalid_userdata.mp4": "no intact frame",
+    "mp4parse-rust__minimal.mp4": "no pair in 1 frame",
+    "mp4parse-rust__white.mp4": "299 static pairs",
+    "mp4parse-rust__zero_empty_stsc.mp4": "no intact frame",
+    "small__Mpeg4.mp4": "no video stream",
+    "small__webm.webm": "too small: frames are 8x8",
+}
+"""What the folder of awkward videos holds that no pair can be had from."""

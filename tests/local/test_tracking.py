@@ -1,0 +1,535 @@
+"""Runs, their lineage and the registry, in a real MLflow store."""
+
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from pipelines import tracking
+from pipelines.tracking import Run, RunHandle
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser:
+    learning_rate: float = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Census:
+    radius: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    steps: int = 100
+    size: tuple[int, int] = (96, 128)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    objectives: tuple[object, ...] = (Census(),)
+    note: str = "short"
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database: MLflow needs seconds to make one and milliseconds to open it."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def project(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder with an empty store, while the current folder is another."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "project"
+    for each in (elsewhere, folder):
+        each.mkdir()
+    monkeypatch.chdir(elsewhere)
+    shutil.copy(empty_store, folder / "mlflow.db")
+    return folder
+
+
+def client(project: Path) -> MlflowClient:
+    return MlflowClient(tracking.tracking_uri(project))
+
+
+def history(run: Run, key: str) -> list[tuple[int, float]]:
+    points = MlflowClient(run.handle.uri).get_metric_history(run.run_id, key)
+    return sorted((point.step, point.value) for point in points)
+
+
+def finished_run(project: Path, content: bytes = b"weights") -> Run:
+    """A run that stored a model folder."""
+    with tracking.start("train teacher", recipe="smoke", parameters={}, project_folder=project) as run:
+        folder = project / "made"
+        folder.mkdir(exist_ok=True)
+        (folder / "model.safetensors").write_bytes(content)
+        run.artifact(folder, "model")
+    return run
+
+
+def test_a_run_records_its_code_parameters_metrics_and_end(project: Path) -> None:
+    with tracking.start("train teacher", recipe="smoke", parameters=Options(), project_folder=project) as run:
+        run.log(10, {"train/loss/photometric": 2.0, "train/lr": 1e-4})
+        run.log(20, {"train/loss/photometric": 1.0})
+        run.summary({"sintel/clean/epe/occ": 29.5})
+    stored = client(project).get_run(run.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.info.run_name == "train teacher smoke"
+    assert stored.data.params == {
+        "steps": "100",
+        "size": "(96, 128)",
+        "optimiser": "Optimiser",
+        "optimiser.learning_rate": "0.0001",
+        "objectives.0": "Census",
+        "objectives.0.radius": "3",
+        "note": "short",
+    }
+    assert stored.data.tags["stage"] == "train teacher"
+    assert stored.data.tags["recipe"] == "smoke"
+    assert stored.data.tags["command"]
+    assert stored.data.tags["version.torch"].startswith("2.")
+    assert history(run, "train/loss/photometric") == [(10, 2.0), (20, 1.0)]
+    assert history(run, "sintel/clean/epe/occ") == [(20, 29.5)]
+
+
+def test_nothing_is_written_into_the_current_folder(project: Path) -> None:
+    run = finished_run(project)
+    tracking.register(run, "teacher", validation_loss=1.0, validation_digest="a")
+    tracking.download("models:/teacher@champion", project)
+    assert list(Path.cwd().iterdir()) == []
+    assert (project / "mlartifacts").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError("crop too large"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_a_run_that_raises_ends_as_failed_or_killed_and_says_why(
+    project: Path, error: BaseException, status: str
+) -> None:
+    with (
+        pytest.raises(type(error)),
+        tracking.start("distill", recipe="smoke", parameters={}, project_folder=project) as run,
+    ):
+        raise error
+    stored = client(project).get_run(run.run_id)
+    assert stored.info.status == status
+    assert type(error).__name__ in stored.data.tags["failure"]
+
+
+KILLED_WHILE_TRAINING = """
+import os, signal, sys
+from pathlib import Path
+from pipelines import tracking
+folder = Path(sys.argv[1])
+with tracking.start("distill", recipe="smoke", parameters={"steps": 20}, project_folder=folder) as run:
+    print(run.run_id, flush=True)
+    for step in range(1, 13):
+        run.log(step, {"loss": 1 / step, "epe": 2 / step})
+        if step % 4 == 0:
+            run.log(step, {"held_out/epe": 3 / step})
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_steps_replayed_after_a_kill_are_logged_once(project: Path) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_TRAINING, str(project)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    run_id = killed.stdout.strip()
+    assert client(project).get_run(run_id).info.status == "RUNNING"
+    with tracking.start(
+        "distill", recipe="smoke", parameters={"steps": 20}, resume_run_id=run_id, project_folder=project
+    ) as run:
+        # Training resumes from the checkpoint of step 8 and replays what was logged beyond it.
+        for step in range(9, 21):
+            run.log(step, {"loss": 1 / step, "epe": 2 / step})
+            if step % 4 == 0:
+                run.log(step, {"held_out/epe": 3 / step})
+    assert run.run_id == run_id
+    assert history(run, "loss") == [(step, 1 / step) for step in range(1, 21)]
+    assert history(run, "epe") == [(step, 2 / step) for step in range(1, 21)]
+    assert history(run, "held_out/epe") == [(step, 3 / step) for step in range(4, 21, 4)]
+    stored = client(project).get_run(run_id)
+    assert stored.info.status == "FINISHED"
+    assert not any(tag.startswith("resumed.") for tag in stored.data.tags)
+
+
+def test_a_worker_goes_on_with_the_run_of_its_driver(project: Path) -> None:
+    with tracking.start("distill", recipe="smoke", parameters={}, project_folder=project) as run:
+        run.log(1, {"loss": 3.0})
+        worker = Run.reopen(RunHandle(uri=run.handle.uri, run_id=run.run_id))
+        worker.log(1, {"loss": 3.0})
+        worker.log(2, {"loss": 2.0})
+    assert history(run, "loss") == [(1, 3.0), (2, 2.0)]
+
+
+def test_a_run_in_a_file_of_another_machine_is_refused_and_no_file_is_made(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    with pytest.raises(ConnectionError, match="mlflow server"):
+        Run.reopen(RunHandle(uri=f"sqlite:///{file}", run_id="0" * 32))
+    assert not file.exists()
+
+
+def test_a_resumed_run_keeps_its_parameters_and_tags_the_changed_ones(project: Path) -> None:
+    with tracking.start(
+        "distill", recipe="smoke", parameters=Options(steps=100), project_folder=project
+    ) as run:
+        pass
+    with tracking.start(
+        "distill",
+        recipe="smoke",
+        parameters=Options(steps=200),
+        resume_run_id=run.run_id,
+        project_folder=project,
+    ):
+        pass
+    stored = client(project).get_run(run.run_id)
+    assert stored.data.params["steps"] == "100"
+    assert {tag: text for tag, text in stored.data.tags.items() if tag.startswith("resumed.")} == {
+        "resumed.steps": "200"
+    }
+
+
+def test_only_a_run_of_the_same_stage_is_resumed(project: Path) -> None:
+    with tracking.start("distill", recipe="smoke", parameters={}, project_folder=project) as run:
+        pass
+    for run_id, complaint in ((run.run_id, "of stage 'distill'"), ("0" * 32, "no run 0000")):
+        with (
+            pytest.raises(ValueError, match=complaint),
+            tracking.start(
+                "fine-tune", recipe="smoke", parameters={}, resume_run_id=run_id, project_folder=project
+            ),
+        ):
+            pass
+
+
+def test_a_parameter_of_any_length_and_number_is_recorded(project: Path) -> None:
+    options = {"long": "x" * 20_000, **{f"option{index}": index for index in range(300)}}
+    with tracking.start("distill", recipe="smoke", parameters=options, project_folder=project) as run:
+        pass
+    params = client(project).get_run(run.run_id).data.params
+    assert len(params) == 301
+    assert params["long"].endswith("x... (20000 characters)")
+
+
+def test_passwords_in_locations_are_not_recorded(project: Path) -> None:
+    location = "s3://key:secret@bucket/videos"
+    with tracking.start(
+        "pseudolabel",
+        recipe="smoke",
+        parameters={"videos": location},
+        inputs={"videos": location},
+        project_folder=project,
+    ) as run:
+        run.dataset("videos", location, "ab" * 16, "labelling")
+    stored = client(project).get_run(run.run_id)
+    assert stored.data.params["videos"] == stored.data.tags["input.videos"] == "s3://***@bucket/videos"
+    assert "secret" not in stored.inputs.dataset_inputs[0].dataset.source
+
+
+def test_the_data_of_a_run_is_recorded_once_under_its_own_digest(project: Path) -> None:
+    with tracking.start("distill", recipe="smoke", parameters={}, project_folder=project) as run:
+        for _ in range(2):
+            run.dataset("labels", "s3://bucket/labels", "0123456789abcdef", "training")
+    [data] = client(project).get_run(run.run_id).inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("labels", "0123456789abcdef")
+    assert [tag.value for tag in data.tags] == ["training"]
+
+
+def test_a_picture_of_a_step_is_stored_once_also_after_reopening(project: Path) -> None:
+    image = np.zeros((8, 12, 3), np.uint8)
+    with tracking.start("distill", recipe="smoke", parameters={}, project_folder=project) as run:
+        run.picture("held out/flow_fw", image, 1)
+        run.picture("held out/flow_fw", image, 10)
+        reopened = Run.reopen(run.handle)
+        reopened.picture("held out/flow_fw", image, 10)
+        reopened.picture("held out/flow_bw", image, 10)
+        with pytest.raises(ValueError, match=r"float64 \[8, 12, 3\] and must be uint8"):
+            run.picture("held out/flow_fw", image / 255, 11)
+    stored = [entry.path for entry in client(project).list_artifacts(run.run_id, "images")]
+    assert len([path for path in stored if path.endswith(".png")]) == 3
+
+
+def test_the_first_model_is_champion_and_only_a_better_one_on_the_same_data_replaces_it(
+    project: Path,
+) -> None:
+    first, worse, better, elsewhere = [finished_run(project) for _ in range(4)]
+    outcomes = [
+        tracking.register(run, "teacher", validation_loss=loss, validation_digest=digest)
+        for run, loss, digest in (
+            (first, 2.0, "sintel"),
+            (worse, 2.5, "sintel"),
+            (better, 1.5, "sintel"),
+            (elsewhere, 9.0, "kitti"),
+        )
+    ]
+    assert [outcome.is_champion for outcome in outcomes] == [True, False, True, True]
+    assert [outcome.uri for outcome in outcomes] == [f"models:/teacher/{number}" for number in (1, 2, 3, 4)]
+    champion = client(project).get_model_version_by_alias("teacher", "champion")
+    assert champion.run_id == elsewhere.run_id
+    assert champion.tags["validation.loss"] == "9.0"
+    assert champion.tags["validation.digest"] == "kitti"
+
+
+def test_registering_a_run_again_makes_no_second_version(project: Path) -> None:
+    run = finished_run(project)
+    first, again = [
+        tracking.register(run, "teacher", validation_loss=2.0, validation_digest="a", tags={"model": "12"})
+        for _ in range(2)
+    ]
+    assert first == again
+    assert again.is_champion
+    assert len(client(project).search_model_versions("name = 'teacher'")) == 1
+
+
+def test_a_diverged_or_missing_model_is_not_registered(project: Path) -> None:
+    run = finished_run(project)
+    with pytest.raises(ValueError, match="must be finite"):
+        tracking.register(run, "teacher", validation_loss=float("nan"), validation_digest="a")
+    with pytest.raises(ValueError, match="no artifact folder 'weights'"):
+        tracking.register(run, "teacher", validation_loss=1.0, validation_digest="a", folder="weights")
+    assert client(project).search_registered_models() == []
+
+
+def test_a_model_is_downloaded_by_run_alias_and_version_and_knows_its_run(project: Path) -> None:
+    older, newer = finished_run(project, b"older"), finished_run(project, b"newer")
+    for run, loss in ((older, 2.0), (newer, 1.0)):
+        tracking.register(run, "teacher", validation_loss=loss, validation_digest="a")
+    for uri, run, content in (
+        ("models:/teacher@champion", newer, b"newer"),
+        ("models:/teacher/1", older, b"older"),
+        (f"runs:/{newer.run_id}", newer, b"newer"),
+        (f"runs:/{older.run_id}/model", older, b"older"),
+    ):
+        assert (tracking.download(uri, project) / "model.safetensors").read_bytes() == content
+        assert tracking.run_of(uri, project) == run.run_id
+
+
+@pytest.mark.parametrize(
+    "uri", ["models:/nobody@champion", "models:/teacher@best", "models:/teacher/7", f"runs:/{'0' * 32}/model"]
+)
+def test_a_model_that_mlflow_does_not_have_is_named(project: Path, uri: str) -> None:
+    tracking.register(finished_run(project), "teacher", validation_loss=1.0, validation_digest="a")
+    with pytest.raises(FileNotFoundError, match=f"has no {uri}"):
+        tracking.download(uri, project)
+
+
+def test_a_run_without_a_model_is_named(project: Path) -> None:
+    with tracking.start("distill", recipe="smoke", parameters={}, project_folder=project) as run:
+        pass
+    with pytest.raises(FileNotFoundError, match="its files can't be read"):
+        tracking.download(f"runs:/{run.run_id}/model", project)
+
+
+@pytest.mark.parametrize("uri", ["models:/teacher/latest", "models:/m-0123", "runs:/"])
+def test_another_form_of_model_uri_is_refused(project: Path, uri: str) -> None:
+    with pytest.raises(ValueError, match=f"'{uri}' is no model"):
+        tracking.download(uri, project)
+
+
+def test_a_student_is_linked_to_the_run_of_its_teacher(project: Path) -> None:
+    teacher = finished_run(project)
+    tracking.register(teacher, "teacher", validation_loss=1.0, validation_digest="a")
+    with tracking.start(
+        "pseudolabel",
+        recipe="smoke",
+        parameters={},
+        inputs={"teacher": "models:/teacher@champion", "videos": "/videos"},
+        project_folder=project,
+    ) as run:
+        run.link("labels", "the labels' run")
+    tags = client(project).get_run(run.run_id).data.tags
+    assert tags["from.teacher"] == teacher.run_id
+    assert tags["from.labels"] == "the labels' run"
+    assert tags["input.videos"] == "/videos"
+    assert "from.videos" not in tags
+
+
+def test_the_default_store_is_an_absolute_file_in_the_project_folder(project: Path) -> None:
+    assert tracking.tracking_uri(project) == f"sqlite:///{project}/mlflow.db"
+    command = shlex.split(tracking.ui_command(project))
+    assert command[1:] == ["ui", "--backend-store-uri", f"sqlite:///{project}/mlflow.db"]
+    assert shutil.which(command[0]) is not None
+
+
+def test_the_default_store_is_refused_in_the_working_folder_of_a_ray_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    with pytest.raises(ValueError, match="--runtime-env-json"):
+        tracking.tracking_uri(copy)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert tracking.tracking_uri(copy) == "http://server:5000"
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:///mlflow.db", "sqlite://", "file:///tmp/mlruns", "mlruns", "/tmp/mlruns"]
+)
+def test_a_store_that_depends_on_the_process_or_is_a_folder_is_refused(
+    monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ValueError, match=uri) as failure:
+        tracking.tracking_uri()
+    assert "sqlite:////" in str(failure.value)
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_server_that_does_not_answer_is_named_within_seconds(
+    monkeypatch: pytest.MonkeyPatch, listens: bool
+) -> None:
+    # Listening without accepting: the connection stands and no answer comes.
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if listens:
+            silent.listen()
+        address = f"http://me:secret@127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        began = time.monotonic()
+        with (
+            pytest.raises(ConnectionError, match=r"http://\*\*\*@127.0.0.1") as failure,
+            tracking.start("distill", recipe="smoke", parameters={}),
+        ):
+            pass
+        assert time.monotonic() - began < 10
+        assert "secret" not in str(failure.value)
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_the_revision_is_read_from_git_or_told_or_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DISTILLFLOW_REVISION", raising=False)
+    assert tracking._revision(tmp_path) == ("unknown", "unknown")
+    monkeypatch.setenv("DISTILLFLOW_REVISION", "abc")
+    assert tracking._revision(tmp_path) == ("abc", "unknown")
+    identity = ["-c", "user.name=n", "-c", "user.email=e@x"]
+    for arguments in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
+    revision, is_dirty = tracking._revision(tmp_path)
+    assert (len(revision), is_dirty) == (40, "false")
+    (tmp_path / "file").touch()
+    assert tracking._revision(tmp_path) == (revision, "true")
+
+
+LOGGING_BESIDE = """
+import sys
+from pipelines.tracking import Run, RunHandle
+run = Run.reopen(RunHandle(uri=sys.argv[1], run_id=sys.argv[2]))
+print("ready", flush=True)
+for step in range(30):
+    run.log(step, {"worker": step})
+"""
+
+
+def test_two_processes_log_to_one_file_without_losing_a_point(project: Path) -> None:
+    with tracking.start("distill", recipe="smoke", parameters={}, project_folder=project) as run:
+        command = [sys.executable, "-c", LOGGING_BESIDE, run.handle.uri, run.run_id]
+        with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as worker:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "ready\n"
+            for step in range(30):
+                run.log(step, {"driver": step})
+        assert worker.returncode == 0
+    assert [len(history(run, key)) for key in ("driver", "worker")] == [30, 30]
+
+
+@pytest.fixture(scope="module")
+def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an MLflow server that keeps the artifacts itself."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        f"{folder}/files",
+    ]
+    # Its runner of evaluation jobs, which nobody uses here, doubles the time to start.
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while not _answers(f"http://127.0.0.1:{port}/health"):
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=2):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def test_runs_models_and_pictures_go_through_a_server(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "model.safetensors").write_bytes(b"weights")
+    with tracking.start("distill", recipe="smoke", parameters=Options()) as run:
+        run.log(1, {"loss": 2.0})
+        Run.reopen(run.handle).log(1, {"loss": 2.0})
+        for _ in range(2):
+            run.picture("held out/flow_fw", np.zeros((8, 12, 3), np.uint8), 1)
+        run.artifact(tmp_path / "made", "model")
+    assert history(run, "loss") == [(1, 2.0)]
+    assert len(MlflowClient(server).list_artifacts(run.run_id, "images")) == 2
+    outcomes = [
+        tracking.register(run, "student", validation_loss=1.0, validation_digest="a") for _ in range(2)
+    ]
+    assert outcomes[0] == outcomes[1]
+    downloaded = tracking.download("models:/student@champion")
+    assert (downloaded / "model.safetensors").read_bytes() == b"weights"
+    assert tracking.run_of("models:/student/1") == run.run_id
+    with pytest.raises(FileNotFoundError, match="has no models:/student@best"):
+        tracking.download("models:/student@best")
+    assert run.url_hint.startswith(f"{server}/#/experiments/")
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]

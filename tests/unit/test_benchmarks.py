@@ -1,0 +1,226 @@
+import dataclasses
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from flowcore.benchmarks import BENCHMARKS, CHAIRS_SPLIT, Truth, find_samples, load
+from flowcore.formats import write_flow, write_image, write_mask
+
+HEIGHT, WIDTH = 4, 6
+FLOW = np.stack([np.full((HEIGHT, WIDTH), 1.0), np.full((HEIGHT, WIDTH), -2.0)]).astype(np.float32)
+LEFT = np.arange(WIDTH)[None].repeat(HEIGHT, axis=0) < 2
+TOP = np.arange(HEIGHT)[:, None].repeat(WIDTH, axis=1) < 1
+
+
+def put_image(path: Path, value: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(path, np.full((HEIGHT, WIDTH, 3), value, np.uint8))
+
+
+def put_flow(path: Path, valid: np.ndarray | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_flow(path, FLOW, valid)
+
+
+def put_mask(path: Path, mask: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_mask(path, mask)
+
+
+def warping_gain(truth: Truth) -> float:
+    """The mean photometric error without any flow over that with the true flow, on visible pixels."""
+    height, width = truth.valid.shape
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    warped = cv2.remap(truth.image2, x + truth.flow[0], y + truth.flow[1], cv2.INTER_LINEAR)
+    visible = truth.valid if truth.occluded is None else truth.valid & ~truth.occluded
+    errors = [np.abs(truth.image1.astype(float) - image)[visible].mean() for image in (truth.image2, warped)]
+    return float(errors[0] / errors[1])
+
+
+def test_sintel_has_a_sample_a_pass_wherever_flow_and_both_frames_exist(tmp_path: Path) -> None:
+    training = tmp_path / "training"
+    for frame in (1, 2, 3, 9, 10):
+        put_image(training / "final" / "cave" / f"frame_{frame:04d}.png", frame)
+    for frame in (1, 2):
+        put_image(training / "clean" / "cave" / f"frame_{frame:04d}.png", 10 * frame)
+    for frame in (1, 2, 3, 9):
+        put_flow(training / "flow" / "cave" / f"frame_{frame:04d}.flo")
+    put_mask(training / "occlusions" / "cave" / "frame_0001.png", LEFT)
+    put_mask(training / "invalid" / "cave" / "frame_0001.png", TOP)
+
+    samples = find_samples("sintel", tmp_path)
+    assert [(sample.group, sample.name) for sample in samples] == [
+        ("sintel/clean", "cave/frame_0001"),
+        ("sintel/final", "cave/frame_0001"),
+        ("sintel/final", "cave/frame_0002"),
+        ("sintel/final", "cave/frame_0009"),
+    ]
+    assert find_samples("sintel", training) == samples
+
+    truth = load(samples[0])
+    assert (truth.image1[0, 0, 0], truth.image2[0, 0, 0]) == (10, 20)
+    np.testing.assert_array_equal(truth.valid, ~TOP)
+    np.testing.assert_array_equal(truth.flow, np.where(TOP, 0, FLOW))
+    assert truth.occluded is not None
+    np.testing.assert_array_equal(truth.occluded, LEFT)
+    assert load(samples[2]).occluded is None
+    assert load(samples[2]).valid.all()
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "group", "images"),
+    [
+        ("kitti2012", "kitti12", "image_0"),
+        ("kitti2012", "kitti12", "colored_0"),
+        ("kitti2015", "kitti15", "image_2"),
+    ],
+)
+def test_kitti_is_occluded_where_only_flow_occ_knows_the_flow(
+    tmp_path: Path, benchmark: str, group: str, images: str
+) -> None:
+    training = tmp_path / "training"
+    put_image(training / images / "000007_10.png", 10)
+    put_image(training / images / "000007_11.png", 11)
+    put_image(training / images / "000008_10.png")  # its second frame is missing
+    put_flow(training / "flow_occ" / "000007_10.png", ~TOP)
+    put_flow(training / "flow_occ" / "000008_10.png")
+    put_flow(training / "flow_noc" / "000007_10.png", ~TOP & ~LEFT)
+
+    samples = find_samples(benchmark, tmp_path)
+    assert [(sample.group, sample.name) for sample in samples] == [(group, "000007_10")]
+    assert find_samples(benchmark, training) == samples
+    truth = load(samples[0])
+    assert (truth.image1[0, 0, 0], truth.image2[0, 0, 0]) == (10, 11)
+    np.testing.assert_array_equal(truth.valid, ~TOP)
+    assert truth.occluded is not None
+    np.testing.assert_array_equal(truth.occluded, ~TOP & LEFT)
+
+    shutil.rmtree(training / "flow_noc")
+    assert load(find_samples(benchmark, tmp_path)[0]).occluded is None
+
+
+def test_kitti2012_prefers_its_color_frames(tmp_path: Path) -> None:
+    for folder in ("image_0", "colored_0"):
+        for frame in (10, 11):
+            put_image(tmp_path / folder / f"000000_{frame}.png")
+    put_flow(tmp_path / "flow_occ" / "000000_10.png")
+    assert find_samples("kitti2012", tmp_path)[0].image1.parent.name == "colored_0"
+
+
+@pytest.mark.parametrize("folder", [".", "data"])
+def test_chairs_are_all_pairs_or_those_of_validation_where_the_split_is_there(
+    tmp_path: Path, folder: str
+) -> None:
+    for pair in (1, 2, 4):
+        put_image(tmp_path / folder / f"{pair:05d}_img1.ppm")
+        put_image(tmp_path / folder / f"{pair:05d}_img2.ppm")
+        put_flow(tmp_path / folder / f"{pair:05d}_flow.flo")
+    samples = find_samples("chairs", tmp_path)
+    assert [(sample.group, sample.name) for sample in samples] == [
+        ("chairs", "00001"),
+        ("chairs", "00002"),
+        ("chairs", "00004"),
+    ]
+    assert load(samples[0]).occluded is None
+
+    split = tmp_path / CHAIRS_SPLIT
+    split.write_text("1\n2\n1\n2\n")
+    assert [sample.name for sample in find_samples("chairs", tmp_path)] == ["00002", "00004"]
+    split.write_text("1\n2\n")
+    with pytest.raises(ValueError, match="2 lines and none for pair 00004"):
+        find_samples("chairs", tmp_path)
+
+
+def test_middlebury_leaves_out_scenes_without_truth(tmp_path: Path) -> None:
+    for scene in ("Urban", "Walking"):
+        put_image(tmp_path / scene / "frame10.png")
+        put_image(tmp_path / scene / "frame11.png")
+    put_flow(tmp_path / "Urban" / "flow10.flo", ~LEFT)
+    samples = find_samples("middlebury", tmp_path)
+    assert [(sample.group, sample.name) for sample in samples] == [("middlebury", "Urban")]
+    np.testing.assert_array_equal(load(samples[0]).valid, ~LEFT)
+
+
+def test_scenes_have_a_sample_for_each_frame_with_flow_to_the_next(tmp_path: Path) -> None:
+    for frame in range(3):
+        put_image(tmp_path / "b" / f"frame_{frame:04d}.png", frame)
+    for frame in range(2):
+        put_flow(tmp_path / "b" / "flow" / f"frame_{frame:04d}.flo")
+        put_mask(tmp_path / "b" / "occlusions" / f"frame_{frame:04d}.png", LEFT)
+    shutil.copytree(tmp_path / "b", tmp_path / "a")
+    samples = find_samples("scenes", tmp_path)
+    assert [sample.name for sample in samples] == [
+        "a/frame_0000",
+        "a/frame_0001",
+        "b/frame_0000",
+        "b/frame_0001",
+    ]
+    assert {sample.group for sample in samples} == {"scenes"}
+    truth = load(samples[3])
+    assert (truth.image1[0, 0, 0], truth.image2[0, 0, 0]) == (1, 2)
+    assert truth.occluded is not None
+    np.testing.assert_array_equal(truth.occluded, LEFT)
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_an_empty_folder_is_an_error_that_names_it_and_the_layout(tmp_path: Path, benchmark: str) -> None:
+    with pytest.raises(FileNotFoundError) as error:
+        find_samples(benchmark, tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere") in str(error.value)
+    assert "expected as" in str(error.value)
+
+
+def test_an_unknown_benchmark_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown benchmark 'hd1k'; known are sintel, kitti2012"):
+        find_samples("hd1k", tmp_path)
+
+
+def test_files_of_one_sample_that_differ_in_size_are_an_error(tmp_path: Path) -> None:
+    put_image(tmp_path / "Urban" / "frame10.png")
+    write_image(tmp_path / "Urban" / "frame11.png", np.zeros((HEIGHT, WIDTH + 1, 3), np.uint8))
+    put_flow(tmp_path / "Urban" / "flow10.flo")
+    with pytest.raises(ValueError, match=r"middlebury Urban differ .*'image2': \(4, 7\)"):
+        load(find_samples("middlebury", tmp_path)[0])
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "folder", "names", "occlusion_known"),
+    [
+        (
+            "sintel",
+            "sintel",
+            [
+                "sintel/clean alley_1/frame_0002",
+                "sintel/clean cave_2/frame_0002",
+                "sintel/final alley_1/frame_0002",
+                "sintel/final bandage_1/frame_0035",
+                "sintel/final cave_2/frame_0002",
+                "sintel/final cave_2/frame_0011",
+                "sintel/final temple_3/frame_0022",
+            ],
+            True,
+        ),
+        ("kitti2012", "kitti2012", ["kitti12 000157_10"], True),
+        ("chairs", "flyingchairs", [f"chairs {pair:05d}" for pair in range(5)], False),
+        (
+            "middlebury",
+            "middlebury_flow",
+            [f"middlebury {scene}" for scene in ("Grove2", "Hydrangea", "RubberWhale", "Urban2")],
+            False,
+        ),
+    ],
+)
+def test_real_truth_explains_the_second_frame(
+    shared_data: Path, benchmark: str, folder: str, names: list[str], occlusion_known: bool
+) -> None:
+    samples = find_samples(benchmark, shared_data / folder)
+    assert [f"{sample.group} {sample.name}" for sample in samples] == names
+    for sample in samples:
+        truth = load(sample)
+        assert (truth.occluded is not None) == occlusion_known
+        assert warping_gain(truth) > 1.3, sample.name
+        wrong_way = dataclasses.replace(truth, flow=-truth.flow)
+        assert warping_gain(wrong_way) < warping_gain(truth), sample.name

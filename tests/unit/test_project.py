@@ -1,0 +1,102 @@
+"""The project's own files: the architecture, the pins, and the cluster."""
+
+import json
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import ray
+import yaml
+from importlinter.cli import lint_imports
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+CLUSTER_FILE = REPOSITORY / "ray_cluster.yaml"
+
+
+def pinned_versions() -> dict[str, str]:
+    """Package -> version, as constraints.txt says; the same names as PyPI compares."""
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pins = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in pins}
+
+
+def cluster() -> dict[str, Any]:
+    """The cluster file as Ray reads it; a new copy each time, because Ray fills it in."""
+    content: dict[str, Any] = yaml.safe_load(CLUSTER_FILE.read_text())
+    return content
+
+
+def test_every_import_points_down_from_jobs_over_pipelines_to_flowcore() -> None:
+    # The report that names the offending import is in the captured output.
+    assert lint_imports(config_filename=str(REPOSITORY / "pyproject.toml"), no_cache=True) == 0
+
+
+def test_no_script_hides_a_standard_module_or_a_dependency() -> None:
+    # `python jobs/x.py` puts jobs/ first on sys.path: jobs/inspect.py would be everybody's `import inspect`.
+    scripts = {path.stem for path in (REPOSITORY / "jobs").glob("*.py")} - {"__init__"}
+    assert scripts.isdisjoint(sys.stdlib_module_names)
+    assert scripts.isdisjoint(packages_distributions())
+
+
+def test_every_package_folder_is_installed() -> None:
+    folders = [
+        path.parent.relative_to(REPOSITORY)
+        for top in ("flowcore", "pipelines", "jobs")
+        for path in (REPOSITORY / top).rglob("__init__.py")
+    ]
+    assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == sorted(".".join(f.parts) for f in folders)
+
+
+def test_every_dependency_is_pinned_within_its_bounds() -> None:
+    pins = pinned_versions()
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    for line in [*PROJECT["project"]["dependencies"], *(line for extra in extras for line in extra)]:
+        requirement = Requirement(line)
+        assert pins[canonicalize_name(requirement.name)] in requirement.specifier, line
+
+
+def test_pins_hold_on_every_platform() -> None:
+    # No local builds (+cpu), files or addresses, and nothing that only torch's CUDA build brings.
+    for line in (REPOSITORY / "constraints.txt").read_text().splitlines():
+        assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line), line
+        assert not line.startswith(("nvidia-", "cuda-", "triton", "pip==", "setuptools==")), line
+
+
+def test_the_cluster_file_is_one_that_ray_accepts() -> None:
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    jsonschema.validate(cluster(), schema)
+    validate_config(prepare_config(cluster()))
+
+
+def test_the_cluster_runs_the_pinned_ray() -> None:
+    images = set(re.findall(r"rayproject/ray:([0-9.]+)-py", CLUSTER_FILE.read_text()))
+    assert images == {pinned_versions()["ray"]}
+
+
+def test_the_cluster_scales_cpu_and_gpu_workers_down_to_nothing() -> None:
+    node_types = cluster()["available_node_types"]
+    workers = {name: node for name, node in node_types.items() if name != cluster()["head_node_type"]}
+    assert all(node["min_workers"] == 0 < node["max_workers"] for node in workers.values())
+    assert sum(node["max_workers"] for node in workers.values()) <= cluster()["max_workers"]
+    assert any(node["resources"].get("GPU", 0) for node in workers.values())
+    assert any(not node["resources"].get("GPU", 0) for node in workers.values())
+
+
+def test_the_cluster_demands_the_token_and_hides_its_dashboard() -> None:
+    assert "--env RAY_AUTH_MODE=token" in cluster()["docker"]["run_options"]
+    assert "~/.ray/auth_token" in cluster()["file_mounts"]
+    assert "--dashboard-host=127.0.0.1" in cluster()["head_start_ray_commands"][-1]
+
+
+def test_every_file_that_the_cluster_mounts_is_here() -> None:
+    mounted = [local for local in cluster()["file_mounts"].values() if not local.startswith("~")]
+    assert mounted
+    assert all((REPOSITORY / local).is_file() for local in mounted)

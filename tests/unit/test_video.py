@@ -1,0 +1,470 @@
+"""What holds for the pairs that are taken from a video, on videos whose every frame is known."""
+
+import io
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from flowcore.video import Chunk, ChunkReader, ClipOptions, VideoError, VideoReport, content_digest
+
+HEIGHT, WIDTH = 64, 96
+
+
+def scene(seed: int, num_frames: int, speed: int = 2) -> list[NDArray[np.uint8]]:
+    """A texture of its own that moves by speed pixels a frame."""
+    noise = np.random.default_rng(seed).uniform(0, 255, (12, 80, 3)).astype(np.float32)
+    noise = noise * 0.5 + np.random.default_rng(seed + 1000).uniform(0, 128, 3).astype(np.float32)
+    texture = (
+        cv2.resize(noise, (80 * 12, HEIGHT), interpolation=cv2.INTER_CUBIC).clip(0, 255).astype(np.uint8)
+    )
+    return [texture[:, speed * i : speed * i + WIDTH] for i in range(num_frames)]
+
+
+def write(
+    path: Path,
+    frames: Sequence[NDArray[np.uint8]],
+    *,
+    codec: str = "libx264",
+    pixels: str = "yuv444p",
+    times: Sequence[int] | None = None,
+    options: dict[str, str] | None = None,
+) -> Path:
+    """A nearly lossless video of 25 frames a second, or with the given times in units of 1/25 s."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = pixels
+        stream.options = {"qp": "4"} if options is None else options
+        for i, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            frame.pts = i if times is None else times[i]
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_images(folder: Path, frames: Sequence[NDArray[np.uint8]]) -> list[Path]:
+    paths = [folder / f"{i}.png" for i in range(len(frames))]
+    for path, frame in zip(paths, frames, strict=True):
+        cv2.imwrite(str(path), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    return paths
+
+
+def read(source: object, **options: object) -> tuple[list[Chunk], VideoReport]:
+    reader = ChunkReader(source, ClipOptions(**options))  # type: ignore[arg-type]
+    return list(reader), reader.report
+
+
+def pairs(chunks: Iterable[Chunk]) -> list[tuple[int, int]]:
+    return [pair for c in chunks for pair in zip(c.frame_indices, c.frame_indices[1:], strict=False)]
+
+
+def test_each_pair_of_neighbours_is_there_once_and_chunks_share_their_boundary_frame(tmp_path: Path) -> None:
+    chunks, report = read(write(tmp_path / "a.mp4", scene(0, 20)), chunk_pairs=8)
+    assert [c.frame_indices for c in chunks] == [[*range(9)], [*range(8, 17)], [16, 17, 18, 19]]
+    assert [c.index for c in chunks] == [0, 1, 2]
+    assert pairs(chunks) == [(i, i + 1) for i in range(19)]
+    assert report == VideoReport(frames_read=20, pairs=19)
+
+
+def test_frames_are_the_video_s_pixels_and_times(tmp_path: Path) -> None:
+    frames = scene(0, 5)
+    (chunk,), _ = read(write(tmp_path / "a.mp4", frames))
+    for read_back, written in zip(chunk.frames, frames, strict=True):
+        assert read_back.dtype == np.uint8
+        assert read_back.flags.c_contiguous
+        assert np.abs(read_back.astype(int) - written).mean() < 2
+    assert chunk.timestamps == pytest.approx([0, 0.04, 0.08, 0.12, 0.16])
+
+
+def test_times_are_the_video_s_own_where_its_frame_rate_varies(tmp_path: Path) -> None:
+    (chunk,), _ = read(write(tmp_path / "a.mkv", scene(0, 4), times=[0, 1, 25, 30]))
+    assert chunk.timestamps == pytest.approx([0, 0.04, 1, 1.2])
+
+
+def test_a_reader_can_be_read_again_with_the_same_outcome(tmp_path: Path) -> None:
+    reader = ChunkReader(write(tmp_path / "a.mp4", scene(0, 12)), ClipOptions(chunk_pairs=4))
+    first, report = [c.frame_indices for c in reader], reader.report
+    assert [c.frame_indices for c in reader] == first
+    assert reader.report == report
+
+
+def test_no_pair_crosses_a_cut_wherever_it_lies(tmp_path: Path) -> None:
+    lengths = (1, 7, 3, 9, 4, 6, 1)
+    frames = [frame for seed, length in enumerate(lengths) for frame in scene(seed * 7, length)]
+    starts = np.cumsum(lengths)[:-1].tolist()
+    chunks, report = read(write(tmp_path / "a.mp4", frames))
+    assert report.cuts == len(starts)
+    assert pairs(chunks) == [(i, i + 1) for i in range(len(frames) - 1) if i + 1 not in starts]
+
+
+def test_shots_of_one_frame_are_told_apart_where_they_differ_more_than_motion_could(tmp_path: Path) -> None:
+    dark, bright = [frame // 4 for frame in scene(0, 4)], [255 - frame // 4 for frame in scene(7, 4)]
+    flashes = [frame for both in zip(dark, bright, strict=True) for frame in both]
+    with pytest.raises(VideoError, match="7 cuts"):
+        read(write(tmp_path / "a.mp4", flashes))
+
+
+def test_without_a_cut_threshold_cuts_are_not_sought(tmp_path: Path) -> None:
+    chunks, report = read(write(tmp_path / "a.mp4", scene(0, 5) + scene(7, 5)), cut_threshold=None)
+    assert len(pairs(chunks)) == 9
+    assert report.cuts == 0
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3, 5])
+def test_fast_motion_is_no_cut_even_between_duplicates(tmp_path: Path, repeats: int) -> None:
+    frames = [frame for frame in scene(0, 12, speed=40) for _ in range(repeats)]
+    chunks, report = read(write(tmp_path / "a.mp4", frames))
+    assert (report.cuts, report.pairs, report.static_pairs) == (0, 11, len(frames) - 12)
+    assert all(second % repeats == 0 and first == second - 1 for first, second in pairs(chunks))
+
+
+def test_in_two_or_three_frames_fast_motion_is_no_cut_either(tmp_path: Path) -> None:
+    for num_frames in (2, 3):
+        chunks, _ = read(write(tmp_path / f"{num_frames}.mp4", scene(0, num_frames, speed=40)))
+        assert len(pairs(chunks)) == num_frames - 1
+
+
+def test_duplicates_and_still_stretches_are_left_out(tmp_path: Path) -> None:
+    frames = scene(0, 10)
+    frames = [*frames[:4], frames[3], *frames[4:], *[frames[-1]] * 30]
+    chunks, report = read(write(tmp_path / "a.mp4", frames))
+    assert [c.frame_indices for c in chunks] == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9, 10]]
+    assert report.static_pairs == 1 + 30
+    assert len(pairs(read(tmp_path / "a.mp4", static_threshold=0.0)[0])) == len(frames) - 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(stride=st.integers(1, 5), chunk_pairs=st.integers(1, 6), first_shot=st.integers(1, 20))
+def test_stride_and_chunk_length_only_select_and_group(
+    tmp_path_factory: pytest.TempPathFactory, stride: int, chunk_pairs: int, first_shot: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"two_shots_{first_shot}.mkv"
+    if not path.exists():
+        write(path, scene(0, first_shot) + scene(7, 24 - first_shot))
+    shots = (range(first_shot), range(first_shot, 24))
+    expected = [(i, i + stride) for shot in shots for i in shot[::stride] if i + stride in shot]
+    chunks, _ = read(path, stride=stride, chunk_pairs=chunk_pairs)
+    assert pairs(chunks) == expected
+    assert all(2 <= len(c.frames) <= chunk_pairs + 1 for c in chunks)
+
+
+@pytest.mark.parametrize("limit", [1, 4, 7, 8, 100])
+def test_a_limit_takes_the_first_pairs(tmp_path: Path, limit: int) -> None:
+    path = write(tmp_path / "a.mp4", scene(0, 20))
+    chunks, report = read(path, chunk_pairs=4, max_pairs_per_video=limit)
+    assert pairs(chunks) == pairs(read(path, chunk_pairs=4)[0])[:limit]
+    assert report.pairs == min(limit, 19)
+    assert report.frames_read <= limit + 4 + 4
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (None, (64, 96)),
+        ((64, 96), (64, 96)),
+        ((32, 32), (32, 48)),
+        ((32, 60), (40, 60)),
+        ((33, 32), (33, 50)),
+        ((640, 960), (64, 96)),
+    ],
+)
+def test_frames_are_the_smallest_that_cover_the_size_and_never_enlarged(
+    tmp_path: Path, size: tuple[int, int] | None, expected: tuple[int, int]
+) -> None:
+    frames = scene(0, 3)
+    for source in (write(tmp_path / "a.mp4", frames), write_images(tmp_path, frames)):
+        (chunk,), _ = read(source, size=size)
+        assert chunk.frames[0].shape == (*expected, 3)
+        by_area = cv2.resize(frames[0], expected[::-1], interpolation=cv2.INTER_AREA)
+        assert np.abs(chunk.frames[0].astype(int) - by_area).mean() < 3
+
+
+def test_scaling_keeps_the_mean_colour(tmp_path: Path) -> None:
+    frames = scene(3, 2)
+    (chunk,), _ = read(write(tmp_path / "a.mp4", frames, pixels="yuv420p"), size=(40, 40))
+    assert chunk.frames[0].mean((0, 1)) == pytest.approx(frames[0].mean((0, 1)), abs=1)
+
+
+def with_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """The same MP4 with (a, b, c, d) as its video track's matrix."""
+    a, b, c, d = matrix
+
+    def stored(a: int, b: int, c: int, d: int) -> bytes:
+        return np.array([a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30], ">i4").tobytes()
+
+    data = path.read_bytes()
+    header = data.index(b"tkhd")
+    at = data.index(stored(1, 0, 0, 1), header)
+    turned = path.with_stem(f"turned_{a}_{b}_{c}_{d}")
+    turned.write_bytes(data[:at] + stored(a, b, c, d) + data[at + 36 :])
+    return turned
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0), (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0)],
+)
+def test_frames_are_upright(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+    frames = scene(0, 3)
+    (chunk,), _ = read(with_display_matrix(write(tmp_path / "a.mp4", frames), matrix))
+    a, b, c, d = matrix
+    shown = np.zeros_like(frames[0] if b == 0 else frames[0].transpose(1, 0, 2))
+    for y in range(HEIGHT):
+        for x in range(WIDTH):
+            # Negative positions count from the far side, where the shift of a turned picture puts them.
+            new_x, new_y = a * x + c * y, b * x + d * y
+            new_x, new_y = new_x - (a + c < 0), new_y - (b + d < 0)
+            shown[new_y, new_x] = frames[0][y, x]
+    assert chunk.frames[0].shape == shown.shape
+    assert np.abs(chunk.frames[0].astype(int) - shown).mean() < 2
+
+
+def test_a_turned_frame_covers_the_size_as_it_is_shown(tmp_path: Path) -> None:
+    turned = with_display_matrix(write(tmp_path / "a.mp4", scene(0, 3)), (0, 1, -1, 0))
+    (chunk,), _ = read(turned, size=(48, 32))
+    assert chunk.frames[0].shape == (48, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "pixels", "options"),
+    [
+        (".mkv", "libx264", "yuv420p10le", None),
+        (".mkv", "ffv1", "gray", {}),
+        (".mkv", "ffv1", "gray16le", {}),
+        (".mkv", "ffv1", "yuva420p", {}),
+        (".mkv", "ffv1", "bgr0", {}),
+        (".webm", "libvpx-vp9", "yuv420p", {"lossless": "1"}),
+        (".webm", "libsvtav1", "yuv420p", {"crf": "10"}),
+        (".mp4", "libx265", "yuv420p", {"x265-params": "log-level=none"}),
+        (".avi", "mjpeg", "yuvj420p", {}),
+        (".ts", "mpeg2video", "yuv420p", {"b": "4M"}),
+    ],
+)
+def test_pixel_formats_and_codecs_give_rgb(
+    tmp_path: Path, suffix: str, codec: str, pixels: str, options: dict[str, str] | None
+) -> None:
+    frames = scene(0, 5)
+    (chunk,), _ = read(write(tmp_path / f"a{suffix}", frames, codec=codec, pixels=pixels, options=options))
+    assert chunk.frame_indices == [0, 1, 2, 3, 4]
+    expected = frames[2]
+    if pixels.startswith("gray"):
+        expected = cv2.cvtColor(cv2.cvtColor(expected, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    assert np.abs(chunk.frames[2].astype(int) - expected).mean() < 8
+
+
+def test_odd_sizes_stay_odd(tmp_path: Path) -> None:
+    frames = [frame[:61, :95] for frame in scene(0, 3)]
+    (chunk,), _ = read(write(tmp_path / "a.mkv", frames, codec="ffv1", pixels="yuv420p", options={}))
+    assert chunk.frames[0].shape == (61, 95, 3)
+
+
+def test_a_change_of_size_begins_a_new_shot(tmp_path: Path) -> None:
+    frames = scene(0, 6)
+    images = write_images(tmp_path, [*frames[:3], *(frame[:, :80] for frame in frames[3:])])
+    chunks, report = read(images)
+    assert [c.frame_indices for c in chunks] == [[0, 1, 2], [3, 4, 5]]
+    assert [c.frames[0].shape for c in chunks] == [(64, 96, 3), (64, 80, 3)]
+    assert report.cuts == 1
+
+
+def test_a_path_a_file_object_and_its_images_give_the_same_pairs(tmp_path: Path) -> None:
+    frames = scene(0, 6) + scene(7, 6)
+    video = write(tmp_path / "a.mkv", frames, codec="ffv1", pixels="bgr0", options={})
+    images = write_images(tmp_path, frames)
+    from_path, _ = read(str(video))
+    with video.open("rb") as file:
+        file.seek(17)
+        from_file, _ = read(file)
+    from_images, _ = read(images)
+    from_openers, _ = read([lambda path=path: path.open("rb") for path in images])
+    for chunks in (from_file, from_images, from_openers):
+        assert pairs(chunks) == pairs(from_path)
+        for one, other in zip(chunks, from_path, strict=True):
+            np.testing.assert_array_equal(one.frames, other.frames)
+    assert all(math.isnan(time) for c in from_images for time in c.timestamps)
+
+
+def test_sixteen_bit_and_grey_images_are_read_as_eight_bit_rgb(tmp_path: Path) -> None:
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in scene(0, 3)]
+    for i, image in enumerate(grey):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), image.astype(np.uint16) * 257)
+    (chunk,), _ = read(sorted(tmp_path.iterdir()))
+    np.testing.assert_array_equal(chunk.frames[0], np.repeat(grey[0][:, :, None], 3, axis=2))
+
+
+def test_a_video_cut_short_yields_what_came_before_and_says_so(tmp_path: Path) -> None:
+    images = write_images(tmp_path, scene(0, 8))
+    images[5].write_bytes(b"not an image")
+    chunks, report = read(images)
+    assert pairs(chunks) == [(i, i + 1) for i in range(4)]
+    assert report.truncated == "image 5.png can't be decoded"
+
+
+def test_damaged_frames_are_in_no_pair_and_no_pair_spans_them(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp4", scene(0, 40), pixels="yuv420p", options={"qp": "20"})
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        where = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size > 0]
+    start, size = where[20]
+    data[start + size // 2 : start + size] = b"\xaa" * (size - size // 2)
+    (tmp_path / "damaged.mp4").write_bytes(data)
+    with av.open(str(tmp_path / "damaged.mp4")) as container:
+        is_damaged = [frame.is_corrupt for frame in container.decode(video=0)]
+    assert any(is_damaged), "the damage must show for this test to say anything"
+    chunks, report = read(tmp_path / "damaged.mp4", cut_threshold=None)
+    assert report.frames_read == is_damaged.count(False)
+    assert pairs(chunks) == [
+        (i, i + 1) for i in range(len(is_damaged) - 1) if not is_damaged[i] and not is_damaged[i + 1]
+    ]
+
+
+def test_a_recording_that_begins_between_key_frames_is_read_from_the_first(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ts", scene(0, 40), pixels="yuv420p", options={"g": "10", "qp": "20"})
+    data = path.read_bytes()
+    packet = 188
+    path.write_bytes(data[len(data) // packet // 3 * packet :])
+    chunks, report = read(path)
+    assert 10 <= report.frames_read < 40
+    assert report.pairs == report.frames_read - 1
+    assert report.truncated is None
+    assert pairs(chunks)[0] == (0, 1)
+
+
+def audio(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def unknown_codec(path: Path) -> Path:
+    write(path, scene(0, 3))
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    return path
+
+
+def text(path: Path) -> Path:
+    path.write_text("Once upon a time there was no video.\n" * 100)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (audio, "no video stream"),
+        (unknown_codec, "no decoder for its video stream"),
+        (text, "can't be opened as a video: Invalid data"),
+        (lambda path: path, "can't be opened as a video: No such file"),
+        (lambda path: write(path, scene(0, 1)), r"no pair in 1 frame\(s\)"),
+        (lambda path: write(path, scene(0, 1) * 5), "0 cuts, 4 static pairs"),
+        (
+            lambda path: write(path, [frame[:16, :16] for frame in scene(0, 3)]),
+            r"too small: frames are 16x16 px \(height x width\), each side must have at least 32",
+        ),
+        (lambda path: write_images(path.parent, scene(0, 1)), r"no pair in 1 frame\(s\)"),
+        (lambda path: [path.with_name("absent.png")], "absent.png can't be read: No such file"),
+        (lambda path: [], "no frame"),
+    ],
+)
+def test_what_yields_no_pair_says_why(tmp_path: Path, make: object, reason: str) -> None:
+    with pytest.raises(VideoError, match=reason):
+        read(make(tmp_path / "a.mp4"))  # type: ignore[operator]
+
+
+class Failing(io.BytesIO):
+    """A file on a storage that goes away after some reads."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.reads += 1
+        if self.reads > 2:
+            raise OSError("connection lost")
+        return super().read(size)
+
+
+def test_a_storage_that_fails_is_not_the_end_of_the_video(tmp_path: Path) -> None:
+    noise = [np.random.default_rng(i).integers(0, 255, (256, 256, 3), np.uint8) for i in range(30)]
+    path = write(tmp_path / "a.mkv", noise, codec="ffv1", pixels="bgr0", options={})
+    with pytest.raises(OSError, match="connection lost"):
+        read(Failing(path.read_bytes()), cut_threshold=None)
+
+
+def test_memory_holds_about_one_chunk(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp4", scene(0, 60))
+    reader = ChunkReader(path, ClipOptions(chunk_pairs=4))
+    for chunk in reader:
+        assert reader.report.frames_read <= chunk.frame_indices[-1] + 1 + 2
+
+
+def test_every_frame_is_a_sign_of_life_even_where_no_pair_comes(tmp_path: Path) -> None:
+    seen: list[int] = []
+    path = write(tmp_path / "a.mp4", scene(0, 3) + scene(0, 1) * 20)
+    reader = ChunkReader(path, ClipOptions(), on_frame=lambda: seen.append(reader.report.frames_read))
+    list(reader)
+    assert seen == [*range(1, 24)]
+
+
+def test_the_digest_names_the_content_and_nothing_else(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    a.write_bytes(b"some content" * 200_000)
+    b.write_bytes(a.read_bytes())
+    assert content_digest(a) == content_digest(str(b)) == content_digest(io.BytesIO(a.read_bytes()))
+    assert len(content_digest(a)) == 32
+    b.write_bytes(a.read_bytes() + b"!")
+    assert content_digest(a) != content_digest(b)
+    assert content_digest([a, b]) == content_digest([lambda: a.open("rb"), b])
+    assert len({content_digest(a), content_digest([a]), content_digest([a, b]), content_digest([b, a])}) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stride": 0}, "stride 0 must be at least 1"),
+        ({"chunk_pairs": 0}, "chunk_pairs 0"),
+        ({"max_pairs_per_video": 0}, "max_pairs_per_video 0"),
+        ({"size": (16, 64)}, r"size \(16, 64\) .*min_side = 32 px"),
+        ({"cut_threshold": 1.0}, "cut_threshold 1.0 must be above 1"),
+        ({"static_threshold": -1.0}, "static_threshold -1.0"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClipOptions(**options)  # type: ignore[arg-type]
+
+
+def joined(clips: Sequence[Path], length: int) -> Iterator[tuple[NDArray[np.uint8], bool]]:
+    """The beginnings of clips one after another, each frame with whether it begins one."""
+    for clip in clips:
+        with av.open(str(clip)) as container:
+            for i, frame in zip(range(length), container.decode(video=0), strict=False):
+                yield frame.to_ndarray(format="rgb24", width=128, height=96), i == 0
+
+
+def test_cuts_between_real_clips_are_found(shared_data: Path, tmp_path: Path) -> None:
+    clips = sorted((shared_data / "clips").glob("*.mp4"))
+    frames, begins = zip(*joined(clips, 12), strict=True)
+    chunks, report = read(write(tmp_path / "a.mp4", frames, pixels="yuv420p", options={"qp": "20"}))
+    crossing = [second for _, second in pairs(chunks) if begins[second]]
+    assert len(crossing) <= 1, crossing
+    within = report.pairs - len(crossing) + report.static_pairs
+    assert within >= 0.95 * begins.count(False)
+
+
+def test_real_motion_however_fast_is_no_cut(shared_data: Path) -> None:
+    frames = sorted((shared_data / "frames" / "davis_bmx-trees").glob("*.jpg"))
+    for stride in (1, 2):
+        _, report = read(frames[::stride], size=(96, 128))
+        assert report.cuts == 0
