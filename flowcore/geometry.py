@@ -1,7 +1,8 @@
 """Where does a pixel land, and what is there? Coordinates, sampling and resampling of frames and flow.
 
-Pixel centres lie at whole coordinates: (0, 0) is the centre of the top left pixel and the frame ends at (width - 1, height - 1).
-Resampling uses half-pixel centres (`align_corners=False`), so that a stride-s grid covers the same area as the full frame.
+Pixel centres lie at whole coordinates: (0, 0) is the centre of the top left pixel and the frame ends at
+(width - 1, height - 1). Resampling uses half-pixel centres (`align_corners=False`), so that a stride-s grid
+covers the same area as the full frame.
 """
 
 import torch
@@ -12,7 +13,9 @@ from torch.nn import functional
 from flowcore.shapes import Flow
 
 
-def pixel_grid(height: int, width: int, device: torch.device | None = None) -> Float[Tensor, "1 2 {height} {width}"]:
+def pixel_grid(
+    height: int, width: int, device: torch.device | None = None
+) -> Float[Tensor, "1 2 {height} {width}"]:
     """The coordinates [x, y] of every pixel centre, in pixels."""
     y, x = torch.meshgrid(
         torch.arange(height, dtype=torch.float32, device=device),
@@ -27,13 +30,14 @@ def backward_warp(
 ) -> Float[Tensor, "batch channels height width"]:
     """`image` sampled bilinearly at p + flow(p); outside the frame, its border. Flow in pixels.
 
-    Where the flow is NaN the result is NaN: a diverging network is reported as a non-finite loss. (Handed to `grid_sample`,
-    a NaN coordinate ends the process on a CPU.)
+    Where the flow is NaN the result is NaN: a diverging network is reported as a non-finite loss. (Handed to
+    `grid_sample`, a NaN coordinate ends the process on a CPU.)
     """
     height, width = image.shape[-2:]
     target = pixel_grid(height, width, flow.device) + flow
     lost = target.isnan().any(dim=1, keepdim=True)
-    # beyond one pixel outside the frame nothing changes, so the clamp keeps value and gradient and bounds infinities
+    # Beyond one pixel outside the frame nothing changes: the clamp keeps value and gradient and bounds
+    # infinities.
     x = target[:, 0].nan_to_num(nan=0.0).clamp(-1.0, float(width))
     y = target[:, 1].nan_to_num(nan=0.0).clamp(-1.0, float(height))
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
@@ -45,7 +49,8 @@ def in_frame(flow: Flow) -> Bool[Tensor, "batch 1 height width"]:
     """True where p + flow(p) lies inside the frame; flow in pixels, NaN counts as outside."""
     height, width = flow.shape[-2:]
     x, y = (pixel_grid(height, width, flow.device) + flow).split(1, dim=1)
-    return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    inside: Tensor = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    return inside
 
 
 def resize_image(
@@ -65,11 +70,14 @@ def resize_flow(flow: Flow, height: int, width: int) -> Float[Tensor, "batch 2 n
     return resize_image(flow, height, width) * scale
 
 
-def upsample_flow(flow: Flow, stride: int, height: int, width: int) -> Float[Tensor, "batch 2 {height} {width}"]:
-    """A stride-`stride` grid of flow in full-resolution pixels, upsampled bilinearly (half-pixel centres), cropped to height x width.
+def upsample_flow(
+    flow: Flow, stride: int, height: int, width: int
+) -> Float[Tensor, "batch 2 {height} {width}"]:
+    """A stride-`stride` grid of flow in full-resolution pixels, upsampled bilinearly (half-pixel centres) and
+    cropped to height x width.
 
-    The values keep their unit; only the grid changes. This is how every network here makes its full-resolution flow from its last
-    level, and how a label stored at a stride is read back.
+    The values keep their unit; only the grid changes. This is how every network here makes its
+    full-resolution flow from its last level, and how a label stored at a stride is read back.
     """
     if stride == 1:
         return flow[..., :height, :width]
@@ -87,8 +95,10 @@ def flip_up_down(flow: Flow) -> Flow:
     return flow.flip(-2) * flow.new_tensor([1.0, -1.0]).view(1, 2, 1, 1)
 
 
-def pad_to_multiple(image: Float[Tensor, "batch channels height width"], multiple: int) -> Float[Tensor, "batch channels _ _"]:
-    """`image` with its right and bottom border repeated until both sides are multiples of `multiple` pixels."""
+def pad_to_multiple(
+    image: Float[Tensor, "batch channels height width"], multiple: int
+) -> Float[Tensor, "batch channels _ _"]:
+    """`image` with its right and bottom border repeated until both sides are multiples of `multiple` px."""
     height, width = image.shape[-2:]
     bottom, right = -height % multiple, -width % multiple
     return functional.pad(image, (0, right, 0, bottom), mode="replicate") if bottom or right else image

@@ -1,11 +1,13 @@
 """What is a network trained for? Objectives take a network and a batch and give loss terms.
 
-A term is a sum over pixels and the number of pixels counted, not their quotient: the training loop adds the counts of all workers before it
-divides, so that the loss, and with it the gradient, is that of the global batch however many workers share it. An empty set gives 0.
+A term is a sum over pixels and the number of pixels counted, not their quotient: the training loop adds the
+counts of all workers before it divides, so that the loss, and with it the gradient, is that of the global
+batch however many workers share it. An empty set gives 0.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,10 +15,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowcore.geometry import backward_warp, resize_image, upsample_flow
-from flowcore.networks import BidirectionalFlow, FlowNetwork
+from flowcore.networks import BidirectionalFlow
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.photometric import census_border, census_distance, robust
 from flowcore.shapes import Flow, Image, Mask
+
+Estimator = Callable[[Image, Image], BidirectionalFlow]
+"""A flow network, or what wraps one for training on several workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +56,15 @@ class Outcome:
     watched: dict[str, Float[Tensor, ""]]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What the training loop minimises. `masked` is False during the warm-up without the occlusion mask."""
 
-    def __call__(self, network: FlowNetwork, batch: Batch, *, masked: bool) -> Outcome: ...
+    def __call__(self, estimate: Estimator, batch: Batch, *, masked: bool) -> Outcome: ...
 
 
 def _masked_term(name: str, weight: float, value: Tensor, counted: Mask) -> Term:
-    """The sum of `value` (any channels) over the counted pixels; what is not counted has no gradient, even where it is not finite."""
+    """The sum of `value` (any channels) over the counted pixels; the others have no gradient."""
     kept = torch.where(counted, value, value.new_zeros(()))
     return Term(name=name, weight=weight, total=kept.sum(), count=counted.sum().to(value.dtype))
 
@@ -72,12 +78,13 @@ def _shrink_mask(mask: Mask, height: int, width: int) -> Bool[Tensor, "batch 1 {
 class Photometric:
     """The census loss on the pixels that are visible in the other frame, in both directions.
 
-    L_p = sum psi(d(I1, I2 warped by w_f)) (1 - O_f) / sum (1 - O_f), plus the same with the frames' roles swapped.
-    Source: DDFlow, "Photometric Loss"; the sum of both directions is not halved.
+    L_p = sum psi(d(I1, I2 warped by w_f)) (1 - O_f) / sum (1 - O_f), plus the same with the frames' roles
+    swapped. Source: DDFlow, "Photometric Loss"; the sum of both directions is not halved.
 
-    Deviation from the paper, which takes the loss on the final full-resolution flow: here each of the network's finest levels has its own
-    loss at its own resolution, with frames averaged down to it. From random weights the loss on the final flow alone did not learn in
-    600 steps of a small trial, and full resolution costs 16 times the pixels.
+    Deviation from the paper, which takes the loss on the final full-resolution flow: here each of the
+    network's finest levels has its own loss at its own resolution, with frames averaged down to it. From
+    random weights the loss on the final flow alone did not learn in 600 steps of a small trial, and full
+    resolution costs 16 times the pixels.
     """
 
     level_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
@@ -88,20 +95,28 @@ class Photometric:
         if not self.level_weights or min(self.level_weights) < 0:
             raise ValueError(f"level_weights {self.level_weights} must be at least one number, none below 0")
 
-    def occlusions(self, flows: BidirectionalFlow, stride: int, height: int, width: int) -> tuple[Mask, Mask]:
+    def occlusions(self, flows: BidirectionalFlow, height: int, width: int) -> tuple[Mask, Mask]:
         """The network's own check at full resolution, for both frames."""
-        forward = upsample_flow(flows.forward[0].detach(), stride, height, width)
-        backward = upsample_flow(flows.backward[0].detach(), stride, height, width)
+        forward = upsample_flow(flows.forward[0].detach(), flows.strides[0], height, width)
+        backward = upsample_flow(flows.backward[0].detach(), flows.strides[0], height, width)
         return self.check(forward, backward), self.check(backward, forward)
 
     def terms(
-        self, batch: Batch, flows: BidirectionalFlow, strides: tuple[int, ...], occlusions: tuple[Mask, Mask] | None
+        self,
+        batch: Batch,
+        flows: BidirectionalFlow,
+        occlusions: tuple[Mask, Mask] | None,
     ) -> list[Term]:
         """The loss terms; occlusions None counts every pixel (the warm-up)."""
         terms = []
-        for weight, flow_fw, flow_bw, stride in zip(self.level_weights, flows.forward, flows.backward, strides, strict=False):
+        for weight, flow_fw, flow_bw, stride in zip(
+            self.level_weights, flows.forward, flows.backward, flows.strides, strict=False
+        ):
             height, width = flow_fw.shape[-2:]
-            image1, image2 = resize_image(batch.image1, height, width), resize_image(batch.image2, height, width)
+            image1, image2 = (
+                resize_image(batch.image1, height, width),
+                resize_image(batch.image2, height, width),
+            )
             border = census_border(image1)
             for name, here, there, flow, occluded in (
                 ("fw", image1, image2, flow_fw, occlusions and occlusions[0]),
@@ -109,7 +124,9 @@ class Photometric:
             ):
                 counted = ~border if occluded is None else ~border & ~_shrink_mask(occluded, height, width)
                 distance = census_distance(here, backward_warp(there, flow / stride))
-                terms.append(_masked_term(f"photometric/stride{stride}/{name}", weight, robust(distance), counted))
+                terms.append(
+                    _masked_term(f"photometric/stride{stride}/{name}", weight, robust(distance), counted)
+                )
         return terms
 
 
@@ -126,14 +143,17 @@ def _watched(flows: BidirectionalFlow, occlusions: tuple[Mask, Mask]) -> dict[st
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherObjective:
-    """Stage 1: the photometric loss on non-occluded pixels alone, without labels. Source: DDFlow, "Photometric Loss"."""
+    """Stage 1: the photometric loss on non-occluded pixels alone, without labels.
+
+    Source: DDFlow, "Photometric Loss".
+    """
 
     photometric: Photometric = field(default_factory=Photometric)
 
-    def __call__(self, network: FlowNetwork, batch: Batch, *, masked: bool) -> Outcome:
-        flows = network(batch.image1, batch.image2)
-        occlusions = self.photometric.occlusions(flows, network.strides[0], *batch.image1.shape[-2:])
-        terms = self.photometric.terms(batch, flows, network.strides, occlusions if masked else None)
+    def __call__(self, estimate: Estimator, batch: Batch, *, masked: bool) -> Outcome:
+        flows = estimate(batch.image1, batch.image2)
+        occlusions = self.photometric.occlusions(flows, *batch.image1.shape[-2:])
+        terms = self.photometric.terms(batch, flows, occlusions if masked else None)
         return Outcome(terms=terms, watched=_watched(flows, occlusions))
 
 
@@ -141,24 +161,26 @@ class TeacherObjective:
 class OcclusionViewObjective:
     """Stage 2, occlusion view: non-occluded pixels learn from the frames, hallucinated ones from the teacher.
 
-    hallucinated M_f = O~_f and not T(O_f): occluded for the student, whose check O~ sees only the transformed frames, and visible for the teacher.
-    L_o = sum psi(T(w_f) - w~_f) M_f / sum M_f, plus backward, psi summed over u and v. Total = L_p masked by O~ + L_o, 1:1.
-    Source: DDFlow, "Loss for Occluded Pixels"; DistillFlow's first variant. Taken level by level as the photometric loss is.
+    hallucinated M_f = O~_f and not T(O_f): occluded for the student, whose check O~ sees only the transformed
+    frames, and visible for the teacher. L_o = sum psi(T(w_f) - w~_f) M_f / sum M_f, plus backward, psi summed
+    over u and v. Total = L_p masked by O~ + L_o, 1:1.
+    Source: DDFlow, "Loss for Occluded Pixels"; DistillFlow's first variant. Taken level by level as the
+    photometric loss is.
     """
 
     photometric: Photometric = field(default_factory=Photometric)
     distillation_weight: float = 1.0
 
-    def __call__(self, network: FlowNetwork, batch: Batch, *, masked: bool = True) -> Outcome:
+    def __call__(self, estimate: Estimator, batch: Batch, *, masked: bool = True) -> Outcome:
         if batch.flow_fw is None or batch.flow_bw is None or batch.occ_fw is None or batch.occ_bw is None:
             raise ValueError("the student's objective needs pseudo-labels; this batch has none")
-        flows = network(batch.image1, batch.image2)
-        occlusions = self.photometric.occlusions(flows, network.strides[0], *batch.image1.shape[-2:])
-        terms = self.photometric.terms(batch, flows, network.strides, occlusions)
+        flows = estimate(batch.image1, batch.image2)
+        occlusions = self.photometric.occlusions(flows, *batch.image1.shape[-2:])
+        terms = self.photometric.terms(batch, flows, occlusions)
         hallucinated_fw = occlusions[0] & ~batch.occ_fw
         hallucinated_bw = occlusions[1] & ~batch.occ_bw
         for level_weight, flow_fw, flow_bw, stride in zip(
-            self.photometric.level_weights, flows.forward, flows.backward, network.strides, strict=False
+            self.photometric.level_weights, flows.forward, flows.backward, flows.strides, strict=False
         ):
             height, width = flow_fw.shape[-2:]
             weight = level_weight * self.distillation_weight
@@ -168,6 +190,40 @@ class OcclusionViewObjective:
             ):
                 difference = resize_image(label, height, width) - flow
                 counted = _shrink_mask(hallucinated, height, width)
-                terms.append(_masked_term(f"distillation/stride{stride}/{name}", weight, robust(difference), counted))
-        share = (hallucinated_fw.float().mean(dim=(1, 2, 3)) + hallucinated_bw.float().mean(dim=(1, 2, 3))).sum() / 2
+                terms.append(
+                    _masked_term(f"distillation/stride{stride}/{name}", weight, robust(difference), counted)
+                )
+        share = (
+            hallucinated_fw.float().mean(dim=(1, 2, 3)) + hallucinated_bw.float().mean(dim=(1, 2, 3))
+        ).sum() / 2
         return Outcome(terms=terms, watched={**_watched(flows, occlusions), "hallucinated": share})
+
+
+@torch.no_grad()
+def validate_pair(
+    image1: Image, image2: Image, flow_fw: Flow, flow_bw: Flow, check: ForwardBackwardCheck
+) -> dict[str, float]:
+    """Numbers about full-resolution flow that need no truth, as sums: divide by `visible` and `pairs`.
+
+    photometric: psi of the census distance over visible pixels of both directions, and visible their number.
+    occluded, motion and flow_variance: per pair, of the forward flow's share of occluded pixels, mean length
+    in pixels and variance.
+    """
+    sums = {"photometric": 0.0, "visible": 0.0}
+    border = census_border(image1)
+    occ_fw, occ_bw = check(flow_fw, flow_bw), check(flow_bw, flow_fw)
+    for here, there, flow, occluded in (
+        (image1, image2, flow_fw, occ_fw),
+        (image2, image1, flow_bw, occ_bw),
+    ):
+        visible = ~border & ~occluded
+        error = robust(census_distance(here, backward_warp(there, flow)))
+        sums["photometric"] += float(error[visible].sum(dtype=torch.float64))
+        sums["visible"] += float(visible.sum())
+    return {
+        **sums,
+        "pairs": float(len(image1)),
+        "occluded": float(occ_fw.float().mean(dim=(1, 2, 3)).sum()),
+        "motion": float(flow_fw.norm(dim=1).mean(dim=(1, 2)).sum()),
+        "flow_variance": float(flow_fw.var(dim=(2, 3)).mean(dim=1).sum()),
+    }

@@ -8,12 +8,13 @@ from flowcore.geometry import backward_warp, in_frame
 from flowcore.shapes import Flow, Mask
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ForwardBackwardCheck:
-    """Occluded where the backward flow does not bring a pixel back, or where the forward flow leaves the frame.
+    """Occluded where the backward flow doesn't bring a pixel back or the forward flow leaves the frame.
 
-    visible iff |w_f + ret|^2 < alpha1 (|w_f|^2 + |ret|^2) + alpha2 and p + w_f(p) inside the frame, ret(p) = w_b(p + w_f(p)).
-    Hard, not learned, no gradient. Source: DDFlow (Liu et al., AAAI 2019), "Occlusion Estimation"; after UnFlow (Meister et al. 2018).
+    visible iff |w_f + ret|^2 < alpha1 (|w_f|^2 + |ret|^2) + alpha2 and p + w_f(p) inside the frame, where
+    ret(p) = w_b(p + w_f(p)). Hard, not learned, no gradient.
+    Source: DDFlow (Liu et al., AAAI 2019), "Occlusion Estimation"; after UnFlow (Meister et al., AAAI 2018).
     """
 
     alpha1: float = 0.01
@@ -21,11 +22,16 @@ class ForwardBackwardCheck:
 
     def __post_init__(self) -> None:
         if self.alpha1 < 0 or self.alpha2 <= 0:
-            raise ValueError(f"alpha1 {self.alpha1} must be >= 0 and alpha2 {self.alpha2} > 0 (squared pixels)")
+            raise ValueError(
+                f"alpha1 {self.alpha1} must be >= 0 and alpha2 {self.alpha2} > 0 (squared pixels)"
+            )
 
     @torch.no_grad()
     def __call__(self, flow_fw: Flow, flow_bw: Flow) -> Mask:
-        """The occlusion of the frame that `flow_fw` starts from, True = occluded; flows in pixels. Swap them for the other frame's."""
+        """The occlusion of the frame that `flow_fw` starts from, True = occluded; flows in pixels.
+
+        Swap the flows for the occlusion of the other frame.
+        """
         returned = backward_warp(flow_bw, flow_fw)
         mismatch = (flow_fw + returned).square().sum(dim=1, keepdim=True)
         travelled = flow_fw.square().sum(dim=1, keepdim=True) + returned.square().sum(dim=1, keepdim=True)

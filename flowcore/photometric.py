@@ -1,8 +1,9 @@
-"""How differently do two frames look, pixel by pixel? The census distance and the penalty that every loss here uses.
+"""How differently do two frames look, pixel by pixel? The census distance and every loss's penalty.
 
-The census distance is the hot spot of training on a CPU. Written as 49-channel tensors through autograd it takes most of a step;
-here one custom function visits an offset of the 7x7 patch at a time, keeps nothing but the two grey frames, and recomputes in the
-backward pass. An offset and its opposite share their value, so that 24 visits stand for 48.
+The census distance is the hot spot of training on a CPU. Written as 49-channel tensors through autograd it
+takes most of a step; here one custom function visits an offset of the 7x7 patch at a time, keeps nothing but
+the two grey frames, and recomputes in the backward pass. An offset and its opposite share their value, so
+that 24 visits stand for 48.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ PATCH_RADIUS = 3
 _SOFT_SIGN = 0.81
 _SOFT_HAMMING = 0.1
 
-# DDFlow's own conversion (TensorFlow's rgb_to_grayscale)
+# DDFlow's own conversion (TensorFlow's rgb_to_grayscale).
 _LUMA = (0.2989, 0.5870, 0.1140)
 
 Grey = Float[Tensor, "batch 1 height width"]
@@ -37,12 +38,13 @@ def grey(image: Image) -> Grey:
 
 
 def census_distance(image1: Image, image2: Image) -> Grey:
-    """The soft Hamming distance between the 7x7 census signatures of two frames, in [0, 48]; 0 on the 3 px border.
+    """The soft Hamming distance of the frames' 7x7 census signatures, in [0, 48]; 0 on the 3 px border.
 
-    On grey in [0, 255]: t = d / sqrt(0.81 + d^2) for the 48 differences d to the patch's centre, and the sum over them of
-    (t - t')^2 / (0.1 + (t - t')^2). Gradients are exact, for both frames. Source: DDFlow, "Photometric Loss"; UnFlow, "Data loss".
+    On grey in [0, 255]: t = d / sqrt(0.81 + d^2) for the 48 differences d to the patch's centre, and the sum
+    over them of (t - t')^2 / (0.1 + (t - t')^2). Gradients are exact, for both frames.
+    Source: DDFlow, "Photometric Loss"; UnFlow, "Data loss".
     """
-    distance: Grey = _CensusDistance.apply(grey(image1), grey(image2))
+    distance: Grey = _CensusDistance.apply(grey(image1), grey(image2))  # type: ignore[no-untyped-call]
     return distance
 
 
@@ -94,7 +96,7 @@ class _CensusDistance(torch.autograd.Function):
         return distance.masked_fill_(census_border(distance), 0.0)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         grey1, grey2 = ctx.saved_tensors
         height, width = grey1.shape[-2:]
         gradient1, gradient2 = torch.zeros_like(grey1), torch.zeros_like(grey2)
@@ -108,7 +110,8 @@ class _CensusDistance(torch.autograd.Function):
             sign2, inverse2 = _soft_sign(there2 - here2)
             mismatch = sign1.sub_(sign2)
             here, there = _ends(counted, dy, dx)
-            # d/dm of m^2 / (0.1 + m^2) is 0.2 m / (0.1 + m^2)^2; d/dd of the soft sign is 0.81 / sqrt(0.81 + d^2)^3
+            # d/dm of m^2 / (0.1 + m^2) is 0.2 m / (0.1 + m^2)^2.
+            # d/dd of the soft sign is 0.81 / sqrt(0.81 + d^2)^3.
             slope = mismatch.square().add_(_SOFT_HAMMING).pow_(-2).mul_(mismatch).mul_(here + there)
             slope.mul_(2 * _SOFT_HAMMING * _SOFT_SIGN)
             for total, inverse, toward in ((gradient1, inverse1, 1.0), (gradient2, inverse2, -1.0)):
@@ -119,11 +122,14 @@ class _CensusDistance(torch.autograd.Function):
         return gradient1, gradient2
 
 
-def smoothness(flow: Float[Tensor, "batch 2 height width"], image: Image, edge_weight: float = 10.0) -> Float[Tensor, ""]:
-    """Mean over both axes of exp(-edge_weight mean_c |dI|) |dw|: flow may change where the frame does (first order).
+def smoothness(
+    flow: Float[Tensor, "batch 2 height width"], image: Image, edge_weight: float = 10.0
+) -> Float[Tensor, ""]:
+    """Mean over both axes of exp(-edge_weight mean_c |dI|) |dw|: flow may change where the frame does.
 
-    `flow` in pixels and `image` on the same grid. An option, without a term in DDFlow or SelFlow.
-    Source: ARFlow (Liu et al., CVPR 2020), smoothness loss; edge_weight 10 there, 150 in UFlow (Jonschkowski et al., ECCV 2020).
+    First order; `flow` in pixels and `image` on the same grid. An option: DDFlow and SelFlow do without.
+    Source: ARFlow (Liu et al., CVPR 2020), smoothness loss; edge_weight 10 there, 150 in UFlow
+    (Jonschkowski et al., ECCV 2020).
     """
     terms = []
     for axis in (-1, -2):

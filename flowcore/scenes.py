@@ -1,8 +1,8 @@
-"""Rendered scenes: video whose flow and occlusion are known exactly, for training without data and for testing against truth.
+"""Which video has flow and occlusion that are known exactly? Rendered scenes.
 
-A scene is a textured background seen by a moving camera, with textured layers that move before it and before each other, each by its own
-affine motion. A layer's outline is a formula, so that occlusion is decided by evaluating it where a pixel lands, not by comparing
-rendered masks. Everything follows from the seed.
+A scene is a textured background seen by a moving camera, with textured layers that move before it and before
+each other, each by its own affine motion. A layer's outline is a formula, so that occlusion is decided by
+evaluating it where a pixel lands, not by comparing rendered masks. Everything follows from the seed.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
 
-from flowcore.formats import write_flow, write_image
+from flowcore.formats import write_flow, write_image, write_mask
 
 _SUPERSAMPLING = 2
 Affine = Float[ndarray, "3 3"]
@@ -43,7 +43,8 @@ class SceneOptions:
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 16 or self.num_frames < 2:
             raise ValueError(
-                f"a scene of {self.num_frames} frames of ({self.height}, {self.width}) is too small; at least 2 frames of 16 px a side"
+                f"a scene of {self.num_frames} frames of ({self.height}, {self.width}) is too small; "
+                "at least 2 frames of 16 px a side"
             )
 
 
@@ -60,7 +61,7 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class _Layer:
-    """A textured shape: where it is at each frame (scene <- layer coordinates), and its outline r(angle) in layer coordinates."""
+    """A textured shape: its place at each frame (scene <- layer coordinates) and its outline, r(angle)."""
 
     texture: Float[ndarray, "side side 3"]
     placements: list[Affine]
@@ -69,7 +70,7 @@ class _Layer:
     harmonics: Float[ndarray, "waves 2"]
 
     def outline_distance(self, points: Float[ndarray, "2 *grid"]) -> Float[ndarray, "*grid"]:
-        """Roughly how far `points` (layer coordinates) lie inside the outline, in pixels; negative outside."""
+        """About how far `points` (layer coordinates) lie inside the outline, in pixels; negative outside."""
         if self.radius is None:
             return np.full(points.shape[1:], np.inf, np.float32)
         angle = np.arctan2(points[1], points[0])
@@ -84,13 +85,19 @@ class _Layer:
         centre = (self.texture.shape[0] - 1) / 2
         x, y = points[0] + centre, points[1] + centre
         return cv2.remap(
-            self.texture, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+            self.texture,
+            x.astype(np.float32),
+            y.astype(np.float32),
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REFLECT_101,
         )
 
 
 def _transform(matrix: Affine, points: Float[ndarray, "2 *grid"]) -> Float[ndarray, "2 *grid"]:
     moved = np.tensordot(matrix[:2, :2], points, axes=1)
-    return (moved + matrix[:2, 2].reshape(2, *[1] * (points.ndim - 1))).astype(np.float64)
+    shift = matrix[:2, 2].reshape(2, *[1] * (points.ndim - 1))
+    transformed: ndarray = moved + shift
+    return transformed
 
 
 def _texture(rng: np.random.Generator, side: int) -> Float[ndarray, "side side 3"]:
@@ -102,7 +109,9 @@ def _texture(rng: np.random.Generator, side: int) -> Float[ndarray, "side side 3
         coarse = rng.standard_normal((cells, cells, 3)).astype(np.float32)
         image += share * cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
         weight += share**2
-    image = 0.5 + rng.uniform(0.12, 0.2) * image / np.sqrt(weight) + rng.uniform(-0.2, 0.2, 3).astype(np.float32)
+    image = (
+        0.5 + rng.uniform(0.12, 0.2) * image / np.sqrt(weight) + rng.uniform(-0.2, 0.2, 3).astype(np.float32)
+    )
     for _ in range(side * side // 1500):
         color = tuple(float(c) for c in rng.uniform(0, 1, 3))
         x, y = (int(c) for c in rng.uniform(0, side, 2))
@@ -112,11 +121,12 @@ def _texture(rng: np.random.Generator, side: int) -> Float[ndarray, "side side 3
         else:
             dx, dy = (int(d) for d in rng.uniform(-30, 30, 2))
             cv2.line(image, (x, y), (x + dx, y + dy), color, int(rng.integers(1, 4)), cv2.LINE_AA)
-    return image.clip(0, 1)
+    texture: Float[ndarray, "side side 3"] = image.clip(0, 1)
+    return texture
 
 
 def _motion(rng: np.random.Generator, options: SceneOptions, speed: float) -> Affine:
-    """One frame's affine step: rotation and zoom about the frame's centre, then a translation of up to `speed` pixels."""
+    """One frame's affine step: rotation and zoom about the frame's centre, then up to `speed` px of shift."""
     angle = rng.uniform(-options.rotation, options.rotation)
     scale = 1 + rng.uniform(-options.zoom, options.zoom)
     heading, length = rng.uniform(0, 2 * np.pi), speed * rng.uniform(0.2, 1)
@@ -128,10 +138,11 @@ def _motion(rng: np.random.Generator, options: SceneOptions, speed: float) -> Af
 
 
 def _placements(start: Affine, step: Affine, middle: int, num_frames: int) -> list[Affine]:
-    """The placement at each frame of what stands at `start` in frame `middle` and moves on by `step` a frame."""
+    """Where what stands at `start` in frame `middle` and moves on by `step` a frame is at each frame."""
     back = np.linalg.inv(step)
     return [
-        np.linalg.matrix_power(step if frame >= middle else back, abs(frame - middle)) @ start for frame in range(num_frames)
+        np.linalg.matrix_power(step if frame >= middle else back, abs(frame - middle)) @ start
+        for frame in range(num_frames)
     ]
 
 
@@ -158,7 +169,9 @@ def _layers(rng: np.random.Generator, options: SceneOptions) -> list[_Layer]:
         layers.append(
             _Layer(
                 texture=_texture(rng, max(32, int(3 * radius))),
-                placements=_placements(start, step, int(rng.integers(options.num_frames)), options.num_frames),
+                placements=_placements(
+                    start, step, int(rng.integers(options.num_frames)), options.num_frames
+                ),
                 radius=radius,
                 harmonics=np.stack([rng.uniform(0, 0.18, 3), rng.uniform(0, 2 * np.pi, 3)], axis=1),
             )
@@ -186,7 +199,7 @@ def _render(layers: list[_Layer], frame: int, height: int, width: int) -> UInt8[
 def _truth(
     layers: list[_Layer], here: int, there: int, height: int, width: int
 ) -> tuple[Float[ndarray, "2 height width"], Bool[ndarray, "height width"]]:
-    """Flow from frame `here` to frame `there`, and which pixels of `here` are hidden or outside in `there`."""
+    """Flow from frame `here` to frame `there`, and what of `here` is hidden or outside in `there`."""
     grid = _grid(height, width)
     landing = np.zeros_like(grid)
     top = np.zeros((height, width), int)
@@ -203,7 +216,11 @@ def _truth(
 
 
 def render_scene(seed: int, options: SceneOptions) -> Scene:
-    """The scene of this seed: frames uint8 RGB, flow in pixels, occlusion True where a pixel is hidden or outside in the other frame."""
+    """The scene of this seed, the same whenever it is called with the same options.
+
+    Frames are uint8 RGB, flow is in pixels, occlusion True where a pixel is hidden or outside in the other
+    frame.
+    """
     layers = _layers(np.random.default_rng((seed, 0x5CE4E)), options)
     size = options.height, options.width
     pairs = range(options.num_frames - 1)
@@ -218,8 +235,13 @@ def render_scene(seed: int, options: SceneOptions) -> Scene:
     )
 
 
-def write_video(path: Path, frames: UInt8[ndarray, "frames height width 3"], fps: int = 25, quality: int = 12) -> None:
-    """`frames` as an H.264 .mp4; `quality` is the encoder's constant rate factor, 0 (lossless) to 51. Sides must be even."""
+def write_video(
+    path: Path, frames: UInt8[ndarray, "frames height width 3"], fps: int = 25, quality: int = 12
+) -> None:
+    """`frames` as an H.264 .mp4; `quality` is the encoder's constant rate factor, 0 (best) to 51 (worst).
+
+    ValueError for a frame with an odd side.
+    """
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
         raise ValueError(f"a video of ({height}, {width}) must have even sides for H.264")
@@ -228,15 +250,19 @@ def write_video(path: Path, frames: UInt8[ndarray, "frames height width 3"], fps
         stream = container.add_stream("libx264", rate=fps, options={"crf": str(quality)})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
+            )
         container.mux(stream.encode())
 
 
 def write_truth(folder: Path, scene: Scene) -> None:
-    """`scene` in the layout that the `scenes` benchmark reads: frame_%04d.png, flow/frame_%04d.flo, occlusions/frame_%04d.png."""
+    """`scene` as a folder of the `scenes` benchmark: frame_0000.png, flow/frame_0000.flo,
+    occlusions/frame_0000.png and so on."""
+    for part in ("flow", "occlusions"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
     for index, frame in enumerate(scene.frames):
         write_image(folder / f"frame_{index:04d}.png", frame)
     for index, (flow, occluded) in enumerate(zip(scene.flow_fw, scene.occ_fw, strict=True)):
         write_flow(folder / "flow" / f"frame_{index:04d}.flo", flow)
-        mask = np.repeat((occluded * np.uint8(255))[..., None], 3, axis=2)
-        write_image(folder / "occlusions" / f"frame_{index:04d}.png", mask)
+        write_mask(folder / "occlusions" / f"frame_{index:04d}.png", occluded)

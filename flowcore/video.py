@@ -311,9 +311,9 @@ class _Frame:
 
 def _with_shots(frames: Iterator[_Frame], options: ClipOptions) -> Iterator[tuple[_Frame, bool]]:
     """Every frame with whether it begins a shot other than the first."""
-    for _, comparable in groupby(frames, key=lambda frame: frame.strand):
+    for strand, (_, comparable) in enumerate(groupby(frames, key=lambda frame: frame.strand)):
         for position, (frame, cut) in enumerate(_with_cuts(comparable, options)):
-            yield frame, cut or (position == 0 and frame.index > 0)
+            yield frame, cut or (position == 0 and strand > 0)
 
 
 def _with_cuts(frames: Iterator[_Frame], options: ClipOptions) -> Iterator[tuple[_Frame, bool]]:

@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -53,6 +53,7 @@ VIDEO_EXTENSIONS = frozenset({
 IMAGE_EXTENSIONS = frozenset({"bmp", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp"})
 
 _SIGN_OF_LIFE_SECONDS = 0.2
+"""How often the process tells, at most, that it gets on without having a chunk."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +134,12 @@ def find_videos(collection: str) -> list[VideoSource]:
             f"for folders of two or more images ({', '.join(sorted(IMAGE_EXTENSIONS))}); a video that ends "
             "otherwise must be named itself, alone or in a list file"
         )
-    return sorted(set(videos), key=lambda video: video.uri)
+    return sorted(set(videos), key=lambda video: (video.uri, video.frames))
 
 
 def _lines(list_file: str) -> list[str]:
     with closing(_open(list_file)) as file:
-        lines = (line.strip() for line in file.read().decode().splitlines())
+        lines = (line.strip() for line in file.read().decode("utf-8-sig").splitlines())
         return [line for line in lines if line and not line.startswith("#")]
 
 
@@ -198,11 +199,12 @@ def _remote_videos_at(uri: str) -> list[VideoSource]:
 
 
 def _videos_among(files: Iterable[str]) -> list[VideoSource]:
-    folders: dict[str, list[str]] = defaultdict(list)
+    # Sets, as a glob like ** matches a folder and what is in it.
+    folders: dict[str, set[str]] = defaultdict(set)
     for file in files:
         folder, name = posixpath.split(file)
         if not name.startswith("."):
-            folders[folder].append(name)
+            folders[folder].add(name)
     videos = []
     for folder, names in folders.items():
         films = [name for name in names if _extension(name) in VIDEO_EXTENSIONS]
@@ -297,8 +299,10 @@ class DecoderProcess:
         """The process's number, None while there is none."""
         return None if self._child is None else self._child[0].pid
 
-    def read(self, source: VideoSource, options: ClipOptions, encode: FrameCodec) -> Iterator[EncodedChunk]:
-        """The video's chunks; the process works about one chunk ahead.
+    def read(
+        self, source: VideoSource, options: ClipOptions, encode: FrameCodec
+    ) -> Generator[EncodedChunk, None, None]:
+        """The video's chunks; the process works about one ahead. Closing the iterator early ends the process.
 
         Raises VideoError as ChunkReader does, and if the process dies or hangs, after the chunks that came
         before; OSError if the storage fails, which may be gone another time.

@@ -29,3 +29,8 @@ def absolute(location: str, option: str) -> str:
             "that vanishes; give an absolute path that all nodes share, or a URI such as s3://bucket/folder"
         )
     return str(path.absolute())
+
+
+def join(location: str, name: str) -> str:
+    """`name` inside the folder or URI `location`."""
+    return f"{location.rstrip('/')}/{name}"

@@ -1,6 +1,7 @@
-"""Networks that estimate optical flow, behind one interface: encode each frame once, then flow in both directions.
+"""Which networks estimate optical flow, and how is one described?
 
-A network is described by its configuration, a frozen dataclass that builds it; the configuration as a plain dictionary is what a
+All stand behind one interface: encode each frame once, then flow in both directions. A network is described
+by its configuration, a frozen dataclass that builds it; the configuration as a plain dictionary is what a
 checkpoint stores beside the weights.
 """
 
@@ -10,7 +11,15 @@ from typing import Any
 from flowcore.networks.interface import BidirectionalFlow, FlowNetwork, NetworkConfig
 from flowcore.networks.pwcnet import PWCNet, PWCNetConfig
 
-__all__ = ["BidirectionalFlow", "FlowNetwork", "NetworkConfig", "PWCNet", "PWCNetConfig", "from_dict", "to_dict"]
+__all__ = [
+    "BidirectionalFlow",
+    "FlowNetwork",
+    "NetworkConfig",
+    "PWCNet",
+    "PWCNetConfig",
+    "from_dict",
+    "to_dict",
+]
 
 _ARCHITECTURES: dict[str, type[NetworkConfig]] = {"pwcnet": PWCNetConfig}
 
@@ -22,13 +31,17 @@ def to_dict(config: NetworkConfig) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> NetworkConfig:
-    """The configuration that `to_dict` wrote; ValueError for an architecture or field that this version does not know."""
+    """The configuration that `to_dict` wrote; ValueError for an unknown architecture or option."""
     values = dict(values)
     name = values.pop("architecture", None)
     if name not in _ARCHITECTURES:
-        raise ValueError(f"network architecture {name!r} is unknown; this version knows {', '.join(_ARCHITECTURES)}")
+        raise ValueError(
+            f"network architecture {name!r} is unknown; this version knows {', '.join(_ARCHITECTURES)}"
+        )
     kind = _ARCHITECTURES[name]
     known = {field.name for field in dataclasses.fields(kind)}
     if unknown := sorted(set(values) - known):
-        raise ValueError(f"{name} has no option {', '.join(unknown)}; the checkpoint was made by another version")
+        raise ValueError(
+            f"{name} has no option {', '.join(unknown)}; the checkpoint was made by another version"
+        )
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

@@ -1,7 +1,7 @@
 """How alike are the features of two frames, for every small displacement? The cost volume of PWC-Net.
 
-As a loop of slices under autograd a third of a training step goes into zero-filling gradients; this function computes both passes
-itself, one displacement at a time, and keeps nothing but its two inputs.
+As a loop of slices under autograd a third of a training step goes into zero-filling gradients; this function
+computes both passes itself, one displacement at a time, and keeps nothing but its two inputs.
 """
 
 from typing import Any
@@ -17,20 +17,22 @@ Features = Float[Tensor, "batch channels height width"]
 def normalize_features(features: Features) -> Features:
     """Centred per channel over the image, then of unit length per pixel.
 
-    A deviation from PWC-Net as DDFlow uses it (normalised over the whole tensor): with that the census loss did not leave zero
-    flow's error in 600 steps of a small trial; with this it halved it in 200.
+    A deviation from PWC-Net as DDFlow uses it (normalised over the whole tensor): with that the census loss
+    did not leave zero flow's error in 600 steps of a small trial; with this it halved it in 200.
     """
     centred = features - features.mean(dim=(2, 3), keepdim=True)
     return functional.normalize(centred, dim=1, eps=1e-6)
 
 
-def cost_volume(features1: Features, features2: Features, radius: int = 4) -> Float[Tensor, "batch _ height width"]:
+def cost_volume(
+    features1: Features, features2: Features, radius: int = 4
+) -> Float[Tensor, "batch _ height width"]:
     """sum_c f1(p) f2(p + d) for all (2 radius + 1)^2 displacements d, row by row; 0 where p + d lies outside.
 
-    Gradients are exact, for both inputs. Source: PWC-Net (Sun et al., CVPR 2018), "Cost volume layer"; its 1 / channels is left out, since the
-    features have unit length.
+    Gradients are exact, for both inputs. Source: PWC-Net (Sun et al., CVPR 2018), "Cost volume layer"; its
+    1 / channels is left out, since the features have unit length.
     """
-    volume: Tensor = _CostVolume.apply(features1, features2, radius)
+    volume: Tensor = _CostVolume.apply(features1, features2, radius)  # type: ignore[no-untyped-call]
     return volume
 
 
@@ -51,7 +53,7 @@ class _CostVolume(torch.autograd.Function):
         return volume
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         features1, features2 = ctx.saved_tensors
         radius = ctx.radius
         height, width = features1.shape[-2:]

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from flowcore.geometry import pad_to_multiple, upsample_flow
 from flowcore.shapes import Flow, Image
 
+# Every level has its own size; with Flow, one height and width would have to fit all levels of a call.
+FlowLevel = Float[Tensor, "batch 2 _ _"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class BidirectionalFlow:
@@ -18,8 +21,9 @@ class BidirectionalFlow:
     A level at stride s is a grid of [height / s, width / s] vectors in pixels of the full-resolution frame.
     """
 
-    forward: list[Flow]
-    backward: list[Flow]
+    forward: list[FlowLevel]
+    backward: list[FlowLevel]
+    strides: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,7 @@ class NetworkConfig:
 
 
 class FlowNetwork(nn.Module):
-    """A network whose sides must be multiples of `multiple` pixels and whose levels have the strides `strides`, finest first."""
+    """A network for sides that are multiples of `multiple` px; its levels have `strides`, finest first."""
 
     config: NetworkConfig
     multiple: int
@@ -40,10 +44,10 @@ class FlowNetwork(nn.Module):
 
     @abstractmethod
     def encode(self, images: Image) -> list[Tensor]:
-        """The features of each frame, coarse or fine as the network likes; frames are the first axis of each tensor."""
+        """The features of each frame, whatever `decode` needs; frames are the first axis of each tensor."""
 
     @abstractmethod
-    def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[Flow]:
+    def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[FlowLevel]:
         """The flow from frames 1 to frames 2, finest level first; see BidirectionalFlow for the unit."""
 
     def forward(self, image1: Image, image2: Image) -> BidirectionalFlow:
@@ -59,16 +63,21 @@ class FlowNetwork(nn.Module):
             [torch.cat(both) for both in zip(first, second, strict=True)],
             [torch.cat(both) for both in zip(second, first, strict=True)],
         )
-        return BidirectionalFlow(forward=[level[:pairs] for level in levels], backward=[level[pairs:] for level in levels])
+        return BidirectionalFlow(
+            forward=[level[:pairs] for level in levels],
+            backward=[level[pairs:] for level in levels],
+            strides=self.strides,
+        )
 
     @torch.no_grad()
     def estimate_chunk(
         self, frames: Float[Tensor, "frames 3 height width"]
     ) -> tuple[Float[Tensor, "pairs 2 _ _"], Float[Tensor, "pairs 2 _ _"]]:
-        """Forward and backward flow of the K pairs of K + 1 consecutive frames of any size, at the network's finest stride.
+        """Forward and backward flow of the K pairs of K + 1 consecutive frames of any size, at the network's
+        finest stride.
 
-        Each frame is encoded once. The grid covers the frame padded to `multiple`; `upsample_flow(flow, strides[0], height, width)` is
-        the full-resolution flow.
+        Each frame is encoded once. The grid covers the frame padded to `multiple`;
+        `upsample_flow(flow, strides[0], height, width)` is the full-resolution flow.
         """
         features = self.encode(pad_to_multiple(frames, self.multiple))
         both = self._both_directions([level[:-1] for level in features], [level[1:] for level in features])
@@ -76,7 +85,7 @@ class FlowNetwork(nn.Module):
 
     @torch.no_grad()
     def estimate(self, image1: Image, image2: Image) -> tuple[Flow, Flow]:
-        """Forward and backward flow at full resolution, for frames of any size (padded inside, cropped back)."""
+        """Forward and backward flow at full resolution, for frames of any size (padded, cropped back)."""
         height, width = image1.shape[-2:]
         both = self(pad_to_multiple(image1, self.multiple), pad_to_multiple(image2, self.multiple))
         stride = self.strides[0]

@@ -1,7 +1,8 @@
-"""PWC-Net: pyramid, warping, cost volume (Sun et al., CVPR 2018), in the light form that DDFlow and SelFlow train.
+"""What is PWC-Net here? Pyramid, warping, cost volume (Sun et al., CVPR 2018), as light as DDFlow trains it.
 
-Each level predicts the flow itself, not a residual; the context network refines the finest one. The flow is kept in pixels of the
-full-resolution frame at every level and divided by the level's stride only where features are warped.
+Each level predicts the flow itself, not a residual; the context network refines the finest one. The flow is
+kept in pixels of the full-resolution frame at every level and divided by the level's stride only where
+features are warped.
 """
 
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from torch.nn import functional
 
 from flowcore.geometry import backward_warp
 from flowcore.networks.correlation import cost_volume, normalize_features
-from flowcore.networks.interface import FlowNetwork, NetworkConfig
-from flowcore.shapes import Flow, Image
+from flowcore.networks.interface import FlowLevel, FlowNetwork, NetworkConfig
+from flowcore.shapes import Image
 
 _FLOW_SCALE = 20.0
 """Pixels of motion that one unit of a decoder's output stands for, as PWC-Net scales its truth."""
@@ -29,7 +30,7 @@ class PWCNetConfig(NetworkConfig):
     decoder_widths: tuple[int, ...] = (128, 128, 96, 64, 32)
     """Channels of the decoder's convolutions, the same at every level."""
     context_widths: tuple[int, ...] = (128, 128, 128, 96, 64, 32)
-    """Channels of the context network; its dilations are 1, 2, 4, 8, 16, 1, then 1 for the last convolution."""
+    """Channels of the context network, whose dilations are 1, 2, 4, 8, 16, 1, and 1 for the flow."""
     finest_level: int = 2
     """The level of the final flow: stride 2^finest_level, 4 pixels by default."""
     radius: int = 4
@@ -83,7 +84,10 @@ class PWCNet(FlowNetwork):
             self.heads.append(_flow_head(config.decoder_widths[-1]))
         context_widths = (config.decoder_widths[-1] + 2, *config.context_widths)
         self.context = nn.Sequential(
-            *(_convolution(a, b, dilation=d) for (a, b), d in zip(pairwise(context_widths), (1, 2, 4, 8, 16, 1), strict=False)),
+            *(
+                _convolution(a, b, dilation=d)
+                for (a, b), d in zip(pairwise(context_widths), (1, 2, 4, 8, 16, 1), strict=False)
+            ),
             _flow_head(context_widths[-1]),
         )
 
@@ -91,8 +95,8 @@ class PWCNet(FlowNetwork):
         height, width = images.shape[-2:]
         if height % self.multiple or width % self.multiple:
             raise ValueError(
-                f"frames of ({height}, {width}) must be multiples of {self.multiple} px on each side for this network; "
-                "pad them, or choose another crop size"
+                f"frames of ({height}, {width}) must be multiples of {self.multiple} px on each side for "
+                "this network; pad them, or choose another crop size"
             )
         features = []
         x = images - 0.5
@@ -101,7 +105,7 @@ class PWCNet(FlowNetwork):
             features.append(x)
         return features[self.config.finest_level - 1 :]
 
-    def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[Flow]:
+    def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[FlowLevel]:
         levels: list[Tensor] = []
         flow = hidden = None
         for index in reversed(range(len(features1))):

@@ -96,10 +96,11 @@ def test_a_relative_path_gives_absolute_ones(tree: Path, monkeypatch: pytest.Mon
 
 
 def test_globs_match_files_and_folders(tree: Path) -> None:
-    assert find_videos(f"{tree}/**/*.[am]*") == [v for v in expected_of(str(tree)) if not v.frames][::2][
-        :1
-    ] + [VideoSource(f"{tree}/sub/c with space #1.avi")]
-    assert find_videos(f"{tree}/s*") == expected_of(str(tree))[2:]
+    b, _, c, a = expected_of(str(tree))
+    assert find_videos(f"{tree}/**/*.[am]*") == [b, c]
+    assert find_videos(f"{tree}/**/*.M*") == [a]
+    assert find_videos(f"{tree}/s*") == [c, a]
+    assert find_videos(f"{tree}/**") == expected_of(str(tree))
     assert find_videos(f"{tree}/frames/walk/f1*") == [
         VideoSource(f"{tree}/frames/walk", ("f1.png", "f10.png", "f100.PNG"))
     ]
@@ -189,14 +190,15 @@ class ObjectStorage(BaseHTTPRequestHandler):
             for path in self.folder.rglob("*")
             if path.is_file()
         }
+        found = [(key, path) for key, path in sorted(files.items()) if key.startswith(prefix)]
         listed = "".join(
             f"<Contents><Key>{escape(key)}</Key><Size>{path.stat().st_size}</Size>"
             "<LastModified>2024-01-01T00:00:00.000Z</LastModified></Contents>"
-            for key, path in sorted(files.items())
-            if key.startswith(prefix)
+            for key, path in found
         )
-        start = '<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-        body = f"{start}<IsTruncated>false</IsTruncated>{listed}</ListBucketResult>"
+        start = '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+        start += f"<KeyCount>{len(found)}</KeyCount><IsTruncated>false</IsTruncated>"
+        body = f"{start}{listed}</ListBucketResult>"
         self._answer(200, body.encode(), {"Content-Type": "application/xml"})
 
     def _answer(self, code: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
@@ -345,7 +347,7 @@ def test_a_reading_that_is_broken_off_leaves_nothing_for_the_next(video: VideoSo
         next(chunks)
         with pytest.raises(RuntimeError, match="one video at a time"):
             decoder.digest(video)
-        chunks.close()  # type: ignore[attr-defined]
+        chunks.close()
         assert [c.index for c in decoder.read(video, OPTIONS, JPEG)] == list(range(50))
 
 
@@ -356,7 +358,6 @@ import sys
 from flowcore.video import ClipOptions
 from pipelines.clips import DecoderProcess, FrameCodec, VideoSource
 decoder = DecoderProcess()
-next(decoder.read(VideoSource({video.uri!r}), ClipOptions(chunk_pairs=4), FrameCodec("png")))
 chunks = decoder.read(VideoSource({video.uri!r}), ClipOptions(chunk_pairs=4), FrameCodec("png"))
 next(chunks)
 print(decoder.pid, flush=True)

@@ -1,0 +1,75 @@
+"""What share of a student's step is spent waiting for data?
+
+    python benchmarks/feed.py [--steps 300] [--workers 1]
+
+Renders videos, labels them with a teacher of fresh weights (its labels cost the feed what good ones do), trains the demo recipe's student
+on them and prints the share of the training time that the loop waited for its next batch, after the first tenth of the steps. Seed 0.
+"""
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from mlflow import MlflowClient
+
+from flowcore.objectives import OcclusionViewObjective
+from flowcore.scenes import SceneOptions, render_scene, write_video
+from jobs.command import connect
+from jobs.recipes import RECIPES, augmented
+from pipelines import tracking
+from pipelines.checkpoints import save_model
+from pipelines.labelling import write_labels
+from pipelines.labels import PairSet
+from pipelines.training import CollapseAlarm, Training, train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--workers", type=int, default=1)
+    arguments = parser.parse_args()
+    recipe = RECIPES["demo"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for seed in range(8):
+            write_video(folder / "videos" / f"{seed}.mp4", render_scene(seed, SceneOptions()).frames)
+        torch.manual_seed(0)
+        network = recipe.network.build()
+        save_model(folder / "teacher", network, {"stage": "benchmark"})
+        connect()
+        write_labels(str(folder / "videos"), str(folder / "teacher"), str(folder / "labels"), recipe.labels)
+        options = replace(
+            recipe.student,
+            steps=arguments.steps,
+            workers=arguments.workers,
+            log_every=max(1, arguments.steps // 10),
+            validate_every=arguments.steps,
+        )
+        with tracking.start("benchmark", recipe="demo", parameters=options, project_folder=folder) as run:
+            train(
+                Training(
+                    stage="distill",
+                    network=recipe.network,
+                    initial=network.state_dict(),
+                    pairs=PairSet.open(str(folder / "labels")),
+                    transformation=augmented(recipe.student_crop),
+                    objective=OcclusionViewObjective(),
+                    options=options,
+                    provenance={},
+                    run=run.handle,
+                    alarm=CollapseAlarm(max_occluded=2.0, min_flow_variance=-1.0, must_improve=False),
+                ),
+                str(folder / "runs"),
+            )
+        client = MlflowClient(tracking.tracking_uri(folder))
+        shares = [m.value for m in client.get_metric_history(run.run_id, "train/waiting_for_data")]
+        speeds = [m.value for m in client.get_metric_history(run.run_id, "train/pairs_per_second")]
+    print(f"share of a student step spent waiting for data: {sum(shares[1:]) / len(shares[1:]):.1%}")
+    print(f"by tenth of the {arguments.steps} steps: {', '.join(f'{share:.1%}' for share in shares)}")
+    print(f"pairs per second: {sum(speeds[1:]) / len(speeds[1:]):.1f}")
+
+
+if __name__ == "__main__":
+    main()

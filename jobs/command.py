@@ -1,0 +1,213 @@
+"""How does a job begin and end? It parses its command line, joins or starts Ray, and says what went wrong.
+
+A recipe is the first argument and names a full set of options; flags after it change single ones. An error
+that the user can mend is a message on stderr without a traceback, even where a worker on another node raised
+it; DISTILLFLOW_DEBUG=1 shows the traceback and the workers' output.
+"""
+
+import difflib
+import functools
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NoReturn, TypeVar
+
+import ray
+import ray.data
+import tyro
+from ray.exceptions import RayError, RayTaskError
+from ray.train import ControllerError, WorkerGroupError
+
+from pipelines.locations import PROJECT_FOLDER
+
+Options = TypeVar("Options")
+Recipes = Mapping[str, tuple[str, Options]]
+"""What --help says of each recipe, and its options; one that the user must give is tyro.MISSING there."""
+
+_REPORTING = ("flowcore", "pipelines", "jobs", "mlflow")
+"""Packages whose exceptions say what to mend."""
+_SPARE_CPUS = 2
+_FEWEST_CPUS = 4
+
+
+def run(
+    main: Callable[[Options], None], options: type[Options], arguments: Sequence[str] | None = None
+) -> None:
+    """Parses the command line into `options`, calls `main` with them and ends the process if that fails.
+
+    --help shows the docstring of main's module and those of the options. Exit status 2 for a command line
+    that is wrong, 1 for another error.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = _parse(options, given, program=_program(), description=_docstring(main))
+    _call(lambda: main(parsed))
+
+
+def run_recipe(
+    main: Callable[[str, Options], None], recipes: Recipes[Options], arguments: Sequence[str] | None = None
+) -> None:
+    """As `run`, for a job whose first argument is a recipe; `main` gets its name and its options with the
+    flags applied."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    name = _recipe_name(recipes, given, _docstring(main))
+    description, defaults = recipes[name]
+    parsed = _parse(
+        type(defaults),
+        given[1:],
+        program=f"{_program()} {name}",
+        description=f"The recipe {name}. {description}",
+        defaults=defaults,
+    )
+    _call(lambda: main(name, parsed))
+
+
+def connect() -> None:
+    """Joins the cluster of the Ray job or of RAY_ADDRESS; without either, starts Ray inside this process.
+
+    The embedded Ray has more logical CPUs than the machine, because training workers hold theirs while their
+    feed needs some: with as many of both a job would wait for ever. ConnectionError where RAY_ADDRESS leads
+    to no cluster.
+    """
+    is_debugging = _is_debugging()
+    if not is_debugging:
+        _quieten()
+    start = functools.partial(
+        ray.init, logging_level=logging.INFO if is_debugging else logging.ERROR, log_to_driver=is_debugging
+    )
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        # Ray's processes inherit it; the workers then import the code that runs here.
+        inherited = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT_FOLDER), *([inherited] if inherited else [])])
+        num_cpus = max(_FEWEST_CPUS, _num_cores() + _SPARE_CPUS)
+        start(address="local", num_cpus=num_cpus, include_dashboard=False)
+    elif address.startswith("http"):
+        raise ConnectionError(
+            f"RAY_ADDRESS {address} is a job server's: type `ray job submit --working-dir . -- python ...`, "
+            "or unset RAY_ADDRESS to run without the cluster"
+        )
+    else:
+        start(address=address)
+    context = ray.data.DataContext.get_current()
+    context.raise_original_map_exception = True
+    context.enable_progress_bars = is_debugging
+
+
+def _parse(
+    options: type[Options],
+    arguments: Sequence[str],
+    *,
+    program: str,
+    description: str,
+    defaults: Options | None = None,
+) -> Options:
+    try:
+        return tyro.cli(
+            options,
+            prog=program,
+            description=description,
+            args=arguments,
+            default=tyro.MISSING if defaults is None else defaults,
+            # An option of several types has the recipe's; a subcommand inside a recipe would be a maze.
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+    except ValueError as error:
+        # tyro reports those of nested options itself.
+        _fail(error, status=2)
+
+
+def _recipe_name(recipes: Recipes[Options], arguments: Sequence[str], description: str) -> str:
+    """The first argument, if it is a recipe; otherwise the process ends with the list of recipes."""
+    if not arguments or arguments[0].startswith("-"):
+        tyro.extras.overridable_config_cli(recipes, prog=_program(), description=description, args=arguments)
+        raise SystemExit(2)
+    name = arguments[0]
+    if name not in recipes:
+        nearest = difflib.get_close_matches(name, recipes, n=1)
+        hint = f" (perhaps you meant {nearest[0]})" if nearest else ""
+        _fail(ValueError(f"recipe {name!r} must be one of {', '.join(recipes)}{hint}; see --help"), status=2)
+    return name
+
+
+def _call(work: Callable[[], None]) -> None:
+    try:
+        work()
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        cause = _root_cause(error)
+        if not _is_expected(cause):
+            raise
+        if _is_debugging():
+            traceback.print_exc()
+        _fail(cause, status=1)
+
+
+def _fail(error: BaseException, *, status: int) -> NoReturn:
+    print(f"error: {_message(error)}", file=sys.stderr)
+    raise SystemExit(status) from None
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """The exception that was raised first, without what Ray wraps around one from a worker."""
+    for inner in _wrapped(error):
+        return _root_cause(inner)
+    return error
+
+
+def _wrapped(error: BaseException) -> Iterable[BaseException]:
+    if isinstance(error, RayTaskError):
+        return [error.cause]
+    if isinstance(error, ControllerError):
+        return [error.controller_failure]
+    if isinstance(error, WorkerGroupError):
+        # Ray Train keeps the worker's exception, beside its traceback, in a private attribute.
+        return [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
+    return []
+
+
+def _is_expected(error: BaseException) -> bool:
+    """True for what bad input, the machine or a service brings about; False for a bug, which needs its
+    traceback."""
+    package = type(error).__module__.partition(".")[0]
+    return package in _REPORTING or isinstance(error, ValueError | OSError | RuntimeError | RayError)
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    # Ray Data appends advice about retries to what a worker raised.
+    return str(error).partition("\nFailed to apply ")[0] or type(error).__name__
+
+
+def _is_debugging() -> bool:
+    return os.environ.get("DISTILLFLOW_DEBUG", "0") not in ("", "0")
+
+
+def _quieten() -> None:
+    """Leaves Ray's warnings; drops its plans and the tracebacks that it logs before raising them."""
+    for name, level in (
+        ("ray.data", logging.WARNING),
+        ("ray.data._internal.progress", logging.ERROR),
+        ("ray.data.exceptions", logging.CRITICAL),
+        ("ray.data._internal.execution.streaming_executor_state", logging.CRITICAL),
+    ):
+        logging.getLogger(name).setLevel(level)
+
+
+def _num_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _program() -> str:
+    return f"python {sys.argv[0]}"
+
+
+def _docstring(main: Callable[..., None]) -> str:
+    return sys.modules[main.__module__].__doc__ or ""

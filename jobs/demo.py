@@ -1,0 +1,95 @@
+"""The whole chain on this machine: videos, teacher, pseudo-labels, student, evaluation.
+
+    make demo                    # on rendered videos, whose true flow is known
+    make demo VIDEOS=my_videos   # on your own
+
+Everything lands in a new folder under runs/, every stage is a run in MLflow, and the last lines say where to look.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flowcore.formats import write_image
+from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
+from jobs import distill, pseudolabel, recipes, train_teacher
+from jobs.command import connect, run
+from pipelines import tracking
+from pipelines.evaluation import EvaluationResult, evaluate, show_pairs, table
+from pipelines.locations import PROJECT_FOLDER, absolute
+
+_TRAINING_SCENES = range(25)
+_TEST_SCENES = range(10_000, 10_040)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Options of the demo."""
+
+    videos: str | None = None
+    """Your own videos; without, some are rendered."""
+    seed: int = 0
+    """Decides weights, the order of pairs and crops; the rendered videos are always the same."""
+    recipe: str = "demo"
+    """Another recipe: smoke runs through in a minute and learns nothing."""
+
+
+class Stages:
+    """The seconds that each stage took; prints a line as one begins and ends."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, what: str) -> Iterator[None]:
+        print(f"\n== {name}: {what}", flush=True)
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 1)
+        print(f"== {name}: done in {self.seconds[name]:.1f} s", flush=True)
+
+
+def main(options: Demo) -> None:
+    folder = PROJECT_FOLDER / "runs" / f"demo-{time.strftime('%Y%m%d-%H%M%S')}-seed{options.seed}"
+    recipe = recipes.RECIPES[options.recipe]
+    stages = Stages()
+    videos = absolute(options.videos, "--videos") if options.videos else str(folder / "videos")
+    if not options.videos:
+        with stages.stage("render", f"{len(_TRAINING_SCENES)} videos and {len(_TEST_SCENES)} test scenes"):
+            render(folder, recipe.clips.size or (96, 128))
+    with stages.stage("start", "an embedded Ray"):
+        connect()
+    with stages.stage("train_teacher", "learns optical flow from the videos, without labels"):
+        _, defaults = train_teacher.recipes()[options.recipe]
+        teacher = train_teacher.train_teacher(
+            options.recipe,
+            replace(
+                defaults,
+                videos=videos,
+                run_root=str(folder),
+                training=replace(defaults.training, seed=options.seed),
+            ),
+        )
+    labels = str(folder / "labels")
+    with stages.stage("pseudolabel", "the teacher writes flow and occlusion of every pair"):
+        _, labelling = pseudolabel.recipes()[options.recipe]
+        written = pseudolabel.pseudolabel(
+            options.recipe, replace(labelling, videos=videos, teacher=teacher, labels=labels)
+        )
+    with stages.stage("distill", "a student learns from the labels on harder crops"):
+        _, distillation = distill.recipes()[options.recipe]
+        student = distill.distill(
+            options.recipe,
+            replace(
+                distillation,
+                labels=labels,
+                run_root=str(folder),
+                training=replace(distillation.training, seed=options.seed),
+            ),
+        )
+    models = {"teacher": teacher, "student": student}
+    summary: dict[str, object] = {}
+    print()

@@ -1,0 +1,108 @@
+"""Distills the student: the teacher's network, trained on transformed crops of what the teacher labelled.
+
+    python jobs/distill.py demo --labels my_labels --run-root runs
+
+The student starts from the weights of the teacher that made the labels, unless --init names another model. Prints the URI of the student, which
+evaluate and predict take. With --resume RUN_ID a run that was killed goes on from its last checkpoint.
+"""
+
+from dataclasses import dataclass, field
+
+import tyro
+
+from flowcore.hallucination import Crop
+from flowcore.objectives import OcclusionViewObjective
+from jobs.command import connect, run_recipe
+from jobs.recipes import RECIPES, augmented
+from pipelines import tracking
+from pipelines.checkpoints import fetch_model, load_model
+from pipelines.labels import PairSet
+from pipelines.locations import absolute
+from pipelines.training import Training, TrainingOptions, finish, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill:
+    """Options of distill."""
+
+    labels: str
+    """Folder or URI that pseudolabel wrote."""
+    run_root: str
+    """Folder or URI, shared by all nodes, for checkpoints and models."""
+    crop: Crop
+    """The student's window inside the teacher's frames; what it cuts off is hidden from the student alone."""
+    training: TrainingOptions
+    objective: OcclusionViewObjective = field(default_factory=OcclusionViewObjective)
+    init: str | None = None
+    """The model to start from, in place of the teacher that made the labels."""
+    resume: str | None = None
+    """The id of an MLflow run of this job to go on with."""
+
+
+def distill(recipe: str, options: Distill) -> str:
+    """Runs the stage; returns the registered student's URI."""
+    labels, run_root = absolute(options.labels, "--labels"), absolute(options.run_root, "--run-root")
+    pairs = PairSet.open(labels)
+    if not pairs.has_labels:
+        raise ValueError(f"--labels {labels} holds frame pairs without labels; label them with jobs/pseudolabel.py")
+    start = absolute(options.init, "--init") if options.init else pairs.description.provenance["teacher"]
+    with tracking.start(
+        "distill",
+        recipe=recipe,
+        parameters=options,
+        inputs={"labels": labels, "init": start},
+        resume_run_id=options.resume,
+    ) as run:
+        run.dataset("labels", labels, pairs.label_set, "training")
+        run.tag("label_set", pairs.label_set)
+        if labelled_by := pairs.description.provenance.get("run_id"):
+            run.link("labels", labelled_by)
+        network, teacher = load_model(fetch_model(start))
+        result = train(
+            Training(
+                stage="distill",
+                network=network.config,
+                initial=network.state_dict(),
+                pairs=pairs,
+                transformation=augmented(options.crop),
+                objective=options.objective,
+                options=options.training,
+                provenance={
+                    "stage": "distill",
+                    "recipe": recipe,
+                    "labels": labels,
+                    "label_set": pairs.label_set,
+                    "teacher": teacher.digest,
+                    "run_id": run.run_id,
+                },
+                run=run.handle,
+            ),
+            run_root,
+        )
+        return finish(run, result, "flow-student")
+
+
+def main(recipe: str, options: Distill) -> None:
+    connect()
+    uri = distill(recipe, options)
+    print(f"student: {uri}\nlook at it: {tracking.ui_command()}")
+
+
+def recipes() -> dict[str, tuple[str, Distill]]:
+    """This job's options by recipe."""
+    return {
+        name: (
+            recipe.description,
+            Distill(
+                labels=tyro.MISSING,
+                run_root=tyro.MISSING,
+                crop=recipe.student_crop,
+                training=recipe.student,
+            ),
+        )
+        for name, recipe in RECIPES.items()
+    }
+
+
+if __name__ == "__main__":
+    run_recipe(main, recipes())

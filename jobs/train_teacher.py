@@ -1,0 +1,110 @@
+"""Trains the teacher: a network that learns optical flow from unlabelled videos alone.
+
+    python jobs/train_teacher.py demo --videos my_videos --run-root runs
+
+The frame pairs of the videos are written to Parquet under the run root once, and read from there in every epoch. Prints the URI of the teacher,
+which pseudolabel takes. With --resume RUN_ID a run that was killed goes on from its last checkpoint.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import tyro
+
+from flowcore.hallucination import Crop
+from flowcore.networks import PWCNetConfig
+from flowcore.objectives import TeacherObjective
+from flowcore.video import ClipOptions
+from jobs.command import connect, run_recipe
+from jobs.recipes import RECIPES, augmented
+from pipelines import tracking
+from pipelines.labelling import LabellingOptions, write_pairs
+from pipelines.labels import PairSet
+from pipelines.locations import absolute, join
+from pipelines.training import Training, TrainingOptions, finish, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTeacher:
+    """Options of train_teacher."""
+
+    videos: str
+    """Folder (searched through), glob, video, list file or URI."""
+    run_root: str
+    """Folder or URI, shared by all nodes, for frame pairs, checkpoints and models."""
+    clips: ClipOptions
+    """How videos become frame pairs."""
+    network: PWCNetConfig
+    """The network, and later the student's."""
+    crop: Crop
+    """The window of each frame that a training step sees."""
+    training: TrainingOptions
+    objective: TeacherObjective = field(default_factory=TeacherObjective)
+    resume: str | None = None
+    """The id of an MLflow run of this job to go on with."""
+
+
+def train_teacher(recipe: str, options: TrainTeacher) -> str:
+    """Runs the stage; returns the registered teacher's URI."""
+    videos, run_root = absolute(options.videos, "--videos"), absolute(options.run_root, "--run-root")
+    with tracking.start(
+        "train_teacher",
+        recipe=recipe,
+        parameters=options,
+        inputs={"videos": videos},
+        resume_run_id=options.resume,
+    ) as run:
+        made_from = hashlib.blake2b(repr((videos, options.clips)).encode(), digest_size=6).hexdigest()
+        summary = write_pairs(videos, join(run_root, f"pairs-{made_from}"), LabellingOptions(clips=options.clips))
+        pairs = PairSet.open(summary.location)
+        run.dataset("videos", videos, pairs.label_set, "training")
+        run.summary(summary.metrics("pairs"))
+        result = train(
+            Training(
+                stage="train_teacher",
+                network=options.network,
+                initial=None,
+                pairs=pairs,
+                transformation=augmented(options.crop),
+                objective=options.objective,
+                options=options.training,
+                provenance={
+                    "stage": "train_teacher",
+                    "recipe": recipe,
+                    "videos": videos,
+                    "pair_set": pairs.label_set,
+                    "run_id": run.run_id,
+                },
+                run=run.handle,
+            ),
+            run_root,
+        )
+        return finish(run, result, "flow-teacher")
+
+
+def main(recipe: str, options: TrainTeacher) -> None:
+    connect()
+    uri = train_teacher(recipe, options)
+    print(f"teacher: {uri}\nlook at it: {tracking.ui_command()}")
+
+
+def recipes() -> dict[str, tuple[str, TrainTeacher]]:
+    """This job's options by recipe."""
+    return {
+        name: (
+            recipe.description,
+            TrainTeacher(
+                videos=tyro.MISSING,
+                run_root=tyro.MISSING,
+                clips=recipe.clips,
+                network=recipe.network,
+                crop=recipe.teacher_crop,
+                training=recipe.teacher,
+            ),
+        )
+        for name, recipe in RECIPES.items()
+    }
+
+
+if __name__ == "__main__":
+    run_recipe(main, recipes())

@@ -1,0 +1,181 @@
+"""How do stored pairs become training batches? In a planned order, the same on any cluster.
+
+The order is a function of (seed, epoch) alone. An epoch is a permutation of the row groups, flattened into
+rows and cut into as many streams as the global batch has places; batch t takes the t-th row of every stream.
+So a batch mixes the whole set, a row group is read in one piece, and the workers of any number share the same
+global batches: worker r of N takes its share of the places. Where training stands is one number, the step, so
+that resuming inside an epoch is starting the plan there.
+
+Ray Data reads, decodes and transforms windows of a few batches as tasks on any node's CPUs, in order, ahead
+of the training step.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+from jaxtyping import Int
+from numpy import ndarray
+
+from flowcore.hallucination import FramePair, Transformation
+from flowcore.objectives import Batch
+from pipelines.labels import PairSet, decode_row
+
+_WINDOW_STEPS = 16
+"""Steps in a block: enough work that Ray's cost of a block, some 40 ms, doesn't count."""
+_ROUND_WINDOWS = 512
+"""Windows in one execution of Ray Data; starting one costs about a second, and its plan is held in memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Which pair has which place in which batch.
+
+    `index` is that of a PairSet, in any fixed order, without the pairs that are held back.
+    """
+
+    index: pa.Table
+    global_batch: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.steps_per_epoch < 1:
+            raise ValueError(
+                f"{self.index.num_rows} pairs don't fill one global batch of {self.global_batch}; "
+                "add videos or choose a smaller batch"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch; the rows beyond the last one, other ones each epoch, wait for the
+        next."""
+        return int(self.index.num_rows // self.global_batch)
+
+    def epoch(self, epoch: int) -> Int[ndarray, "steps places"]:
+        """The rows of the index that each step of the epoch takes."""
+        rng = np.random.default_rng([self.seed, epoch])
+        # a row group is named by its file and its number; its rows stay neighbours, in a random order
+        groups = np.stack([self.index["file"].to_numpy(), self.index["row_group"].to_numpy()])
+        _, group = np.unique(groups, axis=1, return_inverse=True)
+        rank_of_group = rng.permutation(int(group.max()) + 1)
+        order = np.lexsort((rng.random(len(group)), rank_of_group[group.reshape(-1)]))
+        steps = self.steps_per_epoch
+        return order[: steps * self.global_batch].reshape(self.global_batch, steps).T
+
+    def windows(self, start: int, stop: int, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
+        """What worker `rank` reads for the steps from `start` to before `stop`, in windows of a few steps.
+
+        ValueError where the global batch can't be shared equally.
+        """
+        if self.global_batch % world_size:
+            raise ValueError(
+                f"global batch {self.global_batch} must be a multiple of the number of workers {world_size}, "
+                "so that each has the same share"
+            )
+        share = self.global_batch // world_size
+        places = slice(rank * share, (rank + 1) * share)
+        step = start
+        while step < stop:
+            epoch, first = divmod(step, self.steps_per_epoch)
+            rows = self.epoch(epoch)[first : first + stop - step, places]
+            for at in range(0, len(rows), _WINDOW_STEPS):
+                taken = self.index.take(rows[at : at + _WINDOW_STEPS].reshape(-1))
+                yield {
+                    "epoch": epoch,
+                    "seed": self.seed,
+                    "file": taken["file"].to_pylist(),
+                    "row_group": taken["row_group"].to_pylist(),
+                    "row": taken["row"].to_pylist(),
+                }
+            step += len(rows)
+
+
+def frame_pair(row: dict[str, Any]) -> FramePair:
+    """The pair that a stored row holds."""
+    return FramePair(**{name: value for name, value in vars(decode_row(row)).items() if name != "pair_id"})
+
+
+def hold_back(index: pa.Table, share: float, most: int) -> tuple[pa.Table, pa.Table]:
+    """(pairs to train on, pairs to validate on): the lowest pair ids, which are digests, are held back."""
+    held = min(most, int(share * index.num_rows))
+    order = np.argsort(np.array(index["pair_id"].to_pylist()), kind="stable")
+    validation, training = np.sort(order[:held]), np.sort(order[held:])
+    return index.take(training), index.take(validation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WindowReader:
+    """Reads a window's rows, each row group once, and transforms each pair with randomness of its own."""
+
+    pairs: PairSet
+    transformation: Transformation
+
+    def __call__(self, window: dict[str, ndarray]) -> dict[str, ndarray]:
+        # Ray Data hands over a batch of one window
+        parts = {key: value[0] for key, value in window.items()}
+        groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        samples = []
+        for file, group, row in zip(parts["file"], parts["row_group"], parts["row"], strict=True):
+            if (file, group) not in groups:
+                groups[file, group] = self.pairs.read_group(self.pairs.files[int(file)], int(group))
+            stored = groups[file, group][int(row)]
+            key = [int(parts["seed"]), int(parts["epoch"]), int(stored["pair_id"][:16], 16)]
+            pair = self.transformation(frame_pair(stored), np.random.default_rng(key))
+            samples.append({name: value for name, value in vars(pair).items() if value is not None})
+        return {
+            name: np.stack([np.ascontiguousarray(sample[name]) for sample in samples]) for name in samples[0]
+        }
+
+
+def batches(
+    pairs: PairSet,
+    plan: Plan,
+    transformation: Transformation,
+    *,
+    start: int,
+    stop: int,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | None = None,
+) -> Iterator[Batch]:
+    """This worker's share of the global batches of the steps from `start` to before `stop`, one Batch a
+    step."""
+    share = plan.global_batch // world_size
+    windows = plan.windows(start, stop, rank, world_size)
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    while round_ := list(islice(windows, _ROUND_WINDOWS)):
+        dataset = ray.data.from_items(round_, override_num_blocks=len(round_)).map_batches(
+            _WindowReader(pairs=pairs, transformation=transformation), batch_size=1
+        )
+        for arrays in dataset.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=2):
+            yield to_batch(arrays, device)
+
+
+def to_batch(arrays: dict[str, ndarray], device: torch.device | None = None) -> Batch:
+    """Stacked fields of FramePair as the network's tensors: images in [0, 1], masks with a channel axis."""
+
+    def tensor(name: str) -> torch.Tensor | None:
+        if name not in arrays:
+            return None
+        values = torch.from_numpy(np.ascontiguousarray(arrays[name])).to(device)
+        if name.startswith("image"):
+            return values.movedim(-1, 1).float() / 255.0
+        return values.unsqueeze(1) if name.startswith("occ") else values
+
+    image1, image2 = tensor("image1"), tensor("image2")
+    assert image1 is not None and image2 is not None
+    return Batch(
+        image1=image1,
+        image2=image2,
+        flow_fw=tensor("flow_fw"),
+        flow_bw=tensor("flow_bw"),
+        occ_fw=tensor("occ_fw"),
+        occ_bw=tensor("occ_bw"),
+    )

@@ -1,0 +1,505 @@
+"""What is a pair set on disk, and how is a pair read from it?
+
+A pair set is a folder, local or on object storage, of Parquet files of frame pairs,
+`<video digest>/<shard>.parquet`; where a teacher made pseudo-labels of them it is a label set. Any Parquet
+reader understands a row without this module:
+
+- `flow_fw`, `flow_bw`: planar [2, ceil(height / s), ceil(width / s)] of int32 in units of 1/64 px, where s is
+  `flow_stride`. Divided by 64, upsampled s times (bilinear, half-pixel centres, the border repeated) and
+  cropped to height x width, this is the teacher's flow within 1/128 px.
+- `occ_fw`, `occ_bw`: [height, width] of bool, True = occluded.
+
+The choice that isn't obvious is that a video's folder is named after its content: a copy or a renamed video
+is the same video, and a changed one is another, whose pairs never mix with those of the old.
+"""
+
+import hashlib
+import json
+import os
+import posixpath
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, Literal, Self, cast
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Bool, Float, UInt8
+from numpy import ndarray
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from torch import Tensor
+
+from flowcore.geometry import upsample_flow
+from flowcore.video import SAMPLER_VERSION
+from pipelines.clips import FrameCodec
+
+FORMAT = 1
+"""Version of the layout and of the rows' meaning; another one is refused."""
+FLOW_UNITS = 64
+"""Units of a stored flow per pixel."""
+
+DESCRIPTION_FILE = "_label_set.json"
+"""What the set is made of; written first."""
+MANIFEST_FILE = "_manifest.json"
+"""What the set holds; written last, so that a set without it is unfinished."""
+LEDGER_FILE = "_ledger.json"
+"""The inputs that gave nothing or less than they hold, and why."""
+VIDEO_FILE = "video.json"
+"""In a video's folder: what became of it; written after its last shard."""
+
+PAIR_SCHEMA = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("video", pa.string()),
+        ("frame", pa.int32()),
+        ("stride", pa.int32()),
+        ("timestamp", pa.float64()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("image1", pa.binary()),
+        ("image2", pa.binary()),
+        ("label_set", pa.string()),
+    ]
+)
+"""A frame pair: `frame` is the first frame's number in the video, `timestamp` its time in seconds or nan,
+images are encoded as the set's codec says, `label_set` is the digest of what the set is made of."""
+LABEL_SCHEMA = pa.schema(
+    [
+        ("flow_fw", pa.list_(pa.int32())),
+        ("flow_bw", pa.list_(pa.int32())),
+        ("flow_stride", pa.int32()),
+        ("occ_fw", pa.list_(pa.bool_())),
+        ("occ_bw", pa.list_(pa.bool_())),
+        ("occluded", pa.float32()),
+        ("forward_backward", pa.float32()),
+        ("photometric", pa.float32()),
+        ("flow_p50", pa.float32()),
+        ("flow_p99", pa.float32()),
+        ("flow_max", pa.float32()),
+        ("teacher", pa.string()),
+    ]
+)
+"""What a teacher adds to a pair. `teacher` is its digest; the numbers are means over both directions:
+
+occluded: share of occluded pixels. forward_backward: px by which the two flows disagree, over the visible
+pixels. photometric: census distance (0 to 48) after warping, over the visible pixels. flow_p50, flow_p99,
+flow_max: length of the flow in px, over all pixels. See `pipelines.labelling`, where they are computed.
+"""
+
+_INDEX_SCHEMA = pa.schema(
+    [("pair_id", pa.string()), ("file", pa.int32()), ("row_group", pa.int32()), ("row", pa.int32())]
+)
+_FLOWS = ("flow_fw", "flow_bw")
+_MASKS = ("occ_fw", "occ_bw")
+_IMAGES = ("image1", "image2")
+_PARTIAL = ".partial"
+_REPEATED = ("video", "label_set", "teacher")
+
+
+def label_grid(height: int, width: int, stride: int) -> tuple[int, int]:
+    """(rows, columns) of a flow stored at `stride`: the part of a network's grid that lies over the frame."""
+    return -(-height // stride), -(-width // stride)
+
+
+def pair_id(video_digest: str, frames: tuple[int, int], stride: int, height: int, width: int) -> str:
+    """32 hexadecimal digits that name a pair, whatever labels it."""
+    identity = (video_digest, *frames, stride, height, width, SAMPLER_VERSION)
+    return hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()
+
+
+def quantized(flow: Float[Tensor, "pairs 2 rows columns"]) -> pa.ListArray:
+    """The column that stores `flow`, in pixels, to within 1/128 px; ValueError if it isn't finite."""
+    if not torch.isfinite(flow).all():
+        raise ValueError("flow must be finite to be a label: the network that gave it has diverged")
+    return _flat_lists((flow * FLOW_UNITS).round().to(torch.int32).cpu().numpy())
+
+
+def masks(mask: Bool[Tensor, "pairs 1 height width"]) -> pa.ListArray:
+    """The column that stores `mask`."""
+    return _flat_lists(mask.cpu().numpy())
+
+
+def _flat_lists(values: ndarray) -> pa.ListArray:
+    """One flat list an entry of the first axis."""
+    size = values[0].size
+    offsets = np.arange(len(values) + 1, dtype=np.int32) * size
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
+
+
+def encode_shard(table: pa.Table, row_group_pairs: int) -> bytes:
+    """The Parquet file of a table of PAIR_SCHEMA, with or without LABEL_SCHEMA's columns.
+
+    Flow is delta coded and zstd compressed, masks are run lengths; images are compressed already.
+    """
+    names = table.column_names
+    leaves = {name: f"{name}.list.element" for name in (*_FLOWS, *_MASKS) if name in names}
+    plain = {name: "PLAIN" for name in names if name not in leaves and name not in _REPEATED}
+    encodings = {leaves[name]: "DELTA_BINARY_PACKED" if name in _FLOWS else "RLE" for name in leaves}
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=row_group_pairs,
+        compression={leaves.get(name, name): "none" if name in _IMAGES else "zstd" for name in names},
+        use_dictionary=[name for name in _REPEATED if name in names],
+        column_encoding=plain | encodings,
+        write_statistics=[name for name in names if name not in (*leaves, *_IMAGES)],
+    )
+    return cast(bytes, sink.getvalue().to_pybytes())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairArrays:
+    """A pair as arrays; flow in pixels at full resolution, the labels None in a set of frames alone."""
+
+    pair_id: str
+    image1: UInt8[ndarray, "height width 3"]
+    image2: UInt8[ndarray, "height width 3"]
+    flow_fw: Float[ndarray, "2 height width"] | None
+    flow_bw: Float[ndarray, "2 height width"] | None
+    occ_fw: Bool[ndarray, "height width"] | None
+    occ_bw: Bool[ndarray, "height width"] | None
+
+
+def decode_row(row: Mapping[str, Any]) -> PairArrays:
+    """The pair in a row of `PairSet.read_group`; what the row has no column for is None."""
+    codec = FrameCodec()
+    height, width = row["height"], row["width"]
+    return PairArrays(
+        pair_id=row["pair_id"],
+        image1=codec.decode(row["image1"]),
+        image2=codec.decode(row["image2"]),
+        flow_fw=_flow(row["flow_fw"], row["flow_stride"], height, width) if "flow_fw" in row else None,
+        flow_bw=_flow(row["flow_bw"], row["flow_stride"], height, width) if "flow_bw" in row else None,
+        occ_fw=np.asarray(row["occ_fw"], bool).reshape(height, width) if "occ_fw" in row else None,
+        occ_bw=np.asarray(row["occ_bw"], bool).reshape(height, width) if "occ_bw" in row else None,
+    )
+
+
+def _flow(units: Sequence[int], stride: int, height: int, width: int) -> Float[ndarray, "2 height width"]:
+    grid = np.asarray(units, np.float32).reshape(1, 2, *label_grid(height, width, stride)) / FLOW_UNITS
+    return upsample_flow(torch.from_numpy(grid), stride, height, width)[0].numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetDescription:
+    """What a set is made of, which decides whether two runs may write into one folder.
+
+    made_of: JSON values, all that the labels depend on. provenance: texts that name where that came from,
+    such as the teacher's URI; they may differ.
+    """
+
+    made_of: Mapping[str, Any]
+    provenance: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits, the `label_set` of each row."""
+        canonical = json.dumps({"format": FORMAT, **self.made_of}, sort_keys=True)
+        return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
+
+
+def describe_set(location: str, description: SetDescription) -> None:
+    """Makes the folder a set of this description; ValueError, with what differs, if it is another's."""
+    folder = Folder(location)
+    if (before := _description_at(folder)) is None:
+        if folder.files():
+            raise ValueError(f"{location} holds other files and is no pair set; give a new folder")
+        values = {
+            "format": FORMAT,
+            "label_set": description.digest,
+            "made_of": dict(description.made_of),
+            "provenance": dict(description.provenance),
+        }
+        folder.write(DESCRIPTION_FILE, _json(values))
+    elif before.digest != description.digest:
+        ours, theirs = _leaves(description.made_of), _leaves(before.made_of)
+        differing = [
+            f"{name} is {theirs.get(name)} there and {ours.get(name)} here"
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name) != theirs.get(name)
+        ]
+        raise ValueError(
+            f"{location} is a set made otherwise: {'; '.join(differing)}; labels of two makings never mix: "
+            "give another folder, or the options that the set was made with"
+        )
+
+
+def _description_at(folder: "Folder") -> SetDescription | None:
+    try:
+        text = folder.read(DESCRIPTION_FILE)
+    except FileNotFoundError:
+        return None
+    try:
+        values = json.loads(text)
+        version = values["format"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{DESCRIPTION_FILE} in {folder.location} is damaged ({error!r}); restore it or make the set anew"
+        ) from error
+    if version != FORMAT:
+        raise ValueError(
+            f"{folder.location} has format {version}, and this version reads {FORMAT}; use the version that "
+            "wrote it, or make the set anew in another folder"
+        )
+    return SetDescription(made_of=values["made_of"], provenance=values["provenance"])
+
+
+def _leaves(value: object, path: str = "") -> dict[str, object]:
+    if isinstance(value, Mapping):
+        inner = (_leaves(each, f"{path}.{key}" if path else str(key)) for key, each in value.items())
+        return {name: leaf for leaves in inner for name, leaf in leaves.items()}
+    # As it comes back from JSON.
+    return {path: list(value) if isinstance(value, tuple) else value}
+
+
+def _json(values: object) -> bytes:
+    return (json.dumps(values, indent=1) + "\n").encode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerEntry:
+    """An input that gave no pair, or fewer than it holds, or that is another one's copy."""
+
+    video: str
+    outcome: Literal["nothing", "cut short", "duplicate", "unreadable now"]
+    reason: str
+    frames_read: int
+    pairs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoEntry:
+    """A video of a set. folder: its content's digest. bytes: of its shards."""
+
+    video: str
+    folder: str
+    pairs: int
+    shards: int
+    bytes: int
+
+
+def write_ledger(location: str, ledger: Sequence[LedgerEntry]) -> None:
+    """Writes the ledger over the one before, sorted by video."""
+    entries = sorted(ledger, key=lambda entry: (entry.video, entry.outcome))
+    Folder(location).write(LEDGER_FILE, _json([vars(entry) for entry in entries]))
+
+
+def write_manifest(location: str, label_set: str, videos: Sequence[VideoEntry]) -> None:
+    """Finishes the set, or brings the list of a finished one up to date."""
+    manifest = {
+        "format": FORMAT,
+        "label_set": label_set,
+        "num_videos": len(videos),
+        "num_pairs": sum(video.pairs for video in videos),
+        "num_shards": sum(video.shards for video in videos),
+        "bytes": sum(video.bytes for video in videos),
+        "videos": [vars(video) for video in sorted(videos, key=lambda video: video.folder)],
+    }
+    Folder(location).write(MANIFEST_FILE, _json(manifest))
+
+
+def shard_name(video_folder: str, shard: int) -> str:
+    """The file of a video's shard, relative to the set's folder."""
+    return f"{video_folder}/{shard:05d}.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSet:
+    """A pair set that is open for reading, here or in any process that it is sent to.
+
+    files: the Parquet files, relative to the location, sorted.
+    """
+
+    location: str
+    description: SetDescription
+    files: tuple[str, ...]
+
+    @classmethod
+    def open(cls, location: str, *, allow_unfinished: bool = False) -> Self:
+        """The set in a folder or at a URI.
+
+        FileNotFoundError where there is no set, ValueError where it is another version's or isn't finished;
+        allow_unfinished takes the files that are there.
+        """
+        folder = Folder(location)
+        description = _description_at(folder)
+        if description is None:
+            if not folder.exists():
+                raise FileNotFoundError(f"there is no folder {location}; make it with jobs/pseudolabel.py")
+            raise FileNotFoundError(
+                f"{location} is no pair set, it has no {DESCRIPTION_FILE}; give the folder that "
+                "jobs/pseudolabel.py was given as --labels"
+            )
+        try:
+            manifest = json.loads(folder.read(MANIFEST_FILE))
+        except FileNotFoundError:
+            if not allow_unfinished:
+                raise ValueError(
+                    f"{location} isn't finished, it has no {MANIFEST_FILE}; run the command that writes it, "
+                    "jobs/pseudolabel.py RECIPE --videos ... --teacher ... --labels ..., again: it adds only "
+                    "what is missing"
+                ) from None
+            return cls(location=location, description=description, files=tuple(folder.files(".parquet")))
+        files = [
+            shard_name(video["folder"], shard)
+            for video in manifest["videos"]
+            for shard in range(video["shards"])
+        ]
+        return cls(location=location, description=description, files=tuple(sorted(files)))
+
+    @property
+    def label_set(self) -> str:
+        """The digest of what the set is made of."""
+        return self.description.digest
+
+    @property
+    def has_labels(self) -> bool:
+        """False where there are frames alone."""
+        return "teacher" in self.description.made_of
+
+    def index(self) -> pa.Table:
+        """Every pair: pair_id string; file int32, the position in `files`; row_group and row, int32.
+
+        In the order of these three; reads footers and one column. FileNotFoundError where a file is missing.
+        """
+        with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as threads:
+            parts = list(threads.map(self._index_of, range(len(self.files))))
+        return pa.concat_tables([_INDEX_SCHEMA.empty_table(), *parts])
+
+    def read_group(
+        self, file: str, row_group: int, columns: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """The rows of a row group of one of the `files`, by column; list columns are flat arrays."""
+        with self._opened(file) as parquet:
+            table = parquet.read_row_group(row_group, columns=None if columns is None else list(columns))
+        values = {name: _column(table.column(name).combine_chunks()) for name in table.column_names}
+        return [{name: each[row] for name, each in values.items()} for row in range(table.num_rows)]
+
+    def _index_of(self, file: int) -> pa.Table:
+        with self._opened(self.files[file]) as parquet:
+            rows = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+            pair_ids = parquet.read(["pair_id"]).column("pair_id")
+        groups = np.repeat(np.arange(len(rows), dtype=np.int32), rows)
+        within = np.concatenate([np.arange(count, dtype=np.int32) for count in (0, *rows)])
+        return pa.table(
+            [pair_ids, np.full(len(groups), file, np.int32), groups, within], schema=_INDEX_SCHEMA
+        )
+
+    def _opened(self, file: str) -> pq.ParquetFile:
+        filesystem, root = storage_of(self.location)
+        try:
+            return pq.ParquetFile(f"{root}/{file}", filesystem=filesystem, pre_buffer=True)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{file} is missing in {self.location}, though {MANIFEST_FILE} lists it; delete "
+                f"{posixpath.dirname(file)}/{VIDEO_FILE} there and run the command that made the set again"
+            ) from error
+
+
+def _column(array: pa.Array) -> Sequence[Any]:
+    if not pa.types.is_list(array.type):
+        return cast(list[Any], array.to_pylist())
+    values = array.values.to_numpy(zero_copy_only=False)
+    offsets = array.offsets.to_numpy()
+    return [values[start:end] for start, end in pairwise(offsets)]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder, local or on object storage, whose files are there whole or not at all.
+
+    location: absolute path or a URI that pyarrow knows. Names are relative to it, with slashes.
+    """
+
+    location: str
+
+    def exists(self) -> bool:
+        """Object storage has no folders: there it exists when there is something in it."""
+        filesystem, root = storage_of(self.location)
+        return bool(filesystem.get_file_info(root).type == FileType.Directory)
+
+    def files(self, ending: str = "") -> list[str]:
+        """The names of the files in it and in its folders, sorted, without those that `.` or `_` hides."""
+        filesystem, root = storage_of(self.location)
+        found = filesystem.get_file_info(FileSelector(root, allow_not_found=True, recursive=True))
+        names = (info.path[len(root) :].strip("/") for info in found if info.type == FileType.File)
+        return sorted(
+            name
+            for name in names
+            if name.endswith(ending) and not any(part.startswith((".", "_")) for part in name.split("/"))
+        )
+
+    def folders(self) -> list[str]:
+        """The names of the folders in it, sorted."""
+        filesystem, root = storage_of(self.location)
+        found = filesystem.get_file_info(FileSelector(root, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == FileType.Directory)
+
+    def size(self, name: str) -> int | None:
+        """The bytes of a file, None if there is none of this name."""
+        filesystem, root = storage_of(self.location)
+        info = filesystem.get_file_info(f"{root}/{name}")
+        return cast(int, info.size) if info.type == FileType.File else None
+
+    def read(self, name: str) -> bytes:
+        """FileNotFoundError if there is no such file."""
+        filesystem, root = storage_of(self.location)
+        with filesystem.open_input_file(f"{root}/{name}") as file:
+            return cast(bytes, file.read())
+
+    def write(self, name: str, content: bytes) -> None:
+        """Puts a file in place of what has the name; after a kill at any moment one of the two is there."""
+        filesystem, root = storage_of(self.location)
+        path = f"{root}/{name}"
+        if isinstance(filesystem, LocalFileSystem):
+            _write_locally(path, content)
+        else:
+            # An object is there when its upload is complete.
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(content)
+
+    def remove_folder(self, name: str) -> None:
+        """Removes a folder with all that is in it."""
+        filesystem, root = storage_of(self.location)
+        filesystem.delete_dir(f"{root}/{name}")
+
+    def sweep(self) -> None:
+        """Removes what killed writers left; to be called where no other can be writing."""
+        filesystem, root = storage_of(self.location)
+        if isinstance(filesystem, LocalFileSystem):
+            for folder, _, names in os.walk(root):
+                for name in names:
+                    if name.startswith(".") and name.endswith(_PARTIAL):
+                        os.unlink(os.path.join(folder, name))
+
+
+def _write_locally(path: str, content: bytes) -> None:
+    folder, name = posixpath.split(path)
+    os.makedirs(folder, exist_ok=True)
+    # A name of its own: two writers of one file never share a partial one.
+    partial = posixpath.join(folder, f".{name}.{uuid4().hex}{_PARTIAL}")
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+@lru_cache(maxsize=64)
+def storage_of(location: str) -> tuple[FileSystem, str]:
+    """The file system of an absolute path or a URI, and the path on it."""
+    if "://" not in location:
+        return LocalFileSystem(), os.path.abspath(location).rstrip("/")
+    filesystem, path = FileSystem.from_uri(location)
+    return filesystem, path.rstrip("/")

@@ -1,0 +1,68 @@
+"""How far is work that other processes do? A bar on the driver's terminal.
+
+Ray forwards what workers print only together with all their noise; here they report numbers to a small actor,
+and a thread of the driver draws them.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+class _Board:
+    """The last report; lives in an actor."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.numbers: dict[str, float] = {}
+
+    def write(self, done: int, numbers: dict[str, float]) -> None:
+        self.done, self.numbers = done, numbers
+
+    def read(self) -> tuple[int, dict[str, float]]:
+        return self.done, self.numbers
+
+
+class Reporter:
+    """What a worker reports to; it can be sent to any process of the cluster."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def report(self, done: int, **numbers: float) -> None:
+        """How many units are done, and numbers to show beside them; doesn't wait."""
+        self._board.write.remote(done, numbers)
+
+
+@contextlib.contextmanager
+def shown(description: str, total: int, unit: str) -> Iterator[Reporter]:
+    """A bar of `total` units on stderr while the block runs."""
+    board = ray.remote(num_cpus=0)(_Board).remote()
+    finished = threading.Event()
+    with tqdm(desc=description, total=total, unit=unit, dynamic_ncols=True) as bar:
+
+        def draw() -> None:
+            done, numbers = ray.get(board.read.remote())
+            # a worker that was started again reports less than the one before it
+            bar.n = done
+            bar.set_postfix({name: f"{value:.3g}" for name, value in numbers.items()})
+
+        def watch() -> None:
+            while not finished.wait(_SECONDS_BETWEEN_LOOKS):
+                draw()
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield Reporter(board)
+        finally:
+            finished.set()
+            watcher.join()
+            draw()
+            ray.kill(board)

@@ -1,0 +1,537 @@
+"""How is a network trained on a cluster? One loop for every stage; the objective is the argument.
+
+Ray Train starts the workers and starts them again from the last checkpoint when one dies; each worker feeds
+itself from the planned order of `pipelines.feed`, so that a checkpoint needs no more than the step to know
+its place in the data. Nothing in the loop draws random numbers (crops and order are keyed by seed, epoch and
+pair), so a checkpoint holds no random state either.
+
+Losses are normalised over the global batch: the workers add up each term's sum and count before they divide.
+"""
+
+import hashlib
+import math
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed
+from torch import Tensor
+
+from flowcore.drawing import comparison_panel
+from flowcore.hallucination import FramePair, Transformation
+from flowcore.networks import FlowNetwork, NetworkConfig
+from flowcore.objectives import Batch, Objective, Outcome, validate_pair
+from flowcore.occlusion import ForwardBackwardCheck
+from pipelines import progress
+from pipelines.checkpoints import load_model, load_training_state, save_model, save_training_state
+from pipelines.feed import Plan, batches, frame_pair, hold_back, to_batch
+from pipelines.labels import PairSet
+from pipelines.tracking import Run, RunHandle, register
+
+
+_TRIED_FILES = 32
+
+
+class TrainingStopped(RuntimeError):  # noqa: N818 - not every stop is an error of the program
+    """Training ended before its last step because going on is useless; the message names the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How long, how fast and on how many workers a network is trained."""
+
+    steps: int
+    """Optimiser updates."""
+    unmasked_steps: int = 0
+    """The first steps count occluded pixels too. From random weights the check can flag everything; the
+    masked loss is then empty and the network stays there."""
+    global_batch: int = 4
+    """Pairs in a step, over all workers."""
+    learning_rate: float = 1e-4
+    """Adam's, at its highest."""
+    schedule: Literal["halved", "cosine"] = "halved"
+    """`halved`: multiplied by 1/2 every `halve_every` steps. `cosine`: rises over the first tenth, then falls
+    to 0 by the end."""
+    halve_every: int = 50_000
+    clip_norm: float = 1.0
+    """Gradients longer than this are scaled down to it."""
+    workers: int = 1
+    """Training processes, each with a GPU or a CPU of its own."""
+    accelerator: Literal["auto", "gpu", "cpu"] = "auto"
+    """`auto`: GPUs where the cluster has any now. `gpu` also waits for nodes that an autoscaler has yet to start."""
+    seed: int = 0
+    """Decides fresh weights, the order of the pairs and every crop."""
+    log_every: int = 20
+    validate_every: int = 200
+    """Steps between validations on the held-back pairs; each makes a checkpoint too."""
+    held_back_share: float = 0.05
+    held_back_most: int = 64
+    """The share of pairs that is held back for validation, and the most of them."""
+    keep_checkpoints: int = 3
+    max_failures: int = 3
+    """Dead workers to recover from before giving up."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "global_batch",
+            "workers",
+            "log_every",
+            "validate_every",
+            "keep_checkpoints",
+            "halve_every",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        if not 0 <= self.unmasked_steps <= self.steps:
+            raise ValueError(f"unmasked_steps {self.unmasked_steps} must lie in 0..steps, {self.steps}")
+        if self.global_batch % self.workers:
+            raise ValueError(
+                f"global_batch {self.global_batch} must be a multiple of workers {self.workers}, so that each has the same share"
+            )
+        if self.accelerator not in ("auto", "gpu", "cpu"):
+            raise ValueError(f"accelerator {self.accelerator!r} must be 'auto', 'gpu' or 'cpu'")
+        if self.schedule not in ("halved", "cosine"):
+            raise ValueError(f"schedule {self.schedule!r} must be 'halved' or 'cosine'")
+        if not 0 < self.held_back_share < 1:
+            raise ValueError(f"held_back_share {self.held_back_share} must lie between 0 and 1")
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        if self.schedule == "halved":
+            return float(self.learning_rate * 0.5 ** (step // self.halve_every))
+        rise = max(1, self.steps // 10)
+        if step < rise:
+            return self.learning_rate * (step + 1) / rise
+        progress = (step - rise) / max(1, self.steps - rise)
+        return self.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollapseAlarm:
+    """Stops a training that has settled on a useless answer. Watched at each validation, after the unmasked
+    steps."""
+
+    max_occluded: float = 0.95
+    """The mean occluded share of frames above which nothing is left to learn from."""
+    min_flow_variance: float = 1e-5
+    """Squared pixels; below it the flow is the same everywhere."""
+    must_improve: bool = True
+    """Whether fresh weights that have not become better than they were are a reason to stop."""
+
+    def check(self, validation: Mapping[str, float], first: Mapping[str, float] | None) -> None:
+        """Raises TrainingStopped; `first` is the validation of the fresh weights, None where training went on
+        from a trained network."""
+        if validation["occluded"] > self.max_occluded:
+            raise TrainingStopped(
+                f"collapsed: the check finds {validation['occluded']:.0%} of the held-back frames occluded, so the masked loss is empty; "
+                "train longer without the mask (unmasked_steps) or with a lower learning_rate"
+            )
+        if validation["flow_variance"] < self.min_flow_variance:
+            raise TrainingStopped(
+                f"collapsed: the flow is the same everywhere (variance {validation['flow_variance']:.1e} px^2); "
+                "lower learning_rate, or check that the videos move"
+            )
+        if self.must_improve and first is not None and validation["photometric"] >= first["photometric"]:
+            raise TrainingStopped(
+                f"not learning: the photometric error on held-back pairs is {validation['photometric']:.3f}, "
+                f"and was {first['photometric']:.3f} with fresh weights; lower learning_rate or train longer without the mask "
+                "(unmasked_steps)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """All that the workers need to know."""
+
+    stage: str
+    network: NetworkConfig
+    initial: dict[str, Tensor] | None
+    """The weights to start from, or None for fresh ones. Not a folder: the workers may be other machines."""
+    pairs: PairSet
+    transformation: Transformation
+    objective: Objective
+    options: TrainingOptions
+    provenance: dict[str, str]
+    """Written into every checkpoint: what the model was made from."""
+    run: RunHandle
+    alarm: CollapseAlarm = field(default_factory=CollapseAlarm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a finished training leaves."""
+
+    model: Path
+    """The folder of the trained model."""
+    validation: dict[str, float]
+    """At the last step, on the held-back pairs."""
+    validation_digest: str
+    """Of the held-back pairs, so that two models judged on the same ones can be compared."""
+    steps: int
+
+
+def train(training: Training, run_root: str) -> TrainingResult:
+    """Trains on the cluster that Ray is connected to, and returns the last checkpoint's model.
+
+    The state of the run is kept in `run_root`/<MLflow run id>; the same run continues from its last
+    checkpoint. Raises TrainingStopped when the loss is not finite or the network collapsed; the last
+    checkpoint before that stays.
+    """
+    options = training.options
+    _require_fitting_crops(training)
+    use_gpu = _use_gpu(options)
+    with progress.shown(training.stage, options.steps, "step") as reporter:
+        result = ray.train.torch.TorchTrainer(
+            _work,
+            train_loop_config={"training": training, "reporter": reporter},
+            scaling_config=ray.train.ScalingConfig(num_workers=options.workers, use_gpu=use_gpu),
+            run_config=ray.train.RunConfig(
+                name=training.run.run_id,
+                storage_path=run_root,
+                failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=options.keep_checkpoints),
+            ),
+        ).fit()
+    outcome = cast(dict[str, Any], result.return_value)
+    if outcome["stopped"] is not None:
+        where = (
+            f"the last good checkpoint is {result.checkpoint.path}"
+            if result.checkpoint
+            else "before the first checkpoint"
+        )
+        raise TrainingStopped(f"{outcome['stopped']} ({where})")
+    assert result.checkpoint is not None
+    folder = Path(tempfile.mkdtemp(prefix="model-"))
+    result.checkpoint.to_directory(str(folder))
+    return TrainingResult(
+        model=folder,
+        validation=outcome["validation"],
+        validation_digest=outcome["validation_digest"],
+        steps=outcome["step"],
+    )
+
+
+def finish(run: Run, result: TrainingResult, name: str) -> str:
+    """Stores the trained model in its run and registers it as a version of `name`; returns that version's URI."""
+    run.artifact(result.model, "model")
+    run.summary({f"final/{key}": value for key, value in result.validation.items()})
+    version = register(
+        run,
+        name,
+        validation_loss=result.validation["photometric"],
+        validation_digest=result.validation_digest,
+    )
+    return version.uri
+
+
+def _require_fitting_crops(training: Training) -> None:
+    """Tries the transformation on the first pair of some files, so that a wrong crop ends the job before workers start."""
+    multiple = training.network.build().multiple
+    pairs = training.pairs
+    for file in pairs.files[:: max(1, len(pairs.files) // _TRIED_FILES)]:
+        pair = training.transformation(frame_pair(pairs.read_group(file, 0)[0]), np.random.default_rng(0))
+        height, width = pair.image1.shape[:2]
+        if height % multiple or width % multiple:
+            raise ValueError(
+                f"crop ({height}, {width}) must be a multiple of {multiple} px on each side, for this network"
+            )
+
+
+def _use_gpu(options: TrainingOptions) -> bool:
+    """Whether workers get GPUs; RuntimeError where they, or the tasks that feed them, would wait for ever."""
+    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
+    if options.accelerator == "gpu" or (options.accelerator == "auto" and gpus):
+        if options.accelerator == "auto" and gpus < options.workers:
+            raise RuntimeError(
+                f"{options.workers} workers need {options.workers} GPUs; this cluster has {gpus:g}. Choose fewer "
+                "workers, add nodes, or set accelerator to gpu to wait for an autoscaler"
+            )
+        return True
+    if cpus < options.workers + 1:
+        raise RuntimeError(
+            f"{options.workers} workers and the tasks that feed them need {options.workers + 1} CPUs; this "
+            f"cluster has {cpus:g}. Start Ray with more (logical) CPUs, or choose fewer workers"
+        )
+    return False
+
+
+def _work(config: dict[str, Any]) -> dict[str, Any]:
+    """One worker's whole life; returns what the driver needs to know, the same on every worker."""
+    return _Worker(config["training"], config["reporter"]).run()
+
+
+class _Worker:
+    def __init__(self, training: Training, reporter: progress.Reporter) -> None:
+        self.training = training
+        self.reporter = reporter
+        self.options = training.options
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        if self.device.type == "cpu":
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            torch.set_num_threads(max(1, cores // context.get_local_world_size()))
+        index = training.pairs.index()
+        rows, self.held_back = hold_back(index, self.options.held_back_share, self.options.held_back_most)
+        self.plan = Plan(index=rows, global_batch=self.options.global_batch, seed=self.options.seed)
+        self.network = self._initial_network().to(self.device)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=self.options.learning_rate, betas=(0.9, 0.999)
+        )
+        self.step = 0
+        self.first_validation: dict[str, float] | None = None
+        self.validation: dict[str, float] = {}
+        self._resume()
+        self.log = Run.reopen(training.run) if self.rank == 0 else None
+        self.parallel = ray.train.torch.prepare_model(self.network, move_to_device=False)
+
+    def _initial_network(self) -> FlowNetwork:
+        torch.manual_seed(self.options.seed)
+        network = self.training.network.build()
+        if self.training.initial is not None:
+            network.load_state_dict(self.training.initial)
+        return network
+
+    def _resume(self) -> None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return
+        with checkpoint.as_directory() as folder:
+            network, _ = load_model(Path(folder))
+            self.network.load_state_dict(network.state_dict())
+            state = load_training_state(Path(folder))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        self.first_validation, self.validation = state["first_validation"], state["validation"]
+
+    def run(self) -> dict[str, Any]:
+        """Trains from where the worker stands to the last step, or to where going on is useless."""
+        options = self.options
+        stopped = None
+        try:
+            if self.step == 0:
+                self.validation = self._validate()
+                self.first_validation = self.validation if self.training.initial is None else None
+            feed = batches(
+                self.training.pairs,
+                self.plan,
+                self.training.transformation,
+                start=self.step,
+                stop=options.steps,
+                rank=self.rank,
+                world_size=self.world_size,
+                device=self.device,
+            )
+            window = _Window()
+            while self.step < options.steps:
+                window.begin_waiting()
+                batch = next(feed)
+                window.end_waiting()
+                window.add(self._update(batch), options.global_batch)
+                self.step += 1
+                last = self.step == options.steps
+                if self.step % options.log_every == 0 or last:
+                    means = window.means()
+                    self._log({f"train/{key}": value for key, value in means.items()})
+                    if self.rank == 0:
+                        self.reporter.report(self.step, loss=means["loss"])
+                    window = _Window()
+                if self.step % options.validate_every == 0 or last:
+                    self.validation = self._validate()
+                    if self.step > options.unmasked_steps:
+                        self.training.alarm.check(self.validation, self.first_validation)
+                    self._checkpoint()
+        except TrainingStopped as reason:
+            # every worker sees the same global numbers, so that every worker stops here, and none is started
+            # again
+            stopped = str(reason)
+        return {
+            "stopped": stopped,
+            "step": self.step,
+            "validation": self.validation,
+            "validation_digest": _digest(self.held_back["pair_id"].to_pylist()),
+        }
+
+    def _update(self, batch: Batch) -> dict[str, float]:
+        """One optimiser step; returns the global loss and what is watched, averaged over the global batch."""
+        rate = self.options.learning_rate_at(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        outcome = self.training.objective(
+            self.parallel, batch, masked=self.step >= self.options.unmasked_steps
+        )
+        loss, facts = global_loss(outcome, self.world_size, self.options.global_batch)
+        if not math.isfinite(facts["loss"]):
+            raise TrainingStopped(
+                f"the loss of step {self.step} is {facts['loss']}; lower learning_rate or clip_norm and start from the last checkpoint"
+            )
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
+        if not torch.isfinite(norm):
+            raise TrainingStopped(
+                f"the gradient of step {self.step} is not finite; lower learning_rate and start from the last checkpoint"
+            )
+        self.optimizer.step()
+        return {**facts, "learning_rate": rate, "gradient_norm": float(norm)}
+
+    def _held_back_pairs(self) -> list[FramePair]:
+        """This worker's share of the held-back pairs, whole frames."""
+        mine = self.held_back.slice(0).take(list(range(self.rank, self.held_back.num_rows, self.world_size)))
+        pairs = self.training.pairs
+        return [
+            frame_pair(pairs.read_group(pairs.files[place["file"]], place["row_group"])[place["row"]])
+            for place in mine.to_pylist()
+        ]
+
+    def _validate(self) -> dict[str, float]:
+        """Means over all workers' held-back pairs; logged, with a picture of the first pair."""
+        sums: dict[str, float] = dict.fromkeys(
+            ("photometric", "visible", "pairs", "occluded", "motion", "flow_variance"), 0.0
+        )
+        self.network.eval()
+        check = ForwardBackwardCheck()
+        for number, pair in enumerate(self._held_back_pairs()):
+            frames = to_batch({"image1": pair.image1[None], "image2": pair.image2[None]}, self.device)
+            flow_fw, flow_bw = self.network.estimate(frames.image1, frames.image2)
+            for key, value in validate_pair(frames.image1, frames.image2, flow_fw, flow_bw, check).items():
+                sums[key] += value
+            if number == 0 and self.log is not None:
+                predictions = {
+                    self.training.stage: (
+                        flow_fw[0].cpu().numpy(),
+                        check(flow_fw, flow_bw)[0, 0].cpu().numpy(),
+                    )
+                }
+                if pair.flow_fw is not None and pair.occ_fw is not None:
+                    predictions = {"pseudo-label": (pair.flow_fw, pair.occ_fw), **predictions}
+                self.log.picture(
+                    "validation",
+                    comparison_panel(pair.image1, pair.image2, predictions=predictions),
+                    self.step,
+                )
+        self.network.train()
+        totals = dict(zip(sums, _summed(list(sums.values()), self.world_size, self.device), strict=True))
+        pairs = max(totals["pairs"], 1.0)
+        means = {key: totals[key] / pairs for key in ("occluded", "motion", "flow_variance")}
+        means["photometric"] = totals["photometric"] / max(totals["visible"], 1.0)
+        if not math.isfinite(sum(means.values())):
+            raise TrainingStopped(
+                f"the flow on held-back pairs at step {self.step} is not finite; lower learning_rate and start from the last checkpoint"
+            )
+        self._log({f"validation/{key}": value for key, value in means.items()})
+        return means
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        if self.log is not None:
+            self.log.log(self.step, values)
+
+    def _checkpoint(self) -> None:
+        """Every worker reports; the first one's folder is the checkpoint."""
+        metrics = {"step": self.step, **self.validation}
+        if self.rank != 0:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            save_model(folder, self.network, self.training.provenance)
+            save_training_state(
+                folder,
+                {
+                    "optimizer": self.optimizer.state_dict(),
+                    "step": self.step,
+                    "first_validation": self.first_validation,
+                    "validation": self.validation,
+                },
+            )
+            ray.train.report(
+                metrics,
+                checkpoint=ray.train.Checkpoint.from_directory(name),
+                checkpoint_dir_name=f"step-{self.step:08d}",
+            )
+
+
+def global_loss(outcome: Outcome, world_size: int, global_batch: int) -> tuple[Tensor, dict[str, float]]:
+    """(the loss whose gradient, averaged over workers, is the global batch's; facts about the global batch).
+
+    The global loss is the sum over terms of weight * total / count, total and count over all workers; an
+    empty term is 0.
+    """
+    terms = outcome.terms
+    totals = torch.stack([term.total.detach() for term in terms])
+    counts = torch.stack([term.count for term in terms])
+    watched = torch.stack([value.detach() for value in outcome.watched.values()])
+    packed = torch.cat([totals, counts, watched]).double()
+    if world_size > 1:
+        torch.distributed.all_reduce(packed)
+    totals, counts, watched = packed.split([len(terms), len(terms), len(outcome.watched)])
+    counts = counts.clamp(min=1.0)
+    # each worker adds its own pixels over everybody's count; DDP then averages, which the factor undoes
+    loss = torch.stack(
+        [
+            term.weight * term.total / count
+            for term, count in zip(terms, counts.to(terms[0].total.dtype), strict=True)
+        ]
+    ).sum()
+    facts: dict[str, float] = {"loss": 0.0}
+    for term, total, count in zip(terms, totals.tolist(), counts.tolist(), strict=True):
+        kind = f"loss/{term.name.split('/')[0]}"
+        facts[kind] = facts.get(kind, 0.0) + term.weight * total / count
+        facts["loss"] += term.weight * total / count
+    for name, value in zip(outcome.watched, watched.tolist(), strict=True):
+        facts[name] = value / global_batch
+    return loss * world_size, facts
+
+
+class _Window:
+    """Sums of what is logged together: a few steps."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._steps = 0
+        self._pairs = 0
+        self._waited = 0.0
+        self._started = time.monotonic()
+        self._since = self._started
+
+    def begin_waiting(self) -> None:
+        self._since = time.monotonic()
+
+    def end_waiting(self) -> None:
+        self._waited += time.monotonic() - self._since
+
+    def add(self, facts: Mapping[str, float], pairs: int) -> None:
+        for key, value in facts.items():
+            self._sums[key] = self._sums.get(key, 0.0) + value
+        self._steps += 1
+        self._pairs += pairs
+
+    def means(self) -> dict[str, float]:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        return {
+            **{key: value / self._steps for key, value in self._sums.items()},
+            "pairs_per_second": self._pairs / seconds,
+            "waiting_for_data": self._waited / seconds,
+        }
+
+
+def _summed(values: list[float], world_size: int, device: torch.device) -> list[float]:
+    packed = torch.tensor(values, dtype=torch.float64, device=device)
+    if world_size > 1:
+        torch.distributed.all_reduce(packed)
+    return cast(list[float], packed.tolist())
+
+
+def _digest(pair_ids: list[str]) -> str:
+    return hashlib.blake2b("\n".join(sorted(pair_ids)).encode(), digest_size=16).hexdigest()

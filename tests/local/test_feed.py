@@ -1,0 +1,100 @@
+"""The planned order: a function of seed and epoch, shared by any number of workers, resumable at any step."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines.feed import Plan, hold_back
+
+
+def an_index(files: int = 5, groups: int = 3, rows: int = 4) -> pa.Table:
+    places = [
+        (file, group, row) for file in range(files) for group in range(groups) for row in range(rows - file % 2)
+    ]
+    return pa.table(
+        {
+            "pair_id": [f"{number * 7919 % 104729:032x}" for number in range(len(places))],
+            "file": pa.array([file for file, _, _ in places], pa.int32()),
+            "row_group": pa.array([group for _, group, _ in places], pa.int32()),
+            "row": pa.array([row for _, _, row in places], pa.int32()),
+        }
+    )
+
+
+def taken(plan: Plan, start: int, stop: int, rank: int = 0, world_size: int = 1) -> list[tuple[int, int, int, int]]:
+    return [
+        (window["epoch"], *place)
+        for window in plan.windows(start, stop, rank, world_size)
+        for place in zip(window["file"], window["row_group"], window["row"], strict=True)
+    ]
+
+
+def test_an_epoch_has_each_pair_at_most_once_and_leaves_out_less_than_a_batch() -> None:
+    index = an_index()
+    plan = Plan(index=index, global_batch=4, seed=3)
+    places = taken(plan, 0, plan.steps_per_epoch)
+    assert len(set(places)) == len(places) > index.num_rows - 4
+
+
+def test_what_one_epoch_leaves_out_another_one_has() -> None:
+    index = an_index()
+    plan = Plan(index=index, global_batch=4, seed=3)
+    seen = {place[1:] for place in taken(plan, 0, 4 * plan.steps_per_epoch)}
+    assert len(seen) == index.num_rows
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_workers_together_take_the_batches_of_one_worker(world_size: int) -> None:
+    plan = Plan(index=an_index(), global_batch=4, seed=0)
+    steps = 2 * plan.steps_per_epoch + 3
+    alone = np.array(taken(plan, 0, steps)).reshape(steps, 4, 4)
+    share = 4 // world_size
+    shares = [
+        np.array(taken(plan, 0, steps, rank, world_size)).reshape(steps, share, 4) for rank in range(world_size)
+    ]
+    np.testing.assert_array_equal(np.concatenate(shares, axis=1), alone)
+
+
+@pytest.mark.parametrize("start", [0, 1, 11, 17, 30])
+def test_starting_at_a_step_gives_the_tail_of_the_whole(start: int) -> None:
+    plan = Plan(index=an_index(), global_batch=4, seed=0)
+    assert taken(plan, start, 40) == taken(plan, 0, 40)[4 * start :]
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    index = an_index()
+    plan = Plan(index=index, global_batch=4, seed=0)
+    first, second = plan.epoch(0), plan.epoch(1)
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, Plan(index=index, global_batch=4, seed=1).epoch(0))
+    np.testing.assert_array_equal(first, Plan(index=index, global_batch=4, seed=0).epoch(0))
+
+
+def test_a_batch_mixes_row_groups() -> None:
+    index = an_index(files=8, groups=4)
+    epoch = Plan(index=index, global_batch=4, seed=0).epoch(0)
+    groups = index["file"].to_numpy() * 100 + index["row_group"].to_numpy()
+    distinct = [len(set(groups[step])) for step in epoch]
+    assert np.mean(distinct) > 3.5
+
+
+def test_fewer_pairs_than_a_batch_is_an_error_that_names_the_remedy() -> None:
+    with pytest.raises(ValueError, match="add videos or choose a smaller batch"):
+        Plan(index=an_index(files=1, groups=1, rows=3), global_batch=4, seed=0)
+
+
+def test_a_batch_that_workers_cannot_share_equally_is_refused() -> None:
+    plan = Plan(index=an_index(), global_batch=4, seed=0)
+    with pytest.raises(ValueError, match="multiple of the number of workers 3"):
+        next(plan.windows(0, 1, 0, 3))
+
+
+def test_held_back_pairs_are_never_trained_on_and_do_not_depend_on_the_order_of_the_index() -> None:
+    index = an_index()
+    training, validation = hold_back(index, share=0.2, most=6)
+    held = set(validation["pair_id"].to_pylist())
+    assert len(held) == 6
+    assert not held & set(training["pair_id"].to_pylist())
+    assert training.num_rows + validation.num_rows == index.num_rows
+    shuffled = index.take(np.random.default_rng(0).permutation(index.num_rows))
+    assert set(hold_back(shuffled, share=0.2, most=6)[1]["pair_id"].to_pylist()) == held

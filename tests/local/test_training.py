@@ -1,0 +1,166 @@
+"""The one training loop on real Ray, MLflow and Parquet: gradients, resuming, alarms, errors."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowcore.hallucination import Composed, Crop, Flips
+from flowcore.networks import PWCNetConfig
+from flowcore.objectives import TeacherObjective
+from flowcore.scenes import SceneOptions, render_scene, write_video
+from flowcore.video import ClipOptions
+from pipelines import tracking
+from pipelines.checkpoints import load_model, load_training_state
+from pipelines.labelling import LabellingOptions, write_pairs
+from pipelines.labels import PairSet
+from pipelines.training import (
+    CollapseAlarm,
+    Training,
+    TrainingOptions,
+    TrainingResult,
+    TrainingStopped,
+    train,
+)
+
+NETWORK = PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,))
+OPTIONS = TrainingOptions(steps=4, global_batch=4, learning_rate=4e-4, log_every=2, validate_every=2)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> PairSet:
+    folder = tmp_path_factory.mktemp("pairs")
+    for seed in range(2):
+        scene = render_scene(seed, SceneOptions(height=64, width=80, num_frames=13))
+        write_video(folder / "videos" / f"scene{seed}.mp4", scene.frames)
+    write_pairs(
+        str(folder / "videos"),
+        str(folder / "set"),
+        LabellingOptions(clips=ClipOptions(size=(64, 80), chunk_pairs=4)),
+    )
+    return PairSet.open(str(folder / "set"))
+
+
+def trained(
+    pairs: PairSet,
+    project_folder: Path,
+    options: TrainingOptions,
+    *,
+    crop: Crop | None = None,
+    alarm: CollapseAlarm | None = None,
+) -> tuple[TrainingResult, str]:
+    with tracking.start(
+        "train_teacher", recipe="test", parameters=options, project_folder=project_folder
+    ) as run:
+        training = Training(
+            stage="train_teacher",
+            network=NETWORK,
+            initial=None,
+            pairs=pairs,
+            transformation=Composed(steps=(crop or Crop(height=48, width=64), Flips())),
+            objective=TeacherObjective(),
+            options=options,
+            provenance={"stage": "train_teacher", "run_id": run.run_id},
+            run=run.handle,
+            alarm=alarm or CollapseAlarm(max_occluded=2.0, min_flow_variance=-1.0, must_improve=False),
+        )
+        return train(training, str(project_folder / "runs")), run.run_id
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("project")
+
+
+def test_two_workers_and_one_worker_at_equal_global_batch_give_equal_gradients(
+    pairs: PairSet, project: Path
+) -> None:
+    one_step = replace(OPTIONS, steps=1, clip_norm=1e9)
+    moments = []
+    for workers in (1, 2):
+        result, _ = trained(pairs, project, replace(one_step, workers=workers))
+        state = load_training_state(result.model)["optimizer"]["state"]
+        # after Adam's first step its first moment is a tenth of the gradient
+        moments.append([state[number]["exp_avg"] for number in sorted(state)])
+    assert len(moments[0]) == len(list(NETWORK.build().parameters()))
+    for one, two in zip(*moments, strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5 * float(one.abs().max()))
+
+
+def test_a_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others(
+    pairs: PairSet, project: Path
+) -> None:
+    first, again, other = (
+        load_model(trained(pairs, project, replace(OPTIONS, seed=seed))[0].model)[1].digest for seed in (5, 5, 6)
+    )
+    assert first == again != other
+
+
+def test_training_is_one_run_with_every_loss_logged_once_a_step(pairs: PairSet, project: Path) -> None:
+    result, run_id = trained(pairs, project, OPTIONS)
+    client = tracking.MlflowClient(tracking.tracking_uri(project))
+    history = client.get_metric_history(run_id, "train/loss")
+    assert [metric.step for metric in history] == [2, 4]
+    assert all(math.isfinite(metric.value) for metric in history)
+    assert [m.step for m in client.get_metric_history(run_id, "validation/photometric")] == [0, 2, 4]
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert result.steps == 4
+    assert result.validation["photometric"] == pytest.approx(
+        client.get_metric_history(run_id, "validation/photometric")[-1].value
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    pairs: PairSet, project: Path
+) -> None:
+    # the first two steps leave a checkpoint; then a rate of 1e38 sends the weights to infinity
+    bad = replace(OPTIONS, steps=12, learning_rate=1e38, clip_norm=1e9, validate_every=1)
+    with pytest.raises(TrainingStopped, match="not finite|is nan|is inf") as stopped:
+        trained(pairs, project, bad)
+    assert "learning_rate" in str(stopped.value)
+
+
+def test_a_collapse_stops_with_its_remedy(pairs: PairSet, project: Path) -> None:
+    alarm = CollapseAlarm(max_occluded=-1.0)
+    with pytest.raises(TrainingStopped, match="unmasked_steps"):
+        trained(pairs, project, OPTIONS, alarm=alarm)
+
+
+@pytest.mark.parametrize(
+    ("crop", "message"),
+    [
+        (Crop(height=128, width=128), "larger than the frames"),
+        (Crop(height=44, width=64), "multiple of 8 px"),
+    ],
+)
+def test_a_crop_that_does_not_fit_is_refused_before_training(
+    pairs: PairSet, project: Path, crop: Crop, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        trained(pairs, project, OPTIONS, crop=crop)
+
+
+def test_more_workers_than_the_cluster_has_room_for_is_an_error_and_not_a_wait(
+    pairs: PairSet, project: Path
+) -> None:
+    with pytest.raises(RuntimeError, match="need 65 CPUs"):
+        trained(pairs, project, replace(OPTIONS, workers=64, global_batch=64))
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"unmasked_steps": 5}, {"workers": 3}, {"held_back_share": 1.0}])
+def test_options_that_make_no_sense_are_refused(change: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        replace(OPTIONS, **change)
+
+
+def test_the_halved_schedule_halves_and_the_cosine_ends_near_zero() -> None:
+    halved = replace(OPTIONS, learning_rate=8.0, halve_every=10, steps=100)
+    assert [halved.learning_rate_at(step) for step in (0, 9, 10, 25)] == [8.0, 8.0, 4.0, 2.0]
+    cosine = replace(halved, schedule="cosine")
+    rates = [cosine.learning_rate_at(step) for step in range(100)]
+    assert max(rates) == pytest.approx(8.0)
+    assert rates[-1] < 0.01
+    assert rates[0] < 1.0

@@ -1,0 +1,431 @@
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from flowcore.geometry import flip_left_right, flip_up_down
+from flowcore.networks import BidirectionalFlow, PWCNet, PWCNetConfig
+from flowcore.objectives import (
+    Batch,
+    Estimator,
+    Objective,
+    OcclusionViewObjective,
+    Outcome,
+    Photometric,
+    TeacherObjective,
+    Term,
+    validate_pair,
+)
+from flowcore.occlusion import ForwardBackwardCheck
+
+few = settings(max_examples=20, deadline=None)
+seeds = st.integers(0, 2**31)
+
+PSI_ZERO = 0.01**0.4
+"""The robust penalty of nothing."""
+FINEST = Photometric(level_weights=(1.0,))
+
+
+def random(seed: int, *shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def uniform(u: float, v: float, batch: int, height: int, width: int) -> Tensor:
+    return torch.tensor([float(u), float(v)]).view(1, 2, 1, 1).repeat(batch, 1, height, width)
+
+
+def everywhere(batch: Batch, value: bool) -> Tensor:
+    return torch.full_like(batch.image1[:, :1], value, dtype=torch.bool)
+
+
+def pairs(seed: int, batch: int, height: int, width: int, *, labelled: bool = False) -> Batch:
+    """Random frames, and random labels if asked for."""
+    image1, image2 = random(seed, 2, batch, 3, height, width)
+    if not labelled:
+        return Batch(image1=image1, image2=image2)
+    flow_fw, flow_bw = (random(seed + 1, 2, batch, 2, height, width) - 0.5) * 20
+    occ_fw, occ_bw = random(seed + 2, 2, batch, 1, height, width) < 0.3
+    return Batch(image1=image1, image2=image2, flow_fw=flow_fw, flow_bw=flow_bw, occ_fw=occ_fw, occ_bw=occ_bw)
+
+
+def answer(
+    forward: Sequence[Tensor], backward: Sequence[Tensor], strides: tuple[int, ...]
+) -> BidirectionalFlow:
+    """Levels of flow that can be asked for their gradient."""
+    return BidirectionalFlow(
+        forward=[level.clone().requires_grad_() for level in forward],
+        backward=[level.clone().requires_grad_() for level in backward],
+        strides=strides,
+    )
+
+
+def estimator(flows: BidirectionalFlow) -> Estimator:
+    return lambda image1, image2: flows
+
+
+def small_network() -> PWCNet:
+    torch.manual_seed(0)
+    return PWCNetConfig(
+        encoder_widths=(4, 6, 8), decoder_widths=(8, 6), context_widths=(8,), finest_level=1, radius=2
+    ).build()
+
+
+def loss(terms: Sequence[Term]) -> Tensor:
+    return torch.stack([term.weight * term.total / term.count.clamp(min=1) for term in terms]).sum()
+
+
+def named(outcome: Outcome, name: str) -> Term:
+    (term,) = (term for term in outcome.terms if term.name == name)
+    return term
+
+
+def gradients(terms: Sequence[Term], flows: BidirectionalFlow) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss(terms), [*flows.forward, *flows.backward])
+
+
+def leave_left() -> tuple[Tensor, Tensor]:
+    """Motion of 8 px to the left: the student's check finds the first 8 of 32 columns occluded, and the last
+    8 in the other frame."""
+    return uniform(-8, 0, 1, 16, 32), uniform(8, 0, 1, 16, 32)
+
+
+@pytest.mark.parametrize("objective", [TeacherObjective(), OcclusionViewObjective()])
+def test_objectives_are_what_the_training_loop_takes(objective: object) -> None:
+    assert isinstance(objective, Objective)
+
+
+def test_equal_frames_at_rest_cost_the_penalty_of_zero_at_every_pixel_that_has_a_patch() -> None:
+    image = random(0, 2, 3, 40, 48)
+    still = [torch.zeros(2, 2, 10, 12)]
+    flows = answer(still, still, (4,))
+    terms = FINEST.terms(Batch(image1=image, image2=image), flows, None)
+    assert [term.name for term in terms] == ["photometric/stride4/fw", "photometric/stride4/bw"]
+    for term in terms:
+        assert term.count.item() == 2 * (10 - 6) * (12 - 6)
+        assert term.total.item() == pytest.approx(term.count.item() * PSI_ZERO)
+
+
+def test_the_true_motion_costs_least() -> None:
+    texture = random(3, 1, 3, 20, 40).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    # The content of image1 stands 8 px further right in image2.
+    batch = Batch(image1=texture[..., 24:120], image2=texture[..., 16:112])
+    cost = {
+        u: loss(
+            FINEST.terms(batch, answer([uniform(u, 0, 1, 20, 24)], [uniform(-u, 0, 1, 20, 24)], (4,)), None)
+        ).item()
+        for u in (-8, 0, 4, 8, 12)
+    }
+    assert min(cost, key=cost.__getitem__) == 8
+    visible = everywhere(batch, False)
+    visible[..., -8:] = True
+    masked = FINEST.terms(
+        batch,
+        answer([uniform(8, 0, 1, 20, 24)], [uniform(-8, 0, 1, 20, 24)], (4,)),
+        (visible, visible.flip(-1)),
+    )
+    # A patch of three pixels reaches from visible pixels into what left the frame.
+    assert PSI_ZERO * 2 < loss(masked).item() < cost[8] < cost[0]
+
+
+def test_pixels_deep_inside_the_occlusion_change_neither_the_loss_nor_the_gradient() -> None:
+    batch = pairs(0, 1, 80, 80)
+    forward, backward = (random(5, 2, 1, 2, 20, 20) - 0.5) * 4
+    occluded = everywhere(batch, False)
+    occluded[..., 12:60, 12:60] = True  # columns 3 to 14 of the level at stride 4
+    deep = (..., slice(7, 11), slice(7, 11))  # whose patches hold occluded pixels alone
+    changed = forward.clone()
+    changed[deep] += 3.0
+    changed_image1 = batch.image1.clone()
+    changed_image1[..., 28:44, 28:44] = 0.0
+    other = replace(batch, image1=changed_image1)
+    before, after = answer([forward], [backward], (4,)), answer([changed], [backward], (4,))
+    term, same = (
+        FINEST.terms(batch, before, (occluded, occluded))[0],
+        FINEST.terms(other, after, (occluded, occluded))[0],
+    )
+    assert term.count.item() == 14 * 14 - 12 * 12 + 2 * 0 + (12 * 12 - 12 * 12)
+    assert same.total.item() == term.total.item()
+    (gradient,) = torch.autograd.grad(term.total, before.forward)
+    (same_gradient,) = torch.autograd.grad(same.total, after.forward)
+    assert gradient[deep].eq(0).all()
+    assert gradient.count_nonzero() > 0
+    assert gradient.equal(same_gradient)
+
+
+@pytest.mark.parametrize(("occluded_pixels", "counted"), [(7, 1), (8, 0)])
+def test_a_coarse_pixel_is_counted_where_more_than_half_of_what_is_under_it_is_visible(
+    occluded_pixels: int, counted: int
+) -> None:
+    batch = pairs(0, 1, 28, 28)  # at stride 4 one pixel has a whole patch
+    still = [torch.zeros(1, 2, 7, 7)]
+    occluded = everywhere(batch, False)
+    occluded[..., 12:16, 12:16] = (torch.arange(16) < occluded_pixels).view(4, 4)
+    for term in FINEST.terms(batch, answer(still, still, (4,)), (occluded, occluded)):
+        assert term.count.item() == counted
+
+
+def test_where_everything_is_occluded_the_loss_is_zero_with_a_zero_gradient() -> None:
+    batch = pairs(0, 2, 40, 40, labelled=True)
+    levels = [(random(1, 2, 2, 10, 10) - 0.5) * 4]
+    flows = answer(levels, levels, (4,))
+    terms = FINEST.terms(batch, flows, (everywhere(batch, True), everywhere(batch, True)))
+    assert [term.count.item() for term in terms] == [0, 0]
+    assert loss(terms).item() == 0
+    assert all(gradient.eq(0).all() for gradient in gradients(terms, flows))
+
+
+def test_where_nothing_is_hallucinated_the_teacher_says_nothing() -> None:
+    batch = replace(pairs(0, 1, 16, 32, labelled=True))
+    assert batch.occ_fw is not None
+    batch = replace(batch, occ_fw=everywhere(batch, True), occ_bw=everywhere(batch, True))
+    forward, backward = leave_left()
+    flows = answer([forward], [backward], (1,))
+    outcome = OcclusionViewObjective(photometric=FINEST)(estimator(flows), batch, masked=True)
+    labels = [term for term in outcome.terms if term.name.startswith("distillation")]
+    assert [term.count.item() for term in labels] == [0, 0]
+    assert loss(labels).item() == 0
+    assert all(gradient.eq(0).all() for gradient in gradients(labels, flows))
+    assert outcome.watched["hallucinated"].item() == 0
+
+
+def test_hallucinated_is_what_the_student_cannot_see_and_the_teacher_could() -> None:
+    batch = pairs(0, 1, 16, 32, labelled=True)
+    assert batch.occ_fw is not None
+    assert batch.occ_bw is not None
+    forward, backward = leave_left()
+    flows = answer([forward], [backward], (1,))
+    outcome = OcclusionViewObjective(photometric=FINEST)(estimator(flows), batch, masked=True)
+    student_fw, student_bw = everywhere(batch, False), everywhere(batch, False)
+    student_fw[..., :8], student_bw[..., -8:] = True, True
+    expected_fw, expected_bw = (
+        int((student_fw & ~batch.occ_fw).sum()),
+        int((student_bw & ~batch.occ_bw).sum()),
+    )
+    assert 0 < expected_fw < 16 * 8
+    assert named(outcome, "distillation/stride1/fw").count.item() == expected_fw
+    assert named(outcome, "distillation/stride1/bw").count.item() == expected_bw
+    share = (expected_fw + expected_bw) / (2 * 16 * 32)
+    assert outcome.watched["hallucinated"].item() == pytest.approx(share)
+    assert outcome.watched["occluded"].item() == pytest.approx(8 / 32)
+
+
+@pytest.mark.parametrize("elsewhere", [1e6, math.nan, math.inf])
+@pytest.mark.parametrize("stride", [1, 4])
+def test_labels_where_nothing_is_hallucinated_change_neither_the_loss_nor_the_gradient(
+    elsewhere: float, stride: int
+) -> None:
+    batch = pairs(0, 1, 32, 64, labelled=True)
+    assert batch.flow_fw is not None
+    assert batch.occ_fw is not None
+    objective = OcclusionViewObjective(photometric=FINEST)
+    left, right = uniform(-8, 0, 1, 32 // stride, 64 // stride), uniform(8, 0, 1, 32 // stride, 64 // stride)
+    hallucinated = everywhere(batch, False)
+    hallucinated[..., :8] = True
+    hallucinated &= ~batch.occ_fw
+    answers = []
+    for label in (batch.flow_fw, torch.where(hallucinated, batch.flow_fw, elsewhere)):
+        flows = answer([left], [right], (stride,))
+        outcome = objective(estimator(flows), replace(batch, flow_fw=label), masked=True)
+        answers.append((loss(outcome.terms), *gradients(outcome.terms, flows)))
+        assert named(outcome, f"distillation/stride{stride}/fw").count.item() > 0
+    for before, after in zip(*answers, strict=True):
+        assert before.isfinite().all()
+        assert before.equal(after)
+
+
+def test_a_label_off_by_almost_a_pixel_fits_on_paper() -> None:
+    forward, backward = leave_left()
+    batch = Batch(
+        image1=random(0, 1, 3, 16, 32),
+        image2=random(1, 1, 3, 16, 32),
+        flow_fw=forward + uniform(0.99, 0, 1, 16, 32),
+        flow_bw=backward,
+        occ_fw=torch.zeros(1, 1, 16, 32, dtype=torch.bool),
+        occ_bw=torch.zeros(1, 1, 16, 32, dtype=torch.bool),
+    )
+    flows = answer([forward], [backward], (1,))
+    outcome = OcclusionViewObjective(photometric=FINEST, distillation_weight=3.0)(
+        estimator(flows), batch, masked=True
+    )
+    off, right = named(outcome, "distillation/stride1/fw"), named(outcome, "distillation/stride1/bw")
+    assert off.weight == right.weight == 3.0
+    assert off.count.item() == right.count.item() == 16 * 8
+    # psi(0.99) = 1 for u and psi(0) for v; the right one has psi(0) for both.
+    assert off.total.item() == pytest.approx(16 * 8 * (1 + PSI_ZERO))
+    assert right.total.item() == pytest.approx(16 * 8 * 2 * PSI_ZERO)
+
+
+def test_a_label_is_in_pixels_of_the_frame_at_every_level() -> None:
+    sizes = {4: (12, 24), 8: (6, 12), 16: (3, 6)}
+    left = [uniform(-32, 0, 1, *size) for size in sizes.values()]
+    right = [uniform(32, 0, 1, *size) for size in sizes.values()]
+    batch = replace(
+        pairs(0, 1, 48, 96, labelled=True),
+        flow_fw=uniform(-32, 0, 1, 48, 96),
+        flow_bw=uniform(32, 0, 1, 48, 96),
+    )
+    batch = replace(batch, occ_fw=everywhere(batch, False), occ_bw=everywhere(batch, False))
+    outcome = OcclusionViewObjective()(estimator(answer(left, right, tuple(sizes))), batch, masked=True)
+    labels = [term for term in outcome.terms if term.name.startswith("distillation")]
+    assert [term.weight for term in labels] == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+    for term, stride in zip(labels, (4, 4, 8, 8, 16, 16), strict=True):
+        assert term.count.item() == 48 * 32 / stride**2
+        assert term.total.item() == pytest.approx(term.count.item() * 2 * PSI_ZERO)
+
+
+@pytest.mark.parametrize("absent", ["flow_fw", "flow_bw", "occ_fw", "occ_bw"])
+def test_a_student_without_labels_is_an_error_that_says_so(absent: str) -> None:
+    batch = replace(pairs(0, 1, 16, 16, labelled=True), **{absent: None})
+    with pytest.raises(ValueError, match="needs pseudo-labels; this batch has none"):
+        OcclusionViewObjective()(small_network(), batch, masked=True)
+
+
+@few
+@given(seed=seeds, masked=st.booleans())
+@pytest.mark.parametrize("objective", [TeacherObjective(), OcclusionViewObjective()])
+def test_terms_of_a_batch_are_the_sum_of_the_terms_of_its_parts(
+    objective: Objective, seed: int, masked: bool
+) -> None:
+    network = small_network()
+    batch = pairs(seed, 3, 32, 48, labelled=True)
+    fields = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
+    whole = objective(network, batch, masked=masked)
+    parts = [
+        objective(network, Batch(**{name: value[part] for name, value in fields.items()}), masked=masked)
+        for part in (slice(0, 1), slice(1, 3))
+    ]
+    for term, *split in zip(whole.terms, *(part.terms for part in parts), strict=True):
+        assert {(part.name, part.weight) for part in split} == {(term.name, term.weight)}
+        assert sum(part.count.item() for part in split) == term.count.item()
+        assert sum(part.total.item() for part in split) == pytest.approx(term.total.item(), rel=1e-4)
+    for name, value in whole.watched.items():
+        assert sum(part.watched[name].item() for part in parts) == pytest.approx(value.item(), rel=1e-4)
+
+
+@few
+@given(seed=seeds)
+def test_exchanging_the_frames_exchanges_forward_and_backward(seed: int) -> None:
+    batch = pairs(seed, 1, 32, 32, labelled=True)
+    forward, backward = (random(seed, 2, 1, 2, 8, 8) - 0.5) * 12
+    objective = OcclusionViewObjective(photometric=FINEST)
+    there = objective(estimator(answer([forward], [backward], (4,))), batch, masked=True)
+    exchanged = Batch(
+        image1=batch.image2,
+        image2=batch.image1,
+        flow_fw=batch.flow_bw,
+        flow_bw=batch.flow_fw,
+        occ_fw=batch.occ_bw,
+        occ_bw=batch.occ_fw,
+    )
+    back = objective(estimator(answer([backward], [forward], (4,))), exchanged, masked=True)
+    for kind in ("photometric", "distillation"):
+        for name, other in (("fw", "bw"), ("bw", "fw")):
+            term, same = named(there, f"{kind}/stride4/{name}"), named(back, f"{kind}/stride4/{other}")
+            assert term.count.equal(same.count)
+            assert term.total.equal(same.total)
+
+
+@pytest.mark.parametrize(("flip", "axis"), [(flip_left_right, -1), (flip_up_down, -2)])
+def test_mirrored_frames_with_mirrored_flow_cost_the_same(flip: "FlowFlip", axis: int) -> None:
+    batch = pairs(0, 1, 40, 48)
+    forward, backward = (random(1, 2, 1, 2, 10, 12) - 0.5) * 12
+    occluded = random(2, 1, 1, 40, 48) < 0.3
+    terms = FINEST.terms(batch, answer([forward], [backward], (4,)), (occluded, occluded))
+    mirrored = FINEST.terms(
+        Batch(image1=batch.image1.flip(axis), image2=batch.image2.flip(axis)),
+        answer([flip(forward)], [flip(backward)], (4,)),
+        (occluded.flip(axis), occluded.flip(axis)),
+    )
+    for term, same in zip(terms, mirrored, strict=True):
+        assert term.count.equal(same.count)
+        torch.testing.assert_close(term.total, same.total, rtol=1e-4, atol=0)
+
+
+def test_the_warm_up_counts_occluded_pixels_and_the_check_is_watched_all_the_same() -> None:
+    forward, backward = leave_left()
+    batch = pairs(0, 1, 16, 32)
+    flows = answer([forward], [backward], (1,))
+    warm_up = TeacherObjective(photometric=FINEST)(estimator(flows), batch, masked=False)
+    masked = TeacherObjective(photometric=FINEST)(estimator(flows), batch, masked=True)
+    assert {term.count.item() for term in warm_up.terms} == {10.0 * 26}
+    # Eight of 32 columns are occluded, three of them in the border that isn't counted anyway.
+    assert {term.count.item() for term in masked.terms} == {10.0 * (26 - 5)}
+    assert warm_up.watched == masked.watched
+    assert masked.watched["occluded"].item() == pytest.approx(8 / 32)
+
+
+def test_what_is_watched_fits_on_paper() -> None:
+    flow = uniform(3, 4, 2, 8, 8)
+    flow[1] = 0.0
+    flow[1, 0, :, 4:] = 2.0
+    outcome = TeacherObjective(photometric=FINEST)(
+        estimator(answer([flow], [flow], (1,))), pairs(0, 2, 8, 8), masked=False
+    )
+    # The first pair moves by five pixels everywhere; the second by zero or two.
+    assert outcome.watched["motion"].item() == pytest.approx(5 + 1)
+    # u of 32 pixels is one away from its mean and that of the other 32 too, v is 0; the mean of both is watched.
+    assert outcome.watched["flow_variance"].item() == pytest.approx((64 / 63 + 0) / 2)
+
+
+def test_a_network_with_more_levels_than_weights_answers_for_its_finest_ones() -> None:
+    network = small_network()
+    terms = TeacherObjective(photometric=Photometric(level_weights=(2.0, 0.5)))(
+        network, pairs(0, 1, 32, 32), masked=False
+    ).terms
+    assert [(term.name, term.weight) for term in terms] == [
+        ("photometric/stride2/fw", 2.0),
+        ("photometric/stride2/bw", 2.0),
+        ("photometric/stride4/fw", 0.5),
+        ("photometric/stride4/bw", 0.5),
+    ]
+
+
+@pytest.mark.parametrize("objective", [TeacherObjective(), OcclusionViewObjective()])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_step_down_the_gradient_of_a_network_lowers_its_loss(objective: Objective, masked: bool) -> None:
+    network = small_network()
+    batch = pairs(7, 2, 48, 64, labelled=True)
+    before = loss(objective(network, batch, masked=False).terms)
+    before.backward()
+    slope = sum(float(p.grad.square().sum()) for p in network.parameters() if p.grad is not None)
+    assert 0 < slope < math.inf
+    with torch.no_grad():
+        for parameter in network.parameters():
+            assert parameter.grad is not None
+            parameter -= 1e-3 / math.sqrt(slope) * parameter.grad
+    assert loss(objective(network, batch, masked=False).terms).item() < before.item()
+
+
+@pytest.mark.parametrize("weights", [(), (1.0, -0.5)])
+def test_level_weights_that_are_none_or_negative_are_refused(weights: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="must be at least one number, none below 0"):
+        Photometric(level_weights=weights)
+
+
+def test_validation_sums_add_and_perfect_flow_has_the_penalty_of_zero() -> None:
+    check = ForwardBackwardCheck()
+    image = random(0, 1, 3, 16, 16)
+    still = torch.zeros(1, 2, 16, 16)
+    perfect = validate_pair(image, image, still, still, check)
+    assert perfect["pairs"] == 1
+    assert perfect["visible"] == 2 * 10 * 10
+    assert perfect["photometric"] == pytest.approx(200 * PSI_ZERO)
+    assert perfect["occluded"] == perfect["motion"] == perfect["flow_variance"] == 0
+    image2, flow = random(1, 1, 3, 16, 16), uniform(3, 4, 1, 16, 16)
+    moved = validate_pair(image, image2, flow, -flow, check)
+    both = validate_pair(
+        image.repeat(2, 1, 1, 1),
+        torch.cat([image, image2]),
+        torch.cat([still, flow]),
+        torch.cat([still, -flow]),
+        check,
+    )
+    assert moved["motion"] == 5
+    assert moved["occluded"] == pytest.approx(1 - 13 * 12 / 256)
+    for key, value in both.items():
+        assert value == pytest.approx(perfect[key] + moved[key])
