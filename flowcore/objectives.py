@@ -63,15 +63,27 @@ class Objective(Protocol):
     def __call__(self, estimate: Estimator, batch: Batch, *, masked: bool) -> Outcome: ...
 
 
-def _masked_term(name: str, weight: float, value: Tensor, counted: Mask) -> Term:
-    """The sum of `value` (any channels) over the counted pixels; the others have no gradient."""
-    kept = torch.where(counted, value, value.new_zeros(()))
-    return Term(name=name, weight=weight, total=kept.sum(), count=counted.sum().to(value.dtype))
+def _masked_term(name: str, weight: float, error: Tensor, counted: Mask) -> Term:
+    """The sum of psi(error), any channels, over the counted pixels.
+
+    The others have no gradient, not even where the error is not finite: hence it is masked before psi too.
+    """
+    nothing = error.new_zeros(())
+    penalty = robust(torch.where(counted, error, nothing))
+    total = torch.where(counted, penalty, nothing).sum()
+    return Term(name=name, weight=weight, total=total, count=counted.sum().to(error.dtype))
 
 
 def _shrink_mask(mask: Mask, height: int, width: int) -> Bool[Tensor, "batch 1 {height} {width}"]:
     """True where at least half of the pixels under a coarser one are."""
     return functional.interpolate(mask.float(), (height, width), mode="area") >= 0.5
+
+
+def _mean_where(flow: Flow, mask: Mask, height: int, width: int) -> Float[Tensor, "batch 2 {height} {width}"]:
+    """The mean of `flow` over those pixels under a coarser one that are True in `mask`; 0 where none is."""
+    share = functional.interpolate(mask.to(flow.dtype), (height, width), mode="area")
+    kept = functional.interpolate(torch.where(mask, flow, flow.new_zeros(())), (height, width), mode="area")
+    return kept / share.clamp(min=1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +136,7 @@ class Photometric:
             ):
                 counted = ~border if occluded is None else ~border & ~_shrink_mask(occluded, height, width)
                 distance = census_distance(here, backward_warp(there, flow / stride))
-                terms.append(
-                    _masked_term(f"photometric/stride{stride}/{name}", weight, robust(distance), counted)
-                )
+                terms.append(_masked_term(f"photometric/stride{stride}/{name}", weight, distance, counted))
         return terms
 
 
@@ -137,7 +147,7 @@ def _watched(flows: BidirectionalFlow, occlusions: tuple[Mask, Mask]) -> dict[st
     return {
         "occluded": (occ_fw.float().mean(dim=(1, 2, 3)) + occ_bw.float().mean(dim=(1, 2, 3))).sum() / 2,
         "motion": flow.norm(dim=1).mean(dim=(1, 2)).sum(),
-        "flow_variance": flow.var(dim=(2, 3)).sum(),
+        "flow_variance": flow.var(dim=(2, 3)).mean(dim=1).sum(),
     }
 
 
@@ -165,7 +175,7 @@ class OcclusionViewObjective:
     frames, and visible for the teacher. L_o = sum psi(T(w_f) - w~_f) M_f / sum M_f, plus backward, psi summed
     over u and v. Total = L_p masked by O~ + L_o, 1:1.
     Source: DDFlow, "Loss for Occluded Pixels"; DistillFlow's first variant. Taken level by level as the
-    photometric loss is.
+    photometric loss is; a level's label is the mean over its hallucinated pixels alone.
     """
 
     photometric: Photometric = field(default_factory=Photometric)
@@ -188,11 +198,9 @@ class OcclusionViewObjective:
                 ("fw", flow_fw, batch.flow_fw, hallucinated_fw),
                 ("bw", flow_bw, batch.flow_bw, hallucinated_bw),
             ):
-                difference = resize_image(label, height, width) - flow
+                difference = _mean_where(label, hallucinated, height, width) - flow
                 counted = _shrink_mask(hallucinated, height, width)
-                terms.append(
-                    _masked_term(f"distillation/stride{stride}/{name}", weight, robust(difference), counted)
-                )
+                terms.append(_masked_term(f"distillation/stride{stride}/{name}", weight, difference, counted))
         share = (
             hallucinated_fw.float().mean(dim=(1, 2, 3)) + hallucinated_bw.float().mean(dim=(1, 2, 3))
         ).sum() / 2

@@ -28,6 +28,8 @@ Recipes = Mapping[str, tuple[str, Options]]
 
 _REPORTING = ("flowcore", "pipelines", "jobs", "mlflow")
 """Packages whose exceptions say what to mend."""
+_ADDRESS = "RAY_ADDRESS"
+"""The environment variable that Ray also sets for a job's driver."""
 _SPARE_CPUS = 2
 _FEWEST_CPUS = 4
 
@@ -63,6 +65,11 @@ def run_recipe(
     _call(lambda: main(name, parsed))
 
 
+def has_cluster() -> bool:
+    """True in a Ray job and where RAY_ADDRESS is set."""
+    return _ADDRESS in os.environ
+
+
 def connect() -> None:
     """Joins the cluster of the Ray job or of RAY_ADDRESS; without either, starts Ray inside this process.
 
@@ -76,7 +83,7 @@ def connect() -> None:
     start = functools.partial(
         ray.init, logging_level=logging.INFO if is_debugging else logging.ERROR, log_to_driver=is_debugging
     )
-    address = os.environ.get("RAY_ADDRESS")
+    address = os.environ.get(_ADDRESS)
     if address is None:
         # Ray's processes inherit it; the workers then import the code that runs here.
         inherited = os.environ.get("PYTHONPATH")
@@ -109,7 +116,7 @@ def _parse(
             prog=program,
             description=description,
             args=arguments,
-            default=tyro.MISSING if defaults is None else defaults,
+            default=tyro.MISSING_NONPROP if defaults is None else defaults,
             # An option of several types has the recipe's; a subcommand inside a recipe would be a maze.
             config=(tyro.conf.AvoidSubcommands,),
         )
@@ -210,4 +217,6 @@ def _program() -> str:
 
 
 def _docstring(main: Callable[..., None]) -> str:
-    return sys.modules[main.__module__].__doc__ or ""
+    text = sys.modules[main.__module__].__doc__ or ""
+    # tyro shows two empty lines before an indented one.
+    return text.replace("\n\n    ", "\n    ")

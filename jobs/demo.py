@@ -90,6 +90,56 @@ def main(options: Demo) -> None:
                 training=replace(distillation.training, seed=options.seed),
             ),
         )
-    models = {"teacher": teacher, "student": student}
-    summary: dict[str, object] = {}
-    print()
+    picture = folder / "comparison.png"
+    summary: dict[str, object] = {"seed": options.seed, "models": {"teacher": teacher, "student": student}}
+    table = ""
+    if options.videos:
+        with stages.stage("picture", "teacher and student on your videos"):
+            write_image(picture, on_own_videos(labels, teacher, student))
+        summary["pairs"] = written.num_pairs
+    else:
+        with stages.stage("evaluate", "zero flow, DIS, teacher and student on scenes never trained on"):
+            results, shown = evaluate.evaluate_models(
+                {"zero": "zero", "dis": "dis", "teacher": teacher, "student": student},
+                "scenes",
+                folder / "scenes",
+            )
+            write_image(picture, shown)
+        totals = {name: result.total for name, result in results.items()}
+        for name, errors in totals.items():
+            errors_of = errors.summary()
+            summary[name] = {
+                "epe": errors_of["epe"],
+                "fl": errors_of["fl"],
+                "occlusion_f1": errors_of["occlusion"]["f1"],
+            }
+        summary["pairs"] = totals["student"].pairs
+        table = evaluation.table(f"seed {options.seed}", totals)
+    summary["seconds"] = stages.seconds | {"total": round(sum(stages.seconds.values()), 1)}
+    path = folder / "summary.json"
+    path.write_text(json.dumps(summary, indent=2) + "\n")
+    print(f"\n{table}\n\npicture: {picture}\nnumbers: {path}\nlabels:  {labels}\nstudent: {student}")
+    print(f"every step: {tracking.ui_command()}")
+
+
+def render(folder: Path, size: tuple[int, int]) -> None:
+    """Videos to train on, and scenes with their truth to test on."""
+    height, width = size
+    training = SceneOptions(height=height, width=width)
+    for seed in _TRAINING_SCENES:
+        write_video(folder / "videos" / f"scene{seed:02d}.mp4", render_scene(seed, training).frames)
+    test = SceneOptions(height=height, width=width, num_frames=4)
+    for seed in _TEST_SCENES:
+        write_truth(folder / "scenes" / f"scene{seed}", render_scene(seed, test))
+
+
+def on_own_videos(labels: str, teacher: str, student: str) -> Picture:
+    """Teacher and student on the labelled pair with the median share of occluded pixels."""
+    pair = median_pair(PairSet.open(labels))
+    estimators = {name: evaluation.load_estimator(uri) for name, uri in (("teacher", teacher), ("student", student))}
+    predictions = evaluation.predictions(pair.image1, pair.image2, estimators, ForwardBackwardCheck())
+    return comparison_panel(pair.image1, pair.image2, predictions=predictions)
+
+
+if __name__ == "__main__":
+    run(main, Demo)

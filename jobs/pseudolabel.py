@@ -36,11 +36,10 @@ def pseudolabel(recipe: str, options: Pseudolabel) -> LabellingSummary:
     with tracking.start(
         "pseudolabel", recipe=recipe, parameters=options, inputs={"videos": videos, "teacher": teacher}
     ) as run:
-        summary = write_labels(videos, teacher, labels, options.labelling, run_id=run.run_id)
-        run.dataset("videos", videos, summary.digest, "labelling")
-        run.tag("label_set", summary.digest)
+        summary = write_labels(videos, teacher, labels, options.labelling)
+        run.dataset("videos", videos, summary.label_set, "labelling")
+        run.tag("label_set", summary.label_set)
         run.tag("labels", labels)
-        run.summary(summary.metrics("labels"))
         return summary
 
 

@@ -46,7 +46,7 @@ RECIPES = {
         network=PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,)),
         teacher_crop=Crop(height=56, width=88),
         teacher=TrainingOptions(
-            steps=8, unmasked_steps=4, global_batch=2, learning_rate=4e-4, log_every=2, validate_every=4
+            steps=8, unmasked_steps=8, global_batch=2, learning_rate=4e-4, log_every=2, validate_every=4
         ),
         student_crop=Crop(height=48, width=64),
         student=TrainingOptions(steps=8, global_batch=2, learning_rate=4e-4, log_every=2, validate_every=4),

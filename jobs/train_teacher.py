@@ -55,10 +55,10 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
         resume_run_id=options.resume,
     ) as run:
         made_from = hashlib.blake2b(repr((videos, options.clips)).encode(), digest_size=6).hexdigest()
-        summary = write_pairs(videos, join(run_root, f"pairs-{made_from}"), LabellingOptions(clips=options.clips))
-        pairs = PairSet.open(summary.location)
+        location = join(run_root, f"pairs-{made_from}")
+        write_pairs(videos, location, LabellingOptions(clips=options.clips))
+        pairs = PairSet.open(location)
         run.dataset("videos", videos, pairs.label_set, "training")
-        run.summary(summary.metrics("pairs"))
         result = train(
             Training(
                 stage="train_teacher",

@@ -1,8 +1,8 @@
 """How far are models from a benchmark's truth?
 
-Every pair gives sums and counts, which the driver adds in the samples' order, so that the numbers don't depend
-on how the pairs were spread over processes, to the last bit. All models see a pair together: it is read once,
-and a comparison is of equal pixels.
+Every pair gives sums and counts, which the driver adds in the samples' order: however the pairs were spread
+over processes, the numbers are the same to the last bit. All models see a pair together: it is read once, and
+a comparison is of equal pixels.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,18 +35,21 @@ from flowcore.occlusion import ForwardBackwardCheck
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.locations import absolute
 
-Image = UInt8[ndarray, "height width 3"]
-Flow = Float[ndarray, "2 height width"]
+Frame = UInt8[ndarray, "height width 3"]
+"""RGB."""
+FlowArray = Float[ndarray, "2 height width"]
+"""In pixels."""
+DEFAULT_CHECK = ForwardBackwardCheck()
+"""What says which pixels are occluded, with DDFlow's constants."""
 
 _PAIRS_PER_BLOCK = 16
 """A block costs Ray some 40 ms, a pair at least as much."""
-_SMALLEST_DIS = 12
 
 
 class Estimator(Protocol):
     """What is evaluated: makes flow out of two frames, can be sent to another process."""
 
-    def __call__(self, image1: Image, image2: Image) -> tuple[Flow, Flow]:
+    def __call__(self, image1: Frame, image2: Frame) -> tuple[FlowArray, FlowArray]:
         """Flow from image1 to image2 and back, in pixels."""
 
     def to(self, device: torch.device) -> None:
@@ -137,7 +140,7 @@ def evaluate(
     benchmark: str,
     root: str | Path,
     *,
-    check: ForwardBackwardCheck = ForwardBackwardCheck(),
+    check: ForwardBackwardCheck = DEFAULT_CHECK,
 ) -> dict[str, EvaluationResult]:
     """The errors of each of `models` (name -> what `load_estimator` takes) on a benchmark, on Ray's nodes.
 
@@ -150,8 +153,7 @@ def evaluate(
     with tqdm(desc=f"evaluate {benchmark}", total=len(samples), unit="pair", dynamic_ncols=True) as bar:
         for row in _rows(samples, estimators, check):
             errors[row["model"], row["sample"]] = _from_row(row)
-            bar.n = len(errors) // len(models)
-            bar.refresh()
+            bar.update(len(errors) // len(models) - bar.n)
     return {
         name: EvaluationResult(
             benchmark=benchmark,
@@ -162,7 +164,7 @@ def evaluate(
 
 
 def load_estimator(model: str) -> Estimator:
-    """`zero` (no motion), `dis` (OpenCV's DIS, medium preset), or the network at a URI that `fetch_model` takes."""
+    """`zero` (no motion), `dis` (OpenCV's DIS, medium preset), or the network at a URI for `fetch_model`."""
     if model in _BUILT_IN:
         return _BUILT_IN[model]()
     network, _ = load_model(fetch_model(model))
@@ -209,7 +211,7 @@ def example(sample: Sample, estimators: Mapping[str, Estimator], check: ForwardB
 
 
 def predictions(
-    image1: Image, image2: Image, estimators: Mapping[str, Estimator], check: ForwardBackwardCheck
+    image1: Frame, image2: Frame, estimators: Mapping[str, Estimator], check: ForwardBackwardCheck
 ) -> dict[str, Prediction]:
     """Flow and occlusion by model, for a `comparison_panel`."""
     both = {name: estimator(image1, image2) for name, estimator in estimators.items()}
@@ -222,7 +224,7 @@ def predictions(
 class NoMotion:
     """The estimator that says that nothing moves: its EPE is the mean motion."""
 
-    def __call__(self, image1: Image, image2: Image) -> tuple[Flow, Flow]:
+    def __call__(self, image1: Frame, image2: Frame) -> tuple[FlowArray, FlowArray]:
         flow = np.zeros((2, *image1.shape[:2]), np.float32)
         return flow, flow
 
@@ -233,15 +235,22 @@ class NoMotion:
 class DenseInverseSearch:
     """OpenCV's DIS flow (Kroeger et al., ECCV 2016), medium preset, on grey frames."""
 
-    def __call__(self, image1: Image, image2: Image) -> tuple[Flow, Flow]:
-        if min(image1.shape[:2]) < _SMALLEST_DIS:
-            raise ValueError(
-                f"DIS needs frames of {_SMALLEST_DIS} px a side; these have {image1.shape[:2]}: leave it out"
-            )
+    def __call__(self, image1: Frame, image2: Frame) -> tuple[FlowArray, FlowArray]:
         grey1, grey2 = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (image1, image2))
-        # Made anew for each pair: it can't be sent to another process.
+        # Made anew for each pair, because it can't be sent to another process.
         search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        return _planar(search.calc(grey1, grey2, None)), _planar(search.calc(grey2, grey1, None))
+
+        def flow(first: ndarray, second: ndarray) -> FlowArray:
+            result = np.zeros((*first.shape, 2), np.float32)
+            try:
+                search.calc(first, second, result)
+            except cv2.error as error:
+                raise ValueError(
+                    f"DIS can't do frames of {first.shape} px ({error.err}): leave it out"
+                ) from error
+            return np.ascontiguousarray(result.transpose(2, 0, 1))
+
+        return flow(grey1, grey2), flow(grey2, grey1)
 
     def to(self, device: torch.device) -> None:
         pass
@@ -254,7 +263,7 @@ class NetworkEstimator:
         self._network = network.eval()
         self._device = torch.device("cpu")
 
-    def __call__(self, image1: Image, image2: Image) -> tuple[Flow, Flow]:
+    def __call__(self, image1: Frame, image2: Frame) -> tuple[FlowArray, FlowArray]:
         flow_fw, flow_bw = self._network.estimate(self._tensor(image1), self._tensor(image2))
         return flow_fw[0].cpu().numpy(), flow_bw[0].cpu().numpy()
 
@@ -262,7 +271,7 @@ class NetworkEstimator:
         self._device = device
         self._network.to(device)
 
-    def _tensor(self, image: Image) -> torch.Tensor:
+    def _tensor(self, image: Frame) -> torch.Tensor:
         return torch.from_numpy(image).to(self._device).movedim(-1, 0)[None].float() / 255
 
 
@@ -311,7 +320,7 @@ def _rows(
     samples: Sequence[Sample], estimators: Mapping[str, Estimator], check: ForwardBackwardCheck
 ) -> Iterator[dict[str, Any]]:
     """One row a sample and model, in any order."""
-    cluster = ray.cluster_resources()
+    cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]
     num_gpus = int(cluster.get("GPU", 0))
     # An embedded Ray has more logical CPUs than there are cores.
     most = num_gpus or max(1, int(cluster.get("CPU", 1)) // 2)
@@ -326,17 +335,13 @@ def _rows(
         num_cpus=1,
         num_gpus=1 if num_gpus else 0,
     )
-    return iter(dataset.iter_rows())
+    yield from dataset.iter_rows()
 
 
 def _from_row(row: Mapping[str, Any]) -> Errors:
     flow = FlowErrors(**{name: row[name] for name in vars(FlowErrors())})
     occlusion = OcclusionCounts(**{name: row[name] for name in vars(OcclusionCounts())})
     return Errors(flow=flow, occlusion=occlusion, pairs=1)
-
-
-def _planar(flow: Float[ndarray, "height width 2"]) -> Flow:
-    return np.ascontiguousarray(flow.transpose(2, 0, 1))
 
 
 def _cells(errors: Errors) -> list[str]:

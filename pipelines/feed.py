@@ -164,7 +164,7 @@ def to_batch(arrays: dict[str, ndarray], device: torch.device | None = None) -> 
     def tensor(name: str) -> torch.Tensor | None:
         if name not in arrays:
             return None
-        values = torch.from_numpy(np.ascontiguousarray(arrays[name])).to(device)
+        values = torch.tensor(arrays[name], device=device)
         if name.startswith("image"):
             return values.movedim(-1, 1).float() / 255.0
         return values.unsqueeze(1) if name.startswith("occ") else values

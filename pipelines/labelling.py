@@ -1,34 +1,40 @@
 """How does a collection of videos become a pair set, each pair once, whatever is killed on the way?
 
 Three stages of Ray Data, a shard at a time: read a video into encoded frames, ask the teacher (absent where
-frames alone are wanted), write the shard. A shard's name and content follow from the video and the options, it
-appears whole, and it is skipped where it is there; so a rerun of the same command does what is left.
+frames alone are wanted), write the shard. A shard's name and content follow from the video and the options,
+it appears whole, and it is skipped where it is there; so a rerun of the same command does what is left.
 
 The choice that isn't obvious is that a reading task yields one row a shard even for shards that are there
-already, and Ray makes each row a block. Ray runs a task anew when its worker dies and goes on behind the blocks
-that were consumed before, by their number: a task that left out what is written by then would lose shards.
+already, and Ray makes each row a block. Ray runs a task anew when its worker dies and goes on behind the
+blocks that were consumed before, by their number: a task that left out what is written by then would lose
+shards.
 """
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, cast
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from itertools import pairwise
+from typing import Any, Literal, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
 import torch
 from jaxtyping import Float
+from numpy import ndarray
+from pyarrow.fs import FileSystem, LocalFileSystem
 from torch import Tensor
 from torch.nn import functional
 
@@ -37,16 +43,18 @@ from flowcore.geometry import backward_warp, upsample_flow
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.photometric import census_border, census_distance
-from flowcore.shapes import Flow, Mask
-from flowcore.video import SAMPLER_VERSION, ClipOptions, VideoError
-from pipelines import checkpoints
+from flowcore.shapes import Mask
+from flowcore.video import SAMPLER_VERSION, ClipOptions, VideoError, VideoReport
 from pipelines.clips import DecoderProcess, EncodedChunk, FrameCodec, VideoSource, find_videos
 from pipelines.labels import (
     LABEL_SCHEMA,
+    LEDGER_FILE,
     PAIR_SCHEMA,
+    TEACHER_FOLDER,
     VIDEO_FILE,
     Folder,
     LedgerEntry,
+    Outcome,
     SetDescription,
     VideoEntry,
     describe_set,
@@ -57,23 +65,27 @@ from pipelines.labels import (
     quantized,
     shard_name,
     storage_of,
+    video_of_shards,
+    write_ledger,
     write_manifest,
 )
 
 _READ_CPUS, _WRITE_CPUS, _TEACHER_CPUS = 0.75, 0.25, 1.0
 """What a task of each stage asks of Ray: together two CPUs, so that the smallest machine runs one of each."""
 _MOST_TASKS = 1000
-"""Reading tasks of a run; in a larger collection a task reads several videos, because Ray's driver pays for each."""
+"""Reading tasks of a run, as Ray's driver pays for each; in larger collections one reads several videos."""
+_STORAGE_THREADS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabellingOptions:
     """How a collection becomes a pair set.
 
-    shard_pairs: a shard is closed once it holds so many pairs, with whole chunks. row_group_pairs: pairs that are
-    read together. max_bad_share: of the inputs, those that gave nothing, above which the run fails.
+    shard_pairs: a shard is closed once it holds so many pairs, with whole chunks.
+    row_group_pairs: pairs that a reader gets together.
+    max_bad_share: share of the inputs that may give nothing; above it the run fails.
     num_teachers: processes that label; None takes one a GPU, or without GPUs most of the CPUs.
-    teacher_gpus: GPUs for each, None takes one if the cluster has any now.
+    teacher_gpus: GPUs for each of them; None takes one if the cluster has any at the start.
     """
 
     clips: ClipOptions = field(default_factory=ClipOptions)
@@ -111,21 +123,41 @@ class LabellingProgress:
 class LabellingSummary:
     """What the set holds after a run, and what the run did.
 
-    label_set: digest of what the set is made of. num_*, bytes: of the whole set. new_pairs: made by this run, in
-    `seconds`, from the start of Ray's work to its end; pairs_per_second is their quotient. stage_seconds: work
-    of all processes by stage. ledger: every input that gave less than it might.
+    digest: of what the set is made of. num_*, bytes: of the whole set. new_pairs: made by this run in
+    `seconds`; pairs_per_second is their quotient. stage_seconds: work by stage, of all processes together.
+    ledger: every input that gave less than it might.
     """
 
-    label_set: str
+    location: str
+    digest: str
     num_videos: int
     num_pairs: int
     num_shards: int
     bytes: int
     new_pairs: int
     seconds: float
-    pairs_per_second: float
     stage_seconds: Mapping[str, float]
     ledger: tuple[LedgerEntry, ...]
+
+    @property
+    def pairs_per_second(self) -> float:
+        return self.new_pairs / self.seconds
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """The numbers under paths that begin with prefix, the ledger counted by outcome."""
+        outcomes = Counter(entry.outcome.replace(" ", "_") for entry in self.ledger)
+        values = {
+            "videos": self.num_videos,
+            "pairs": self.num_pairs,
+            "shards": self.num_shards,
+            "bytes": self.bytes,
+            "new_pairs": self.new_pairs,
+            "seconds": self.seconds,
+            "pairs_per_second": self.pairs_per_second,
+            **{f"seconds/{stage}": seconds for stage, seconds in self.stage_seconds.items()},
+            **{f"ledger/{outcome}": count for outcome, count in outcomes.items()},
+        }
+        return {f"{prefix}/{name}": float(value) for name, value in values.items()}
 
 
 OnProgress = Callable[[LabellingProgress], None]
@@ -153,22 +185,38 @@ def write_labels(
     location: str,
     options: LabellingOptions,
     *,
+    run_id: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> LabellingSummary:
     """Writes the pairs of a collection with the teacher's pseudo-labels; see `write_pairs`.
 
-    teacher: what `checkpoints.fetch_model` takes. The network sees the frames as they are stored, so that a
-    label belongs to exactly the pixels that the student will see.
+    teacher: what `checkpoints.fetch_model` takes; the set keeps a copy, `PairSet.teacher`. run_id: the MLflow
+    run that this is, for those who come from the labels. The network sees the frames as they are stored, so
+    that a label belongs to exactly the pixels that the student will see.
     """
-    network, info = checkpoints.load_model(checkpoints.fetch_model(teacher))
+    # Brings MLflow, which would cost each of Ray's workers seconds: they import this module.
+    from pipelines import checkpoints
+
+    model = checkpoints.fetch_model(teacher)
+    network, info = checkpoints.load_model(model)
+    files = {name: (model / name).read_bytes() for name in (checkpoints.WEIGHTS_FILE, checkpoints.CARD_FILE)}
     made_of = {
         **_made_of(options),
         "teacher": {"digest": info.digest, "network": networks.to_dict(info.config)},
         "check": dataclasses.asdict(options.check),
     }
-    provenance = {"videos": videos, "teacher": teacher, "teacher_run": info.run_id or ""}
+    runs = {"run_id": run_id, "teacher_run_id": info.run_id}
+    provenance = {"videos": videos, "teacher": teacher} | {name: run for name, run in runs.items() if run}
     description = SetDescription(made_of=made_of, provenance=provenance)
-    return _write_set(videos, location, options, description, network, on_progress)
+    return _write_set(videos, location, options, description, _TeacherModel(network, files), on_progress)
+
+
+@dataclass(frozen=True)
+class _TeacherModel:
+    """A network, and the files that it was read from, by name."""
+
+    network: FlowNetwork
+    files: Mapping[str, bytes]
 
 
 def _made_of(options: LabellingOptions) -> dict[str, Any]:
@@ -186,7 +234,7 @@ def _write_set(
     location: str,
     options: LabellingOptions,
     description: SetDescription,
-    network: FlowNetwork | None,
+    teacher: _TeacherModel | None,
     on_progress: OnProgress | None,
 ) -> LabellingSummary:
     sources = find_videos(videos)
@@ -197,17 +245,26 @@ def _write_set(
         tally = _Tally(location, stamps, on_progress)
         left = [source for source in sources if not tally.is_done(source.uri)]
         if left:
-            teacher = description.made_of.get("teacher")
+            if teacher is not None:
+                _keep_teacher(location, teacher.files)
             plan = _Plan(
                 run=uuid4().hex,
                 location=location,
                 label_set=description.digest,
-                teacher=None if teacher is None else teacher["digest"],
+                teacher=None if teacher is None else description.made_of["teacher"]["digest"],
                 options=options,
             )
-            for row in _rows(left, stamps, plan, network):
+            for row in _rows(left, stamps, plan, None if teacher is None else teacher.network):
                 tally.add(row)
         return tally.finish(description.digest, options.max_bad_share)
+
+
+def _keep_teacher(location: str, files: Mapping[str, bytes]) -> None:
+    """A copy in the set: the alias by which the teacher was named may mean another one tomorrow."""
+    for file, content in files.items():
+        name = f"{TEACHER_FOLDER}/{file}"
+        if Folder(location).size(name) is None:
+            Folder(location).write(name, content)
 
 
 @contextmanager
@@ -223,13 +280,15 @@ def _alone_in(location: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RuntimeError(f"another run writes into {location}; wait for it or give another folder") from error
+            raise RuntimeError(
+                f"another run writes into {location}; wait for it or give another folder"
+            ) from error
         yield
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Stamp:
-    """What tells a file's content from a changed one without reading it. size: bytes, of a sequence in all."""
+    """What tells a changed file without reading it. size: bytes, of a sequence in all."""
 
     size: int
     text: str
@@ -246,7 +305,11 @@ def _stamp(source: VideoSource) -> _Stamp:
     files = [f"{path}/{name}" for name in source.frames] or [path]
     infos = filesystem.get_file_info(files)
     texts = [f"{info.size} {info.mtime_ns}" for info in infos]
-    text = texts[0] if len(texts) == 1 else hashlib.blake2b("\n".join(texts).encode(), digest_size=16).hexdigest()
+    text = (
+        texts[0]
+        if len(texts) == 1
+        else hashlib.blake2b("\n".join(texts).encode(), digest_size=16).hexdigest()
+    )
     return _Stamp(size=sum(info.size or 0 for info in infos), text=text)
 
 
@@ -260,7 +323,7 @@ def _place_of(uri: str) -> tuple[FileSystem, str]:
 
 
 def _groups(sources: Sequence[VideoSource], stamps: Mapping[str, _Stamp]) -> list[list[VideoSource]]:
-    """Videos that may be copies of each other together, so that one task sees it and the first name counts."""
+    """Videos that may be copies of each other together, so that one task sees it, by the order of names."""
     groups = defaultdict(list)
     for source in sources:
         groups[len(source.frames), stamps[source.uri].size].append(source)
@@ -280,9 +343,9 @@ class _Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class _Record:
-    """What became of a video whose content is known: its `video.json`.
+    """What became of a video whose content is known: its `_video.json`.
 
-    run: the run that wrote it. outcome, reason: as in the ledger; "done" for a video that was read to its end.
+    run: the run that wrote it. outcome, reason: as in the ledger; "done" if it was read to its end.
     """
 
     video: str
@@ -315,6 +378,7 @@ _ROW = pa.schema(
         ("shard", pa.int32()),
         ("pairs", pa.int32()),
         ("bytes", pa.int64()),
+        ("is_new", pa.bool_()),
         ("chunks", pa.list_(_CHUNK)),
         ("labels", pa.binary()),
         ("record", pa.string()),
@@ -324,16 +388,16 @@ _ROW = pa.schema(
         ("writing", pa.float64()),
     ]
 )
-"""What travels between the stages: a shard, or the end of a video (shard -1) with its record or ledger entry.
+"""What travels between the stages: a shard, or the end of a video with its record or ledger entry.
 
-chunks: empty for a shard that is there already. labels: an Arrow stream of LABEL_SCHEMA. The last three are
-seconds of work.
+chunks: empty for a shard that was there before, and once it is written. labels: an Arrow stream of
+LABEL_SCHEMA. The last three are seconds of work.
 """
 _STAGES = ("reading", "labelling", "writing")
 
 
 def _row(**values: object) -> pa.Table:
-    nothing: dict[str, object] = {"shard": -1, "pairs": 0, "bytes": 0, "chunks": [], "labels": b""}
+    nothing: dict[str, object] = {"is_new": False, "chunks": [], "labels": b""}
     return pa.Table.from_pylist([nothing | dict.fromkeys(_STAGES, 0.0) | values], schema=_ROW)
 
 
@@ -346,14 +410,15 @@ def _rows(
         {"group": json.dumps([(source.uri, source.frames, stamps[source.uri].text) for source in group])}
         for group in groups
     ]
-    data = ray.data.from_items(items, override_num_blocks=min(len(items), _MOST_TASKS))
+    num_tasks = min(len(items), _MOST_TASKS)
+    data: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=num_tasks)
     context = data.context
     # Each row a block: see above.
     context.target_max_block_size = 1
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     settings: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
-    data = data.map_batches(_read_videos, num_cpus=_READ_CPUS, fn_args=[plan], **settings)
+    data = data.map_batches(partial(_read_videos, plan=plan), num_cpus=_READ_CPUS, **settings)
     if network is not None:
         data = data.map_batches(
             _Teacher,
@@ -363,21 +428,25 @@ def _rows(
             fn_constructor_args=[plan, ray.put(network)],
             **settings,
         )
-    data = data.map_batches(_write_shards, num_cpus=_WRITE_CPUS, fn_args=[plan], **settings)
+    data = data.map_batches(partial(_write_shards, plan=plan), num_cpus=_WRITE_CPUS, **settings)
     for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from batch.to_pylist()
+        yield from cast(pa.Table, batch).to_pylist()
+
+
+def _resources() -> dict[str, float]:
+    return cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]
 
 
 def _teacher_gpus(options: LabellingOptions) -> float:
     if options.teacher_gpus is not None:
         return options.teacher_gpus
-    return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+    return 1.0 if _resources().get("GPU", 0) else 0.0
 
 
 def _teacher_pool(options: LabellingOptions) -> ray.data.ActorPoolStrategy:
     if options.num_teachers is not None:
         return ray.data.ActorPoolStrategy(size=options.num_teachers)
-    resources = ray.cluster_resources()
+    resources = _resources()
     if gpus := _teacher_gpus(options):
         return ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, int(resources.get("GPU", 0) / gpus)))
     # A teacher takes ten times as long as reading and writing do, but one CPU has to be left for these.
@@ -407,7 +476,7 @@ def _read_videos(table: pa.Table, plan: _Plan) -> Iterator[pa.Table]:
                 continue
             first[folder] = uri
             before = _record_at(plan.location, folder)
-            # What this run wrote, a task that Ray runs anew must not see: it would yield other rows than before.
+            # A task that Ray runs anew must not see what this run wrote: it would yield other rows.
             if before is not None and before.run != plan.run:
                 yield _row(folder=folder, record=_json(replace(before, video=uri, stamp=stamp)))
             else:
@@ -465,7 +534,9 @@ def _shard(
         shard=shard,
         pairs=_num_pairs(chunks),
         bytes=size or 0,
-        chunks=[{name: getattr(chunk, name) for name in _CHUNK.names} for chunk in chunks] if size is None else [],
+        chunks=[{name: getattr(chunk, name) for name in _CHUNK.names} for chunk in chunks]
+        if size is None
+        else [],
         reading=seconds,
     )
 
@@ -490,6 +561,13 @@ def _record_at(location: str, folder: str) -> _Record | None:
         return _Record(**json.loads(Folder(location).read(f"{folder}/{VIDEO_FILE}")))
     except FileNotFoundError:
         return None
+
+
+def _stream(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return cast(bytes, sink.getvalue().to_pybytes())
 
 
 def _json(values: _Record | LedgerEntry) -> str:
@@ -529,29 +607,256 @@ def label_chunk(
 ) -> pa.Table:
     """The columns of LABEL_SCHEMA but `teacher`, for the pairs of consecutive frames.
 
-    Flow and occlusion are those at full resolution. The quality numbers are taken on the flow's grid, with the
-    frames averaged down to it, as the teacher's own loss is; nan where no pixel is visible in either direction.
+    Occlusion is checked at full resolution. The other numbers are taken on the flow's grid, with the frames
+    averaged down to it, as the teacher's own loss is; nan where no pixel is visible in either direction.
     """
     height, width = frames.shape[-2:]
     stride = network.strides[0]
     rows, columns = label_grid(height, width, stride)
-    grid_fw, grid_bw = (flow[..., :rows, :columns] for flow in network.estimate_chunk(frames))
-    full_fw = upsample_flow(grid_fw, stride, height, width)
-    full_bw = upsample_flow(grid_bw, stride, height, width)
-    occ_fw, occ_bw = check(full_fw, full_bw), check(full_bw, full_fw)
+    fw, bw = (flow[..., :rows, :columns] for flow in network.estimate_chunk(frames))
+    # Both directions at once, the forward ones first.
+    there, back = torch.cat([fw, bw]), torch.cat([bw, fw])
+    full = upsample_flow(there, stride, height, width)
+    occluded = check(full, full.roll(len(fw), dims=0))
+    visible = functional.avg_pool2d(occluded.float(), stride, ceil_mode=True) <= 0.5
+    mismatch = (there + backward_warp(back, there / stride)).norm(dim=1, keepdim=True)
     small = functional.avg_pool2d(frames, stride, ceil_mode=True)
-    sums = _Sums.of(small[:-1], small[1:], grid_fw, grid_bw, occ_fw, stride)
-    sums += _Sums.of(small[1:], small[:-1], grid_bw, grid_fw, occ_bw, stride)
-    lengths = torch.cat([grid_fw, grid_bw], dim=-1).norm(dim=1).flatten(1).cpu().numpy()
-    p50, p99, largest = np.quantile(lengths, (0.5, 0.99, 1.0), axis=1)
-    occluded = (occ_fw.float().mean(dim=(1, 2, 3)) + occ_bw.float().mean(dim=(1, 2, 3))) / 2
-    values = {
-        "flow_fw": quantized(grid_fw),
-        "flow_bw": quantized(grid_bw),
-        "flow_stride": np.full(len(grid_fw), stride, np.int32),
-        "occ_fw": masks(occ_fw),
-        "occ_bw": masks(occ_bw),
-        "occluded": occluded.cpu().numpy(),
-        "forward_backward": 0,
-    }
-    return pa.table(values)
+    first, second = torch.cat([small[:-1], small[1:]]), torch.cat([small[1:], small[:-1]])
+    distance = census_distance(first, backward_warp(second, there / stride))
+    length = there.norm(dim=1).view(2, len(fw), -1).transpose(0, 1).flatten(1)
+    p50, p99, longest = np.quantile(length.cpu().numpy(), (0.5, 0.99, 1.0), axis=1)
+    return pa.table(
+        {
+            "flow_fw": quantized(fw),
+            "flow_bw": quantized(bw),
+            "flow_stride": np.full(len(fw), stride, np.int32),
+            "occ_fw": masks(occluded[: len(fw)]),
+            "occ_bw": masks(occluded[len(fw) :]),
+            "occluded": _pair_means(occluded.float(), torch.ones_like(occluded)),
+            "forward_backward": _pair_means(mismatch, visible),
+            "photometric": _pair_means(distance, visible & ~census_border(distance)),
+            "flow_p50": p50.astype(np.float32),
+            "flow_p99": p99.astype(np.float32),
+            "flow_max": longest.astype(np.float32),
+        }
+    )
+
+
+def _pair_means(values: Float[Tensor, "directions 1 rows columns"], counted: Mask) -> Float[ndarray, "pairs"]:
+    """Over the counted pixels of both directions of each pair, the forward ones come first; nan over none."""
+    total = torch.where(counted, values, 0.0).sum(dim=(1, 2, 3)).view(2, -1).sum(dim=0)
+    return (total / counted.sum(dim=(1, 2, 3)).view(2, -1).sum(dim=0)).cpu().numpy()
+
+
+def _write_shards(table: pa.Table, plan: _Plan) -> Iterator[pa.Table]:
+    folder = Folder(plan.location)
+    for row in table.to_pylist():
+        started = time.monotonic()
+        if row["chunks"]:
+            content = encode_shard(_shard_table(row, plan), plan.options.row_group_pairs)
+            folder.write(shard_name(row["folder"], row["shard"]), content)
+            row |= {"bytes": len(content), "is_new": True, "chunks": [], "labels": b""}
+        row["writing"] = time.monotonic() - started
+        yield pa.Table.from_pylist([row], schema=_ROW)
+
+
+def _shard_table(row: Mapping[str, Any], plan: _Plan) -> pa.Table:
+    stride = plan.options.clips.stride
+    pairs = pa.Table.from_pylist(
+        [
+            {
+                "pair_id": pair_id(row["folder"], indices, stride, chunk["height"], chunk["width"]),
+                "video": row["video"],
+                "frame": indices[0],
+                "stride": stride,
+                "timestamp": timestamp,
+                "height": chunk["height"],
+                "width": chunk["width"],
+                "image1": images[0],
+                "image2": images[1],
+                "label_set": plan.label_set,
+            }
+            for chunk in row["chunks"]
+            for indices, timestamp, images in zip(
+                pairwise(chunk["frame_indices"]), chunk["timestamps"], pairwise(chunk["frames"]), strict=False
+            )
+        ],
+        schema=PAIR_SCHEMA,
+    )
+    if plan.teacher is None:
+        return pairs
+    labels = pa.ipc.open_stream(row["labels"]).read_all()
+    return pa.table([*pairs.columns, *labels.columns], [*pairs.column_names, *labels.column_names])
+
+
+@dataclass
+class _Written:
+    """The shards of a video that this run has seen written or found."""
+
+    shards: int = 0
+    pairs: int = 0
+    bytes: int = 0
+
+
+class _Tally:
+    """What has become of each video; holds a few numbers a video, none a pair."""
+
+    def __init__(self, location: str, stamps: Mapping[str, _Stamp], on_progress: OnProgress | None) -> None:
+        self._location = location
+        self._stamps = stamps
+        self._on_progress = on_progress
+        self._started = time.monotonic()
+        self._threads = ThreadPoolExecutor(_STORAGE_THREADS)
+        self._folders = [name for name in Folder(location).folders() if name != TEACHER_FOLDER]
+        found = self._threads.map(partial(_record_at, location), self._folders)
+        self._before = {record.folder: record for record in found if record is not None}
+        self._current = {
+            record.video: record
+            for record in self._before.values()
+            if record.video in stamps and stamps[record.video].text == record.stamp
+        }
+        """By video, the records that tell of the content that the collection has now."""
+        self._entries: list[LedgerEntry] = []
+        self._ends: dict[str, _Record] = {}
+        self._written: dict[str, _Written] = defaultdict(_Written)
+        self._writes: list[Future[None]] = []
+        self._new_pairs = 0
+        self._stage_seconds = dict.fromkeys(_STAGES, 0.0)
+
+    def is_done(self, video: str) -> bool:
+        """True if an earlier run finished it."""
+        return video in self._current
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Takes note of a row that came out of the last stage."""
+        for stage in _STAGES:
+            self._stage_seconds[stage] += row[stage]
+        if row["entry"] is not None:
+            self._entries.append(LedgerEntry(**json.loads(row["entry"])))
+        elif row["record"] is not None:
+            self._end(_Record(**json.loads(row["record"])))
+        else:
+            written = self._written[row["folder"]]
+            written.shards += 1
+            written.pairs += row["pairs"]
+            written.bytes += row["bytes"]
+            self._new_pairs += row["pairs"] if row["is_new"] else 0
+            self._close(row["folder"])
+        self._report()
+
+    def _end(self, record: _Record) -> None:
+        before = self._before.get(record.folder)
+        if before is None:
+            self._ends[record.folder] = record
+            self._close(record.folder)
+        elif before.video in self._current:
+            self._entries.append(_copy(record.video, before.video))
+        else:
+            self._keep(record)
+
+    def _close(self, folder: str) -> None:
+        """Keeps the record of a video whose shards are all there."""
+        end = self._ends.get(folder)
+        written = self._written[folder]
+        if end is not None and written.shards == end.shards:
+            del self._ends[folder], self._written[folder]
+            self._keep(replace(end, pairs=written.pairs, bytes=written.bytes))
+
+    def _keep(self, record: _Record) -> None:
+        self._current[record.video] = record
+        name, content = f"{record.folder}/{VIDEO_FILE}", _json(record).encode()
+        self._writes.append(self._threads.submit(Folder(self._location).write, name, content))
+
+    def _report(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(
+                LabellingProgress(
+                    videos_done=len(self._current) + len(self._entries),
+                    num_videos=len(self._stamps),
+                    new_pairs=self._new_pairs,
+                    pairs_per_second=self._new_pairs / (time.monotonic() - self._started),
+                )
+            )
+
+    def finish(self, label_set: str, max_bad_share: float) -> LabellingSummary:
+        """Writes ledger and manifest, clears away what changed videos left; RuntimeError as `write_pairs`."""
+        seconds = time.monotonic() - self._started
+        for write in self._writes:
+            write.result()
+        accounted = self._current.keys() | {entry.video for entry in self._entries}
+        if lost := sorted(self._stamps.keys() - accounted):
+            raise RuntimeError(
+                f"shards of {len(lost)} video(s), {lost[0]} the first, were lost on the way, as may happen "
+                "with a node; run the same command again"
+            )
+        stale = self._stale()
+        records = self._before | {record.folder: record for record in self._current.values()}
+        records = {folder: record for folder, record in records.items() if folder not in stale}
+        ledger = [
+            *self._entries,
+            *(_ledger_entry(each) for each in records.values() if each.outcome != "done"),
+        ]
+        write_ledger(self._location, ledger)
+        with_pairs = [record for record in records.values() if record.pairs > 0]
+        self._check(ledger, bool(with_pairs), max_bad_share)
+        videos = [
+            VideoEntry(
+                video=each.video, folder=each.folder, pairs=each.pairs, shards=each.shards, bytes=each.bytes
+            )
+            for each in with_pairs
+        ]
+        # A reader that has the new manifest doesn't miss what is removed then.
+        write_manifest(self._location, label_set, videos)
+        for folder in stale:
+            Folder(self._location).remove_folder(folder)
+        return LabellingSummary(
+            location=self._location,
+            digest=label_set,
+            num_videos=len(videos),
+            num_pairs=sum(video.pairs for video in videos),
+            num_shards=sum(video.shards for video in videos),
+            bytes=sum(video.bytes for video in videos),
+            new_pairs=self._new_pairs,
+            seconds=seconds,
+            stage_seconds=self._stage_seconds,
+            ledger=tuple(ledger),
+        )
+
+    def _stale(self) -> set[str]:
+        """The folders of content that a video of the collection no longer has."""
+        kept = {record.folder for record in self._current.values()}
+        others = [folder for folder in self._folders if folder not in kept]
+        videos = self._threads.map(self._video_of, others)
+        return {folder for folder, video in zip(others, videos, strict=True) if video in self._current}
+
+    def _video_of(self, folder: str) -> str | None:
+        """The video that a folder was made from, as its record or, of an unfinished one, its shard says."""
+        if folder in self._before:
+            return self._before[folder].video
+        return video_of_shards(self._location, folder)
+
+    def _check(self, ledger: Sequence[LedgerEntry], has_pairs: bool, max_bad_share: float) -> None:
+        bad = [
+            entry
+            for entry in ledger
+            if entry.video in self._stamps and entry.outcome in ("nothing", "unreadable now")
+        ]
+        if has_pairs and len(bad) <= max_bad_share * len(self._stamps):
+            return
+        examples = "; ".join(f"{entry.video}: {entry.reason}" for entry in bad[:3])
+        raise RuntimeError(
+            f"{len(bad)} of {len(self._stamps)} videos gave no pair, "
+            + (f"above max_bad_share {max_bad_share:g}" if has_pairs else "and there is none at all")
+            + f" ({examples}); mend these inputs or leave them out, {self._location}/{LEDGER_FILE} has all"
+        )
+
+
+def _ledger_entry(record: _Record) -> LedgerEntry:
+    assert record.outcome != "done"
+    return LedgerEntry(
+        video=record.video,
+        outcome=record.outcome,
+        reason=record.reason,
+        frames_read=record.frames_read,
+        pairs=record.pairs,
+    )

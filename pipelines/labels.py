@@ -49,7 +49,9 @@ MANIFEST_FILE = "_manifest.json"
 """What the set holds; written last, so that a set without it is unfinished."""
 LEDGER_FILE = "_ledger.json"
 """The inputs that gave nothing or less than they hold, and why."""
-VIDEO_FILE = "video.json"
+TEACHER_FOLDER = "_teacher"
+"""A copy of the model that made the labels, as `pipelines.checkpoints` reads it."""
+VIDEO_FILE = "_video.json"
 """In a video's folder: what became of it; written after its last shard."""
 
 PAIR_SCHEMA = pa.schema(
@@ -262,12 +264,18 @@ def _json(values: object) -> bytes:
     return (json.dumps(values, indent=1) + "\n").encode()
 
 
+Outcome = Literal["nothing", "cut short", "duplicate", "unreadable now"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LedgerEntry:
-    """An input that gave no pair, or fewer than it holds, or that is another one's copy."""
+    """An input that gave no pair, or fewer than it holds, or that is another one's copy.
+
+    "unreadable now" is the storage's fault: another run tries again.
+    """
 
     video: str
-    outcome: Literal["nothing", "cut short", "duplicate", "unreadable now"]
+    outcome: Outcome
     reason: str
     frames_read: int
     pairs: int
@@ -307,6 +315,16 @@ def write_manifest(location: str, label_set: str, videos: Sequence[VideoEntry]) 
 def shard_name(video_folder: str, shard: int) -> str:
     """The file of a video's shard, relative to the set's folder."""
     return f"{video_folder}/{shard:05d}.parquet"
+
+
+def video_of_shards(location: str, video_folder: str) -> str | None:
+    """The video that the shards in a folder of the set come from, None without a shard."""
+    filesystem, root = storage_of(location)
+    shards = Folder(location).files(".parquet", within=video_folder)
+    if not shards:
+        return None
+    path = f"{root}/{shards[0]}"
+    return cast(str, pq.read_table(path, filesystem=filesystem, columns=["video"]).column("video")[0].as_py())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,6 +380,12 @@ class PairSet:
     def has_labels(self) -> bool:
         """False where there are frames alone."""
         return "teacher" in self.description.made_of
+
+    @property
+    def teacher(self) -> str | None:
+        """Where the model that made the labels lies, for `checkpoints.fetch_model`; None without labels."""
+        place, mark, query = self.location.partition("?")
+        return f"{place}/{TEACHER_FOLDER}{mark}{query}" if self.has_labels else None
 
     def index(self) -> pa.Table:
         """Every pair: pair_id string; file int32, the position in `files`; row_group and row, int32.
@@ -424,10 +448,12 @@ class Folder:
         filesystem, root = storage_of(self.location)
         return bool(filesystem.get_file_info(root).type == FileType.Directory)
 
-    def files(self, ending: str = "") -> list[str]:
-        """The names of the files in it and in its folders, sorted, without those that `.` or `_` hides."""
+    def files(self, ending: str = "", *, within: str = "") -> list[str]:
+        """The names of the files in it, or in a folder of it, sorted, without those that `.` or `_` hides."""
         filesystem, root = storage_of(self.location)
-        found = filesystem.get_file_info(FileSelector(root, allow_not_found=True, recursive=True))
+        found = filesystem.get_file_info(
+            FileSelector(f"{root}/{within}", allow_not_found=True, recursive=True)
+        )
         names = (info.path[len(root) :].strip("/") for info in found if info.type == FileType.File)
         return sorted(
             name

@@ -388,11 +388,11 @@ class _Worker:
 
     def _held_back_pairs(self) -> list[FramePair]:
         """This worker's share of the held-back pairs, whole frames."""
-        mine = self.held_back.slice(0).take(list(range(self.rank, self.held_back.num_rows, self.world_size)))
+        mine = self.held_back.to_pylist()[self.rank :: self.world_size]
         pairs = self.training.pairs
         return [
             frame_pair(pairs.read_group(pairs.files[place["file"]], place["row_group"])[place["row"]])
-            for place in mine.to_pylist()
+            for place in mine
         ]
 
     def _validate(self) -> dict[str, float]:

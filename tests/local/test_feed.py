@@ -9,7 +9,10 @@ from pipelines.feed import Plan, hold_back
 
 def an_index(files: int = 5, groups: int = 3, rows: int = 4) -> pa.Table:
     places = [
-        (file, group, row) for file in range(files) for group in range(groups) for row in range(rows - file % 2)
+        (file, group, row)
+        for file in range(files)
+        for group in range(groups)
+        for row in range(rows - file % 2)
     ]
     return pa.table(
         {
@@ -21,7 +24,9 @@ def an_index(files: int = 5, groups: int = 3, rows: int = 4) -> pa.Table:
     )
 
 
-def taken(plan: Plan, start: int, stop: int, rank: int = 0, world_size: int = 1) -> list[tuple[int, int, int, int]]:
+def taken(
+    plan: Plan, start: int, stop: int, rank: int = 0, world_size: int = 1
+) -> list[tuple[int, int, int, int]]:
     return [
         (window["epoch"], *place)
         for window in plan.windows(start, stop, rank, world_size)
@@ -50,7 +55,8 @@ def test_workers_together_take_the_batches_of_one_worker(world_size: int) -> Non
     alone = np.array(taken(plan, 0, steps)).reshape(steps, 4, 4)
     share = 4 // world_size
     shares = [
-        np.array(taken(plan, 0, steps, rank, world_size)).reshape(steps, share, 4) for rank in range(world_size)
+        np.array(taken(plan, 0, steps, rank, world_size)).reshape(steps, share, 4)
+        for rank in range(world_size)
     ]
     np.testing.assert_array_equal(np.concatenate(shares, axis=1), alone)
 

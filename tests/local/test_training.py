@@ -94,7 +94,8 @@ def test_a_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others(
     pairs: PairSet, project: Path
 ) -> None:
     first, again, other = (
-        load_model(trained(pairs, project, replace(OPTIONS, seed=seed))[0].model)[1].digest for seed in (5, 5, 6)
+        load_model(trained(pairs, project, replace(OPTIONS, seed=seed))[0].model)[1].digest
+        for seed in (5, 5, 6)
     )
     assert first == again != other
 
@@ -150,7 +151,9 @@ def test_more_workers_than_the_cluster_has_room_for_is_an_error_and_not_a_wait(
         trained(pairs, project, replace(OPTIONS, workers=64, global_batch=64))
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"unmasked_steps": 5}, {"workers": 3}, {"held_back_share": 1.0}])
+@pytest.mark.parametrize(
+    "change", [{"steps": 0}, {"unmasked_steps": 5}, {"workers": 3}, {"held_back_share": 1.0}]
+)
 def test_options_that_make_no_sense_are_refused(change: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         replace(OPTIONS, **change)

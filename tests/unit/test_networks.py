@@ -32,7 +32,7 @@ def small_network(config: PWCNetConfig = SMALL) -> PWCNet:
 
 def answering(network: PWCNet, u: float, v: float, levels: slice) -> PWCNet:
     """`network` with decoders of these levels, finest first, that answer (u, v) everywhere."""
-    for head in list(network.heads)[::-1][levels]:
+    for head in network.heads[levels]:
         assert isinstance(head, nn.Conv2d)
         assert head.bias is not None
         head.weight.data.zero_()
@@ -239,16 +239,19 @@ def test_the_unit_of_every_level_is_a_pixel_of_the_frame_at_any_size(height: int
         torch.testing.assert_close(level, uniform.expand_as(level))
 
 
-def test_a_level_compares_features_where_the_level_above_says_that_they_moved() -> None:
-    network = answering(small_network(), 8.0, -4.0, slice(1, 2))
+@pytest.mark.parametrize(("level", "stride"), [(0, 4), (1, 8)])
+def test_a_level_compares_features_where_the_level_above_says_that_they_moved(
+    level: int, stride: int
+) -> None:
+    network = answering(small_network(), 2.0 * stride, -1.0 * stride, slice(level + 1, level + 2))
     image1, image2 = random(0, 2, 1, 3, 64, 64).unbind()
     seen: list[Tensor] = []
-    network.decoders[0].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    network.decoders[level].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     network(image1, image2)
-    first, second = network.encode(image1)[0], network.encode(image2)[0]
-    # Eight pixels right and four up are two and one at a stride of 4; beyond the frame its border repeats.
-    columns = (torch.arange(16) + 2).clamp(max=15)
-    rows = (torch.arange(16) - 1).clamp(min=0)
+    first, second = network.encode(image1)[level], network.encode(image2)[level]
+    # Two of the level's own pixels right and one up; beyond the frame its border repeats.
+    columns = (torch.arange(64 // stride) + 2).clamp(max=64 // stride - 1)
+    rows = (torch.arange(64 // stride) - 1).clamp(min=0)
     moved = second[:, :, rows][:, :, :, columns]
     volume = functional.leaky_relu(cost_volume(normalize_features(first), normalize_features(moved), 2), 0.1)
     torch.testing.assert_close(seen[0][:1, :25], volume, rtol=1e-3, atol=1e-4)
@@ -278,7 +281,7 @@ def test_frames_that_are_one_colour_give_a_finite_flow_and_gradient() -> None:
 
 def test_a_network_that_diverged_answers_with_nan_and_the_process_lives() -> None:
     network = small_network()
-    network.encoder[0][0][0].weight.data[:] = torch.nan
+    next(network.encoder.parameters()).data[:] = torch.nan
     flows = network(random(0, 1, 3, 32, 32), random(1, 1, 3, 32, 32))
     assert flows.forward[0].isnan().all()
     flows.forward[0].sum().backward()

@@ -1,5 +1,6 @@
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -23,7 +24,7 @@ from flowcore.objectives import (
 )
 from flowcore.occlusion import ForwardBackwardCheck
 
-few = settings(max_examples=20, deadline=None)
+few = settings(max_examples=10, deadline=None)
 seeds = st.integers(0, 2**31)
 
 PSI_ZERO = 0.01**0.4
@@ -110,26 +111,20 @@ def test_equal_frames_at_rest_cost_the_penalty_of_zero_at_every_pixel_that_has_a
         assert term.total.item() == pytest.approx(term.count.item() * PSI_ZERO)
 
 
-def test_the_true_motion_costs_least() -> None:
+def test_the_true_motion_costs_least_and_less_without_what_left_the_frame() -> None:
     texture = random(3, 1, 3, 20, 40).repeat_interleave(4, 2).repeat_interleave(4, 3)
-    # The content of image1 stands 8 px further right in image2.
-    batch = Batch(image1=texture[..., 24:120], image2=texture[..., 16:112])
-    cost = {
-        u: loss(
-            FINEST.terms(batch, answer([uniform(u, 0, 1, 20, 24)], [uniform(-u, 0, 1, 20, 24)], (4,)), None)
-        ).item()
-        for u in (-8, 0, 4, 8, 12)
-    }
-    assert min(cost, key=cost.__getitem__) == 8
-    visible = everywhere(batch, False)
-    visible[..., -8:] = True
-    masked = FINEST.terms(
-        batch,
-        answer([uniform(8, 0, 1, 20, 24)], [uniform(-8, 0, 1, 20, 24)], (4,)),
-        (visible, visible.flip(-1)),
-    )
-    # A patch of three pixels reaches from visible pixels into what left the frame.
-    assert PSI_ZERO * 2 < loss(masked).item() < cost[8] < cost[0]
+    # The content of image1 stands 16 px further right in image2.
+    batch = Batch(image1=texture[..., 32:128], image2=texture[..., 16:112])
+
+    def cost(u: float, occlusions: tuple[Tensor, Tensor] | None) -> float:
+        flows = answer([uniform(u, 0, 1, 20, 24)], [uniform(-u, 0, 1, 20, 24)], (4,))
+        return loss(FINEST.terms(batch, flows, occlusions)).item()
+
+    costs = {u: cost(u, None) for u in (-16, 0, 12, 16, 20)}
+    assert min(costs, key=costs.__getitem__) == 16
+    occ_fw = everywhere(batch, False)
+    occ_fw[..., -16:] = True
+    assert 2 * PSI_ZERO < cost(16, (occ_fw, occ_fw.flip(-1))) < costs[16]
 
 
 def test_pixels_deep_inside_the_occlusion_change_neither_the_loss_nor_the_gradient() -> None:
@@ -148,7 +143,7 @@ def test_pixels_deep_inside_the_occlusion_change_neither_the_loss_nor_the_gradie
         FINEST.terms(batch, before, (occluded, occluded))[0],
         FINEST.terms(other, after, (occluded, occluded))[0],
     )
-    assert term.count.item() == 14 * 14 - 12 * 12 + 2 * 0 + (12 * 12 - 12 * 12)
+    assert term.count.item() == 14 * 14 - 12 * 12
     assert same.total.item() == term.total.item()
     (gradient,) = torch.autograd.grad(term.total, before.forward)
     (same_gradient,) = torch.autograd.grad(same.total, after.forward)
@@ -180,8 +175,7 @@ def test_where_everything_is_occluded_the_loss_is_zero_with_a_zero_gradient() ->
 
 
 def test_where_nothing_is_hallucinated_the_teacher_says_nothing() -> None:
-    batch = replace(pairs(0, 1, 16, 32, labelled=True))
-    assert batch.occ_fw is not None
+    batch = pairs(0, 1, 16, 32, labelled=True)
     batch = replace(batch, occ_fw=everywhere(batch, True), occ_bw=everywhere(batch, True))
     forward, backward = leave_left()
     flows = answer([forward], [backward], (1,))
@@ -238,6 +232,34 @@ def test_labels_where_nothing_is_hallucinated_change_neither_the_loss_nor_the_gr
         assert before.equal(after)
 
 
+def test_a_label_does_not_pull_where_the_teacher_is_occluded_even_if_the_flow_there_is_not_finite() -> None:
+    batch = pairs(0, 1, 16, 32, labelled=True)
+    forward, backward = leave_left()
+    batch = replace(batch, occ_fw=everywhere(batch, False), occ_bw=everywhere(batch, False))
+    assert batch.occ_fw is not None
+    batch.occ_fw[0, 0, 5, 3] = True
+    forward[0, 0, 5, 3] = math.nan
+    flows = answer([forward], [backward], (1,))
+    outcome = OcclusionViewObjective(photometric=FINEST)(estimator(flows), batch, masked=True)
+    term = named(outcome, "distillation/stride1/fw")
+    assert term.count.item() == 16 * 8 - 1
+    (gradient,) = torch.autograd.grad(term.total, flows.forward)
+    assert term.total.isfinite()
+    assert gradient.isfinite().all()
+    assert gradient.count_nonzero() == 2 * (16 * 8 - 1)
+    assert gradient[0, :, 5, 3].eq(0).all()
+
+
+def test_a_network_that_diverged_has_a_loss_that_is_not_finite() -> None:
+    batch = pairs(0, 1, 40, 40)
+    flow = torch.zeros(1, 2, 10, 10)
+    flow[0, 0, 5, 5] = math.nan
+    outcome = TeacherObjective(photometric=FINEST)(
+        estimator(answer([flow], [torch.zeros_like(flow)], (4,))), batch, masked=True
+    )
+    assert loss(outcome.terms).isnan()
+
+
 def test_a_label_off_by_almost_a_pixel_fits_on_paper() -> None:
     forward, backward = leave_left()
     batch = Batch(
@@ -280,38 +302,43 @@ def test_a_label_is_in_pixels_of_the_frame_at_every_level() -> None:
 
 @pytest.mark.parametrize("absent", ["flow_fw", "flow_bw", "occ_fw", "occ_bw"])
 def test_a_student_without_labels_is_an_error_that_says_so(absent: str) -> None:
-    batch = replace(pairs(0, 1, 16, 16, labelled=True), **{absent: None})
+    labelled = pairs(0, 1, 16, 16, labelled=True)
+    fields = {field.name: getattr(labelled, field.name) for field in dataclasses.fields(Batch)}
+    batch = Batch(**{**fields, absent: None})
     with pytest.raises(ValueError, match="needs pseudo-labels; this batch has none"):
         OcclusionViewObjective()(small_network(), batch, masked=True)
 
 
+@pytest.mark.parametrize("objective", [TeacherObjective(), OcclusionViewObjective()])
 @few
 @given(seed=seeds, masked=st.booleans())
-@pytest.mark.parametrize("objective", [TeacherObjective(), OcclusionViewObjective()])
 def test_terms_of_a_batch_are_the_sum_of_the_terms_of_its_parts(
     objective: Objective, seed: int, masked: bool
 ) -> None:
-    network = small_network()
     batch = pairs(seed, 3, 32, 48, labelled=True)
-    fields = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
-    whole = objective(network, batch, masked=masked)
-    parts = [
-        objective(network, Batch(**{name: value[part] for name, value in fields.items()}), masked=masked)
-        for part in (slice(0, 1), slice(1, 3))
-    ]
+    forward, backward = (random(seed, 2, 3, 2, 8, 12) - 0.5) * 12
+
+    def outcome(part: slice) -> Outcome:
+        fields = {field.name: getattr(batch, field.name)[part] for field in dataclasses.fields(batch)}
+        flows = answer([forward[part]], [backward[part]], (4,))
+        return objective(estimator(flows), Batch(**fields), masked=masked)
+
+    whole, parts = outcome(slice(0, 3)), [outcome(slice(0, 1)), outcome(slice(1, 3))]
     for term, *split in zip(whole.terms, *(part.terms for part in parts), strict=True):
         assert {(part.name, part.weight) for part in split} == {(term.name, term.weight)}
         assert sum(part.count.item() for part in split) == term.count.item()
-        assert sum(part.total.item() for part in split) == pytest.approx(term.total.item(), rel=1e-4)
+        assert sum(part.total.item() for part in split) == pytest.approx(term.total.item(), rel=1e-5)
     for name, value in whole.watched.items():
-        assert sum(part.watched[name].item() for part in parts) == pytest.approx(value.item(), rel=1e-4)
+        assert sum(part.watched[name].item() for part in parts) == pytest.approx(value.item(), rel=1e-5)
 
 
 @few
 @given(seed=seeds)
 def test_exchanging_the_frames_exchanges_forward_and_backward(seed: int) -> None:
-    batch = pairs(seed, 1, 32, 32, labelled=True)
-    forward, backward = (random(seed, 2, 1, 2, 8, 8) - 0.5) * 12
+    batch = pairs(seed, 1, 64, 80, labelled=True)
+    # Seven coarse pixels to the right and two down: more than the three of the border leave the frame.
+    motion = uniform(28, 8, 1, 16, 20)
+    forward, backward = torch.stack([motion, -motion]) + (random(seed, 2, 1, 2, 16, 20) - 0.5) * 0.2
     objective = OcclusionViewObjective(photometric=FINEST)
     there = objective(estimator(answer([forward], [backward], (4,))), batch, masked=True)
     exchanged = Batch(
@@ -326,12 +353,14 @@ def test_exchanging_the_frames_exchanges_forward_and_backward(seed: int) -> None
     for kind in ("photometric", "distillation"):
         for name, other in (("fw", "bw"), ("bw", "fw")):
             term, same = named(there, f"{kind}/stride4/{name}"), named(back, f"{kind}/stride4/{other}")
-            assert term.count.equal(same.count)
+            assert 0 < term.count.item() == same.count.item()
             assert term.total.equal(same.total)
 
 
 @pytest.mark.parametrize(("flip", "axis"), [(flip_left_right, -1), (flip_up_down, -2)])
-def test_mirrored_frames_with_mirrored_flow_cost_the_same(flip: "FlowFlip", axis: int) -> None:
+def test_mirrored_frames_with_mirrored_flow_cost_the_same(
+    flip: Callable[[Tensor], Tensor], axis: int
+) -> None:
     batch = pairs(0, 1, 40, 48)
     forward, backward = (random(1, 2, 1, 2, 10, 12) - 0.5) * 12
     occluded = random(2, 1, 1, 40, 48) < 0.3
@@ -368,7 +397,7 @@ def test_what_is_watched_fits_on_paper() -> None:
     )
     # The first pair moves by five pixels everywhere; the second by zero or two.
     assert outcome.watched["motion"].item() == pytest.approx(5 + 1)
-    # u of 32 pixels is one away from its mean and that of the other 32 too, v is 0; the mean of both is watched.
+    # u is one away from its mean at each of 64 pixels and v is 0; the mean over u and v is watched.
     assert outcome.watched["flow_variance"].item() == pytest.approx((64 / 63 + 0) / 2)
 
 
@@ -385,20 +414,33 @@ def test_a_network_with_more_levels_than_weights_answers_for_its_finest_ones() -
     ]
 
 
-@pytest.mark.parametrize("objective", [TeacherObjective(), OcclusionViewObjective()])
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_step_down_the_gradient_of_a_network_lowers_its_loss(objective: Objective, masked: bool) -> None:
+@pytest.mark.parametrize("objective", [TeacherObjective(), OcclusionViewObjective()])
+def test_every_weight_of_a_network_has_a_finite_gradient(objective: Objective, masked: bool) -> None:
     network = small_network()
     batch = pairs(7, 2, 48, 64, labelled=True)
-    before = loss(objective(network, batch, masked=False).terms)
+    loss(objective(network, batch, masked=masked).terms).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        # With the mask fresh weights may have nothing to learn from: what the check says is all occluded.
+        assert masked or parameter.grad.count_nonzero() > 0, name
+
+
+def test_a_small_step_down_the_gradient_lowers_the_loss_by_about_the_slope() -> None:
+    network = small_network().double()
+    batch = pairs(7, 2, 48, 64)
+    batch = Batch(image1=batch.image1.double(), image2=batch.image2.double())
+    before = loss(TeacherObjective()(network, batch, masked=False).terms)
     before.backward()
-    slope = sum(float(p.grad.square().sum()) for p in network.parameters() if p.grad is not None)
-    assert 0 < slope < math.inf
+    steps = [(parameter, parameter.grad) for parameter in network.parameters() if parameter.grad is not None]
+    slope = sum(float(gradient.square().sum()) for _, gradient in steps)
+    step = 1e-7
     with torch.no_grad():
-        for parameter in network.parameters():
-            assert parameter.grad is not None
-            parameter -= 1e-3 / math.sqrt(slope) * parameter.grad
-    assert loss(objective(network, batch, masked=False).terms).item() < before.item()
+        for parameter, gradient in steps:
+            parameter.sub_(step * gradient)
+        after = loss(TeacherObjective()(network, batch, masked=False).terms)
+    assert (before - after).item() == pytest.approx(step * slope, rel=1e-2)
 
 
 @pytest.mark.parametrize("weights", [(), (1.0, -0.5)])

@@ -19,7 +19,7 @@ def uniform(u: float, v: float, height: int, width: int) -> Tensor:
 
 
 def whole_flow(seed: int, height: int, width: int) -> Tensor:
-    """Whole pixels, up to 5: no mismatch is closer to its tolerance than 0.01, so rounding decides nothing."""
+    """Whole pixels up to 5: no mismatch is closer to its tolerance than 0.01, so rounding decides nothing."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-5, 6, (1, 2, height, width), generator=generator).float()
 

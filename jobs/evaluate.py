@@ -1,0 +1,120 @@
+"""Evaluates models on a benchmark: endpoint error, Fl and occlusion against the truth.
+
+    python jobs/evaluate.py --model models:/flow-student@champion zero dis --benchmark sintel --root my_sintel
+
+Prints a table. Each model gets a run in MLflow, linked to the one that made it, with the metrics and with
+pictures of its median and its worst pair.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from flowcore.benchmarks import Sample, find_samples
+from flowcore.occlusion import ForwardBackwardCheck
+from jobs.command import connect, run
+from pipelines import tracking
+from pipelines.checkpoints import fetch_model, load_model
+from pipelines.evaluation import BUILT_IN, EvaluationResult, evaluate, example, load_estimator, table
+from pipelines.locations import absolute
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Options of evaluate."""
+
+    model: tuple[str, ...]
+    """Checkpoint folders or URIs, runs:/<run id>/model, models:/<name>@<alias>, `zero`, `dis` (OpenCV's)."""
+    benchmark: Literal["sintel", "kitti2012", "kitti2015", "chairs", "middlebury", "scenes"]
+    """In which layout the truth is; `scenes` are rendered ones."""
+    root: str
+    """The benchmark's unpacked folder, shared by all nodes."""
+    json: str | None = None
+    """File to write the numbers to: the model's, or those of several models by name."""
+    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
+    """What tells occluded pixels, from the flow in both directions."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("--model is empty; name at least one, such as zero")
+
+
+def evaluate_models(models: Mapping[str, str], options: Evaluate) -> dict[str, EvaluationResult]:
+    """Runs the stage for models by name, whatever `options.model` says; returns their results by name."""
+    root = absolute(options.root, "--root")
+    places = {
+        name: model if model in BUILT_IN else absolute(model, "--model") for name, model in models.items()
+    }
+    samples = find_samples(options.benchmark, Path(root))
+    with ExitStack() as stack:
+        runs = {
+            name: stack.enter_context(
+                tracking.start(
+                    "evaluate",
+                    recipe=options.benchmark,
+                    parameters={"model": place, "root": root, "pairs": len(samples), "check": options.check},
+                    inputs={"root": root, "model": place},
+                )
+            )
+            for name, place in places.items()
+        }
+        results = evaluate(places, options.benchmark, root, check=options.check)
+        for name, tracked in runs.items():
+            tracked.dataset(options.benchmark, root, _digest(samples), "evaluation")
+            tracked.tag("model.name", name)
+            _record(tracked, name, places[name], results[name], options.check)
+    return results
+
+
+def main(options: Evaluate) -> None:
+    file = None if options.json is None else Path(absolute(options.json, "--json"))
+    connect()
+    results = evaluate_models({model: model for model in options.model}, options)
+    print(tables(results))
+    if file is not None:
+        summaries = {name: result.summary() for name, result in results.items()}
+        content = summaries if len(summaries) > 1 else next(iter(summaries.values()))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content, indent=2) + "\n")
+        print(f"numbers: {file}")
+    print(f"look at it: {tracking.ui_command()}")
+
+
+def tables(results: Mapping[str, EvaluationResult]) -> str:
+    """A table for each group of the benchmark."""
+    groups = {name: result.groups for name, result in results.items()}
+    first = next(iter(groups.values()))
+    return "\n\n".join(
+        table(f"{group}, {errors.pairs} pairs", {name: by_group[group] for name, by_group in groups.items()})
+        for group, errors in first.items()
+    )
+
+
+def _record(
+    tracked: tracking.Run, name: str, place: str, result: EvaluationResult, check: ForwardBackwardCheck
+) -> None:
+    """The model's numbers, pictures and origin."""
+    tracked.summary(result.metrics())
+    ranked = result.ranked
+    estimators = {name: load_estimator(place)}
+    for rank, sample in {"median": ranked[len(ranked) // 2], "worst": ranked[-1]}.items():
+        tracked.picture(f"evaluate/{rank}", example(sample, estimators, check), step=0)
+        tracked.tag(f"picture.{rank}", f"{sample.group} {sample.name}")
+    if place not in BUILT_IN and not tracking.is_mlflow_uri(place):
+        _, info = load_model(fetch_model(place))
+        if info.run_id is not None:
+            tracked.link("model", info.run_id)
+
+
+def _digest(samples: Sequence[Sample]) -> str:
+    """Names the pairs that were evaluated and the sizes of their files' content, not every byte of them."""
+    listed = [(sample.group, sample.name, sample.flow.stat().st_size) for sample in samples]
+    return hashlib.blake2b(repr(listed).encode(), digest_size=16).hexdigest()
+
+
+if __name__ == "__main__":
+    run(main, Evaluate)

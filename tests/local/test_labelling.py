@@ -1,0 +1,413 @@
+"""Labelling small collections with a real Ray, a real network and real videos, good ones and bad."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor
+
+from flowcore.networks import FlowNetwork, PWCNetConfig
+from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.scenes import SceneOptions, render_scene, write_video
+from flowcore.video import ClipOptions
+from pipelines.checkpoints import fetch_model, model_digest, save_model
+from pipelines.clips import find_videos
+from pipelines.labelling import LabellingOptions, LabellingProgress, label_chunk, write_labels, write_pairs
+from pipelines.labels import LEDGER_FILE, MANIFEST_FILE, PAIR_SCHEMA, PairSet, decode_row
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+TINY = PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,))
+OPTIONS = LabellingOptions(clips=ClipOptions(chunk_pairs=3), shard_pairs=5, row_group_pairs=2)
+HALF_A_UNIT = 1 / 128
+
+
+def render(path: Path, seed: int, num_frames: int = 12, height: int = 48, width: int = 64) -> None:
+    options = SceneOptions(
+        height=height, width=width, num_frames=num_frames, camera_speed=3.0, layer_speed=2.0
+    )
+    write_video(path, render_scene(seed, options).frames)
+
+
+def render_images(folder: Path, seed: int, num_frames: int, height: int, width: int) -> None:
+    folder.mkdir(parents=True)
+    options = SceneOptions(
+        height=height, width=width, num_frames=num_frames, camera_speed=3.0, layer_speed=2.0
+    )
+    for number, frame in enumerate(render_scene(seed, options).frames):
+        cv2.imwrite(str(folder / f"{number}.png"), frame[..., ::-1])
+
+
+def save_teacher(folder: Path, seed: int) -> FlowNetwork:
+    torch.manual_seed(seed)
+    network = TINY.build().eval()
+    # A fresh network's flow is so large that every pixel is occluded.
+    network.load_state_dict({name: value * 0.7 for name, value in network.state_dict().items()})
+    save_model(folder, network, {"run_id": "0123"})
+    return network
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, FlowNetwork]:
+    folder = tmp_path_factory.mktemp("teacher")
+    return str(folder), save_teacher(folder, 0)
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two good videos, an image sequence of odd size, one video's copy, and three bad ones."""
+    folder = tmp_path_factory.mktemp("collection")
+    render(folder / "first.mp4", 1)
+    render(folder / "second.mp4", 2, num_frames=7)
+    render_images(folder / "sequence", 3, 6, height=45, width=62)
+    shutil.copy(folder / "second.mp4", folder / "zcopy.mp4")
+    (folder / "broken.mp4").write_bytes(b"no video" * 99)
+    render(folder / "tiny.mp4", 4, height=16, width=16)
+    content = (folder / "first.mp4").read_bytes()
+    (folder / "headless.mp4").write_bytes(content[: len(content) // 2])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labels(
+    tmp_path_factory: pytest.TempPathFactory,
+    collection: Path,
+    teacher: tuple[str, FlowNetwork],
+    ray_session: None,
+) -> PairSet:
+    location = tmp_path_factory.mktemp("labels") / "set"
+    write_labels(str(collection), teacher[0], str(location), OPTIONS, run_id="abcd")
+    return PairSet.open(str(location))
+
+
+def tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+
+
+def contents(location: Path | str) -> dict[str, bytes]:
+    return {str(path.relative_to(location)): path.read_bytes() for path in Path(location).rglob("*.parquet")}
+
+
+def pair_ids(location: Path | str) -> list[str]:
+    return sorted(PairSet.open(str(location)).index().column("pair_id").to_pylist())
+
+
+def ledger(location: Path | str) -> dict[str, str]:
+    entries = json.loads((Path(location) / LEDGER_FILE).read_text())
+    return {Path(entry["video"]).name: entry["outcome"] for entry in entries}
+
+
+def test_every_pair_of_every_readable_video_is_there_once(labels: PairSet) -> None:
+    ids = pair_ids(labels.location)
+    assert len(ids) == len(set(ids)) == 11 + 6 + 5
+    names = duckdb.sql(f"select video, frame from '{labels.location}/*/*.parquet' order by all").fetchall()
+    assert [(Path(video).name, frame) for video, frame in names] == [
+        *(("first.mp4", frame) for frame in range(11)),
+        *(("second.mp4", frame) for frame in range(6)),
+        *(("sequence", frame) for frame in range(5)),
+    ]
+
+
+def test_whatever_gave_nothing_is_in_the_ledger(labels: PairSet) -> None:
+    assert ledger(labels.location) == {
+        "broken.mp4": "nothing",
+        "headless.mp4": "nothing",
+        "tiny.mp4": "nothing",
+        "zcopy.mp4": "duplicate",
+    }
+    reasons = {entry["reason"] for entry in json.loads((Path(labels.location) / LEDGER_FILE).read_text())}
+    assert any("too small: frames are 16x16 px" in reason for reason in reasons)
+
+
+def test_labels_are_the_teachers_output_on_the_stored_frames(
+    labels: PairSet, teacher: tuple[str, FlowNetwork]
+) -> None:
+    network, check = teacher[1], OPTIONS.check
+    sizes = set()
+    for entry in labels.index().to_pylist():
+        row = labels.read_group(labels.files[entry["file"]], entry["row_group"])[entry["row"]]
+        pair = decode_row(row)
+        sizes.add(pair.image1.shape)
+        forward, backward = network.estimate(tensor(pair.image1), tensor(pair.image2))
+        assert pair.flow_fw is not None
+        assert pair.flow_bw is not None
+        # Its own rounding differs with the number of pairs that it sees at once.
+        assert np.abs(pair.flow_fw - forward[0].numpy()).max() <= HALF_A_UNIT + 1e-4
+        assert np.abs(pair.flow_bw - backward[0].numpy()).max() <= HALF_A_UNIT + 1e-4
+        assert (pair.occ_fw == check(forward, backward)[0, 0].numpy()).all()
+        assert (pair.occ_bw == check(backward, forward)[0, 0].numpy()).all()
+    assert sizes == {(48, 64, 3), (45, 62, 3)}
+
+
+def test_a_set_says_what_it_is_made_of(labels: PairSet, teacher: tuple[str, FlowNetwork]) -> None:
+    assert labels.has_labels
+    assert labels.description.provenance["teacher"] == teacher[0]
+    assert labels.description.provenance["run_id"] == "abcd"
+    assert labels.description.provenance["teacher_run_id"] == "0123"
+    assert labels.teacher is not None
+    digest = model_digest(fetch_model(labels.teacher))
+    assert digest == model_digest(Path(teacher[0]))
+    table = pq.read_table(Path(labels.location) / labels.files[0])
+    assert set(table.column("teacher").to_pylist()) == {digest}
+    assert set(table.column("label_set").to_pylist()) == {labels.label_set}
+
+
+def test_row_groups_and_shards_have_the_sizes_that_were_asked_for(labels: PairSet) -> None:
+    files = [pq.read_metadata(path) for path in Path(labels.location).rglob("*.parquet")]
+    groups = [[file.row_group(group).num_rows for group in range(file.num_row_groups)] for file in files]
+    # Of 11, 6 and 5 pairs in chunks of three: whole chunks until there are five.
+    assert sorted(groups) == sorted([[2, 2, 2], [2, 2, 1], [2, 2, 2], [2, 2, 1]])
+
+
+def test_a_rerun_touches_nothing(labels: PairSet, collection: Path, teacher: tuple[str, FlowNetwork]) -> None:
+    shards = list(Path(labels.location).rglob("*.parquet"))
+    before = {path: path.stat().st_mtime_ns for path in shards}
+    summary = write_labels(str(collection), teacher[0], labels.location, OPTIONS)
+    assert summary.new_pairs == 0
+    assert summary.num_pairs == 22
+    assert {path: path.stat().st_mtime_ns for path in Path(labels.location).rglob("*.parquet")} == before
+    assert len(summary.ledger) == 4
+    assert summary.metrics("labels")["labels/ledger/duplicate"] == 1
+
+
+def test_labels_dont_depend_on_the_number_of_teachers(
+    tmp_path: Path, labels: PairSet, collection: Path, teacher: tuple[str, FlowNetwork]
+) -> None:
+    write_labels(str(collection), teacher[0], str(tmp_path / "set"), replace(OPTIONS, num_teachers=2))
+    assert contents(tmp_path / "set") == contents(labels.location)
+
+
+def test_a_lost_shard_comes_back_the_same(
+    tmp_path: Path, labels: PairSet, collection: Path, teacher: tuple[str, FlowNetwork]
+) -> None:
+    location = tmp_path / "set"
+    shutil.copytree(labels.location, location)
+    lost = max(location.rglob("*.parquet"), key=lambda path: path.stat().st_size)
+    kept = {path: path.stat().st_mtime_ns for path in lost.parent.glob("*.parquet") if path != lost}
+    lost.unlink()
+    (lost.parent / "_video.json").unlink()
+    summary = write_labels(str(collection), teacher[0], str(location), OPTIONS)
+    assert contents(location) == contents(labels.location)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert 0 < summary.new_pairs < 11
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda options: replace(options, shard_pairs=6), "shard_pairs is 5 there and 6 here"),
+        (
+            lambda options: replace(options, clips=replace(options.clips, stride=2)),
+            r"clips\.stride is 1 there and 2 here",
+        ),
+        (
+            lambda options: replace(options, check=ForwardBackwardCheck(alpha2=1.0)),
+            r"check\.alpha2 is 0\.5 there and 1\.0 here",
+        ),
+    ],
+)
+def test_other_options_never_mix_into_a_set(
+    labels: PairSet,
+    collection: Path,
+    teacher: tuple[str, FlowNetwork],
+    change: Callable[[LabellingOptions], LabellingOptions],
+    message: str,
+) -> None:
+    before = contents(labels.location)
+    with pytest.raises(ValueError, match=message):
+        write_labels(str(collection), teacher[0], labels.location, change(OPTIONS))
+    assert contents(labels.location) == before
+
+
+def test_another_teacher_never_mixes_into_a_set(tmp_path: Path, labels: PairSet, collection: Path) -> None:
+    save_teacher(tmp_path / "other", 1)
+    with pytest.raises(ValueError, match=r"teacher\.digest is \w+ there and \w+ here"):
+        write_labels(str(collection), str(tmp_path / "other"), labels.location, OPTIONS)
+    with pytest.raises(ValueError, match=r"teacher\.digest is \w+ there and None here"):
+        write_pairs(str(collection), labels.location, OPTIONS)
+
+
+def test_frames_alone_have_the_same_pairs(tmp_path: Path, labels: PairSet, collection: Path) -> None:
+    seen: list[LabellingProgress] = []
+    write_pairs(str(collection), str(tmp_path / "set"), OPTIONS, on_progress=seen.append)
+    pairs = PairSet.open(str(tmp_path / "set"))
+    assert not pairs.has_labels
+    assert pair_ids(pairs.location) == pair_ids(labels.location)
+    table = pq.read_table(tmp_path / "set" / pairs.files[0])
+    assert table.column_names == PAIR_SCHEMA.names
+    assert table.column("image1").equals(
+        pq.read_table(Path(labels.location) / pairs.files[0]).column("image1")
+    )
+    assert (seen[-1].videos_done, seen[-1].num_videos, seen[-1].new_pairs) == (7, 7, 22)
+
+
+def test_changed_renamed_and_added_videos_leave_each_pair_once(tmp_path: Path) -> None:
+    videos, location = tmp_path / "videos", tmp_path / "set"
+    for number, name in enumerate(("changed", "renamed", "kept")):
+        render(videos / f"{name}.mp4", number, num_frames=5 + number)
+    write_pairs(str(videos), str(location), OPTIONS)
+    before = {path: path.stat().st_mtime_ns for path in location.rglob("*.parquet")}
+
+    render(videos / "changed.mp4", 7, num_frames=9)
+    (videos / "renamed.mp4").rename(videos / "anew.mp4")
+    render(videos / "added.mp4", 8, num_frames=3)
+    os.utime(videos / "kept.mp4", (0, 0))
+    summary = write_pairs(str(videos), str(location), OPTIONS)
+    assert summary.new_pairs == 8 + 2
+    fresh = tmp_path / "fresh"
+    write_pairs(str(videos), str(fresh), OPTIONS)
+    assert pair_ids(location) == pair_ids(fresh)
+    assert sorted(contents(location)) == sorted(contents(fresh))
+    # Of those that were there before, two weren't written again and one is gone.
+    after = {path: path.stat().st_mtime_ns for path in location.rglob("*.parquet")}
+    assert len(before.items() & after.items()) == len(before) - 1
+    assert write_pairs(str(videos), str(location), OPTIONS).new_pairs == 0
+
+
+def test_what_an_unfinished_run_left_of_a_changed_video_goes(tmp_path: Path) -> None:
+    videos, location = tmp_path / "videos", tmp_path / "set"
+    render(videos / "a.mp4", 0, num_frames=5)
+    write_pairs(str(videos), str(location), OPTIONS)
+    (shard,) = location.rglob("*.parquet")
+    (shard.parent / "_video.json").unlink()
+    (shard.parent / ".00001.parquet.ab.partial").write_bytes(b"half")
+    render(videos / "a.mp4", 1, num_frames=4)
+    write_pairs(str(videos), str(location), OPTIONS)
+    assert not shard.parent.exists()
+    assert duckdb.sql(f"select count(*) from '{location}/*/*.parquet'").fetchone() == (3,)
+
+
+def test_another_collection_adds_to_a_set(tmp_path: Path) -> None:
+    render(tmp_path / "one" / "a.mp4", 0, num_frames=5)
+    render(tmp_path / "two" / "b.mp4", 1, num_frames=4)
+    write_pairs(str(tmp_path / "one"), str(tmp_path / "set"), OPTIONS)
+    summary = write_pairs(str(tmp_path / "two"), str(tmp_path / "set"), OPTIONS)
+    assert (summary.num_videos, summary.num_pairs, summary.new_pairs) == (2, 7, 3)
+    assert len(pair_ids(tmp_path / "set")) == 7
+
+
+def test_a_collection_without_a_readable_video_fails_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"nothing")
+    with pytest.raises(RuntimeError, match=r"1 of 1 videos gave no pair, and there is none at all .*a\.mp4"):
+        write_pairs(str(tmp_path / "videos"), str(tmp_path / "set"), OPTIONS)
+    assert ledger(tmp_path / "set") == {"a.mp4": "nothing"}
+    assert not (tmp_path / "set" / MANIFEST_FILE).exists()
+
+
+def test_too_many_bad_inputs_fail_the_run_but_lose_nothing(tmp_path: Path) -> None:
+    render(tmp_path / "videos" / "good.mp4", 0, num_frames=5)
+    for name in "ab":
+        (tmp_path / "videos" / f"{name}.mp4").write_bytes(name.encode())
+    location = str(tmp_path / "set")
+    with pytest.raises(RuntimeError, match=r"2 of 3 videos gave no pair, above max_bad_share 0\.5"):
+        write_pairs(str(tmp_path / "videos"), location, OPTIONS)
+    summary = write_pairs(str(tmp_path / "videos"), location, replace(OPTIONS, max_bad_share=0.7))
+    assert summary.num_pairs == 4
+    assert summary.new_pairs == 0
+
+
+def test_no_video_at_all_is_an_error_that_makes_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    with pytest.raises(FileNotFoundError, match="no video"):
+        write_pairs(str(tmp_path / "videos"), str(tmp_path / "set"), OPTIONS)
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_second_run_into_a_folder_waits_its_turn(tmp_path: Path) -> None:
+    render(tmp_path / "videos" / "a.mp4", 0, num_frames=3)
+    location = tmp_path / "set"
+    location.mkdir()
+    with (location / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RuntimeError, match="another run"):
+            write_pairs(str(tmp_path / "videos"), str(location), OPTIONS)
+    assert write_pairs(str(tmp_path / "videos"), str(location), OPTIONS).num_pairs == 2
+
+
+def test_a_diverged_teacher_labels_nothing(tmp_path: Path) -> None:
+    network = TINY.build()
+    network.load_state_dict({name: value * float("nan") for name, value in network.state_dict().items()})
+    save_model(tmp_path / "teacher", network, {})
+    render(tmp_path / "videos" / "a.mp4", 0, num_frames=3)
+    with pytest.raises(ValueError, match="diverged"):
+        write_labels(str(tmp_path / "videos"), str(tmp_path / "teacher"), str(tmp_path / "set"), OPTIONS)
+    assert contents(tmp_path / "set") == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shard_pairs": 0}, "shard_pairs 0"),
+        ({"row_group_pairs": 0}, "row_group_pairs 0"),
+        ({"num_teachers": 0}, "num_teachers 0"),
+        ({"max_bad_share": 1.5}, "max_bad_share 1.5"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LabellingOptions(**options)
+
+
+class Shift(FlowNetwork):
+    """Answers that everything moves `pixels` to the right, and back."""
+
+    multiple = 8
+    strides = (4, 8)
+
+    def __init__(self, pixels: float) -> None:
+        super().__init__()
+        self.pixels = pixels
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        return [images]
+
+    def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[Tensor]:
+        flow = torch.zeros(len(features1[0]), 2, *(side // 4 for side in features1[0].shape[-2:]))
+        half = len(flow) // 2
+        flow[:half, 0], flow[half:, 0] = self.pixels, -self.pixels
+        return [flow]
+
+
+def test_the_quality_of_a_known_motion_is_as_on_paper() -> None:
+    texture = torch.rand(1, 3, 40, 200, generator=torch.Generator().manual_seed(0))
+    # Two columns of the flow's grid, so that averaging down to it keeps the motion exact.
+    frames = torch.cat([texture[..., 100 - 8 * i : 180 - 8 * i] for i in range(3)])
+    right = label_chunk(Shift(8.0), frames, ForwardBackwardCheck()).to_pylist()
+    assert len(right) == 2
+    for row in right:
+        # Eight of eighty columns leave the frame.
+        assert row["occluded"] == pytest.approx(0.1)
+        assert row["forward_backward"] == 0
+        assert row["photometric"] == pytest.approx(0, abs=1e-6)
+        assert row["flow_p50"] == row["flow_p99"] == row["flow_max"] == 8
+        assert row["flow_stride"] == 4
+    wrong = label_chunk(Shift(4.0), frames, ForwardBackwardCheck()).to_pylist()
+    assert all(row["photometric"] > 5 for row in wrong)
+    # Where nothing is visible there is nothing to average.
+    (away, _) = label_chunk(Shift(500.0), frames, ForwardBackwardCheck()).to_pylist()
+    assert away["occluded"] == 1
+    assert np.isnan(away["photometric"])
+    assert np.isnan(away["forward_backward"])
+
+
+def test_odd_videos_end_in_the_set_or_in_the_ledger(tmp_path: Path, shared_data: Path) -> None:
+    options = replace(OPTIONS, clips=ClipOptions(size=(64, 64), max_pairs_per_video=6), max_bad_share=1.0)
+    summary = write_pairs(str(shared_data / "odd"), str(tmp_path / "set"), options)
+    manifest = json.loads((tmp_path / "set" / MANIFEST_FILE).read_text())
+    labelled = {video["video"] for video in manifest["videos"]}
+    without = {entry.video for entry in summary.ledger if entry.outcome != "cut short"}
+    assert labelled | without == {video.uri for video in find_videos(str(shared_data / "odd"))}
+    assert not labelled & without
+    ids = pair_ids(tmp_path / "set")
+    assert len(ids) == len(set(ids)) == summary.num_pairs > 100

@@ -1,0 +1,305 @@
+"""What a pair set says to readers that know nothing of this project, and how its folder behaves."""
+
+import json
+import pickle
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from flowcore.geometry import upsample_flow
+from pipelines.clips import FrameCodec
+from pipelines.labels import (
+    FLOW_UNITS,
+    LABEL_SCHEMA,
+    MANIFEST_FILE,
+    PAIR_SCHEMA,
+    VIDEO_FILE,
+    Folder,
+    PairSet,
+    SetDescription,
+    VideoEntry,
+    decode_row,
+    describe_set,
+    encode_shard,
+    label_grid,
+    masks,
+    pair_id,
+    quantized,
+    shard_name,
+    write_manifest,
+)
+
+HALF_A_UNIT = 1 / 128
+DESCRIPTION = SetDescription(
+    made_of={"clips": {"size": (48, 64), "stride": 1}, "teacher": {"digest": "aa"}},
+    provenance={"teacher": "x"},
+)
+
+
+def shard(
+    num_pairs: int, height: int, width: int, stride: int, video: str = "v"
+) -> tuple[pa.Table, torch.Tensor]:
+    """Pairs of a video, and the flows on their grid, [2 directions, pairs, 2, rows, columns]."""
+    rng = np.random.default_rng((num_pairs, height, width, stride))
+    grid = torch.from_numpy(
+        rng.normal(0, 30, (2, num_pairs, 2, *label_grid(height, width, stride))).astype(np.float32)
+    )
+    occluded = torch.from_numpy(rng.random((2, num_pairs, 1, height, width)) < 0.3)
+    images = [
+        FrameCodec("png").encode(image) for image in rng.integers(0, 256, (2, height, width, 3), np.uint8)
+    ]
+    values = {
+        "pair_id": [pair_id(video, (i, i + 1), 1, height, width) for i in range(num_pairs)],
+        "video": [video] * num_pairs,
+        "frame": range(num_pairs),
+        "stride": [1] * num_pairs,
+        "timestamp": [i / 25 for i in range(num_pairs)],
+        "height": [height] * num_pairs,
+        "width": [width] * num_pairs,
+        "image1": [images[0]] * num_pairs,
+        "image2": [images[1]] * num_pairs,
+        "label_set": [DESCRIPTION.digest] * num_pairs,
+        "flow_fw": quantized(grid[0]),
+        "flow_bw": quantized(grid[1]),
+        "flow_stride": [stride] * num_pairs,
+        "occ_fw": masks(occluded[0]),
+        "occ_bw": masks(occluded[1]),
+        **{name: [0.5] * num_pairs for name in LABEL_SCHEMA.names[5:11]},
+        "teacher": ["aa"] * num_pairs,
+    }
+    schema = pa.schema([*PAIR_SCHEMA, *LABEL_SCHEMA])
+    return pa.table({name: pa.array(values[name], schema.field(name).type) for name in values}).cast(
+        schema
+    ), grid
+
+
+def write_set(location: Path, shards: dict[str, list[pa.Table]], row_group_pairs: int = 3) -> None:
+    describe_set(str(location), DESCRIPTION)
+    folder = Folder(str(location))
+    videos = []
+    for video, tables in shards.items():
+        for number, table in enumerate(tables):
+            folder.write(shard_name(video, number), encode_shard(table, row_group_pairs))
+        folder.write(f"{video}/{VIDEO_FILE}", b"{}")
+        pairs = sum(len(table) for table in tables)
+        videos.append(VideoEntry(video=video, folder=video, pairs=pairs, shards=len(tables), bytes=1))
+    write_manifest(str(location), DESCRIPTION.digest, videos)
+
+
+def upsampled(grid: NDArray[np.float64], stride: int, height: int, width: int) -> NDArray[np.float64]:
+    """Bilinear, half-pixel centres, the border repeated, cropped: as anybody would write it from the docs."""
+
+    def weights(size: int, cells: int) -> NDArray[np.float64]:
+        centres = ((np.arange(size) + 0.5) / stride - 0.5).clip(0, cells - 1)
+        matrix = np.zeros((size, cells))
+        for pixel, centre in enumerate(centres):
+            low = int(centre)
+            matrix[pixel, low] += 1 - (centre - low)
+            matrix[pixel, min(low + 1, cells - 1)] += centre - low
+        return matrix
+
+    rows, columns = grid.shape[-2:]
+    return weights(height, rows) @ grid @ weights(width, columns).T
+
+
+@pytest.mark.parametrize("reader", ["pandas", "duckdb"])
+@pytest.mark.parametrize(("height", "width", "stride"), [(48, 64, 4), (45, 62, 4), (33, 40, 1), (50, 34, 8)])
+def test_other_readers_rebuild_flow_and_occlusion_alone(
+    tmp_path: Path, reader: str, height: int, width: int, stride: int
+) -> None:
+    table, grids = shard(5, height, width, stride)
+    write_set(tmp_path / "labels", {"v": [table]})
+    files = f"{tmp_path}/labels/*/*.parquet"
+    query = f"select * from '{files}' order by frame"
+    frame = (
+        duckdb.sql(query).df() if reader == "duckdb" else pd.read_parquet(tmp_path / "labels/v/00000.parquet")
+    )
+    for number, row in frame.iterrows():
+        shape = (2, -(-row.height // row.flow_stride), -(-row.width // row.flow_stride))
+        for column, grid in (("flow_fw", grids[0, number]), ("flow_bw", grids[1, number])):
+            stored = np.asarray(row[column]).reshape(shape) / 64
+            flow = upsampled(stored, row.flow_stride, row.height, row.width)
+            teachers = upsample_flow(grid[None], stride, height, width)[0].numpy()
+            assert np.abs(flow - teachers).max() <= HALF_A_UNIT + 1e-4
+        for column in ("occ_fw", "occ_bw"):
+            occluded = np.asarray(row[column]).reshape(row.height, row.width)
+            assert occluded.dtype == bool
+            assert (occluded.ravel() == table.column(column)[number].values.to_numpy(False)).all()
+
+
+def test_a_pair_is_decoded_as_the_teacher_upsamples(tmp_path: Path) -> None:
+    table, grids = shard(4, 45, 62, 4)
+    write_set(tmp_path / "labels", {"v": [table]})
+    pairs = PairSet.open(str(tmp_path / "labels"))
+    (row,) = pairs.read_group(pairs.files[0], 1)
+    pair = decode_row(row)
+    units = (grids[:, 3] * FLOW_UNITS).round() / FLOW_UNITS
+    forward, backward = (upsample_flow(grid[None], 4, 45, 62)[0].numpy() for grid in units)
+    assert pair.flow_fw is not None
+    assert (pair.flow_fw == forward).all()
+    assert (pair.flow_bw == backward).all()
+    assert pair.flow_fw.dtype == np.float32
+    assert pair.image1.shape == pair.image2.shape == (45, 62, 3)
+    assert (pair.image1 == FrameCodec().decode(table.column("image1")[3].as_py())).all()
+    assert pair.occ_fw is not None
+    assert pair.occ_fw.shape == (45, 62)
+    assert pair.occ_fw.dtype == bool
+
+
+@given(st.lists(st.floats(-2000, 2000, width=32), min_size=8, max_size=8))
+def test_a_stored_flow_is_off_by_half_a_unit_at_most(values: list[float]) -> None:
+    flow = torch.tensor(values).reshape(1, 2, 2, 2)
+    stored = quantized(flow)[0].values.to_numpy().reshape(2, 2, 2) / FLOW_UNITS
+    assert np.abs(stored - flow[0].numpy()).max() <= HALF_A_UNIT
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_flow_that_is_no_number_is_no_label(value: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        quantized(torch.full((1, 2, 2, 2), value))
+
+
+def test_the_index_names_each_pair_once_and_where_it_is(tmp_path: Path) -> None:
+    first, second, other = (
+        shard(count, 16, 24, 4, video)[0] for count, video in ((7, "a"), (2, "a"), (4, "b"))
+    )
+    write_set(tmp_path / "set", {"b": [other], "a": [first, second]})
+    pairs = PairSet.open(str(tmp_path / "set"))
+    assert pairs.files == ("a/00000.parquet", "a/00001.parquet", "b/00000.parquet")
+    index = pairs.index().to_pylist()
+    where = [(entry["file"], entry["row_group"], entry["row"]) for entry in index]
+    # Row groups of three.
+    assert where == [
+        *((0, group, row) for group, rows in enumerate((3, 3, 1)) for row in range(rows)),
+        *((1, 0, row) for row in range(2)),
+        *((2, group, row) for group, rows in enumerate((3, 1)) for row in range(rows)),
+    ]
+    for entry in index:
+        rows = pairs.read_group(pairs.files[entry["file"]], entry["row_group"], ["pair_id"])
+        assert rows[entry["row"]] == {"pair_id": entry["pair_id"]}
+
+
+def test_a_set_goes_to_another_process(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", {"v": [shard(2, 16, 24, 4)[0]]})
+    pairs = PairSet.open(str(tmp_path / "set"))
+    assert pickle.loads(pickle.dumps(pairs)).index() == pairs.index()
+
+
+def test_frames_alone_are_a_set_without_labels(tmp_path: Path) -> None:
+    description = SetDescription(made_of={"clips": {}}, provenance={})
+    describe_set(str(tmp_path), description)
+    table = shard(2, 16, 24, 4)[0].select(PAIR_SCHEMA.names)
+    Folder(str(tmp_path)).write(shard_name("v", 0), encode_shard(table, 8))
+    write_manifest(
+        str(tmp_path), description.digest, [VideoEntry(video="v", folder="v", pairs=2, shards=1, bytes=1)]
+    )
+    pairs = PairSet.open(str(tmp_path))
+    assert not pairs.has_labels
+    assert pairs.teacher is None
+    pair = decode_row(pairs.read_group(pairs.files[0], 0)[1])
+    assert pair.image1.shape == (16, 24, 3)
+    assert pair.flow_fw is pair.flow_bw is pair.occ_fw is pair.occ_bw is None
+
+
+def test_reading_some_columns_leaves_the_other_labels_out(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", {"v": [shard(2, 16, 24, 4)[0]]})
+    pairs = PairSet.open(str(tmp_path / "set"))
+    columns = ["pair_id", "height", "width", "image1", "image2", "occ_fw"]
+    pair = decode_row(pairs.read_group(pairs.files[0], 0, columns)[0])
+    assert pair.occ_fw is not None
+    assert pair.flow_fw is None
+
+
+def test_a_pair_is_named_after_all_that_makes_it() -> None:
+    names = {
+        pair_id("aa", (0, 1), 1, 48, 64),
+        pair_id("ab", (0, 1), 1, 48, 64),
+        pair_id("aa", (1, 2), 1, 48, 64),
+        pair_id("aa", (0, 2), 1, 48, 64),
+        pair_id("aa", (0, 2), 2, 48, 64),
+        pair_id("aa", (0, 1), 1, 64, 48),
+    }
+    assert len(names) == 6
+    # Stored in every set that there is.
+    assert pair_id("aa", (0, 1), 1, 48, 64) == "717dd113de00d30d8e030ff69e796274"
+
+
+def test_where_there_is_no_set_the_error_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="pseudolabel"):
+        PairSet.open(str(tmp_path / "nothing"))
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(FileNotFoundError, match="no pair set"):
+        PairSet.open(str(tmp_path))
+
+
+def test_an_unfinished_set_is_read_only_on_request(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", {"v": [shard(2, 16, 24, 4)[0]]})
+    (tmp_path / "set" / MANIFEST_FILE).unlink()
+    (tmp_path / "set" / "v" / ".00001.parquet.ab.partial").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"jobs/pseudolabel\.py .* again"):
+        PairSet.open(str(tmp_path / "set"))
+    pairs = PairSet.open(str(tmp_path / "set"), allow_unfinished=True)
+    assert pairs.files == ("v/00000.parquet",)
+    assert pairs.index().num_rows == 2
+
+
+def test_a_set_of_another_version_is_refused(tmp_path: Path) -> None:
+    write_set(tmp_path, {"v": [shard(2, 16, 24, 4)[0]]})
+    path = tmp_path / "_label_set.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 7}))
+    with pytest.raises(ValueError, match="format 7"):
+        PairSet.open(str(tmp_path))
+    path.write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        PairSet.open(str(tmp_path))
+
+
+def test_a_file_that_went_missing_is_named(tmp_path: Path) -> None:
+    write_set(tmp_path, {"v": [shard(2, 16, 24, 4)[0]]})
+    (tmp_path / "v" / "00000.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"v/00000\.parquet is missing"):
+        PairSet.open(str(tmp_path)).index()
+
+
+def test_two_makings_never_share_a_folder(tmp_path: Path) -> None:
+    describe_set(str(tmp_path), DESCRIPTION)
+    before = (tmp_path / "_label_set.json").read_bytes()
+    elsewhere = SetDescription(made_of=DESCRIPTION.made_of, provenance={"teacher": "y"})
+    describe_set(str(tmp_path), elsewhere)
+    other = SetDescription(
+        made_of={"clips": {"size": (96, 64), "stride": 1}, "teacher": {"digest": "bb"}}, provenance={}
+    )
+    with pytest.raises(
+        ValueError, match=r"clips\.size is \[48, 64\] there and \[96, 64\] here; teacher\.digest"
+    ):
+        describe_set(str(tmp_path), other)
+    with pytest.raises(ValueError, match=r"teacher\.digest is aa there and None here"):
+        describe_set(
+            str(tmp_path), SetDescription(made_of={"clips": {"size": (48, 64), "stride": 1}}, provenance={})
+        )
+    assert (tmp_path / "_label_set.json").read_bytes() == before
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="other files"):
+        describe_set(str(tmp_path), DESCRIPTION)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_sweeping_takes_only_what_killed_writers_left(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write("v/00000.parquet", b"whole")
+    (tmp_path / "v" / ".00001.parquet.ab.partial").write_bytes(b"half")
+    (tmp_path / ".lock").touch()
+    folder.sweep()
+    assert folder.files() == ["v/00000.parquet"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", "00000.parquet", "v"]
