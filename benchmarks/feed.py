@@ -2,8 +2,9 @@
 
     python benchmarks/feed.py [--steps 300] [--workers 1]
 
-Renders videos, labels them with a teacher of fresh weights (its labels cost the feed what good ones do), trains the demo recipe's student
-on them and prints the share of the training time that the loop waited for its next batch, after the first tenth of the steps. Seed 0.
+Renders videos, labels them with a teacher of fresh weights (its labels cost the feed what good ones do),
+trains the demo recipe's student on them and prints the share of the training time that the loop waited for
+its next batch, after the first tenth of the steps. Seed 0.
 """
 
 import argparse
@@ -26,7 +27,9 @@ from pipelines.training import CollapseAlarm, Training, train
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()
@@ -39,7 +42,9 @@ def main() -> None:
         network = recipe.network.build()
         save_model(folder / "teacher", network, {"stage": "benchmark"})
         connect()
-        write_labels(str(folder / "videos"), str(folder / "teacher"), str(folder / "labels"), recipe.labels)
+        write_labels(
+            str(folder / "videos"), str(folder / "teacher"), str(folder / "labels"), recipe.labelling
+        )
         options = replace(
             recipe.student,
             steps=arguments.steps,

@@ -72,7 +72,7 @@ class Crop:
         height, width = pair.image1.shape[:2]
         if self.height > height or self.width > width:
             raise ValueError(
-                f"crop ({self.height}, {self.width}) is larger than the frames ({height}, {width}), in pixels; "
+                f"crop ({self.height}, {self.width}) is larger than the frames ({height}, {width}), in px; "
                 "choose a smaller crop, or larger frames when the pairs are made"
             )
         top = int(rng.integers(height - self.height + 1))

@@ -3,7 +3,8 @@
     make demo                    # on rendered videos, whose true flow is known
     make demo VIDEOS=my_videos   # on your own
 
-Everything lands in a new folder under runs/, every stage is a run in MLflow, and the last lines say where to look.
+Everything lands in a new folder under runs/, every stage is a run in MLflow, and the last lines say where to
+look.
 """
 
 import json
@@ -13,12 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from flowcore.benchmarks import Sample
+from flowcore.drawing import Picture, comparison_panel
 from flowcore.formats import write_image
+from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
-from jobs import distill, pseudolabel, recipes, train_teacher
+from jobs import distill, evaluate, pseudolabel, recipes, train_teacher
 from jobs.command import connect, run
-from pipelines import tracking
-from pipelines.evaluation import EvaluationResult, evaluate, show_pairs, table
+from pipelines import evaluation, tracking
+from pipelines.feed import frame_pair
+from pipelines.labels import PairSet
 from pipelines.locations import PROJECT_FOLDER, absolute
 
 _TRAINING_SCENES = range(25)
@@ -90,28 +95,29 @@ def main(options: Demo) -> None:
                 training=replace(distillation.training, seed=options.seed),
             ),
         )
+    models = {"teacher": teacher, "student": student}
     picture = folder / "comparison.png"
-    summary: dict[str, object] = {"seed": options.seed, "models": {"teacher": teacher, "student": student}}
+    summary: dict[str, object] = {"seed": options.seed, "models": models}
     table = ""
     if options.videos:
         with stages.stage("picture", "teacher and student on your videos"):
-            write_image(picture, on_own_videos(labels, teacher, student))
+            write_image(picture, on_own_videos(labels, models))
         summary["pairs"] = written.num_pairs
     else:
         with stages.stage("evaluate", "zero flow, DIS, teacher and student on scenes never trained on"):
-            results, shown = evaluate.evaluate_models(
-                {"zero": "zero", "dis": "dis", "teacher": teacher, "student": student},
-                "scenes",
-                folder / "scenes",
+            results = evaluate.evaluate_models(
+                {"zero": "zero", "dis": "dis", **models},
+                evaluate.Evaluate(model=("zero",), benchmark="scenes", root=str(folder / "scenes")),
             )
-            write_image(picture, shown)
+            ranked = results["student"].ranked
+            write_image(picture, on_a_scene(ranked[len(ranked) // 2], models))
         totals = {name: result.total for name, result in results.items()}
         for name, errors in totals.items():
-            errors_of = errors.summary()
+            numbers = errors.summary()
             summary[name] = {
-                "epe": errors_of["epe"],
-                "fl": errors_of["fl"],
-                "occlusion_f1": errors_of["occlusion"]["f1"],
+                "epe": numbers["epe"],
+                "fl": numbers["fl"],
+                "occlusion_f1": numbers["occlusion"]["f1"],
             }
         summary["pairs"] = totals["student"].pairs
         table = evaluation.table(f"seed {options.seed}", totals)
@@ -133,10 +139,17 @@ def render(folder: Path, size: tuple[int, int]) -> None:
         write_truth(folder / "scenes" / f"scene{seed}", render_scene(seed, test))
 
 
-def on_own_videos(labels: str, teacher: str, student: str) -> Picture:
-    """Teacher and student on the labelled pair with the median share of occluded pixels."""
-    pair = median_pair(PairSet.open(labels))
-    estimators = {name: evaluation.load_estimator(uri) for name, uri in (("teacher", teacher), ("student", student))}
+def on_a_scene(sample: Sample, models: dict[str, str]) -> Picture:
+    """Truth, teacher and student on a test scene."""
+    estimators = {name: evaluation.load_estimator(uri) for name, uri in models.items()}
+    return evaluation.example(sample, estimators, ForwardBackwardCheck())
+
+
+def on_own_videos(labels: str, models: dict[str, str]) -> Picture:
+    """Teacher and student on a pair from the middle of the label set."""
+    pairs = PairSet.open(labels)
+    pair = frame_pair(pairs.read_group(pairs.files[len(pairs.files) // 2], 0)[0])
+    estimators = {name: evaluation.load_estimator(uri) for name, uri in models.items()}
     predictions = evaluation.predictions(pair.image1, pair.image2, estimators, ForwardBackwardCheck())
     return comparison_panel(pair.image1, pair.image2, predictions=predictions)
 

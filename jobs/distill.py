@@ -2,8 +2,9 @@
 
     python jobs/distill.py demo --labels my_labels --run-root runs
 
-The student starts from the weights of the teacher that made the labels, unless --init names another model. Prints the URI of the student, which
-evaluate and predict take. With --resume RUN_ID a run that was killed goes on from its last checkpoint.
+The student starts from the weights of the teacher that made the labels, unless --init names another model.
+Prints the URI of the student, which evaluate and predict take. With --resume RUN_ID a run that was killed
+goes on from its last checkpoint.
 """
 
 from dataclasses import dataclass, field
@@ -43,9 +44,11 @@ def distill(recipe: str, options: Distill) -> str:
     """Runs the stage; returns the registered student's URI."""
     labels, run_root = absolute(options.labels, "--labels"), absolute(options.run_root, "--run-root")
     pairs = PairSet.open(labels)
-    if not pairs.has_labels:
-        raise ValueError(f"--labels {labels} holds frame pairs without labels; label them with jobs/pseudolabel.py")
-    start = absolute(options.init, "--init") if options.init else pairs.description.provenance["teacher"]
+    if (teacher := pairs.teacher) is None:
+        raise ValueError(
+            f"--labels {labels} has frame pairs without labels; make labels with jobs/pseudolabel.py"
+        )
+    start = absolute(options.init, "--init") if options.init else teacher
     with tracking.start(
         "distill",
         recipe=recipe,
@@ -57,7 +60,7 @@ def distill(recipe: str, options: Distill) -> str:
         run.tag("label_set", pairs.label_set)
         if labelled_by := pairs.description.provenance.get("run_id"):
             run.link("labels", labelled_by)
-        network, teacher = load_model(fetch_model(start))
+        network, info = load_model(fetch_model(start))
         result = train(
             Training(
                 stage="distill",
@@ -72,7 +75,7 @@ def distill(recipe: str, options: Distill) -> str:
                     "recipe": recipe,
                     "labels": labels,
                     "label_set": pairs.label_set,
-                    "teacher": teacher.digest,
+                    "init": info.digest,
                     "run_id": run.run_id,
                 },
                 run=run.handle,

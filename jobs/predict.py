@@ -40,8 +40,11 @@ def main(options: Predict) -> None:
     for prediction in predictions:
         print(f"{prediction.source.uri}: flow of {prediction.num_pairs} pairs in {prediction.folder}")
     if problems := [prediction for prediction in predictions if prediction.problem is not None]:
-        reasons = "; ".join(f"{prediction.source.uri}: {prediction.problem}" for prediction in problems)
-        raise ValueError(f"{len(problems)} of {len(predictions)} videos are incomplete: {reasons}")
+        reasons = "\n".join(f"{prediction.source.uri}: {prediction.problem}" for prediction in problems)
+        raise ValueError(
+            f"the flow of {len(problems)} of {len(predictions)} videos is incomplete; repair or remove "
+            f"these:\n{reasons}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Labels videos with a teacher: flow and occlusion of every frame pair, written to Parquet.
 
-    python jobs/pseudolabel.py demo --videos my_videos --teacher models:/flow-teacher@champion --labels my_labels
+    python jobs/pseudolabel.py demo --videos my_videos --teacher models:/flow-teacher@champion --labels
+    my_labels
 
-Killed at any moment, the same command again finishes the set: each pair is there once, and what was finished is not done again.
+Killed at any moment, the same command again finishes the set: each pair is there once, and what was finished
+is not done again.
 """
 
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from jobs.recipes import RECIPES
 from pipelines import tracking
 from pipelines.labelling import LabellingOptions, LabellingSummary, write_labels
 from pipelines.locations import absolute
+from pipelines.progress import video_bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +39,28 @@ def pseudolabel(recipe: str, options: Pseudolabel) -> LabellingSummary:
     with tracking.start(
         "pseudolabel", recipe=recipe, parameters=options, inputs={"videos": videos, "teacher": teacher}
     ) as run:
-        summary = write_labels(videos, teacher, labels, options.labelling)
-        run.dataset("videos", videos, summary.label_set, "labelling")
-        run.tag("label_set", summary.label_set)
+        with video_bar("pseudo-labels") as draw:
+            summary = write_labels(
+                videos, teacher, labels, options.labelling, run_id=run.run_id, on_progress=draw
+            )
+        run.dataset("videos", videos, summary.digest, "labelling")
+        run.tag("label_set", summary.digest)
         run.tag("labels", labels)
+        run.summary(summary.metrics("labels"))
         return summary
 
 
 def main(recipe: str, options: Pseudolabel) -> None:
     connect()
-    print(pseudolabel(recipe, options))
+    summary = pseudolabel(recipe, options)
+    print(f"labels: {summary.location}")
+    print(f"{summary.num_pairs} pairs of {summary.num_videos} videos; {summary.new_pairs} of them are new")
+    print(
+        f"{summary.pairs_per_second:.1f} pairs/s; inputs that gave less than they might: {len(summary.ledger)}"
+    )
+    for entry in summary.ledger:
+        print(f"  {entry.video}: {entry.outcome}, {entry.reason}")
+    print(f"look at it: {tracking.ui_command()}")
 
 
 def recipes() -> dict[str, tuple[str, Pseudolabel]]:

@@ -1,13 +1,16 @@
-"""Which settings go together? Each recipe is a full set of options for every stage; a job's flags change single ones.
+"""Which settings go together? Each recipe is a full set of options for every stage; a job's flags change
+single ones.
 
 smoke: proves in a minute that the chain runs; it learns nothing. Any laptop.
-demo: frames of about 96x128 px and a small network; two CPU cores, six minutes for teacher and student. On rendered scenes the student's
+demo: frames of about 96x128 px and a small network; two CPU cores, six minutes for teacher and student. On
+rendered scenes the student's
     error is about three quarters of its teacher's (README has the tables).
-video: your own videos at 384x640 px, the light PWC-Net of DDFlow and SelFlow and their schedule. Made for one node with GPUs; not yet
+video: your own videos at 384x640 px, the light PWC-Net of DDFlow and SelFlow and their schedule. Made for one
+node with GPUs; not yet
     run to its end by us, so no hours and no score are quoted.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from flowcore.hallucination import ChannelPermutation, Composed, Crop, Flips
 from flowcore.networks import PWCNetConfig
@@ -27,7 +30,11 @@ class Recipe:
     teacher: TrainingOptions
     student_crop: Crop
     student: TrainingOptions
-    labels: LabellingOptions = field(default_factory=LabellingOptions)
+
+    @property
+    def labelling(self) -> LabellingOptions:
+        """The same frame pairs as the teacher's."""
+        return LabellingOptions(clips=self.clips)
 
 
 def augmented(crop: Crop) -> Composed:

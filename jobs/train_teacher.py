@@ -2,8 +2,9 @@
 
     python jobs/train_teacher.py demo --videos my_videos --run-root runs
 
-The frame pairs of the videos are written to Parquet under the run root once, and read from there in every epoch. Prints the URI of the teacher,
-which pseudolabel takes. With --resume RUN_ID a run that was killed goes on from its last checkpoint.
+The frame pairs of the videos are written to Parquet under the run root once, and read from there in every
+epoch. Prints the URI of the teacher, which pseudolabel takes. With --resume RUN_ID a run that was killed goes
+on from its last checkpoint.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from pipelines import tracking
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.labels import PairSet
 from pipelines.locations import absolute, join
+from pipelines.progress import video_bar
 from pipelines.training import Training, TrainingOptions, finish, train
 
 
@@ -56,7 +58,9 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
     ) as run:
         made_from = hashlib.blake2b(repr((videos, options.clips)).encode(), digest_size=6).hexdigest()
         location = join(run_root, f"pairs-{made_from}")
-        write_pairs(videos, location, LabellingOptions(clips=options.clips))
+        with video_bar("frame pairs") as draw:
+            summary = write_pairs(videos, location, LabellingOptions(clips=options.clips), on_progress=draw)
+        run.summary(summary.metrics("pairs"))
         pairs = PairSet.open(location)
         run.dataset("videos", videos, pairs.label_set, "training")
         result = train(

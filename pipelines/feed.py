@@ -170,7 +170,8 @@ def to_batch(arrays: dict[str, ndarray], device: torch.device | None = None) -> 
         return values.unsqueeze(1) if name.startswith("occ") else values
 
     image1, image2 = tensor("image1"), tensor("image2")
-    assert image1 is not None and image2 is not None
+    assert image1 is not None
+    assert image2 is not None
     return Batch(
         image1=image1,
         image2=image2,

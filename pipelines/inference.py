@@ -49,7 +49,7 @@ FlowArray = Float[ndarray, "2 height width"]
 
 FILM_NAME = "flow.mp4"
 
-_EVERY_PAIR = ClipOptions(cut_threshold=None, static_threshold=0, chunk_pairs=4, min_side=1)
+_EVERY_PAIR = ClipOptions(cut_threshold=None, static_threshold=0.0, chunk_pairs=4, min_side=1)
 _LOSSLESS = FrameCodec("png")
 _DEFAULT_RATE = Fraction(25)
 
@@ -120,10 +120,12 @@ def predict_video(
                         film.add(np.concatenate([pair.image1, colors], axis=1), pair.seconds)
                 num_pairs += 1
                 yield Prediction(source=source, folder=folder, num_pairs=num_pairs)
-            problem = _problem(decoder.report, decoder.report.truncated)
+            problem = _problem(source, decoder.report, decoder.report.truncated)
         except VideoError as error:
-            problem = _problem(decoder.report, str(error))
+            problem = _problem(source, decoder.report, str(error))
     if problem is not None:
+        if num_pairs == 0:
+            problem += "; flow needs two consecutive frames of one size"
         yield Prediction(source=source, folder=folder, num_pairs=num_pairs, problem=problem)
 
 
@@ -228,9 +230,12 @@ def _rate(seconds: float) -> Fraction:
     return Fraction(1 / seconds).limit_denominator(1001)
 
 
-def _problem(report: VideoReport, failure: str | None) -> str | None:
+def _problem(source: VideoSource, report: VideoReport, failure: str | None) -> str | None:
     """Why pairs are missing, if any are."""
-    reasons = [] if failure is None else [failure]
+    reasons = []
+    if failure is not None:
+        last = source.frames[: report.frames_read][-1:]
+        reasons.append(f"{failure} (read as far as {last[0]})" if last else failure)
     if report.cuts:
         reasons.append(
             f"{report.cuts} pair(s) have no flow, because the frames' size changes or a damaged frame is "

@@ -451,7 +451,7 @@ def _teacher_pool(options: LabellingOptions) -> ray.data.ActorPoolStrategy:
         return ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, int(resources.get("GPU", 0) / gpus)))
     # A teacher takes ten times as long as reading and writing do, but one CPU has to be left for these.
     cpus = int(resources["CPU"])
-    return ray.data.ActorPoolStrategy(size=max(1, min(cpus - 1, int(0.8 * cpus))))
+    return ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(cpus - 1, int(0.8 * cpus))))
 
 
 @lru_cache(maxsize=1)

@@ -6,11 +6,13 @@ and a thread of the driver draws them.
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
 from tqdm import tqdm
+
+from pipelines.labelling import LabellingProgress
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -43,7 +45,7 @@ class Reporter:
 @contextlib.contextmanager
 def shown(description: str, total: int, unit: str) -> Iterator[Reporter]:
     """A bar of `total` units on stderr while the block runs."""
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    board: Any = ray.remote(num_cpus=0)(_Board).remote()
     finished = threading.Event()
     with tqdm(desc=description, total=total, unit=unit, dynamic_ncols=True) as bar:
 
@@ -66,3 +68,15 @@ def shown(description: str, total: int, unit: str) -> Iterator[Reporter]:
             watcher.join()
             draw()
             ray.kill(board)
+
+
+@contextlib.contextmanager
+def video_bar(description: str) -> Iterator[Callable[[LabellingProgress], None]]:
+    """A bar of the videos of a collection, for `on_progress` of `pipelines.labelling`."""
+    with tqdm(desc=description, unit="video", dynamic_ncols=True) as bar:
+
+        def draw(progress: LabellingProgress) -> None:
+            bar.total, bar.n = progress.num_videos, progress.videos_done
+            bar.set_postfix(pairs=progress.new_pairs, pairs_per_s=f"{progress.pairs_per_second:.1f}")
+
+        yield draw

@@ -37,7 +37,6 @@ from pipelines.feed import Plan, batches, frame_pair, hold_back, to_batch
 from pipelines.labels import PairSet
 from pipelines.tracking import Run, RunHandle, register
 
-
 _TRIED_FILES = 32
 
 
@@ -67,7 +66,8 @@ class TrainingOptions:
     workers: int = 1
     """Training processes, each with a GPU or a CPU of its own."""
     accelerator: Literal["auto", "gpu", "cpu"] = "auto"
-    """`auto`: GPUs where the cluster has any now. `gpu` also waits for nodes that an autoscaler has yet to start."""
+    """`auto`: GPUs where the cluster has any now. `gpu` also waits for nodes that an autoscaler has yet to
+    start."""
     seed: int = 0
     """Decides fresh weights, the order of the pairs and every crop."""
     log_every: int = 20
@@ -96,7 +96,8 @@ class TrainingOptions:
             raise ValueError(f"unmasked_steps {self.unmasked_steps} must lie in 0..steps, {self.steps}")
         if self.global_batch % self.workers:
             raise ValueError(
-                f"global_batch {self.global_batch} must be a multiple of workers {self.workers}, so that each has the same share"
+                f"global_batch {self.global_batch} must be a multiple of workers {self.workers}, "
+                "so that each has the same share"
             )
         if self.accelerator not in ("auto", "gpu", "cpu"):
             raise ValueError(f"accelerator {self.accelerator!r} must be 'auto', 'gpu' or 'cpu'")
@@ -133,19 +134,21 @@ class CollapseAlarm:
         from a trained network."""
         if validation["occluded"] > self.max_occluded:
             raise TrainingStopped(
-                f"collapsed: the check finds {validation['occluded']:.0%} of the held-back frames occluded, so the masked loss is empty; "
+                f"collapsed: the check finds {validation['occluded']:.0%} of the held-back frames occluded, "
+                "so the masked loss is empty; "
                 "train longer without the mask (unmasked_steps) or with a lower learning_rate"
             )
         if validation["flow_variance"] < self.min_flow_variance:
             raise TrainingStopped(
-                f"collapsed: the flow is the same everywhere (variance {validation['flow_variance']:.1e} px^2); "
+                "collapsed: the flow is the same everywhere "
+                f"(variance {validation['flow_variance']:.1e} px^2); "
                 "lower learning_rate, or check that the videos move"
             )
         if self.must_improve and first is not None and validation["photometric"] >= first["photometric"]:
             raise TrainingStopped(
                 f"not learning: the photometric error on held-back pairs is {validation['photometric']:.3f}, "
-                f"and was {first['photometric']:.3f} with fresh weights; lower learning_rate or train longer without the mask "
-                "(unmasked_steps)"
+                f"and was {first['photometric']:.3f} with fresh weights; lower learning_rate or train longer "
+                "without the mask (unmasked_steps)"
             )
 
 
@@ -192,7 +195,7 @@ def train(training: Training, run_root: str) -> TrainingResult:
     use_gpu = _use_gpu(options)
     with progress.shown(training.stage, options.steps, "step") as reporter:
         result = ray.train.torch.TorchTrainer(
-            _work,
+            cast(Any, _work),
             train_loop_config={"training": training, "reporter": reporter},
             scaling_config=ray.train.ScalingConfig(num_workers=options.workers, use_gpu=use_gpu),
             run_config=ray.train.RunConfig(
@@ -202,7 +205,7 @@ def train(training: Training, run_root: str) -> TrainingResult:
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=options.keep_checkpoints),
             ),
         ).fit()
-    outcome = cast(dict[str, Any], result.return_value)
+    outcome = cast(Any, result).return_value
     if outcome["stopped"] is not None:
         where = (
             f"the last good checkpoint is {result.checkpoint.path}"
@@ -222,7 +225,8 @@ def train(training: Training, run_root: str) -> TrainingResult:
 
 
 def finish(run: Run, result: TrainingResult, name: str) -> str:
-    """Stores the trained model in its run and registers it as a version of `name`; returns that version's URI."""
+    """Stores the trained model in its run and registers it as a version of `name`; returns that version's
+    URI."""
     run.artifact(result.model, "model")
     run.summary({f"final/{key}": value for key, value in result.validation.items()})
     version = register(
@@ -235,7 +239,8 @@ def finish(run: Run, result: TrainingResult, name: str) -> str:
 
 
 def _require_fitting_crops(training: Training) -> None:
-    """Tries the transformation on the first pair of some files, so that a wrong crop ends the job before workers start."""
+    """Tries the transformation on the first pair of some files, so that a wrong crop ends the job before
+    workers start."""
     multiple = training.network.build().multiple
     pairs = training.pairs
     for file in pairs.files[:: max(1, len(pairs.files) // _TRIED_FILES)]:
@@ -254,8 +259,8 @@ def _use_gpu(options: TrainingOptions) -> bool:
     if options.accelerator == "gpu" or (options.accelerator == "auto" and gpus):
         if options.accelerator == "auto" and gpus < options.workers:
             raise RuntimeError(
-                f"{options.workers} workers need {options.workers} GPUs; this cluster has {gpus:g}. Choose fewer "
-                "workers, add nodes, or set accelerator to gpu to wait for an autoscaler"
+                f"{options.workers} workers need {options.workers} GPUs; this cluster has {gpus:g}. Choose "
+                "fewer workers, add nodes, or set accelerator to gpu to wait for an autoscaler"
             )
         return True
     if cpus < options.workers + 1:
@@ -374,14 +379,14 @@ class _Worker:
         loss, facts = global_loss(outcome, self.world_size, self.options.global_batch)
         if not math.isfinite(facts["loss"]):
             raise TrainingStopped(
-                f"the loss of step {self.step} is {facts['loss']}; lower learning_rate or clip_norm and start from the last checkpoint"
+                f"the loss of step {self.step} is {facts['loss']}; lower learning_rate or clip_norm"
             )
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
         if not torch.isfinite(norm):
             raise TrainingStopped(
-                f"the gradient of step {self.step} is not finite; lower learning_rate and start from the last checkpoint"
+                f"the gradient of step {self.step} is not finite; lower learning_rate or clip_norm"
             )
         self.optimizer.step()
         return {**facts, "learning_rate": rate, "gradient_norm": float(norm)}
@@ -428,7 +433,7 @@ class _Worker:
         means["photometric"] = totals["photometric"] / max(totals["visible"], 1.0)
         if not math.isfinite(sum(means.values())):
             raise TrainingStopped(
-                f"the flow on held-back pairs at step {self.step} is not finite; lower learning_rate and start from the last checkpoint"
+                f"the flow on held-back pairs is not finite at step {self.step}; lower learning_rate"
             )
         self._log({f"validation/{key}": value for key, value in means.items()})
         return means

@@ -1,4 +1,5 @@
-"""A training worker killed with -9: training goes on from the last checkpoint, to the same weights, in one run."""
+"""A training worker killed with -9: training goes on from the last checkpoint, to the same weights, in one
+run."""
 
 import json
 import os

@@ -69,7 +69,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("collection")
     render(folder / "first.mp4", 1)
     render(folder / "second.mp4", 2, num_frames=7)
-    render_images(folder / "sequence", 3, 6, height=45, width=62)
+    render_images(folder / "sequence", 3, 6, height=43, width=59)
     shutil.copy(folder / "second.mp4", folder / "zcopy.mp4")
     (folder / "broken.mp4").write_bytes(b"no video" * 99)
     render(folder / "tiny.mp4", 4, height=16, width=16)
@@ -146,7 +146,7 @@ def test_labels_are_the_teachers_output_on_the_stored_frames(
         assert np.abs(pair.flow_bw - backward[0].numpy()).max() <= HALF_A_UNIT + 1e-4
         assert (pair.occ_fw == check(forward, backward)[0, 0].numpy()).all()
         assert (pair.occ_bw == check(backward, forward)[0, 0].numpy()).all()
-    assert sizes == {(48, 64, 3), (45, 62, 3)}
+    assert sizes == {(48, 64, 3), (43, 59, 3)}
 
 
 def test_a_set_says_what_it_is_made_of(labels: PairSet, teacher: tuple[str, FlowNetwork]) -> None:
@@ -284,7 +284,7 @@ def test_what_an_unfinished_run_left_of_a_changed_video_goes(tmp_path: Path) -> 
     render(videos / "a.mp4", 1, num_frames=4)
     write_pairs(str(videos), str(location), OPTIONS)
     assert not shard.parent.exists()
-    assert duckdb.sql(f"select count(*) from '{location}/*/*.parquet'").fetchone() == (3,)
+    assert duckdb.sql(f"select count(*) from '{location}/*/*.parquet'").fetchall() == [(3,)]
 
 
 def test_another_collection_adds_to_a_set(tmp_path: Path) -> None:
@@ -389,11 +389,11 @@ def test_the_quality_of_a_known_motion_is_as_on_paper() -> None:
         # Eight of eighty columns leave the frame.
         assert row["occluded"] == pytest.approx(0.1)
         assert row["forward_backward"] == 0
-        assert row["photometric"] == pytest.approx(0, abs=1e-6)
         assert row["flow_p50"] == row["flow_p99"] == row["flow_max"] == 8
         assert row["flow_stride"] == 4
     wrong = label_chunk(Shift(4.0), frames, ForwardBackwardCheck()).to_pylist()
-    assert all(row["photometric"] > 5 for row in wrong)
+    # Only where a patch reaches over the edge of what is visible does the right motion look wrong.
+    assert all(bad["photometric"] > 10 * good["photometric"] for bad, good in zip(wrong, right, strict=True))
     # Where nothing is visible there is nothing to average.
     (away, _) = label_chunk(Shift(500.0), frames, ForwardBackwardCheck()).to_pylist()
     assert away["occluded"] == 1

@@ -119,7 +119,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
 ) -> None:
     # the first two steps leave a checkpoint; then a rate of 1e38 sends the weights to infinity
     bad = replace(OPTIONS, steps=12, learning_rate=1e38, clip_norm=1e9, validate_every=1)
-    with pytest.raises(TrainingStopped, match="not finite|is nan|is inf") as stopped:
+    with pytest.raises(TrainingStopped, match=r"not finite|is nan|is inf") as stopped:
         trained(pairs, project, bad)
     assert "learning_rate" in str(stopped.value)
 

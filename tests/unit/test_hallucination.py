@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowcore.geometry import backward_warp, flip_left_right, flip_up_down
@@ -26,9 +26,12 @@ def pair() -> FramePair:
 
 
 def warp_error(transformed: FramePair) -> float:
-    """Mean absolute difference of image1 and image2 warped by the flow, over visible pixels that stay in the window."""
+    """Mean absolute difference of image1 and image2 warped by the flow, over visible pixels that stay in the
+    window."""
     flow = torch.from_numpy(np.ascontiguousarray(transformed.flow_fw))[None]
-    image2 = torch.from_numpy(np.ascontiguousarray(transformed.image2).astype(np.float32)).permute(2, 0, 1)[None]
+    image2 = torch.from_numpy(np.ascontiguousarray(transformed.image2).astype(np.float32)).permute(2, 0, 1)[
+        None
+    ]
     warped = backward_warp(image2, flow)[0].permute(1, 2, 0).numpy()
     height, width = transformed.image1.shape[:2]
     y, x = np.mgrid[:height, :width]
@@ -43,6 +46,7 @@ def warp_error(transformed: FramePair) -> float:
     return float(np.abs(warped - transformed.image1.astype(np.float32)).mean(axis=-1)[seen].mean())
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_after_any_crop_and_flip_the_flow_still_explains_the_second_frame(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -64,7 +68,9 @@ def test_equal_keys_give_equal_crops_and_offsets_reach_every_place() -> None:
     for key in range(40):
         first, again = (crop(pair(), np.random.default_rng([7, key])) for _ in range(2))
         np.testing.assert_array_equal(first.image1, again.image1)
-        tops.add(next(top for top in range(3) if np.array_equal(first.image1, SCENE.frames[0][top : top + 62])))
+        tops.add(
+            next(top for top in range(3) if np.array_equal(first.image1, SCENE.frames[0][top : top + 62]))
+        )
     assert tops == {0, 1, 2}
 
 
@@ -94,7 +100,9 @@ def test_a_channel_permutation_is_the_same_in_both_frames_and_touches_no_label()
 
 def test_frames_without_labels_stay_without() -> None:
     bare = FramePair(image1=SCENE.frames[0], image2=SCENE.frames[1])
-    transformed = Composed(steps=(Crop(height=32, width=32), Flips(left_right=1.0)))(bare, np.random.default_rng(0))
+    transformed = Composed(steps=(Crop(height=32, width=32), Flips(left_right=1.0)))(
+        bare, np.random.default_rng(0)
+    )
     assert transformed.flow_fw is None
     assert transformed.occ_bw is None
 

@@ -1,0 +1,158 @@
+"""Labelling whose processes are killed with -9: every pair is there once, byte for byte, after a rerun."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from flowcore.networks import PWCNetConfig
+from flowcore.scenes import SceneOptions, render_scene, write_video
+from pipelines.checkpoints import save_model
+from pipelines.labels import PairSet
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+# It prints a line for each step that it takes, which tells the test when to kill.
+DRIVER = """
+import sys
+import ray
+from flowcore.video import ClipOptions
+from pipelines.labelling import LabellingOptions, write_labels
+
+if __name__ == "__main__":
+    videos, teacher, labels = sys.argv[1:]
+    options = LabellingOptions(clips=ClipOptions(chunk_pairs=4), shard_pairs=8, num_teachers=1)
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    report = lambda step: print("step", flush=True)
+    summary = write_labels(videos, teacher, labels, options, on_progress=report)
+    print("new_pairs", summary.new_pairs, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Short videos and one whose reading takes seconds."""
+    folder = tmp_path_factory.mktemp("videos")
+    for seed in range(4):
+        options = SceneOptions(height=48, width=64, num_frames=14, camera_speed=3.0, layer_speed=2.0)
+        write_video(folder / f"{seed}.mp4", render_scene(seed, options).frames)
+    texture = render_scene(9, SceneOptions(height=48, width=400, num_frames=2)).frames[0]
+    left = [abs((2 * i + 300) % 600 - 300) for i in range(500)]
+    write_video(folder / "long.mp4", np.stack([texture[:, x : x + 64] for x in left]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher")
+    torch.manual_seed(0)
+    network = PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,)).build()
+    save_model(folder, network, {})
+    return folder
+
+
+class Driver:
+    """The labelling command, in a process of its own."""
+
+    def __init__(self, collection: Path, teacher: Path, labels: Path) -> None:
+        script = labels.parent / "driver.py"
+        script.write_text(DRIVER)
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), str(collection), str(teacher), str(labels)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def steps(self) -> Iterator[str]:
+        assert self.process.stdout is not None
+        yield from (line for line in self.process.stdout if line.startswith(("step", "new_pairs")))
+
+    def finish(self) -> int:
+        """The number of pairs that it made."""
+        *_, last = self.steps()
+        assert self.process.wait() == 0
+        return int(last.split()[1])
+
+    def kill(self) -> None:
+        """With -9; returns once what it started is gone too."""
+        started = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        self.process.wait()
+        _, alive = psutil.wait_procs(started, timeout=120)
+        assert not alive
+
+    def kill_workers(self, title: str) -> int:
+        """Kills Ray's processes whose title has `title` in it; how many they were."""
+        killed = 0
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if title in " ".join(process.cmdline()):
+                    process.send_signal(signal.SIGKILL)
+                    killed += 1
+            except psutil.NoSuchProcess:
+                continue
+        return killed
+
+
+def contents(labels: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(labels)): path.read_bytes() for path in labels.rglob("*.parquet")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, collection: Path, teacher: Path) -> Path:
+    labels = tmp_path_factory.mktemp("undisturbed") / "labels"
+    Driver(collection, teacher, labels).finish()
+    return labels
+
+
+def expect_the_same(labels: Path, undisturbed: Path) -> None:
+    ids, expected = (
+        PairSet.open(str(each)).index().column("pair_id").to_pylist() for each in (labels, undisturbed)
+    )
+    assert len(ids) == len(set(ids))
+    assert sorted(ids) == sorted(expected)
+    assert contents(labels) == contents(undisturbed)
+    assert not list(labels.rglob("*.partial"))
+    manifests = [json.loads((each / "_manifest.json").read_text()) for each in (labels, undisturbed)]
+    assert manifests[0] == manifests[1]
+
+
+def test_a_killed_driver_and_a_rerun_leave_each_pair_once(
+    tmp_path: Path, collection: Path, teacher: Path, undisturbed: Path
+) -> None:
+    labels = tmp_path / "labels"
+    for kill_after in (1, 20):
+        driver = Driver(collection, teacher, labels)
+        for step, _ in enumerate(driver.steps(), start=1):
+            if step == kill_after:
+                driver.kill()
+                break
+        assert not (labels / "_manifest.json").exists()
+    written = {path: path.stat().st_mtime_ns for path in labels.rglob("*.parquet")}
+    new_pairs = Driver(collection, teacher, labels).finish()
+    expect_the_same(labels, undisturbed)
+    # What was finished isn't done again.
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert 0 < new_pairs < PairSet.open(str(labels)).index().num_rows
+
+
+@pytest.mark.parametrize("title", ["_read_videos", "_Teacher", "ray::IDLE"])
+def test_killed_workers_cost_no_pair(
+    tmp_path: Path, collection: Path, teacher: Path, undisturbed: Path, title: str
+) -> None:
+    labels = tmp_path / "labels"
+    driver = Driver(collection, teacher, labels)
+    killed = 0
+    for step, _ in enumerate(driver.steps(), start=1):
+        if step in (1, 8):
+            killed += driver.kill_workers(title)
+    assert driver.process.wait() == 0
+    assert killed > 0
+    expect_the_same(labels, undisturbed)

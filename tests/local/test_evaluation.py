@@ -1,0 +1,278 @@
+"""Evaluation on real Ray: of rendered scenes, whose truth is exact, and of benchmarks' own files."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import Float
+from numpy import ndarray
+
+from flowcore import benchmarks
+from flowcore.benchmarks import Sample
+from flowcore.formats import write_flow, write_image, write_mask
+from flowcore.metrics import FlowErrors, OcclusionCounts
+from flowcore.networks import PWCNetConfig
+from flowcore.scenes import SceneOptions, render_scene, write_truth
+from pipelines.checkpoints import save_model
+from pipelines.evaluation import (
+    DEFAULT_CHECK,
+    Errors,
+    EvaluationResult,
+    evaluate,
+    example,
+    load_estimator,
+    pair_errors,
+    table,
+)
+
+SCENES = SceneOptions(height=48, width=64, num_frames=4)
+TINY = PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,))
+
+Flow = Float[ndarray, "2 height width"]
+
+
+class Oracle:
+    """Knows the answer."""
+
+    def __init__(self, flow_fw: Flow, flow_bw: Flow) -> None:
+        self._flows = flow_fw, flow_bw
+
+    def __call__(self, image1: ndarray, image2: ndarray) -> tuple[Flow, Flow]:
+        return self._flows
+
+    def to(self, device: torch.device) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven scenes, so that there is more than one block: 21 pairs."""
+    root = tmp_path_factory.mktemp("scenes")
+    for seed in range(7):
+        write_truth(root / f"scene{seed}", render_scene(seed, SCENES))
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    save_model(folder, TINY.build(), {})
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def results(scenes: Path, model: str, ray_session: None) -> dict[str, EvaluationResult]:
+    return evaluate({"zero": "zero", "dis": "dis", "net": model}, "scenes", scenes)
+
+
+def motions(scenes: Path) -> Float[ndarray, " pixels"]:
+    truths = [benchmarks.load(sample) for sample in benchmarks.find_samples("scenes", scenes)]
+    return np.concatenate([np.hypot(*truth.flow.astype(np.float64)).ravel() for truth in truths])
+
+
+def test_the_error_of_no_motion_is_the_mean_motion(
+    results: dict[str, EvaluationResult], scenes: Path
+) -> None:
+    motion = motions(scenes)
+    errors = results["zero"].total
+    assert errors.flow.epe["all"] == pytest.approx(motion.mean(), rel=1e-6)
+    # a pixel is an outlier above 3 px; being wrong by all of its motion is more than 5 %
+    assert errors.flow.fl == pytest.approx((motion > 3).mean(), abs=1e-12)
+    assert errors.occlusion.recall == 0
+
+
+def test_the_cluster_counts_what_one_process_counts(
+    results: dict[str, EvaluationResult], scenes: Path, model: str
+) -> None:
+    samples = benchmarks.find_samples("scenes", scenes)
+    assert len(samples) == 21
+    for name, uri in {"zero": "zero", "dis": "dis"}.items():
+        estimator = load_estimator(uri)
+        alone = [pair_errors(estimator, benchmarks.load(sample), DEFAULT_CHECK) for sample in samples]
+        assert results[name].pairs == tuple(zip(samples, alone, strict=True))
+    net = load_estimator(model)
+    alone = [pair_errors(net, benchmarks.load(sample), DEFAULT_CHECK) for sample in samples]
+    # another number of threads adds in another order
+    epe = sum(alone, Errors()).flow.epe["all"]
+    assert results["net"].total.flow.epe["all"] == pytest.approx(epe, rel=1e-4)
+
+
+def test_the_whole_is_the_sum_of_its_groups(results: dict[str, EvaluationResult]) -> None:
+    for result in results.values():
+        groups = result.groups
+        assert sum(groups.values(), Errors()) == result.total
+        assert sum(errors.pairs for errors in groups.values()) == len(result.pairs) == 21
+
+
+def test_dis_is_better_than_no_motion(results: dict[str, EvaluationResult]) -> None:
+    dis, zero = results["dis"].total.flow.epe["all"], results["zero"].total.flow.epe["all"]
+    assert dis is not None
+    assert zero is not None
+    assert dis < 0.6 * zero
+
+
+def test_the_truth_has_no_error_and_its_check_finds_most_of_the_occlusion(scenes: Path) -> None:
+    scene = render_scene(3, SCENES)
+    sample = next(s for s in benchmarks.find_samples("scenes", scenes) if s.name == "scene3/frame_0000")
+    errors = pair_errors(Oracle(scene.flow_fw[0], scene.flow_bw[0]), benchmarks.load(sample), DEFAULT_CHECK)
+    assert errors.flow.epe == {"all": 0, "noc": 0, "occ": 0}
+    assert errors.flow.fl == 0
+    assert errors.occlusion.f1 is not None
+    assert errors.occlusion.f1 > 0.8
+
+
+def test_samples_are_ranked_by_their_error(results: dict[str, EvaluationResult]) -> None:
+    error_of = {sample: errors.flow.epe["all"] or 0 for sample, errors in results["net"].pairs}
+    ranked = [error_of[sample] for sample in results["net"].ranked]
+    assert ranked == sorted(error_of.values())
+    assert len(ranked) == 21
+
+
+def errors_of(pairs: int, error: float) -> Errors:
+    return Errors(
+        flow=FlowErrors(error_all=error * 10 * pairs, pixels_all=10 * pairs, outliers=pairs),
+        pairs=pairs,
+    )
+
+
+def result_of(errors_by_group: dict[str, Errors]) -> EvaluationResult:
+    nowhere = Path("nowhere")
+    return EvaluationResult(
+        benchmark="sintel",
+        pairs=tuple(
+            (Sample(name="a", group=group, image1=nowhere, image2=nowhere, flow=nowhere), errors)
+            for group, errors in errors_by_group.items()
+        ),
+    )
+
+
+def test_metrics_are_paths_and_what_is_unknown_is_left_out() -> None:
+    result = result_of({"sintel/clean": errors_of(1, 2.0), "sintel/final": errors_of(3, 4.0)})
+    assert result.metrics() == {
+        "sintel/epe/all": 3.5,
+        "sintel/fl/all": 0.1,
+        "sintel/pairs": 4,
+        "sintel/clean/epe/all": 2.0,
+        "sintel/clean/fl/all": 0.1,
+        "sintel/clean/pairs": 1,
+        "sintel/final/epe/all": 4.0,
+        "sintel/final/fl/all": 0.1,
+        "sintel/final/pairs": 3,
+    }
+    one = result_of({"kitti15": errors_of(1, 2.0)})
+    assert one.metrics() == {"kitti15/epe/all": 2.0, "kitti15/fl/all": 0.1, "kitti15/pairs": 1}
+
+
+def test_the_summary_is_json_with_none_for_what_is_unknown() -> None:
+    result = result_of({"sintel/clean": errors_of(1, 2.0), "sintel/final": errors_of(3, 4.0)})
+    summary = json.loads(json.dumps(result.summary()))
+    assert summary["epe"] == {"all": 3.5, "noc": None, "occ": None}
+    assert summary["occlusion"] == {"precision": None, "recall": None, "f1": None}
+    assert summary["pairs"] == 4
+    assert summary["groups"]["sintel/clean"]["epe"]["all"] == 2.0
+    assert set(summary["groups"]) == {"sintel/clean", "sintel/final"}
+
+
+def test_the_table_has_a_row_for_each_model() -> None:
+    known = replace(
+        errors_of(1, 2.0),
+        flow=FlowErrors(
+            error_all=14.0,
+            error_noc=4.0,
+            error_occ=10.0,
+            pixels_all=8,
+            pixels_noc=4,
+            pixels_occ=4,
+            outliers=1,
+        ),
+        occlusion=OcclusionCounts(true_positives=1, false_positives=1, false_negatives=1),
+    )
+    assert table("scenes, 1 pairs", {"zero": errors_of(1, 2.0), "a student": known}).splitlines() == [
+        "| scenes, 1 pairs | EPE all | EPE noc | EPE occ |  Fl % | occlusion F |",
+        "| --------------- | ------: | ------: | ------: | ----: | ----------: |",
+        "| zero            |    2.00 |       - |       - | 10.00 |           - |",
+        "| a student       |    1.75 |    1.00 |    2.50 | 12.50 |        0.50 |",
+    ]
+
+
+def test_the_example_shows_every_model(scenes: Path, model: str) -> None:
+    sample = benchmarks.find_samples("scenes", scenes)[0]
+    both = {name: load_estimator(uri) for name, uri in {"dis": "dis", "net": model}.items()}
+    one = example(sample, {"dis": both["dis"]}, DEFAULT_CHECK)
+    two = example(sample, both, DEFAULT_CHECK)
+    assert one.dtype == two.dtype == np.uint8
+    assert one.shape[1:] == two.shape[1:]
+    assert one.shape[0] < two.shape[0]
+
+
+def test_a_benchmark_without_occlusion_truth_counts_no_occlusion(tmp_path: Path, ray_session: None) -> None:
+    scene = render_scene(0, SCENES)
+    folder = tmp_path / "Grove"
+    folder.mkdir()
+    write_image(folder / "frame10.png", scene.frames[0])
+    write_image(folder / "frame11.png", scene.frames[1])
+    write_flow(folder / "flow10.flo", scene.flow_fw[0])
+    errors = evaluate({"zero": "zero"}, "middlebury", tmp_path)["zero"].total
+    assert errors.occlusion.pixels == 0
+    assert errors.flow.epe["noc"] is None
+    assert errors.flow.pixels_all == 48 * 64
+
+
+def test_each_pass_of_sintel_is_a_group(tmp_path: Path, ray_session: None) -> None:
+    scene = render_scene(0, SCENES)
+    training = tmp_path / "training"
+    for folder in ("clean", "final", "flow", "occlusions"):
+        (training / folder / "alley_1").mkdir(parents=True)
+    for render_pass in ("clean", "final"):
+        for index in (0, 1):
+            write_image(training / render_pass / "alley_1" / f"frame_{index:04d}.png", scene.frames[index])
+    write_flow(training / "flow/alley_1/frame_0000.flo", scene.flow_fw[0])
+    write_mask(training / "occlusions/alley_1/frame_0000.png", scene.occ_fw[0])
+    result = evaluate({"dis": "dis"}, "sintel", tmp_path)["dis"]
+    clean, final = result.groups["sintel/clean"], result.groups["sintel/final"]
+    assert clean == final
+    assert result.total == clean + final
+    assert math.isclose(result.metrics()["sintel/epe/occ"], result.metrics()["sintel/clean/epe/occ"])
+
+
+def test_a_model_that_answers_nan_is_named_with_the_pair(
+    scenes: Path, tmp_path: Path, ray_session: None
+) -> None:
+    broken = TINY.build()
+    with torch.no_grad():
+        for parameter in broken.parameters():
+            parameter.fill_(float("nan"))
+    save_model(tmp_path / "broken", broken, {})
+    # Ray wraps it; jobs.command unwraps it
+    with pytest.raises(Exception, match=r"broken on scenes scene\d/frame_\d+.*NaN"):
+        evaluate({"broken": str(tmp_path / "broken")}, "scenes", scenes)
+
+
+def test_what_cannot_be_evaluated_says_why(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="sintel is expected as training/"):
+        evaluate({"zero": "zero"}, "sintel", scenes)
+    with pytest.raises(FileNotFoundError, match="no model folder"):
+        evaluate({"a": str(tmp_path / "nothing")}, "scenes", scenes)
+    with pytest.raises(ValueError, match="is a URI; benchmarks are read from a folder"):
+        evaluate({"zero": "zero"}, "scenes", "s3://bucket/scenes")
+    tiny = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"DIS can't do frames of \(8, 8\) px"):
+        load_estimator("dis")(tiny, tiny)
+
+
+@pytest.mark.parametrize(("benchmark", "folder"), [("sintel", "sintel"), ("kitti2012", "kitti2012")])
+def test_dis_is_better_than_no_motion_on_real_benchmarks(
+    shared_data: Path, ray_session: None, benchmark: str, folder: str
+) -> None:
+    results = evaluate({"zero": "zero", "dis": "dis"}, benchmark, shared_data / folder)
+    assert results["zero"].groups.keys() == results["dis"].groups.keys()
+    for group, zero in results["zero"].groups.items():
+        dis = results["dis"].groups[group]
+        assert dis.pairs == zero.pairs > 0
+        assert dis.flow.pixels_all == zero.flow.pixels_all
+        assert (dis.flow.epe["all"] or 0) < 0.5 * (zero.flow.epe["all"] or 0)

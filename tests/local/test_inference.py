@@ -1,0 +1,272 @@
+"""Flow files of real videos and images, each against the network asked for one pair alone."""
+
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from jaxtyping import Float, UInt8
+from numpy import ndarray
+
+from flowcore.formats import read_flow, read_image, write_image
+from flowcore.networks import FlowNetwork, PWCNetConfig
+from flowcore.scenes import SceneOptions, render_scene, write_video
+from flowcore.video import ChunkReader, ClipOptions
+from pipelines.checkpoints import load_model, save_model
+from pipelines.clips import VideoSource
+from pipelines.inference import Prediction, PredictionOptions, predict, predict_video
+
+PLAIN = PredictionOptions()
+EVERY_PAIR = ClipOptions(cut_threshold=None, static_threshold=0.0, min_side=1)
+
+Frames = UInt8[ndarray, "frames height width 3"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,))
+    save_model(folder, config.build(), {})
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def network(model: str) -> FlowNetwork:
+    return load_model(Path(model))[0]
+
+
+@pytest.fixture(scope="module")
+def frames() -> Frames:
+    """Six frames of a size that no network likes."""
+    return render_scene(0, SceneOptions(height=37, width=53, num_frames=6)).frames
+
+
+def write_images(folder: Path, frames: Frames, names: list[str]) -> Path:
+    folder.mkdir(parents=True)
+    for name, frame in zip(names, frames, strict=True):
+        write_image(folder / name, frame)
+    return folder
+
+
+def tensor(image: UInt8[ndarray, "height width 3"]) -> torch.Tensor:
+    return torch.from_numpy(image).movedim(-1, 0)[None].float() / 255
+
+
+def flow_of_pair(network: FlowNetwork, image1: ndarray, image2: ndarray) -> Float[ndarray, "2 height width"]:
+    flow_fw, _ = network.estimate(tensor(image1), tensor(image2))
+    return flow_fw[0].numpy()
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def only(predictions: list[Prediction]) -> Prediction:
+    (prediction,) = predictions
+    return prediction
+
+
+def test_each_pair_of_images_has_the_flow_of_the_pair_alone(
+    model: str, network: FlowNetwork, frames: Frames, tmp_path: Path
+) -> None:
+    # In the order of the numbers: 9 before 10.
+    names = [f"walk{number}.png" for number in (8, 9, 10, 11, 100, 101)]
+    images = write_images(tmp_path / "images", frames, names)
+    prediction = only(predict(model, str(images), str(tmp_path / "flow"), PLAIN))
+    assert (prediction.num_pairs, prediction.problem) == (5, None)
+    assert written(tmp_path / "flow") == sorted(f"{Path(name).stem}.flo" for name in names[:-1])
+    for name, image1, image2 in zip(names, frames, frames[1:], strict=False):
+        flow, valid = read_flow(tmp_path / "flow" / f"{Path(name).stem}.flo")
+        assert flow.shape == (2, 37, 53)
+        assert valid.all()
+        np.testing.assert_allclose(flow, flow_of_pair(network, image1, image2), atol=2e-3)
+
+
+def test_each_pair_of_a_video_has_the_flow_of_the_pair_alone(
+    model: str, network: FlowNetwork, tmp_path: Path
+) -> None:
+    scene = render_scene(1, SceneOptions(height=48, width=66, num_frames=11))
+    write_video(tmp_path / "a.mp4", scene.frames)
+    predict(model, str(tmp_path / "a.mp4"), str(tmp_path / "flow"), PLAIN)
+    assert written(tmp_path / "flow") == [f"{index:06d}.flo" for index in range(10)]
+    decoded: dict[int, ndarray] = {}
+    for chunk in ChunkReader(tmp_path / "a.mp4", EVERY_PAIR):
+        decoded.update(zip(chunk.frame_indices, chunk.frames, strict=True))
+    for index in range(10):
+        flow, _ = read_flow(tmp_path / "flow" / f"{index:06d}.flo")
+        expected = flow_of_pair(network, decoded[index], decoded[index + 1])
+        np.testing.assert_allclose(flow, expected, atol=2e-3)
+
+
+def test_static_pairs_and_pairs_across_a_cut_have_a_flow_too(model: str, tmp_path: Path) -> None:
+    options = SceneOptions(height=48, width=64, num_frames=4)
+    first, second = render_scene(0, options).frames, render_scene(1, options).frames
+    still = np.repeat(second[:1], 5, axis=0)
+    write_video(tmp_path / "a.mp4", np.concatenate([first, second, still]))
+    prediction = only(predict(model, str(tmp_path / "a.mp4"), str(tmp_path / "flow"), PLAIN))
+    assert prediction.num_pairs == 12
+    assert len(written(tmp_path / "flow")) == 12
+
+
+def test_each_frame_is_encoded_once(network: FlowNetwork, tmp_path: Path) -> None:
+    frames = render_scene(2, SceneOptions(height=48, width=64, num_frames=12)).frames
+    write_video(tmp_path / "a.mp4", frames)
+    encoded = []
+    hook = network.encoder[0].register_forward_hook(lambda *call: encoded.append(len(call[2])))
+    try:
+        for _ in predict_video(network, VideoSource(str(tmp_path / "a.mp4")), tmp_path / "flow", PLAIN):
+            pass
+    finally:
+        hook.remove()
+    assert sum(encoded) == 12
+
+
+def test_pictures_and_film_come_beside_the_flow(model: str, frames: Frames, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", frames, [f"{index}.ppm" for index in range(6)])
+    options = PredictionOptions(pictures=True, video=True)
+    predict(model, str(images), str(tmp_path / "flow"), options)
+    expected = [f"{index}{kind}" for index in range(5) for kind in (".flo", ".png")]
+    assert written(tmp_path / "flow") == sorted([*expected, "flow.mp4"])
+    assert read_image(tmp_path / "flow" / "0.png").shape == (37, 53, 3)
+    with av.open(str(tmp_path / "flow" / "flow.mp4")) as film:
+        pictures = [picture.to_ndarray(format="rgb24") for picture in film.decode(video=0)]
+    # Frame and colours side by side; H.264 needs even sides.
+    assert [picture.shape for picture in pictures] == [(38, 106, 3)] * 5
+    for picture, frame in zip(pictures, frames, strict=False):
+        assert np.abs(picture[:37, :53].astype(int) - frame).mean() < 15
+
+
+def test_the_film_is_as_fast_as_the_video(model: str, tmp_path: Path) -> None:
+    frames = render_scene(1, SceneOptions(height=48, width=64, num_frames=8)).frames
+    write_video(tmp_path / "a.mp4", frames, fps=10)
+    predict(model, str(tmp_path / "a.mp4"), str(tmp_path / "flow"), PredictionOptions(video=True))
+    with av.open(str(tmp_path / "flow" / "flow.mp4")) as film:
+        assert film.streams.video[0].average_rate == 10
+
+
+def test_the_videos_of_a_collection_have_a_folder_each(model: str, frames: Frames, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    even = frames[:3, :36, :52]
+    for name in ("a.mp4", "a.mov", "sub/b.mp4"):
+        write_video(videos / name, even)
+    write_images(videos / "sub" / "walk", frames[:2], ["1.png", "2.png"])
+    predictions = predict(model, str(videos), str(tmp_path / "flow"), PLAIN)
+    assert len(predictions) == 4
+    assert written(tmp_path / "flow") == [
+        "a.mov/000000.flo",
+        "a.mov/000001.flo",
+        "a.mp4/000000.flo",
+        "a.mp4/000001.flo",
+        "sub/b/000000.flo",
+        "sub/b/000001.flo",
+        "sub/walk/1.flo",
+    ]
+
+
+def test_predicting_again_changes_nothing(model: str, frames: Frames, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", frames, [f"{index}.png" for index in range(6)])
+    contents = []
+    for _ in range(2):
+        predict(model, str(images), str(tmp_path / "flow"), PredictionOptions(video=True))
+        contents.append(
+            {name: (tmp_path / "flow" / name).read_bytes() for name in written(tmp_path / "flow")}
+        )
+    assert contents[0] == contents[1]
+
+
+def test_ray_s_nodes_predict_the_same(model: str, frames: Frames, tmp_path: Path, ray_session: None) -> None:
+    videos = tmp_path / "videos"
+    for name in ("a", "b"):
+        write_images(videos / name, frames, [f"{index}.png" for index in range(6)])
+    here = predict(model, str(videos), str(tmp_path / "here"), PLAIN)
+    there = predict(model, str(videos), str(tmp_path / "there"), PLAIN, on_cluster=True)
+    assert [prediction.num_pairs for prediction in there] == [5, 5]
+    assert [prediction.source for prediction in there] == [prediction.source for prediction in here]
+    assert written(tmp_path / "there") == written(tmp_path / "here")
+    for name in written(tmp_path / "here"):
+        flow, expected = (read_flow(tmp_path / place / name)[0] for place in ("there", "here"))
+        np.testing.assert_allclose(flow, expected, atol=2e-3)
+
+
+def test_a_broken_video_costs_only_its_own_flow(model: str, frames: Frames, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    write_video(videos / "a.mp4", frames[:3, :36, :52])
+    (videos / "b.mp4").write_bytes(b"not a video")
+    (videos / "c.mp4").write_bytes(b"")
+    write_video(videos / "d.mp4", frames[:2, :36, :52])
+    predictions = predict(model, str(videos), str(tmp_path / "flow"), PLAIN)
+    assert [prediction.num_pairs for prediction in predictions] == [2, 0, 0, 1]
+    assert [prediction.problem is None for prediction in predictions] == [True, False, False, True]
+    assert written(tmp_path / "flow") == ["a/000000.flo", "a/000001.flo", "d/000000.flo"]
+
+
+def test_images_of_several_sizes_are_a_problem_and_the_rest_is_predicted(
+    model: str, frames: Frames, tmp_path: Path
+) -> None:
+    images = write_images(tmp_path / "images", frames, [f"{index}.png" for index in range(6)])
+    write_image(images / "6.png", frames[0, :20, :20])
+    write_image(images / "7.png", frames[1, :20, :20])
+    prediction = only(predict(model, str(images), str(tmp_path / "flow"), PLAIN))
+    assert prediction.num_pairs == 6
+    assert prediction.problem is not None
+    assert "size changes" in prediction.problem
+    assert "5.flo" not in written(tmp_path / "flow")
+    assert read_flow(tmp_path / "flow" / "6.flo")[0].shape == (2, 20, 20)
+
+
+def test_a_damaged_image_ends_the_sequence_and_is_told_by_the_one_before(
+    model: str, frames: Frames, tmp_path: Path
+) -> None:
+    images = write_images(tmp_path / "images", frames, [f"{index}.png" for index in range(6)])
+    (images / "3.png").write_bytes((images / "3.png").read_bytes()[:40])
+    prediction = only(predict(model, str(images), str(tmp_path / "flow"), PLAIN))
+    assert prediction.num_pairs == 2
+    assert prediction.problem is not None
+    assert "can't be decoded (read as far as 2.png)" in prediction.problem
+
+
+def test_a_video_of_one_frame_is_a_problem(model: str, frames: Frames, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", frames[:1, :36, :52])
+    prediction = only(predict(model, str(tmp_path / "a.mp4"), str(tmp_path / "flow"), PLAIN))
+    assert prediction.num_pairs == 0
+    assert prediction.problem is not None
+    assert "two consecutive frames" in prediction.problem
+
+
+def test_what_cannot_be_predicted_says_why_before_anything_is_written(
+    model: str, frames: Frames, tmp_path: Path
+) -> None:
+    output = tmp_path / "flow"
+
+    def refusal(place: Path, to: str = str(output), error: type[Exception] = ValueError) -> str:
+        with pytest.raises(error) as caught:
+            predict(model, str(place), to, PredictionOptions(pictures=True))
+        return str(caught.value)
+
+    (tmp_path / "empty").mkdir()
+    assert "no video in" in refusal(tmp_path / "empty", error=FileNotFoundError)
+    assert "is no file, no folder" in refusal(tmp_path / "nothing", error=FileNotFoundError)
+    lone = write_images(tmp_path / "lone", frames[:1], ["only.png"])
+    assert "folders of two or more images" in refusal(lone, error=FileNotFoundError)
+    assert "is one image and flow needs two" in refusal(lone / "only.png")
+    images = write_images(tmp_path / "images", frames, [f"{index}.png" for index in range(6)])
+    assert "holds the images that are read" in refusal(images, str(images))
+    assert "is a URI" in refusal(images, "s3://bucket/flow")
+    shutil.copy(images / "0.png", images / "0.jpg")
+    assert "several images named 0" in refusal(images)
+    write_video(images / "preview.mp4", frames[:3, :36, :52])
+    assert "holds 7 images and 1 videos" in refusal(images)
+    assert not output.exists()
+
+
+def test_a_video_that_breaks_midway_is_predicted_up_to_there(
+    model: str, shared_data: Path, tmp_path: Path
+) -> None:
+    video = shared_data / "odd" / "decord__corrupted.mp4"
+    prediction = only(predict(model, str(video), str(tmp_path / "flow"), PLAIN))
+    assert prediction.num_pairs == len(written(tmp_path / "flow")) > 0
+    assert prediction.problem is not None
+    assert "breaks after" in prediction.problem
