@@ -17,7 +17,7 @@ from torch.nn import functional
 from flowcore.geometry import backward_warp, resize_image, upsample_flow
 from flowcore.networks import BidirectionalFlow
 from flowcore.occlusion import ForwardBackwardCheck
-from flowcore.photometric import census_border, census_distance, robust
+from flowcore.photometric import census_border, census_distance, robust, smoothness
 from flowcore.shapes import Flow, Image, Mask
 
 Estimator = Callable[[Image, Image], BidirectionalFlow]
@@ -101,11 +101,18 @@ class Photometric:
 
     level_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
     """Weight of each level's loss, finest level first; a network's further levels have none."""
+    smoothness_weight: float = 0.0
+    """Weight of the edge-aware smoothness of the finest level's flow, in that level's pixels; 0 leaves it out,
+    as DDFlow and SelFlow do. UFlow has 4.0."""
+    smoothness_edge: float = 10.0
+    """How much an edge of the frame excuses a change of the flow: 10 in ARFlow, 150 in UFlow."""
     check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
 
     def __post_init__(self) -> None:
         if not self.level_weights or min(self.level_weights) < 0:
             raise ValueError(f"level_weights {self.level_weights} must be at least one number, none below 0")
+        if self.smoothness_weight < 0:
+            raise ValueError(f"smoothness_weight {self.smoothness_weight} must not be below 0")
 
     def occlusions(self, flows: BidirectionalFlow, height: int, width: int) -> tuple[Mask, Mask]:
         """The network's own check at full resolution, for both frames."""
@@ -137,6 +144,29 @@ class Photometric:
                 counted = ~border if occluded is None else ~border & ~_shrink_mask(occluded, height, width)
                 distance = census_distance(here, backward_warp(there, flow / stride))
                 terms.append(_masked_term(f"photometric/stride{stride}/{name}", weight, distance, counted))
+        return terms + self._smoothness_terms(batch, flows)
+
+    def _smoothness_terms(self, batch: Batch, flows: BidirectionalFlow) -> list[Term]:
+        """Means over the batch's pairs, of both directions."""
+        if self.smoothness_weight == 0:
+            return []
+        terms = []
+        for name, image, flow in (
+            ("fw", batch.image1, flows.forward[0]),
+            ("bw", batch.image2, flows.backward[0]),
+        ):
+            value = smoothness(
+                flow / flows.strides[0], resize_image(image, *flow.shape[-2:]), self.smoothness_edge
+            )
+            pairs = value.new_tensor(float(len(flow)))
+            terms.append(
+                Term(
+                    name=f"smoothness/{name}",
+                    weight=self.smoothness_weight,
+                    total=value * pairs,
+                    count=pairs,
+                )
+            )
         return terms
 
 

@@ -20,7 +20,7 @@ import tyro
 from ray.exceptions import RayError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 
-from pipelines.locations import PROJECT_FOLDER
+from pipelines.locations import PROJECT_FOLDER, is_shipped_copy
 
 Options = TypeVar("Options")
 Recipes = Mapping[str, tuple[str, Options]]
@@ -66,8 +66,8 @@ def run_recipe(
 
 
 def has_cluster() -> bool:
-    """True in a Ray job and where RAY_ADDRESS is set."""
-    return _ADDRESS in os.environ
+    """True in a Ray job and where RAY_ADDRESS names a cluster."""
+    return os.environ.get(_ADDRESS, "") not in ("", "local")
 
 
 def connect() -> None:
@@ -83,8 +83,8 @@ def connect() -> None:
     start = functools.partial(
         ray.init, logging_level=logging.INFO if is_debugging else logging.ERROR, log_to_driver=is_debugging
     )
-    address = os.environ.get(_ADDRESS)
-    if address is None:
+    address = os.environ.get(_ADDRESS, "")
+    if not has_cluster():
         # Ray's processes inherit it; the workers then import the code that runs here.
         inherited = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT_FOLDER), *([inherited] if inherited else [])])
@@ -96,7 +96,9 @@ def connect() -> None:
             "or unset RAY_ADDRESS to run without the cluster"
         )
     else:
-        start(address=address)
+        # A Ray job's workers find its copy of the code; others look for it where it is here.
+        variables = {} if is_shipped_copy() else {"PYTHONPATH": str(PROJECT_FOLDER)}
+        start(address=address, runtime_env={"env_vars": variables})
     context = ray.data.DataContext.get_current()
     context.raise_original_map_exception = True
     context.enable_progress_bars = is_debugging

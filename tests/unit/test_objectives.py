@@ -471,3 +471,23 @@ def test_validation_sums_add_and_perfect_flow_has_the_penalty_of_zero() -> None:
     assert moved["occluded"] == pytest.approx(1 - 13 * 12 / 256)
     for key, value in both.items():
         assert value == pytest.approx(perfect[key] + moved[key])
+
+
+def test_smoothness_is_off_by_default_and_pulls_only_on_flow_that_changes() -> None:
+    batch = pairs(3, 2, 64, 64)
+    network = small_network()
+    plain = TeacherObjective()(network, batch, masked=False)
+    assert not [term for term in plain.terms if term.name.startswith("smoothness")]
+    smooth = TeacherObjective(photometric=Photometric(smoothness_weight=4.0))
+    terms = {
+        term.name: term for term in smooth(network, batch, masked=False).terms if term.name[:6] == "smooth"
+    }
+    assert set(terms) == {"smoothness/fw", "smoothness/bw"}
+    assert all(term.weight == 4.0 and term.count == 2 and term.total > 0 for term in terms.values())
+    flat = [uniform(3.0, 1.0, 2, 16, 16)]
+    still = smooth(
+        lambda image1, image2: BidirectionalFlow(forward=flat, backward=flat, strides=(4,)),
+        batch,
+        masked=False,
+    )
+    assert named(still, "smoothness/fw").total == 0
