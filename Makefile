@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 SEED ?= 0
-# Arguments of pytest: make test ARGS="tests/unit -k census"
+# More arguments: make test ARGS="tests/unit -k census", make demo ARGS="--recipe smoke"
 ARGS ?=
 
 VENV := .venv
@@ -23,7 +23,7 @@ help:
 install: $(INSTALLED)
 
 demo: $(INSTALLED)
-	$(VENV)/bin/python jobs/demo.py $(if $(VIDEOS),--videos '$(VIDEOS)') --seed $(SEED)
+	$(VENV)/bin/python jobs/demo.py $(if $(VIDEOS),--videos '$(VIDEOS)') --seed $(SEED) $(ARGS)
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest $(ARGS)

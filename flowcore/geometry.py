@@ -76,11 +76,13 @@ def upsample_flow(
     """A stride-`stride` grid of flow in full-resolution pixels, upsampled bilinearly (half-pixel centres) and
     cropped to height x width.
 
-    The values keep their unit; only the grid changes. This is how every network here makes its
+    The values keep their unit; only the grid changes. Of a grid that covers padding too, the ceil(height /
+    stride) x ceil(width / stride) part over the frame alone is read. This is how every network here makes its
     full-resolution flow from its last level, and how a label stored at a stride is read back.
     """
+    flow = flow[..., : -(-height // stride), : -(-width // stride)]
     if stride == 1:
-        return flow[..., :height, :width]
+        return flow
     full = functional.interpolate(flow, scale_factor=stride, mode="bilinear", align_corners=False)
     return full[..., :height, :width]
 

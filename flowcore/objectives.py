@@ -102,8 +102,8 @@ class Photometric:
     level_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
     """Weight of each level's loss, finest level first; a network's further levels have none."""
     smoothness_weight: float = 0.0
-    """Weight of the edge-aware smoothness of the finest level's flow, in that level's pixels; 0 leaves it out,
-    as DDFlow and SelFlow do. UFlow has 4.0."""
+    """Weight of the edge-aware smoothness of the finest level's flow, in that level's pixels; 0 leaves it
+    out, as DDFlow and SelFlow do. UFlow has 4.0."""
     smoothness_edge: float = 10.0
     """How much an edge of the frame excuses a change of the flow: 10 in ARFlow, 150 in UFlow."""
     check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)

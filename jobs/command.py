@@ -97,8 +97,8 @@ def connect() -> None:
         )
     else:
         # A Ray job's workers find its copy of the code; others look for it where it is here.
-        variables = {} if is_shipped_copy() else {"PYTHONPATH": str(PROJECT_FOLDER)}
-        start(address=address, runtime_env={"env_vars": variables})
+        here = {"env_vars": {"PYTHONPATH": str(PROJECT_FOLDER)}}
+        start(address=address, runtime_env=None if is_shipped_copy() else here)
     context = ray.data.DataContext.get_current()
     context.raise_original_map_exception = True
     context.enable_progress_bars = is_debugging

@@ -22,7 +22,6 @@ from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, pseudolabel, recipes, train_teacher
 from jobs.command import connect, run
 from pipelines import evaluation, tracking
-from pipelines.feed import frame_pair
 from pipelines.labels import PairSet
 from pipelines.locations import PROJECT_FOLDER, absolute
 
@@ -40,6 +39,8 @@ class Demo:
     """Decides weights, the order of pairs and crops; the rendered videos are always the same."""
     recipe: str = "demo"
     """Another recipe: smoke runs through in a minute and learns nothing."""
+    run_root: str = str(PROJECT_FOLDER / "runs")
+    """Where the demo makes its folder."""
 
 
 class Stages:
@@ -58,7 +59,10 @@ class Stages:
 
 
 def main(options: Demo) -> None:
-    folder = PROJECT_FOLDER / "runs" / f"demo-{time.strftime('%Y%m%d-%H%M%S')}-seed{options.seed}"
+    folder = (
+        Path(absolute(options.run_root, "--run-root"))
+        / f"demo-{time.strftime('%Y%m%d-%H%M%S')}-seed{options.seed}"
+    )
     recipe = recipes.RECIPES[options.recipe]
     stages = Stages()
     videos = absolute(options.videos, "--videos") if options.videos else str(folder / "videos")
@@ -146,9 +150,8 @@ def on_a_scene(sample: Sample, models: dict[str, str]) -> Picture:
 
 
 def on_own_videos(labels: str, models: dict[str, str]) -> Picture:
-    """Teacher and student on a pair from the middle of the label set."""
-    pairs = PairSet.open(labels)
-    pair = frame_pair(pairs.read_group(pairs.files[len(pairs.files) // 2], 0)[0])
+    """Teacher and student on a pair of the label set."""
+    pair = PairSet.open(labels).example()
     estimators = {name: evaluation.load_estimator(uri) for name, uri in models.items()}
     predictions = evaluation.predictions(pair.image1, pair.image2, estimators, ForwardBackwardCheck())
     return comparison_panel(pair.image1, pair.image2, predictions=predictions)

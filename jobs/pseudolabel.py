@@ -7,14 +7,19 @@ Killed at any moment, the same command again finishes the set: each pair is ther
 is not done again.
 """
 
-from dataclasses import dataclass
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import tyro
 
+from flowcore.drawing import comparison_panel
 from jobs.command import connect, run_recipe
 from jobs.recipes import RECIPES
 from pipelines import tracking
 from pipelines.labelling import LabellingOptions, LabellingSummary, write_labels
+from pipelines.labels import PairSet
 from pipelines.locations import absolute
 from pipelines.progress import video_bar
 
@@ -47,6 +52,14 @@ def pseudolabel(recipe: str, options: Pseudolabel) -> LabellingSummary:
         run.tag("label_set", summary.digest)
         run.tag("labels", labels)
         run.summary(summary.metrics("labels"))
+        pair = PairSet.open(summary.location).example()
+        assert pair.flow_fw is not None
+        label = {"pseudo-label": (pair.flow_fw, pair.occ_fw)}
+        run.picture("pseudo-label", comparison_panel(pair.image1, pair.image2, predictions=label), step=0)
+        with tempfile.TemporaryDirectory() as folder:
+            ledger = Path(folder) / "ledger.json"
+            ledger.write_text(json.dumps([asdict(entry) for entry in summary.ledger], indent=1) + "\n")
+            run.artifact(ledger)
         return summary
 
 
@@ -55,9 +68,7 @@ def main(recipe: str, options: Pseudolabel) -> None:
     summary = pseudolabel(recipe, options)
     print(f"labels: {summary.location}")
     print(f"{summary.num_pairs} pairs of {summary.num_videos} videos; {summary.new_pairs} of them are new")
-    print(
-        f"{summary.pairs_per_second:.1f} pairs/s; inputs that gave less than they might: {len(summary.ledger)}"
-    )
+    print(f"{summary.pairs_per_second:.1f} pairs/s; {len(summary.ledger)} inputs gave less than they might:")
     for entry in summary.ledger:
         print(f"  {entry.video}: {entry.outcome}, {entry.reason}")
     print(f"look at it: {tracking.ui_command()}")

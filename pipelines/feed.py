@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Int
 from numpy import ndarray
 
-from flowcore.hallucination import FramePair, Transformation
+from flowcore.hallucination import Transformation
 from flowcore.objectives import Batch
 from pipelines.labels import PairSet, decode_row
 
@@ -95,11 +95,6 @@ class Plan:
             step += len(rows)
 
 
-def frame_pair(row: dict[str, Any]) -> FramePair:
-    """The pair that a stored row holds."""
-    return FramePair(**{name: value for name, value in vars(decode_row(row)).items() if name != "pair_id"})
-
-
 def hold_back(index: pa.Table, share: float, most: int) -> tuple[pa.Table, pa.Table]:
     """(pairs to train on, pairs to validate on): the lowest pair ids, which are digests, are held back."""
     held = min(most, int(share * index.num_rows))
@@ -125,7 +120,7 @@ class _WindowReader:
                 groups[file, group] = self.pairs.read_group(self.pairs.files[int(file)], int(group))
             stored = groups[file, group][int(row)]
             key = [int(parts["seed"]), int(parts["epoch"]), int(stored["pair_id"][:16], 16)]
-            pair = self.transformation(frame_pair(stored), np.random.default_rng(key))
+            pair = self.transformation(decode_row(stored), np.random.default_rng(key))
             samples.append({name: value for name, value in vars(pair).items() if value is not None})
         return {
             name: np.stack([np.ascontiguousarray(sample[name]) for sample in samples]) for name in samples[0]

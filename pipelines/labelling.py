@@ -43,7 +43,7 @@ from flowcore.geometry import backward_warp, upsample_flow
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.photometric import census_border, census_distance
-from flowcore.shapes import Mask
+from flowcore.shapes import Flow, Mask
 from flowcore.video import SAMPLER_VERSION, ClipOptions, VideoError, VideoReport
 from pipelines.clips import DecoderProcess, EncodedChunk, FrameCodec, VideoSource, find_videos
 from pipelines.labels import (
@@ -74,6 +74,9 @@ _READ_CPUS, _WRITE_CPUS, _TEACHER_CPUS = 0.75, 0.25, 1.0
 """What a task of each stage asks of Ray: together two CPUs, so that the smallest machine runs one of each."""
 _MOST_TASKS = 1000
 """Reading tasks of a run, as Ray's driver pays for each; in larger collections one reads several videos."""
+_STEP_PIXELS = {"cpu": 200_000, "cuda": 4_000_000}
+"""Pixels of the pairs that a network labels at once. On a CPU the light PWC-Net took 530 ms and 0.7 GB for a
+pair of 384x640 px alone, 744 ms each and 2.3 GB for sixteen at once; at 96x128 px sixteen were fastest."""
 _STORAGE_THREADS = 32
 
 
@@ -84,8 +87,9 @@ class LabellingOptions:
     shard_pairs: a shard is closed once it holds so many pairs, with whole chunks.
     row_group_pairs: pairs that a reader gets together.
     max_bad_share: share of the inputs that may give nothing; above it the run fails.
-    num_teachers: processes that label; None takes one a GPU, or without GPUs most of the CPUs.
-    teacher_gpus: GPUs for each of them; None takes one if the cluster has any at the start.
+    num_teachers: most processes that label; None takes one a GPU, or without GPUs most of the CPUs.
+    accelerator: what they run on; auto takes GPUs if the cluster has any at the start, gpu waits for an
+    autoscaler to bring them.
     """
 
     clips: ClipOptions = field(default_factory=ClipOptions)
@@ -95,7 +99,7 @@ class LabellingOptions:
     row_group_pairs: int = 8
     max_bad_share: float = 0.5
     num_teachers: int | None = None
-    teacher_gpus: float | None = None
+    accelerator: Literal["auto", "gpu", "cpu"] = "auto"
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -105,6 +109,8 @@ class LabellingOptions:
         ):
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value} must be at least 1")
+        if self.accelerator not in ("auto", "gpu", "cpu"):
+            raise ValueError(f"accelerator {self.accelerator!r} must be 'auto', 'gpu' or 'cpu'")
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"max_bad_share {self.max_bad_share} must be a share of the inputs, in [0, 1]")
 
@@ -172,8 +178,8 @@ def write_pairs(
 ) -> LabellingSummary:
     """Writes the frame pairs of a collection (see `find_videos`) into a folder or URI; done work is kept.
 
-    Raises FileNotFoundError where there is no video, ValueError where the folder is another set's, and
-    RuntimeError, with the ledger written, if nothing or too little came of the inputs.
+    Ray has to be running. Raises FileNotFoundError where there is no video, ValueError where the folder is
+    another set's, and RuntimeError, with the ledger written, if nothing or too little came of the inputs.
     """
     description = SetDescription(made_of=_made_of(options), provenance={"videos": videos})
     return _write_set(videos, location, options, description, None, on_progress)
@@ -405,6 +411,7 @@ def _rows(
     sources: Sequence[VideoSource], stamps: Mapping[str, _Stamp], plan: _Plan, network: FlowNetwork | None
 ) -> Iterator[dict[str, Any]]:
     """The rows that come out of the last stage, in no order."""
+    _require_room(network is not None)
     groups = _groups(sources, stamps)
     items = [
         {"group": json.dumps([(source.uri, source.frames, stamps[source.uri].text) for source in group])}
@@ -420,12 +427,13 @@ def _rows(
     settings: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
     data = data.map_batches(partial(_read_videos, plan=plan), num_cpus=_READ_CPUS, **settings)
     if network is not None:
+        pool = _teacher_pool(plan.options)
         data = data.map_batches(
             _Teacher,
-            compute=_teacher_pool(plan.options),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.most),
             num_cpus=_TEACHER_CPUS,
-            num_gpus=_teacher_gpus(plan.options),
-            fn_constructor_args=[plan, ray.put(network)],
+            num_gpus=pool.gpus,
+            fn_constructor_args=[plan, ray.put(network), "cuda" if pool.gpus else "cpu"],
             **settings,
         )
     data = data.map_batches(partial(_write_shards, plan=plan), num_cpus=_WRITE_CPUS, **settings)
@@ -437,21 +445,35 @@ def _resources() -> dict[str, float]:
     return cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]
 
 
-def _teacher_gpus(options: LabellingOptions) -> float:
-    if options.teacher_gpus is not None:
-        return options.teacher_gpus
-    return 1.0 if _resources().get("GPU", 0) else 0.0
+@dataclass(frozen=True)
+class _Pool:
+    """How many teachers there may be, and the GPUs of each."""
+
+    most: int
+    gpus: int
 
 
-def _teacher_pool(options: LabellingOptions) -> ray.data.ActorPoolStrategy:
-    if options.num_teachers is not None:
-        return ray.data.ActorPoolStrategy(size=options.num_teachers)
+def _teacher_pool(options: LabellingOptions) -> _Pool:
     resources = _resources()
-    if gpus := _teacher_gpus(options):
-        return ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, int(resources.get("GPU", 0) / gpus)))
+    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    if options.accelerator == "gpu" or (options.accelerator == "auto" and gpus > 0):
+        return _Pool(options.num_teachers or max(1, gpus), gpus=1)
     # A teacher takes ten times as long as reading and writing do, but one CPU has to be left for these.
-    cpus = int(resources["CPU"])
-    return ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(cpus - 1, int(0.8 * cpus))))
+    return _Pool(options.num_teachers or max(1, min(cpus - 1, int(0.8 * cpus))), gpus=0)
+
+
+def _require_room(has_teacher: bool) -> None:
+    """RuntimeError where a task of each stage doesn't fit and the run would wait for ever.
+
+    A cluster without any CPU is one whose autoscaler starts at nothing.
+    """
+    needed = _READ_CPUS + _WRITE_CPUS + (_TEACHER_CPUS if has_teacher else 0.0)
+    cpus = _resources().get("CPU", 0.0)
+    if 0 < cpus < needed:
+        raise RuntimeError(
+            f"reading, labelling and writing need {needed:g} CPUs and Ray has {cpus:g}; start it with more "
+            "(logical) CPUs or add a node"
+        )
 
 
 @lru_cache(maxsize=1)
@@ -577,12 +599,12 @@ def _json(values: _Record | LedgerEntry) -> str:
 class _Teacher:
     """Adds the labels to a shard; lives in an actor with the network."""
 
-    def __init__(self, plan: _Plan, network: "ray.ObjectRef[FlowNetwork]") -> None:
+    def __init__(self, plan: _Plan, network: "ray.ObjectRef[FlowNetwork]", device: str) -> None:
         # On more threads sums come in another order, and labels would depend on the machine.
         torch.set_num_threads(1)
         torch.backends.cudnn.deterministic = True
         self._plan = plan
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device(device)
         self._network = ray.get(network).to(self._device).eval()
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
@@ -597,7 +619,13 @@ class _Teacher:
         codec = self._plan.options.codec
         pixels = torch.from_numpy(np.stack([codec.decode(frame) for frame in chunk["frames"]]))
         frames = pixels.to(self._device).permute(0, 3, 1, 2).float() / 255
-        labels = label_chunk(self._network, frames, self._plan.options.check)
+        step = max(1, _STEP_PIXELS[self._device.type] // frames[0, 0].numel())
+        labels = pa.concat_tables(
+            [
+                label_chunk(self._network, frames[start : start + step + 1], self._plan.options.check)
+                for start in range(0, len(frames) - 1, step)
+            ]
+        )
         teacher = pa.array([self._plan.teacher] * len(labels), pa.string())
         return labels.append_column("teacher", teacher).cast(LABEL_SCHEMA)
 
@@ -619,12 +647,12 @@ def label_chunk(
     full = upsample_flow(there, stride, height, width)
     occluded = check(full, full.roll(len(fw), dims=0))
     visible = functional.avg_pool2d(occluded.float(), stride, ceil_mode=True) <= 0.5
-    mismatch = (there + backward_warp(back, there / stride)).norm(dim=1, keepdim=True)
+    mismatch = _length(there + backward_warp(back, there / stride))
     small = functional.avg_pool2d(frames, stride, ceil_mode=True)
     first, second = torch.cat([small[:-1], small[1:]]), torch.cat([small[1:], small[:-1]])
     distance = census_distance(first, backward_warp(second, there / stride))
-    length = there.norm(dim=1).view(2, len(fw), -1).transpose(0, 1).flatten(1)
-    p50, p99, longest = np.quantile(length.cpu().numpy(), (0.5, 0.99, 1.0), axis=1)
+    lengths = _length(there).view(2, len(fw), -1).transpose(0, 1).flatten(1)
+    p50, p99, longest = np.quantile(lengths.cpu().numpy(), (0.5, 0.99, 1.0), axis=1)
     return pa.table(
         {
             "flow_fw": quantized(fw),
@@ -640,6 +668,11 @@ def label_chunk(
             "flow_max": longest.astype(np.float32),
         }
     )
+
+
+def _length(flow: Flow) -> Float[Tensor, "batch 1 height width"]:
+    # torch's own norm over two channels takes three times as long.
+    return flow.square().sum(dim=1, keepdim=True).sqrt()
 
 
 def _pair_means(values: Float[Tensor, "directions 1 rows columns"], counted: Mask) -> Float[ndarray, "pairs"]:

@@ -29,12 +29,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from numpy import ndarray
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 from torch import Tensor
 
 from flowcore.geometry import upsample_flow
+from flowcore.hallucination import FramePair
 from flowcore.video import SAMPLER_VERSION
 from pipelines.clips import FrameCodec
 
@@ -155,25 +156,11 @@ def encode_shard(table: pa.Table, row_group_pairs: int) -> bytes:
     return cast(bytes, sink.getvalue().to_pybytes())
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PairArrays:
-    """A pair as arrays; flow in pixels at full resolution, the labels None in a set of frames alone."""
-
-    pair_id: str
-    image1: UInt8[ndarray, "height width 3"]
-    image2: UInt8[ndarray, "height width 3"]
-    flow_fw: Float[ndarray, "2 height width"] | None
-    flow_bw: Float[ndarray, "2 height width"] | None
-    occ_fw: Bool[ndarray, "height width"] | None
-    occ_bw: Bool[ndarray, "height width"] | None
-
-
-def decode_row(row: Mapping[str, Any]) -> PairArrays:
+def decode_row(row: Mapping[str, Any]) -> FramePair:
     """The pair in a row of `PairSet.read_group`; what the row has no column for is None."""
     codec = FrameCodec()
     height, width = row["height"], row["width"]
-    return PairArrays(
-        pair_id=row["pair_id"],
+    return FramePair(
         image1=codec.decode(row["image1"]),
         image2=codec.decode(row["image2"]),
         flow_fw=_flow(row["flow_fw"], row["flow_stride"], height, width) if "flow_fw" in row else None,
@@ -404,6 +391,10 @@ class PairSet:
             table = parquet.read_row_group(row_group, columns=None if columns is None else list(columns))
         values = {name: _column(table.column(name).combine_chunks()) for name in table.column_names}
         return [{name: each[row] for name, each in values.items()} for row in range(table.num_rows)]
+
+    def example(self) -> FramePair:
+        """A pair from the middle of the set, to look at."""
+        return decode_row(self.read_group(self.files[len(self.files) // 2], 0)[0])
 
     def _index_of(self, file: int) -> pa.Table:
         with self._opened(self.files[file]) as parquet:

@@ -33,8 +33,8 @@ from flowcore.objectives import Batch, Objective, Outcome, validate_pair
 from flowcore.occlusion import ForwardBackwardCheck
 from pipelines import progress
 from pipelines.checkpoints import load_model, load_training_state, save_model, save_training_state
-from pipelines.feed import Plan, batches, frame_pair, hold_back, to_batch
-from pipelines.labels import PairSet
+from pipelines.feed import Plan, batches, hold_back, to_batch
+from pipelines.labels import PairSet, decode_row
 from pipelines.tracking import Run, RunHandle, register
 
 _TRIED_FILES = 32
@@ -244,7 +244,7 @@ def _require_fitting_crops(training: Training) -> None:
     multiple = training.network.build().multiple
     pairs = training.pairs
     for file in pairs.files[:: max(1, len(pairs.files) // _TRIED_FILES)]:
-        pair = training.transformation(frame_pair(pairs.read_group(file, 0)[0]), np.random.default_rng(0))
+        pair = training.transformation(decode_row(pairs.read_group(file, 0)[0]), np.random.default_rng(0))
         height, width = pair.image1.shape[:2]
         if height % multiple or width % multiple:
             raise ValueError(
@@ -396,7 +396,7 @@ class _Worker:
         mine = self.held_back.to_pylist()[self.rank :: self.world_size]
         pairs = self.training.pairs
         return [
-            frame_pair(pairs.read_group(pairs.files[place["file"]], place["row_group"])[place["row"]])
+            decode_row(pairs.read_group(pairs.files[place["file"]], place["row_group"])[place["row"]])
             for place in mine
         ]
 

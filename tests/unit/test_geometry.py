@@ -244,3 +244,14 @@ def test_warping_there_and_back_returns_what_stays_inside(
     back = backward_warp(there, uniform(-u, -v, height, width))
     inside = in_frame(uniform(-u, -v, height, width)).expand_as(image)
     torch.testing.assert_close(back[inside], image[inside], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(13, 18), (16, 16), (17, 31)])
+def test_upsampling_reads_nothing_of_a_grid_beyond_the_frame(height: int, width: int) -> None:
+    grid = torch.arange(2.0 * 8 * 8).view(1, 2, 8, 8)
+    rows, columns = -(-height // 4), -(-width // 4)
+    beyond = grid.clone()
+    beyond[..., rows:, :] = 1e6
+    beyond[..., :, columns:] = -1e6
+    part = upsample_flow(grid[..., :rows, :columns], 4, height, width)
+    assert torch.equal(upsample_flow(beyond, 4, height, width), part)
