@@ -23,6 +23,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, Literal, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 from uuid import uuid4
@@ -31,6 +32,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+import safetensors.torch
 import torch
 from jaxtyping import Float
 from numpy import ndarray
@@ -40,7 +42,7 @@ from torch.nn import functional
 
 from flowcore import networks
 from flowcore.geometry import backward_warp, upsample_flow
-from flowcore.networks import FlowNetwork
+from flowcore.networks import FlowNetwork, NetworkConfig
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.photometric import census_border, census_distance
 from flowcore.shapes import Flow, Mask
@@ -182,7 +184,7 @@ def write_pairs(
     another set's, and RuntimeError, with the ledger written, if nothing or too little came of the inputs.
     """
     description = SetDescription(made_of=_made_of(options), provenance={"videos": videos})
-    return _write_set(videos, location, options, description, None, on_progress)
+    return _write_set(videos, location, options, description, on_progress)
 
 
 def write_labels(
@@ -203,9 +205,8 @@ def write_labels(
     # Brings MLflow, which would cost each of Ray's workers seconds: they import this module.
     from pipelines import checkpoints
 
-    model = checkpoints.fetch_model(teacher)
-    network, info = checkpoints.load_model(model)
-    files = {name: (model / name).read_bytes() for name in (checkpoints.WEIGHTS_FILE, checkpoints.CARD_FILE)}
+    folder = checkpoints.fetch_model(teacher)
+    _, info = checkpoints.load_model(folder)
     made_of = {
         **_made_of(options),
         "teacher": {"digest": info.digest, "network": networks.to_dict(info.config)},
@@ -214,15 +215,25 @@ def write_labels(
     runs = {"run_id": run_id, "teacher_run_id": info.run_id}
     provenance = {"videos": videos, "teacher": teacher} | {name: run for name, run in runs.items() if run}
     description = SetDescription(made_of=made_of, provenance=provenance)
-    return _write_set(videos, location, options, description, _TeacherModel(network, files), on_progress)
+    files = {name: (folder / name).read_bytes() for name in (checkpoints.WEIGHTS_FILE, checkpoints.CARD_FILE)}
+    model = _TeacherModel(info.digest, info.config, checkpoints.WEIGHTS_FILE)
+    return _write_set(videos, location, options, description, on_progress, model, files)
 
 
 @dataclass(frozen=True)
 class _TeacherModel:
-    """A network, and the files that it was read from, by name."""
+    """Which model a set's copy is. weights: the name of its file."""
 
-    network: FlowNetwork
-    files: Mapping[str, bytes]
+    digest: str
+    config: NetworkConfig
+    weights: str
+
+    def load(self, location: str, device: str) -> FlowNetwork:
+        """The network, from the set's copy of it."""
+        network = self.config.build()
+        content = Folder(location).read(f"{TEACHER_FOLDER}/{self.weights}")
+        network.load_state_dict(safetensors.torch.load(content))
+        return network.to(device).eval()
 
 
 def _made_of(options: LabellingOptions) -> dict[str, Any]:
@@ -240,8 +251,9 @@ def _write_set(
     location: str,
     options: LabellingOptions,
     description: SetDescription,
-    teacher: _TeacherModel | None,
     on_progress: OnProgress | None,
+    teacher: _TeacherModel | None = None,
+    model_files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> LabellingSummary:
     sources = find_videos(videos)
     stamps = _stamps(sources)
@@ -251,16 +263,15 @@ def _write_set(
         tally = _Tally(location, stamps, on_progress)
         left = [source for source in sources if not tally.is_done(source.uri)]
         if left:
-            if teacher is not None:
-                _keep_teacher(location, teacher.files)
+            _keep_teacher(location, model_files)
             plan = _Plan(
                 run=uuid4().hex,
                 location=location,
                 label_set=description.digest,
-                teacher=None if teacher is None else description.made_of["teacher"]["digest"],
+                teacher=teacher,
                 options=options,
             )
-            for row in _rows(left, stamps, plan, None if teacher is None else teacher.network):
+            for row in _rows(left, stamps, plan):
                 tally.add(row)
         return tally.finish(description.digest, options.max_bad_share)
 
@@ -338,12 +349,12 @@ def _groups(sources: Sequence[VideoSource], stamps: Mapping[str, _Stamp]) -> lis
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What every task knows. teacher: the model's digest, None for frames alone."""
+    """What every task knows. teacher: None for frames alone."""
 
     run: str
     location: str
     label_set: str
-    teacher: str | None
+    teacher: _TeacherModel | None
     options: LabellingOptions
 
 
@@ -408,10 +419,10 @@ def _row(**values: object) -> pa.Table:
 
 
 def _rows(
-    sources: Sequence[VideoSource], stamps: Mapping[str, _Stamp], plan: _Plan, network: FlowNetwork | None
+    sources: Sequence[VideoSource], stamps: Mapping[str, _Stamp], plan: _Plan
 ) -> Iterator[dict[str, Any]]:
     """The rows that come out of the last stage, in no order."""
-    _require_room(network is not None)
+    _require_room(plan.teacher is not None)
     groups = _groups(sources, stamps)
     items = [
         {"group": json.dumps([(source.uri, source.frames, stamps[source.uri].text) for source in group])}
@@ -426,14 +437,14 @@ def _rows(
     context.print_on_execution_start = False
     settings: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
     data = data.map_batches(partial(_read_videos, plan=plan), num_cpus=_READ_CPUS, **settings)
-    if network is not None:
+    if plan.teacher is not None:
         pool = _teacher_pool(plan.options)
         data = data.map_batches(
             _Teacher,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.most),
             num_cpus=_TEACHER_CPUS,
             num_gpus=pool.gpus,
-            fn_constructor_args=[plan, ray.put(network), "cuda" if pool.gpus else "cpu"],
+            fn_constructor_args=[plan, plan.teacher, "cuda" if pool.gpus else "cpu"],
             **settings,
         )
     data = data.map_batches(partial(_write_shards, plan=plan), num_cpus=_WRITE_CPUS, **settings)
@@ -599,13 +610,14 @@ def _json(values: _Record | LedgerEntry) -> str:
 class _Teacher:
     """Adds the labels to a shard; lives in an actor with the network."""
 
-    def __init__(self, plan: _Plan, network: "ray.ObjectRef[FlowNetwork]", device: str) -> None:
+    def __init__(self, plan: _Plan, model: _TeacherModel, device: str) -> None:
         # On more threads sums come in another order, and labels would depend on the machine.
         torch.set_num_threads(1)
         torch.backends.cudnn.deterministic = True
         self._plan = plan
         self._device = torch.device(device)
-        self._network = ray.get(network).to(self._device).eval()
+        self._digest = model.digest
+        self._network = model.load(plan.location, device)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         for row in table.to_pylist():
@@ -626,7 +638,7 @@ class _Teacher:
                 for start in range(0, len(frames) - 1, step)
             ]
         )
-        teacher = pa.array([self._plan.teacher] * len(labels), pa.string())
+        teacher = pa.array([self._digest] * len(labels), pa.string())
         return labels.append_column("teacher", teacher).cast(LABEL_SCHEMA)
 
 

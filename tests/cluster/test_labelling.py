@@ -29,7 +29,7 @@ from pipelines.labelling import LabellingOptions, write_labels
 if __name__ == "__main__":
     videos, teacher, labels = sys.argv[1:]
     options = LabellingOptions(clips=ClipOptions(chunk_pairs=4), shard_pairs=8, num_teachers=1)
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     report = lambda step: print("step", flush=True)
     summary = write_labels(videos, teacher, labels, options, on_progress=report)
     print("new_pairs", summary.new_pairs, flush=True)

@@ -9,6 +9,6 @@ import ray
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """Four logical CPUs, however many there are, so that a feed has room beside its workers."""
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

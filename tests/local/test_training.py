@@ -1,7 +1,8 @@
 """The one training loop on real Ray, MLflow and Parquet: gradients, resuming, alarms, errors."""
 
 import math
-from dataclasses import replace
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from flowcore.hallucination import Composed, Crop, Flips
 from flowcore.networks import PWCNetConfig
-from flowcore.objectives import TeacherObjective
+from flowcore.objectives import Batch, Estimator, Objective, Outcome, TeacherObjective
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
 from pipelines import tracking
@@ -26,7 +27,9 @@ from pipelines.training import (
 )
 
 NETWORK = PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,))
-OPTIONS = TrainingOptions(steps=4, global_batch=4, learning_rate=4e-4, log_every=2, validate_every=2)
+OPTIONS = TrainingOptions(
+    steps=4, unmasked_steps=4, global_batch=4, learning_rate=4e-4, log_every=2, validate_every=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,7 @@ def trained(
     options: TrainingOptions,
     *,
     crop: Crop | None = None,
+    objective: Objective | None = None,
     alarm: CollapseAlarm | None = None,
 ) -> tuple[TrainingResult, str]:
     with tracking.start(
@@ -60,7 +64,7 @@ def trained(
             initial=None,
             pairs=pairs,
             transformation=Composed(steps=(crop or Crop(height=48, width=64), Flips())),
-            objective=TeacherObjective(),
+            objective=objective or TeacherObjective(),
             options=options,
             provenance={"stage": "train_teacher", "run_id": run.run_id},
             run=run.handle,
@@ -77,7 +81,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_workers_and_one_worker_at_equal_global_batch_give_equal_gradients(
     pairs: PairSet, project: Path
 ) -> None:
-    one_step = replace(OPTIONS, steps=1, clip_norm=1e9)
+    one_step = replace(OPTIONS, steps=1, unmasked_steps=1, clip_norm=1e9)
     moments = []
     for workers in (1, 2):
         result, _ = trained(pairs, project, replace(one_step, workers=workers))
@@ -114,20 +118,35 @@ def test_training_is_one_run_with_every_loss_logged_once_a_step(pairs: PairSet, 
     )
 
 
+@dataclass(frozen=True)
+class Poisoned:
+    """The teacher's objective, until it has been asked three times; then its loss is infinite."""
+
+    asked: list[int] = field(default_factory=list)
+
+    def __call__(self, estimate: Estimator, batch: Batch, *, masked: bool) -> Outcome:
+        outcome = TeacherObjective()(estimate, batch, masked=masked)
+        self.asked.append(1)
+        if len(self.asked) <= 3:
+            return outcome
+        return replace(outcome, terms=[replace(term, total=term.total * math.inf) for term in outcome.terms])
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     pairs: PairSet, project: Path
 ) -> None:
-    # the first two steps leave a checkpoint; then a rate of 1e38 sends the weights to infinity
-    bad = replace(OPTIONS, steps=12, learning_rate=1e38, clip_norm=1e9, validate_every=1)
-    with pytest.raises(TrainingStopped, match=r"not finite|is nan|is inf") as stopped:
-        trained(pairs, project, bad)
-    assert "learning_rate" in str(stopped.value)
+    with pytest.raises(TrainingStopped, match="the loss of step 3 is inf") as stopped:
+        trained(pairs, project, replace(OPTIONS, steps=8), objective=Poisoned())
+    (folder,) = re.findall(r"checkpoint is (\S+)\)", str(stopped.value))
+    assert folder.endswith("step-00000002")
+    network, _ = load_model(Path(folder))
+    assert all(torch.isfinite(weight).all() for weight in network.parameters())
 
 
 def test_a_collapse_stops_with_its_remedy(pairs: PairSet, project: Path) -> None:
     alarm = CollapseAlarm(max_occluded=-1.0)
     with pytest.raises(TrainingStopped, match="unmasked_steps"):
-        trained(pairs, project, OPTIONS, alarm=alarm)
+        trained(pairs, project, replace(OPTIONS, unmasked_steps=0), alarm=alarm)
 
 
 @pytest.mark.parametrize(
