@@ -77,28 +77,26 @@ class VideoError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipOptions:
-    """How a video is cut into chunks of frames.
-
-    size: (height, width) in pixels that a frame still covers after scaling down with its aspect kept; smaller
-        frames are never enlarged; None keeps the native size.
-    stride: frames from the first to the second of a pair; those between them are skipped.
-    chunk_pairs: most pairs in a chunk; a shot's next chunk begins with the last frame of this one.
-    cut_threshold: how many times a frame's change must exceed the change of the frames around it to be a cut;
-        None seeks no cuts.
-    static_threshold: mean absolute grey difference (0 to 255) below which a pair is static and left out; 0
-        keeps all. Measured: duplicates in compressed video up to 0.06, the noise of a still scene 0.08 to
-        0.13 and 0.25 at key frames, slow motion from 0.2.
-    max_pairs_per_video: the first so many pairs are taken; None takes all.
-    min_side: smallest side in pixels that a frame may have, after scaling.
-    """
+    """How a video is cut into chunks of frames."""
 
     size: tuple[int, int] | None = None
+    """(height, width) in px that a frame still covers after scaling down with its aspect kept. Smaller
+    frames are never enlarged. None keeps the native size."""
     stride: int = 1
+    """Frames from the first to the second of a pair; those between them are skipped."""
     chunk_pairs: int = 16
+    """Most pairs in a chunk; a shot's next chunk begins with the last frame of this one."""
     cut_threshold: float | None = 3.0
+    """How many times a frame's change must exceed that of the frames around it to be a cut; None seeks no
+    cuts."""
+    # Measured: duplicates in compressed video up to 0.06, the noise of a still scene 0.08 to 0.13 and 0.25
+    # at key frames, slow motion from 0.2.
     static_threshold: float = 0.2
+    """Mean absolute grey difference (0 to 255) below which a pair is static and left out; 0 keeps all."""
     max_pairs_per_video: int | None = None
+    """The first so many pairs are taken; None takes all."""
     min_side: int = 32
+    """Smallest side in px that a frame may have, after scaling; a video of smaller ones is left out."""
 
     def __post_init__(self) -> None:
         for name, value in (

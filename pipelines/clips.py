@@ -70,10 +70,12 @@ class VideoSource:
 
 @dataclass(frozen=True)
 class FrameCodec:
-    """How frames are stored; quality (1 to 100) is JPEG's."""
+    """How frames are stored."""
 
     kind: Literal["jpeg", "png"] = "jpeg"
+    """`png` is lossless and several times larger."""
     quality: int = 95
+    """Of JPEG, 1 to 100."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("jpeg", "png"):

@@ -84,24 +84,22 @@ _STORAGE_THREADS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class LabellingOptions:
-    """How a collection becomes a pair set.
-
-    shard_pairs: a shard is closed once it holds so many pairs, with whole chunks.
-    row_group_pairs: pairs that a reader gets together.
-    max_bad_share: share of the inputs that may give nothing; above it the run fails.
-    num_teachers: most processes that label; None takes one a GPU, or without GPUs most of the CPUs.
-    accelerator: what they run on; auto takes GPUs if the cluster has any at the start, gpu waits for an
-    autoscaler to bring them.
-    """
+    """How a collection becomes a pair set."""
 
     clips: ClipOptions = field(default_factory=ClipOptions)
     codec: FrameCodec = field(default_factory=FrameCodec)
     check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
     shard_pairs: int = 64
+    """A shard, which is a file, is closed once it holds so many pairs, with whole chunks."""
     row_group_pairs: int = 8
+    """Pairs that a reader gets together."""
     max_bad_share: float = 0.5
+    """Share of the inputs that may give nothing; above it the run fails."""
     num_teachers: int | None = None
+    """Most processes that label; None takes one a GPU, or without GPUs most of the CPUs."""
     accelerator: Literal["auto", "gpu", "cpu"] = "auto"
+    """What they run on. `auto` takes GPUs if the cluster has any at the start; `gpu` waits for an autoscaler
+    to bring them."""
 
     def __post_init__(self) -> None:
         for name, value in (

@@ -193,7 +193,6 @@ def test_every_job_runs_on_a_started_head(head: dict[str, str], tmp_path: Path) 
         "pseudolabel": 1,
         "distill": 1,
         "evaluate": 2,
-        "predict": 1,
     }
 
 

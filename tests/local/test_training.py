@@ -2,11 +2,13 @@
 
 import math
 import re
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import torch
+from ray import cloudpickle
 
 from flowcore.hallucination import Composed, Crop, Flips
 from flowcore.networks import PWCNetConfig
@@ -25,6 +27,9 @@ from pipelines.training import (
     TrainingStopped,
     train,
 )
+
+# Ray's workers can't import this module; they get what it defines by value.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 NETWORK = PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,))
 OPTIONS = TrainingOptions(
@@ -94,14 +99,10 @@ def test_two_workers_and_one_worker_at_equal_global_batch_give_equal_gradients(
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5 * float(one.abs().max()))
 
 
-def test_a_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others(
-    pairs: PairSet, project: Path
-) -> None:
-    first, again, other = (
-        load_model(trained(pairs, project, replace(OPTIONS, seed=seed))[0].model)[1].digest
-        for seed in (5, 5, 6)
-    )
-    assert first == again != other
+def test_a_seed_gives_the_same_weights_bit_for_bit(pairs: PairSet, project: Path) -> None:
+    two_steps = replace(OPTIONS, steps=2, unmasked_steps=2, seed=5)
+    first, again = (load_model(trained(pairs, project, two_steps)[0].model)[1].digest for _ in range(2))
+    assert first == again
 
 
 def test_training_is_one_run_with_every_loss_logged_once_a_step(pairs: PairSet, project: Path) -> None:
