@@ -4,9 +4,9 @@ Three stages of Ray Data, a shard at a time: read a video into encoded frames, a
 frames alone are wanted), write the shard. A shard's name and content follow from the video and the options,
 it appears whole, and it is skipped where it is there; so a rerun of the same command does what is left.
 
-The choice that isn't obvious is that a reading task yields one row a shard even for shards that are there
-already, and Ray makes each row a block. Ray runs a task anew when its worker dies and goes on behind the
-blocks that were consumed before, by their number: a task that left out what is written by then would lose
+The choice that isn't obvious is that a reader yields one row a shard even for shards that are there
+already, and Ray makes each row a block. Ray runs a task anew when its process dies, and goes on behind the
+blocks that were consumed before, by their number: a reader that left out what is written by then would lose
 shards.
 """
 
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -73,7 +73,7 @@ from pipelines.labels import (
 )
 
 _READ_CPUS, _WRITE_CPUS, _TEACHER_CPUS = 0.75, 0.25, 1.0
-"""What a task of each stage asks of Ray: together two CPUs, so that the smallest machine runs one of each."""
+"""What an actor of each stage asks of Ray: together two CPUs, so that a small machine has one of each."""
 _MOST_TASKS = 1000
 """Reading tasks of a run, as Ray's driver pays for each; in larger collections one reads several videos."""
 _STEP_PIXELS = {"cpu": 200_000, "cuda": 4_000_000}
@@ -420,7 +420,6 @@ def _rows(
     sources: Sequence[VideoSource], stamps: Mapping[str, _Stamp], plan: _Plan
 ) -> Iterator[dict[str, Any]]:
     """The rows that come out of the last stage, in no order."""
-    _require_room(plan.teacher is not None)
     groups = _groups(sources, stamps)
     items = [
         {"group": json.dumps([(source.uri, source.frames, stamps[source.uri].text) for source in group])}
@@ -434,18 +433,23 @@ def _rows(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     settings: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
-    data = data.map_batches(partial(_read_videos, plan=plan), num_cpus=_READ_CPUS, **settings)
+    sizes = _pool_sizes(plan)
+    # Actors and not tasks, for which Ray may start a process each, and every process imports for seconds.
+    data = data.map_batches(
+        _Reader, compute=_pool(sizes.readers), num_cpus=_READ_CPUS, fn_constructor_args=[plan], **settings
+    )
     if plan.teacher is not None:
-        pool = _teacher_pool(plan.options)
         data = data.map_batches(
             _Teacher,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.most),
+            compute=_pool(sizes.teachers),
             num_cpus=_TEACHER_CPUS,
-            num_gpus=pool.gpus,
-            fn_constructor_args=[plan, plan.teacher, "cuda" if pool.gpus else "cpu"],
+            num_gpus=sizes.gpus,
+            fn_constructor_args=[plan, plan.teacher, "cuda" if sizes.gpus else "cpu"],
             **settings,
         )
-    data = data.map_batches(partial(_write_shards, plan=plan), num_cpus=_WRITE_CPUS, **settings)
+    data = data.map_batches(
+        _Writer, compute=_pool(sizes.writers), num_cpus=_WRITE_CPUS, fn_constructor_args=[plan], **settings
+    )
     for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from cast(pa.Table, batch).to_pylist()
 
@@ -454,122 +458,130 @@ def _resources() -> dict[str, float]:
     return cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """How many teachers there may be, and the GPUs of each."""
+def _pool(most: int | None) -> ray.data.ActorPoolStrategy:
+    """Grows from one to `most` while there is more to do than it can do; None: as far as the cluster goes."""
+    return ray.data.ActorPoolStrategy(min_size=1, max_size=most)
 
-    most: int
+
+@dataclass(frozen=True, kw_only=True)
+class _PoolSizes:
+    """The most actors of each stage, None for as many as fit; gpus: those of each teacher."""
+
+    readers: int | None
+    teachers: int
+    writers: int
     gpus: int
 
 
-def _teacher_pool(options: LabellingOptions) -> _Pool:
-    resources = _resources()
-    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    if options.accelerator == "gpu" or (options.accelerator == "auto" and gpus > 0):
-        return _Pool(options.num_teachers or max(1, gpus), gpus=1)
-    # A teacher takes ten times as long as reading and writing do, but one CPU has to be left for these.
-    return _Pool(options.num_teachers or max(1, min(cpus - 1, int(0.8 * cpus))), gpus=0)
-
-
-def _require_room(has_teacher: bool) -> None:
-    """RuntimeError where a task of each stage doesn't fit and the run would wait for ever.
-
-    A cluster without any CPU is one whose autoscaler starts at nothing.
-    """
-    needed = _READ_CPUS + _WRITE_CPUS + (_TEACHER_CPUS if has_teacher else 0.0)
-    cpus = _resources().get("CPU", 0.0)
+def _pool_sizes(plan: _Plan) -> _PoolSizes:
+    """RuntimeError where an actor of each stage doesn't fit and the run would wait for ever."""
+    have = cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]
+    cpus, gpus = have.get("CPU", 0.0), int(have.get("GPU", 0))
+    needed = _READ_CPUS + _WRITE_CPUS + (0.0 if plan.teacher is None else _TEACHER_CPUS)
+    # Where there is none at all an autoscaler has yet to begin.
     if 0 < cpus < needed:
         raise RuntimeError(
             f"reading, labelling and writing need {needed:g} CPUs and Ray has {cpus:g}; start it with more "
             "(logical) CPUs or add a node"
         )
+    accelerator, wanted = plan.options.accelerator, plan.options.num_teachers
+    if plan.teacher is None:
+        return _PoolSizes(readers=None, teachers=0, writers=max(1, int(cpus) // 8), gpus=0)
+    if accelerator == "gpu" or (accelerator == "auto" and gpus > 0):
+        teachers = wanted or max(1, gpus)
+        return _PoolSizes(readers=None, teachers=teachers, writers=teachers, gpus=1)
+    # A teacher takes at least ten times as long as reading and writing do. Readers may not take the CPUs that
+    # teachers, who come later, are to have.
+    teachers = wanted or max(1, min(int(cpus) - 2, int(0.8 * cpus)))
+    writers = max(1, teachers // 8)
+    left = cpus - teachers * _TEACHER_CPUS - writers * _WRITE_CPUS
+    return _PoolSizes(readers=max(1, int(left / _READ_CPUS)), teachers=teachers, writers=writers, gpus=0)
 
 
-@lru_cache(maxsize=1)
-def _decoder() -> DecoderProcess:
-    """One for each of Ray's workers, from task to task."""
-    return DecoderProcess()
+class _Reader:
+    """Gives for each video a row a shard and one at its end; lives in an actor, with a decoder process."""
 
+    def __init__(self, plan: _Plan) -> None:
+        self._plan = plan
+        self._decoder = DecoderProcess()
 
-def _read_videos(table: pa.Table, plan: _Plan) -> Iterator[pa.Table]:
-    """For each video a row a shard and one at its end."""
-    for group in table.column("group").to_pylist():
-        first: dict[str, str] = {}
-        for uri, frames, stamp in json.loads(group):
-            source = VideoSource(uri, tuple(frames))
-            try:
-                folder = _decoder().digest(source)
-            except (VideoError, OSError) as error:
-                yield _row(entry=_json(_failure(uri, error, VideoReport())))
-                continue
-            if folder in first:
-                yield _row(entry=_json(_copy(uri, first[folder])))
-                continue
-            first[folder] = uri
-            before = _record_at(plan.location, folder)
-            # A task that Ray runs anew must not see what this run wrote: it would yield other rows.
-            if before is not None and before.run != plan.run:
-                yield _row(folder=folder, record=_json(replace(before, video=uri, stamp=stamp)))
-            else:
-                yield from _read_video(source, stamp, folder, plan)
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        for group in table.column("group").to_pylist():
+            first: dict[str, str] = {}
+            for uri, frames, stamp in json.loads(group):
+                source = VideoSource(uri, tuple(frames))
+                try:
+                    folder = self._decoder.digest(source)
+                except (VideoError, OSError) as error:
+                    yield _row(entry=_json(_failure(uri, error, VideoReport())))
+                    continue
+                if folder in first:
+                    yield _row(entry=_json(_copy(uri, first[folder])))
+                    continue
+                first[folder] = uri
+                before = _record_at(self._plan.location, folder)
+                # Run anew by Ray, this must not see what this run wrote: it would yield other rows.
+                if before is not None and before.run != self._plan.run:
+                    yield _row(folder=folder, record=_json(replace(before, video=uri, stamp=stamp)))
+                else:
+                    yield from self._read(source, stamp, folder)
 
+    def _read(self, source: VideoSource, stamp: str, folder: str) -> Iterator[pa.Table]:
+        options = self._plan.options
+        waiting: list[EncodedChunk] = []
+        shards = 0
+        reason = None
+        started = time.monotonic()
+        try:
+            with closing(self._decoder.read(source, options.clips, options.codec)) as chunks:
+                for chunk in chunks:
+                    waiting.append(chunk)
+                    if _num_pairs(waiting) >= options.shard_pairs:
+                        yield self._shard(source, folder, shards, waiting, time.monotonic() - started)
+                        waiting, shards = [], shards + 1
+                        started = time.monotonic()
+        except VideoError as error:
+            reason = str(error)
+        except OSError as error:
+            yield _row(entry=_json(_failure(source.uri, error, self._decoder.report)))
+            return
+        if waiting:
+            yield self._shard(source, folder, shards, waiting, time.monotonic() - started)
+            shards += 1
+        report = self._decoder.report
+        reason = reason or report.truncated
+        record = _Record(
+            video=source.uri,
+            stamp=stamp,
+            folder=folder,
+            outcome="nothing" if shards == 0 else "done" if reason is None else "cut short",
+            reason=reason or "",
+            frames_read=report.frames_read,
+            cuts=report.cuts,
+            static_pairs=report.static_pairs,
+            pairs=0,
+            shards=shards,
+            bytes=0,
+            run=self._plan.run,
+        )
+        yield _row(folder=folder, record=_json(record))
 
-def _read_video(source: VideoSource, stamp: str, folder: str, plan: _Plan) -> Iterator[pa.Table]:
-    decoder = _decoder()
-    waiting: list[EncodedChunk] = []
-    shards = 0
-    reason = None
-    started = time.monotonic()
-    try:
-        with closing(decoder.read(source, plan.options.clips, plan.options.codec)) as chunks:
-            for chunk in chunks:
-                waiting.append(chunk)
-                if _num_pairs(waiting) >= plan.options.shard_pairs:
-                    yield _shard(source, folder, shards, waiting, plan, time.monotonic() - started)
-                    waiting, shards = [], shards + 1
-                    started = time.monotonic()
-    except VideoError as error:
-        reason = str(error)
-    except OSError as error:
-        yield _row(entry=_json(_failure(source.uri, error, decoder.report)))
-        return
-    if waiting:
-        yield _shard(source, folder, shards, waiting, plan, time.monotonic() - started)
-        shards += 1
-    report = decoder.report
-    reason = reason or report.truncated
-    record = _Record(
-        video=source.uri,
-        stamp=stamp,
-        folder=folder,
-        outcome="nothing" if shards == 0 else "done" if reason is None else "cut short",
-        reason=reason or "",
-        frames_read=report.frames_read,
-        cuts=report.cuts,
-        static_pairs=report.static_pairs,
-        pairs=0,
-        shards=shards,
-        bytes=0,
-        run=plan.run,
-    )
-    yield _row(video=source.uri, folder=folder, record=_json(record))
-
-
-def _shard(
-    source: VideoSource, folder: str, shard: int, chunks: list[EncodedChunk], plan: _Plan, seconds: float
-) -> pa.Table:
-    size = Folder(plan.location).size(shard_name(folder, shard))
-    return _row(
-        video=source.uri,
-        folder=folder,
-        shard=shard,
-        pairs=_num_pairs(chunks),
-        bytes=size or 0,
-        chunks=[{name: getattr(chunk, name) for name in _CHUNK.names} for chunk in chunks]
-        if size is None
-        else [],
-        reading=seconds,
-    )
+    def _shard(
+        self, source: VideoSource, folder: str, shard: int, chunks: Sequence[EncodedChunk], seconds: float
+    ) -> pa.Table:
+        size = Folder(self._plan.location).size(shard_name(folder, shard))
+        is_there = size is not None
+        return _row(
+            video=source.uri,
+            folder=folder,
+            shard=shard,
+            pairs=_num_pairs(chunks),
+            bytes=size or 0,
+            chunks=[]
+            if is_there
+            else [{key: getattr(chunk, key) for key in _CHUNK.names} for chunk in chunks],
+            reading=seconds,
+        )
 
 
 def _num_pairs(chunks: Sequence[EncodedChunk]) -> int:
@@ -691,22 +703,26 @@ def _pair_means(values: Float[Tensor, "directions 1 rows columns"], counted: Mas
     return (total / counted.sum(dim=(1, 2, 3)).view(2, -1).sum(dim=0)).cpu().numpy()
 
 
-def _write_shards(table: pa.Table, plan: _Plan) -> Iterator[pa.Table]:
-    folder = Folder(plan.location)
-    for row in table.to_pylist():
-        started = time.monotonic()
-        if row["chunks"]:
-            content = encode_shard(_shard_table(row, plan), plan.options.row_group_pairs)
-            folder.write(shard_name(row["folder"], row["shard"]), content)
-            row |= {"bytes": len(content), "is_new": True, "chunks": [], "labels": b""}
-        row["writing"] = time.monotonic() - started
-        yield pa.Table.from_pylist([row], schema=_ROW)
+class _Writer:
+    """Writes the shards that aren't there, and keeps their rows without what is big."""
 
+    def __init__(self, plan: _Plan) -> None:
+        self._plan = plan
 
-def _shard_table(row: Mapping[str, Any], plan: _Plan) -> pa.Table:
-    stride = plan.options.clips.stride
-    pairs = pa.Table.from_pylist(
-        [
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        folder = Folder(self._plan.location)
+        for row in table.to_pylist():
+            started = time.monotonic()
+            if row["chunks"]:
+                content = encode_shard(self._table(row), self._plan.options.row_group_pairs)
+                folder.write(shard_name(row["folder"], row["shard"]), content)
+                row |= {"bytes": len(content), "is_new": True, "chunks": [], "labels": b""}
+            row["writing"] = time.monotonic() - started
+            yield pa.Table.from_pylist([row], schema=_ROW)
+
+    def _table(self, row: Mapping[str, Any]) -> pa.Table:
+        stride = self._plan.options.clips.stride
+        pairs = [
             {
                 "pair_id": pair_id(row["folder"], indices, stride, chunk["height"], chunk["width"]),
                 "video": row["video"],
@@ -717,19 +733,18 @@ def _shard_table(row: Mapping[str, Any], plan: _Plan) -> pa.Table:
                 "width": chunk["width"],
                 "image1": images[0],
                 "image2": images[1],
-                "label_set": plan.label_set,
+                "label_set": self._plan.label_set,
             }
             for chunk in row["chunks"]
             for indices, timestamp, images in zip(
                 pairwise(chunk["frame_indices"]), chunk["timestamps"], pairwise(chunk["frames"]), strict=False
             )
-        ],
-        schema=PAIR_SCHEMA,
-    )
-    if plan.teacher is None:
-        return pairs
-    labels = pa.ipc.open_stream(row["labels"]).read_all()
-    return pa.table([*pairs.columns, *labels.columns], [*pairs.column_names, *labels.column_names])
+        ]
+        frames = pa.Table.from_pylist(pairs, schema=PAIR_SCHEMA)
+        if self._plan.teacher is None:
+            return frames
+        labels = pa.ipc.open_stream(row["labels"]).read_all()
+        return pa.table([*frames.columns, *labels.columns], [*frames.column_names, *labels.column_names])
 
 
 @dataclass

@@ -121,7 +121,7 @@ def test_training_is_one_run_with_every_loss_logged_once_a_step(pairs: PairSet, 
 
 @dataclass(frozen=True)
 class Poisoned:
-    """The teacher's objective, until it has been asked three times; then its loss is infinite."""
+    """The teacher's objective, until it has been asked three times; then its loss is no number."""
 
     asked: list[int] = field(default_factory=list)
 
@@ -130,13 +130,13 @@ class Poisoned:
         self.asked.append(1)
         if len(self.asked) <= 3:
             return outcome
-        return replace(outcome, terms=[replace(term, total=term.total * math.inf) for term in outcome.terms])
+        return replace(outcome, terms=[replace(term, total=term.total * math.nan) for term in outcome.terms])
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     pairs: PairSet, project: Path
 ) -> None:
-    with pytest.raises(TrainingStopped, match="the loss of step 3 is inf") as stopped:
+    with pytest.raises(TrainingStopped, match="the loss of step 3 is nan") as stopped:
         trained(pairs, project, replace(OPTIONS, steps=8), objective=Poisoned())
     (folder,) = re.findall(r"checkpoint is (\S+)\)", str(stopped.value))
     assert folder.endswith("step-00000002")
