@@ -5,6 +5,7 @@ that the user can mend is a message on stderr without a traceback, even where a 
 it; DISTILLFLOW_DEBUG=1 shows the traceback and the workers' output.
 """
 
+import dataclasses
 import difflib
 import functools
 import logging
@@ -125,6 +126,19 @@ def _parse(
     except ValueError as error:
         # tyro reports those of nested options itself.
         _fail(error, status=2)
+    except SystemExit as end:
+        # Of a misspelt required option tyro says that it is missing, without naming what was meant.
+        if end.code:
+            _hint(options, arguments)
+        raise
+
+
+def _hint(options: type, arguments: Sequence[str]) -> None:
+    """Names the nearest of the job's own options for each one given that isn't among them."""
+    known = [f"--{each.name.replace('_', '-')}" for each in dataclasses.fields(options)]
+    for given in (argument.partition("=")[0] for argument in arguments if argument.startswith("--")):
+        if given not in known and (nearest := difflib.get_close_matches(given, known, n=1, cutoff=0.75)):
+            print(f"error: there is no option {given}; perhaps you meant {nearest[0]}", file=sys.stderr)
 
 
 def _recipe_name(recipes: Recipes[Options], arguments: Sequence[str], description: str) -> str:

@@ -19,6 +19,7 @@ from flowcore.video import ClipOptions
 from jobs.command import connect, run_recipe
 from jobs.recipes import RECIPES, augmented
 from pipelines import tracking
+from pipelines.checkpoints import fetch_model, load_weights_into
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.labels import PairSet
 from pipelines.locations import absolute, join
@@ -42,6 +43,9 @@ class TrainTeacher:
     """The window of each frame that a training step sees."""
     training: TrainingOptions
     objective: TeacherObjective = field(default_factory=TeacherObjective)
+    init: str | None = None
+    """A model of the same network to start from, such as one trained on rendered scenes; without, fresh
+    weights. Videos that hardly move teach fresh weights little but to answer that nothing does."""
     resume: str | None = None
     """The id of an MLflow run of this job to go on with."""
 
@@ -49,11 +53,16 @@ class TrainTeacher:
 def train_teacher(recipe: str, options: TrainTeacher) -> str:
     """Runs the stage; returns the registered teacher's URI."""
     videos, run_root = absolute(options.videos, "--videos"), absolute(options.run_root, "--run-root")
+    inputs = {"videos": videos}
+    network = options.network.build()
+    if options.init is not None:
+        inputs["init"] = absolute(options.init, "--init")
+        load_weights_into(network, fetch_model(inputs["init"]))
     with tracking.start(
         "train_teacher",
         recipe=recipe,
         parameters=options,
-        inputs={"videos": videos},
+        inputs=inputs,
         resume_run_id=options.resume,
     ) as run:
         made_from = hashlib.blake2b(repr((videos, options.clips)).encode(), digest_size=6).hexdigest()
@@ -67,7 +76,7 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
             Training(
                 stage="train_teacher",
                 network=options.network,
-                initial=None,
+                initial=None if options.init is None else network.state_dict(),
                 pairs=pairs,
                 transformation=augmented(options.crop),
                 objective=options.objective,

@@ -75,6 +75,7 @@ def test_a_recipe_is_its_options_and_a_flag_changes_one() -> None:
         ([], ["smoke", "demo"]),
         (["dem"], ["'dem'", "perhaps you meant demo"]),
         (["demo"], ["--videos"]),
+        (["demo", "--videoz", "a"], ["no option --videoz; perhaps you meant --videos"]),
         (["demo", "--videos", "a", "--stepps", "3"], ["--stepps", "Perhaps you meant", "--steps"]),
         (["demo", "--videos", "a", "--window.hight", "3"], ["--window.height"]),
         (["demo", "--videos", "a", "--window.height", "100"], ["height 100 must be a multiple of 64 px"]),

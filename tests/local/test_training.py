@@ -15,8 +15,9 @@ from flowcore.networks import PWCNetConfig
 from flowcore.objectives import Batch, Estimator, Objective, Outcome, TeacherObjective
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
+from jobs import train_teacher
 from pipelines import tracking
-from pipelines.checkpoints import load_model, load_training_state
+from pipelines.checkpoints import load_model, load_training_state, save_model
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.labels import PairSet
 from pipelines.training import (
@@ -162,6 +163,15 @@ def test_a_crop_that_does_not_fit_is_refused_before_training(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         trained(pairs, project, OPTIONS, crop=crop)
+
+
+def test_a_teacher_cannot_start_from_a_model_of_another_configuration(tmp_path: Path) -> None:
+    save_model(tmp_path / "other", NETWORK.build(), {"stage": "test"})
+    _, options = train_teacher.recipes()["demo"]
+    with pytest.raises(ValueError, match="encoder_widths"):
+        train_teacher.train_teacher(
+            "demo", replace(options, videos="v", run_root=str(tmp_path), init=str(tmp_path / "other"))
+        )
 
 
 def test_more_workers_than_the_cluster_has_room_for_is_an_error_and_not_a_wait(
