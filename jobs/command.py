@@ -136,7 +136,11 @@ def _parse(
 def _hint(options: type, arguments: Sequence[str]) -> None:
     """Names the nearest of the job's own options for each one given that isn't among them."""
     known = [f"--{each.name.replace('_', '-')}" for each in dataclasses.fields(options)]
-    for given in (argument.partition("=")[0] for argument in arguments if argument.startswith("--")):
+    for given in (
+        argument.partition("=")[0]
+        for argument in arguments
+        if argument.startswith("--") and "." not in argument
+    ):
         if given not in known and (nearest := difflib.get_close_matches(given, known, n=1, cutoff=0.75)):
             print(f"error: there is no option {given}; perhaps you meant {nearest[0]}", file=sys.stderr)
 
