@@ -86,12 +86,18 @@ RECIPES = {
             unmasked_steps=100_000,
             learning_rate=1e-4,
             halve_every=100_000,
+            readers=6,
             log_every=100,
             validate_every=5_000,
         ),
         student_crop=Crop(height=256, width=448),
         student=TrainingOptions(
-            steps=300_000, learning_rate=1e-4, halve_every=100_000, log_every=100, validate_every=5_000
+            steps=300_000,
+            learning_rate=1e-4,
+            halve_every=100_000,
+            readers=6,
+            log_every=100,
+            validate_every=5_000,
         ),
     ),
 }

@@ -136,6 +136,7 @@ def batches(
     stop: int,
     rank: int = 0,
     world_size: int = 1,
+    readers: int = 2,
     device: torch.device | None = None,
 ) -> Iterator[Batch]:
     """This worker's share of the global batches of the steps from `start` to before `stop`, one Batch a
@@ -147,7 +148,9 @@ def batches(
     context.enable_progress_bars = False
     while round_ := list(islice(windows, _ROUND_WINDOWS)):
         dataset = ray.data.from_items(round_, override_num_blocks=len(round_)).map_batches(
-            _WindowReader(pairs=pairs, transformation=transformation), batch_size=1
+            _WindowReader(pairs=pairs, transformation=transformation),
+            batch_size=1,
+            compute=ray.data.TaskPoolStrategy(size=readers),
         )
         for arrays in dataset.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=2):
             yield to_batch(arrays, device)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -65,6 +65,7 @@ from pipelines.labels import (
     masks,
     pair_id,
     quantized,
+    shard_at,
     shard_name,
     storage_of,
     video_of_shards,
@@ -73,7 +74,7 @@ from pipelines.labels import (
 )
 
 _READ_CPUS, _WRITE_CPUS, _TEACHER_CPUS = 0.75, 0.25, 1.0
-"""What an actor of each stage asks of Ray: together two CPUs, so that a small machine has one of each."""
+"""What a process of each stage asks of Ray: together two CPUs, so that a small machine has one of each."""
 _MOST_TASKS = 1000
 """Reading tasks of a run, as Ray's driver pays for each; in larger collections one reads several videos."""
 _STEP_PIXELS = {"cpu": 200_000, "cuda": 4_000_000}
@@ -432,40 +433,34 @@ def _rows(
     context.target_max_block_size = 1
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # An hour of a still scene gives no row; whether a decoder hangs is the decoder's to say.
+    context.execution_no_progress_timeout_s = -1
     settings: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
-    sizes = _pool_sizes(plan)
-    # Actors and not tasks, for which Ray may start a process each, and every process imports for seconds.
-    data = data.map_batches(
-        _Reader, compute=_pool(sizes.readers), num_cpus=_READ_CPUS, fn_constructor_args=[plan], **settings
-    )
+    room = _room(plan)
+    data = data.map_batches(_Reader(plan), compute=_tasks(room.readers), num_cpus=_READ_CPUS, **settings)
     if plan.teacher is not None:
         data = data.map_batches(
             _Teacher,
-            compute=_pool(sizes.teachers),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=room.teachers),
             num_cpus=_TEACHER_CPUS,
-            num_gpus=sizes.gpus,
-            fn_constructor_args=[plan, plan.teacher, "cuda" if sizes.gpus else "cpu"],
+            num_gpus=room.gpus,
+            fn_constructor_args=[plan, plan.teacher, "cuda" if room.gpus else "cpu"],
             **settings,
         )
-    data = data.map_batches(
-        _Writer, compute=_pool(sizes.writers), num_cpus=_WRITE_CPUS, fn_constructor_args=[plan], **settings
-    )
+    data = data.map_batches(_Writer(plan), compute=_tasks(room.writers), num_cpus=_WRITE_CPUS, **settings)
     for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from cast(pa.Table, batch).to_pylist()
 
 
-def _resources() -> dict[str, float]:
-    return cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]
-
-
-def _pool(most: int | None) -> ray.data.ActorPoolStrategy:
-    """Grows from one to `most` while there is more to do than it can do; None: as far as the cluster goes."""
-    return ray.data.ActorPoolStrategy(min_size=1, max_size=most)
+def _tasks(most: int | None) -> ray.data.TaskPoolStrategy:
+    """At most so many at once. Without a limit Ray starts a process for each small task that waits, and each
+    imports for seconds: on two cores that stopped everything else for as long."""
+    return ray.data.TaskPoolStrategy(size=most)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _PoolSizes:
-    """The most actors of each stage, None for as many as fit; gpus: those of each teacher."""
+class _Room:
+    """The most processes of each stage, None for as many as fit; gpus: those of each teacher."""
 
     readers: int | None
     teachers: int
@@ -473,8 +468,8 @@ class _PoolSizes:
     gpus: int
 
 
-def _pool_sizes(plan: _Plan) -> _PoolSizes:
-    """RuntimeError where an actor of each stage doesn't fit and the run would wait for ever."""
+def _room(plan: _Plan) -> _Room:
+    """RuntimeError where one of each stage doesn't fit and the run would wait for ever."""
     have = cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]
     cpus, gpus = have.get("CPU", 0.0), int(have.get("GPU", 0))
     needed = _READ_CPUS + _WRITE_CPUS + (0.0 if plan.teacher is None else _TEACHER_CPUS)
@@ -486,24 +481,30 @@ def _pool_sizes(plan: _Plan) -> _PoolSizes:
         )
     accelerator, wanted = plan.options.accelerator, plan.options.num_teachers
     if plan.teacher is None:
-        return _PoolSizes(readers=None, teachers=0, writers=max(1, int(cpus) // 8), gpus=0)
+        readers = max(1, int(cpus) - 2) if cpus else None
+        return _Room(readers=readers, teachers=0, writers=max(1, int(cpus) // 8), gpus=0)
     if accelerator == "gpu" or (accelerator == "auto" and gpus > 0):
         teachers = wanted or max(1, gpus)
-        return _PoolSizes(readers=None, teachers=teachers, writers=teachers, gpus=1)
+        return _Room(readers=None, teachers=teachers, writers=teachers, gpus=1)
     # A teacher takes at least ten times as long as reading and writing do. Readers may not take the CPUs that
     # teachers, who come later, are to have.
     teachers = wanted or max(1, min(int(cpus) - 2, int(0.8 * cpus)))
     writers = max(1, teachers // 8)
     left = cpus - teachers * _TEACHER_CPUS - writers * _WRITE_CPUS
-    return _PoolSizes(readers=max(1, int(left / _READ_CPUS)), teachers=teachers, writers=writers, gpus=0)
+    return _Room(readers=max(1, int(left / _READ_CPUS)), teachers=teachers, writers=writers, gpus=0)
 
 
+@lru_cache(maxsize=1)
+def _decoder() -> DecoderProcess:
+    """One for each of Ray's processes, from task to task."""
+    return DecoderProcess()
+
+
+@dataclass(frozen=True)
 class _Reader:
-    """Gives for each video a row a shard and one at its end; lives in an actor, with a decoder process."""
+    """Gives for each video a row a shard and one at its end."""
 
-    def __init__(self, plan: _Plan) -> None:
-        self._plan = plan
-        self._decoder = DecoderProcess()
+    plan: _Plan
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         for group in table.column("group").to_pylist():
@@ -511,7 +512,7 @@ class _Reader:
             for uri, frames, stamp in json.loads(group):
                 source = VideoSource(uri, tuple(frames))
                 try:
-                    folder = self._decoder.digest(source)
+                    folder = _decoder().digest(source)
                 except (VideoError, OSError) as error:
                     yield _row(entry=_json(_failure(uri, error, VideoReport())))
                     continue
@@ -519,21 +520,21 @@ class _Reader:
                     yield _row(entry=_json(_copy(uri, first[folder])))
                     continue
                 first[folder] = uri
-                before = _record_at(self._plan.location, folder)
+                before = _record_at(self.plan.location, folder)
                 # Run anew by Ray, this must not see what this run wrote: it would yield other rows.
-                if before is not None and before.run != self._plan.run:
+                if before is not None and before.run != self.plan.run:
                     yield _row(folder=folder, record=_json(replace(before, video=uri, stamp=stamp)))
                 else:
                     yield from self._read(source, stamp, folder)
 
     def _read(self, source: VideoSource, stamp: str, folder: str) -> Iterator[pa.Table]:
-        options = self._plan.options
+        decoder, options = _decoder(), self.plan.options
         waiting: list[EncodedChunk] = []
         shards = 0
         reason = None
         started = time.monotonic()
         try:
-            with closing(self._decoder.read(source, options.clips, options.codec)) as chunks:
+            with closing(decoder.read(source, options.clips, options.codec)) as chunks:
                 for chunk in chunks:
                     waiting.append(chunk)
                     if _num_pairs(waiting) >= options.shard_pairs:
@@ -543,12 +544,12 @@ class _Reader:
         except VideoError as error:
             reason = str(error)
         except OSError as error:
-            yield _row(entry=_json(_failure(source.uri, error, self._decoder.report)))
+            yield _row(entry=_json(_failure(source.uri, error, decoder.report)))
             return
         if waiting:
             yield self._shard(source, folder, shards, waiting, time.monotonic() - started)
             shards += 1
-        report = self._decoder.report
+        report = decoder.report
         reason = reason or report.truncated
         record = _Record(
             video=source.uri,
@@ -562,24 +563,25 @@ class _Reader:
             pairs=0,
             shards=shards,
             bytes=0,
-            run=self._plan.run,
+            run=self.plan.run,
         )
         yield _row(folder=folder, record=_json(record))
 
     def _shard(
         self, source: VideoSource, folder: str, shard: int, chunks: Sequence[EncodedChunk], seconds: float
     ) -> pa.Table:
-        size = Folder(self._plan.location).size(shard_name(folder, shard))
-        is_there = size is not None
+        num_pairs = _num_pairs(chunks)
+        there = shard_at(self.plan.location, shard_name(folder, shard))
+        # A decoder that died once, and not again, left a shorter one.
+        is_done = there is not None and there.pairs == num_pairs
+        contents = [{name: getattr(chunk, name) for name in _CHUNK.names} for chunk in chunks]
         return _row(
             video=source.uri,
             folder=folder,
             shard=shard,
-            pairs=_num_pairs(chunks),
-            bytes=size or 0,
-            chunks=[]
-            if is_there
-            else [{key: getattr(chunk, key) for key in _CHUNK.names} for chunk in chunks],
+            pairs=num_pairs,
+            bytes=there.bytes if there is not None else 0,
+            chunks=[] if is_done else contents,
             reading=seconds,
         )
 
@@ -703,25 +705,25 @@ def _pair_means(values: Float[Tensor, "directions 1 rows columns"], counted: Mas
     return (total / counted.sum(dim=(1, 2, 3)).view(2, -1).sum(dim=0)).cpu().numpy()
 
 
+@dataclass(frozen=True)
 class _Writer:
     """Writes the shards that aren't there, and keeps their rows without what is big."""
 
-    def __init__(self, plan: _Plan) -> None:
-        self._plan = plan
+    plan: _Plan
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        folder = Folder(self._plan.location)
+        folder = Folder(self.plan.location)
         for row in table.to_pylist():
             started = time.monotonic()
             if row["chunks"]:
-                content = encode_shard(self._table(row), self._plan.options.row_group_pairs)
+                content = encode_shard(self._table(row), self.plan.options.row_group_pairs)
                 folder.write(shard_name(row["folder"], row["shard"]), content)
                 row |= {"bytes": len(content), "is_new": True, "chunks": [], "labels": b""}
             row["writing"] = time.monotonic() - started
             yield pa.Table.from_pylist([row], schema=_ROW)
 
     def _table(self, row: Mapping[str, Any]) -> pa.Table:
-        stride = self._plan.options.clips.stride
+        stride = self.plan.options.clips.stride
         pairs = [
             {
                 "pair_id": pair_id(row["folder"], indices, stride, chunk["height"], chunk["width"]),
@@ -733,7 +735,7 @@ class _Writer:
                 "width": chunk["width"],
                 "image1": images[0],
                 "image2": images[1],
-                "label_set": self._plan.label_set,
+                "label_set": self.plan.label_set,
             }
             for chunk in row["chunks"]
             for indices, timestamp, images in zip(
@@ -741,7 +743,7 @@ class _Writer:
             )
         ]
         frames = pa.Table.from_pylist(pairs, schema=PAIR_SCHEMA)
-        if self._plan.teacher is None:
+        if self.plan.teacher is None:
             return frames
         labels = pa.ipc.open_stream(row["labels"]).read_all()
         return pa.table([*frames.columns, *labels.columns], [*frames.column_names, *labels.column_names])

@@ -304,6 +304,24 @@ def shard_name(video_folder: str, shard: int) -> str:
     return f"{video_folder}/{shard:05d}.parquet"
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShardSize:
+    """What a shard holds and takes."""
+
+    pairs: int
+    bytes: int
+
+
+def shard_at(location: str, name: str) -> ShardSize | None:
+    """The size of a shard of the set, None if it isn't there."""
+    filesystem, root = storage_of(location)
+    size = Folder(location).size(name)
+    if size is None:
+        return None
+    metadata = pq.read_metadata(f"{root}/{name}", filesystem=filesystem)
+    return ShardSize(pairs=metadata.num_rows, bytes=size)
+
+
 def video_of_shards(location: str, video_folder: str) -> str | None:
     """The video that the shards in a folder of the set come from, None without a shard."""
     filesystem, root = storage_of(location)

@@ -68,6 +68,8 @@ class TrainingOptions:
     accelerator: Literal["auto", "gpu", "cpu"] = "auto"
     """`auto`: GPUs where the cluster has any now. `gpu` also waits for nodes that an autoscaler has yet to
     start."""
+    readers: int = 2
+    """Processes that read and transform pairs for each worker."""
     seed: int = 0
     """Decides fresh weights, the order of the pairs and every crop."""
     log_every: int = 20
@@ -82,6 +84,7 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         for name in (
+            "readers",
             "steps",
             "global_batch",
             "workers",
@@ -336,6 +339,7 @@ class _Worker:
                 stop=options.steps,
                 rank=self.rank,
                 world_size=self.world_size,
+                readers=self.options.readers,
                 device=self.device,
             )
             window = _Window()

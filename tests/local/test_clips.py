@@ -374,14 +374,7 @@ sys.stdin.read()
     child.wait(timeout=20)
 
 
-@pytest.fixture
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-def test_decoding_survives_a_crash_inside_a_ray_worker(cluster: None, video: VideoSource) -> None:
+def test_decoding_survives_a_crash_inside_a_ray_worker(ray_session: None, video: VideoSource) -> None:
     def read_kill_and_read(video: VideoSource, options: ClipOptions) -> tuple[str, int, int]:
         with DecoderProcess() as decoder:
             chunks = decoder.read(video, options, FrameCodec("jpeg"))

@@ -202,6 +202,18 @@ def test_a_lost_shard_comes_back_the_same(
     assert 0 < summary.new_pairs < 11
 
 
+def test_a_shard_that_a_dying_decoder_cut_short_is_replaced(tmp_path: Path) -> None:
+    render(tmp_path / "videos" / "a.mp4", 0)
+    location = tmp_path / "set"
+    write_pairs(str(tmp_path / "videos"), str(location), OPTIONS)
+    whole = contents(location)
+    shard = min(location.rglob("*.parquet"))
+    pq.write_table(pq.read_table(shard).slice(0, 2), shard)
+    (shard.parent / "_video.json").unlink()
+    write_pairs(str(tmp_path / "videos"), str(location), OPTIONS)
+    assert contents(location) == whole
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
