@@ -143,7 +143,7 @@ def test_a_killed_driver_and_a_rerun_leave_each_pair_once(
     assert 0 < new_pairs < PairSet.open(str(labels)).index().num_rows
 
 
-@pytest.mark.parametrize("title", ["_read_videos", "_Teacher", "ray::IDLE"])
+@pytest.mark.parametrize("title", ["_Reader", "_Teacher", "ray::IDLE"])
 def test_killed_workers_cost_no_pair(
     tmp_path: Path, collection: Path, teacher: Path, undisturbed: Path, title: str
 ) -> None:
