@@ -216,7 +216,7 @@ class OcclusionViewObjective:
             raise ValueError("the student's objective needs pseudo-labels; this batch has none")
         flows = estimate(batch.image1, batch.image2)
         occlusions = self.photometric.occlusions(flows, *batch.image1.shape[-2:])
-        terms = self.photometric.terms(batch, flows, occlusions)
+        terms = self.photometric.terms(batch, flows, occlusions if masked else None)
         hallucinated_fw = occlusions[0] & ~batch.occ_fw
         hallucinated_bw = occlusions[1] & ~batch.occ_bw
         for level_weight, flow_fw, flow_bw, stride in zip(

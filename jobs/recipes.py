@@ -56,7 +56,9 @@ RECIPES = {
             steps=8, unmasked_steps=8, global_batch=2, learning_rate=4e-4, log_every=2, validate_every=4
         ),
         student_crop=Crop(height=48, width=64),
-        student=TrainingOptions(steps=8, global_batch=2, learning_rate=4e-4, log_every=2, validate_every=4),
+        student=TrainingOptions(
+            steps=8, unmasked_steps=8, global_batch=2, learning_rate=4e-4, log_every=2, validate_every=4
+        ),
     ),
     "demo": Recipe(
         description="Frames of about 96x128 px and a small network; two CPU cores, some six minutes.",
