@@ -437,7 +437,8 @@ def _rows(
     context.execution_no_progress_timeout_s = -1
     settings: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
     room = _room(plan)
-    data = data.map_batches(_Reader(plan), compute=_tasks(room.readers), num_cpus=_READ_CPUS, **settings)
+    readers = min(num_tasks, room.readers or num_tasks)
+    data = data.map_batches(_Reader(plan), compute=_tasks(readers), num_cpus=_READ_CPUS, **settings)
     if plan.teacher is not None:
         data = data.map_batches(
             _Teacher,
@@ -452,7 +453,7 @@ def _rows(
         yield from cast(pa.Table, batch).to_pylist()
 
 
-def _tasks(most: int | None) -> ray.data.TaskPoolStrategy:
+def _tasks(most: int) -> ray.data.TaskPoolStrategy:
     """At most so many at once. Without a limit Ray starts a process for each small task that waits, and each
     imports for seconds: on two cores that stopped everything else for as long."""
     return ray.data.TaskPoolStrategy(size=most)

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -156,14 +157,19 @@ def stop_head(port: int) -> None:
 
 def submitted(head: dict[str, str], folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
-    return typed(
-        str(BIN / "ray"),
-        *("job", "submit", "--working-dir", "."),
-        *("--runtime-env-json", json.dumps({"env_vars": variables})),
-        *("--", *command),
-        folder=folder,
-        **head,
-    )
+    job = None
+    deadline = time.monotonic() + 60
+    # a head takes jobs some seconds after `ray start` returns
+    while job is None or ("No available agent" in job.stderr and time.monotonic() < deadline):
+        job = typed(
+            str(BIN / "ray"),
+            *("job", "submit", "--working-dir", "."),
+            *("--runtime-env-json", json.dumps({"env_vars": variables})),
+            *("--", *command),
+            folder=folder,
+            **head,
+        )
+    return job
 
 
 @pytest.mark.cluster
