@@ -121,11 +121,13 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     folder = tmp_path_factory.mktemp("head")
     token = folder / "token"
     token.write_text("a" * 64)
-    port, dashboard = free_ports(2)
+    port, dashboard, agent = free_ports(3)
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     started = typed(
         str(BIN / "ray"),
         *("start", "--head", "--num-cpus", "4", "--port", str(port), "--dashboard-port", str(dashboard)),
+        # the agent takes the jobs; on its usual port it would be in the way of another Ray's
+        *("--dashboard-agent-listen-port", str(agent)),
         "--disable-usage-stats",
         folder=folder,
         **environment,
