@@ -1,5 +1,5 @@
-"""A training worker killed with -9: training goes on from the last checkpoint, to the same weights, in one
-run."""
+"""A training worker and then the driver killed with -9: training goes on from the last checkpoint, to the same
+weights, in one run."""
 
 import json
 import os
@@ -29,10 +29,11 @@ from jobs.train_teacher import recipes, train_teacher
 
 if __name__ == "__main__":
     videos, root, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    resume = sys.argv[4] if len(sys.argv) > 4 else None
     _, options = recipes()["smoke"]
     training = replace(options.training, steps=steps, unmasked_steps=steps, validate_every=10, log_every=5)
     connect()
-    uri = train_teacher("smoke", replace(options, videos=videos, run_root=root, training=training))
+    uri = train_teacher("smoke", replace(options, videos=videos, run_root=root, training=training, resume=resume))
     print("RESULT", json.dumps(uri))
 """
 
@@ -46,11 +47,11 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, videos: Path, steps: int) -> subprocess.Popen[str]:
+def start(folder: Path, videos: Path, steps: int, *resume: str) -> subprocess.Popen[str]:
     driver = folder / "driver.py"
     driver.write_text(DRIVER)
     return subprocess.Popen(
-        [sys.executable, str(driver), str(videos), str(folder / "runs"), str(steps)],
+        [sys.executable, str(driver), str(videos), str(folder / "runs"), str(steps), *resume],
         env={
             **os.environ,
             "PYTHONPATH": str(REPOSITORY),
@@ -78,9 +79,19 @@ def weights_digest(folder: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> s
     return load_model(tracking.download(uri))[1].digest
 
 
+def await_checkpoint(driver: subprocess.Popen[str], folder: Path, step: int) -> str:
+    """The id of the run that wrote it."""
+    deadline = time.monotonic() + 200
+    while not (written := list((folder / "runs").glob(f"*/step-{step:08}/model.json"))):
+        assert driver.poll() is None, driver.communicate()[1][-4000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return written[0].parent.parent.name
+
+
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
-def test_killing_a_training_worker_resumes_from_the_last_checkpoint_to_the_same_weights_in_one_run(
+def test_killing_a_worker_and_then_the_driver_ends_in_the_same_weights_and_one_run(
     tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
@@ -89,19 +100,21 @@ def test_killing_a_training_worker_resumes_from_the_last_checkpoint_to_the_same_
     calm = result_of(start(undisturbed, videos, steps=60))
 
     driver = start(disturbed, videos, steps=60)
-    deadline = time.monotonic() + 200
-    while not list((disturbed / "runs").glob("*/step-00000010/model.json")):
-        assert driver.poll() is None, driver.communicate()[1][-4000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    await_checkpoint(driver, disturbed, 10)
     os.kill(train_worker_of(driver).pid, signal.SIGKILL)
-    resumed = result_of(driver)
+    # only a worker that went on from a checkpoint gets there
+    run_id = await_checkpoint(driver, disturbed, 30)
+    driver.kill()
+    driver.communicate()
+    resumed = result_of(start(disturbed, videos, 60, run_id))
 
     assert weights_digest(disturbed, resumed, monkeypatch) == weights_digest(undisturbed, calm, monkeypatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{disturbed / 'mlflow.db'}")
     client = tracking.MlflowClient(tracking.tracking_uri())
     experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
     (run,) = client.search_runs([experiment.experiment_id])
-    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
-    assert steps == list(range(5, 61, 5))
+    assert run.info.run_id == run_id
     assert run.info.status == "FINISHED"
+    steps = [metric.step for metric in client.get_metric_history(run_id, "train/loss")]
+    assert sorted(set(steps)) == list(range(5, 61, 5))
+    assert len(steps) == len(set(steps))
