@@ -1,5 +1,5 @@
-"""A training worker and then the driver killed with -9: training goes on from the last checkpoint, to the same
-weights, in one run."""
+"""A training worker and then the driver killed with -9: training goes on from the last checkpoint, to the
+same weights, in one run."""
 
 import json
 import os
@@ -33,7 +33,8 @@ if __name__ == "__main__":
     _, options = recipes()["smoke"]
     training = replace(options.training, steps=steps, unmasked_steps=steps, validate_every=10, log_every=5)
     connect()
-    uri = train_teacher("smoke", replace(options, videos=videos, run_root=root, training=training, resume=resume))
+    options = replace(options, videos=videos, run_root=root, training=training, resume=resume)
+    uri = train_teacher("smoke", options)
     print("RESULT", json.dumps(uri))
 """
 
