@@ -1,5 +1,5 @@
 """How is a pair made harder for the student than it was for the teacher? Transformations of frames, flow and
-occlusion alike.
+confidence alike.
 
 A transformation is a frozen object called with a pair and a random generator; the generator is keyed by what
 it decides (seed, epoch, pair), so that a pair gets the same crop on any cluster. Everything is NumPy, where
@@ -17,15 +17,20 @@ from numpy import ndarray
 
 @dataclass(frozen=True, kw_only=True)
 class FramePair:
-    """Two frames, and the teacher's pseudo-label of them where there is one; flow in pixels, True =
-    occluded."""
+    """Two frames, and what is known of the flow between them, where something is."""
 
     image1: UInt8[ndarray, "height width 3"]
     image2: UInt8[ndarray, "height width 3"]
     flow_fw: Float[ndarray, "2 height width"] | None = None
+    """The teacher's pseudo-label, or the truth; pixels."""
     flow_bw: Float[ndarray, "2 height width"] | None = None
-    occ_fw: Bool[ndarray, "height width"] | None = None
-    occ_bw: Bool[ndarray, "height width"] | None = None
+    confidence_fw: Float[ndarray, "height width"] | None = None
+    """How far `flow_fw` is to be trusted, in [0, 1]: 0 where the teacher found the pixel occluded, where no
+    truth is known, and where a transformation brought the pixel in from outside the frame."""
+    confidence_bw: Float[ndarray, "height width"] | None = None
+    inside1: Bool[ndarray, "height width"] | None = None
+    """True on the pixels of image1 that come from inside the frame; absent where all do."""
+    inside2: Bool[ndarray, "height width"] | None = None
 
     def map(
         self,
@@ -33,15 +38,10 @@ class FramePair:
         flow: Callable[[ndarray], ndarray],
         mask: Callable[[ndarray], ndarray],
     ) -> "FramePair":
-        """Each field through the function for its kind; what is absent stays absent."""
-        return FramePair(
-            image1=image(self.image1),
-            image2=image(self.image2),
-            flow_fw=None if self.flow_fw is None else flow(self.flow_fw),
-            flow_bw=None if self.flow_bw is None else flow(self.flow_bw),
-            occ_fw=None if self.occ_fw is None else mask(self.occ_fw),
-            occ_bw=None if self.occ_bw is None else mask(self.occ_bw),
-        )
+        """Each field through the function for its kind, confidence as a mask; what is absent stays absent."""
+        kinds = {"image1": image, "image2": image, "flow_fw": flow, "flow_bw": flow}
+        present = {name: value for name, value in vars(self).items() if value is not None}
+        return FramePair(**{name: kinds.get(name, mask)(value) for name, value in present.items()})
 
 
 @runtime_checkable

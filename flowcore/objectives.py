@@ -6,8 +6,8 @@ batch however many workers share it. An empty set gives 0.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,25 +17,41 @@ from torch.nn import functional
 from flowcore.geometry import backward_warp, resize_image, upsample_flow
 from flowcore.networks import BidirectionalFlow
 from flowcore.occlusion import ForwardBackwardCheck
-from flowcore.photometric import census_border, census_distance, robust, smoothness
+from flowcore.photometric import (
+    DISTANCES,
+    border_of,
+    census_border,
+    census_distance,
+    robust,
+    smoothness,
+)
 from flowcore.shapes import Flow, Image, Mask
 
 Estimator = Callable[[Image, Image], BidirectionalFlow]
 """A flow network, or what wraps one for training on several workers."""
 
 
+Weights = Float[Tensor, "batch 1 height width"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Frame pairs as a network sees them in training, with the teacher's pseudo-label where there is one."""
+    """Frame pairs as a network sees them in training, with what is known of their flow where something is.
+
+    See `flowcore.hallucination.FramePair`, which a Batch is a stack of.
+    """
 
     image1: Image
     image2: Image
     flow_fw: Flow | None = None
-    """The teacher's flow on the untransformed frames, transformed as the frames were; pixels."""
+    """The teacher's flow on the untransformed frames, transformed as they were, or the truth; pixels."""
     flow_bw: Flow | None = None
-    occ_fw: Mask | None = None
-    """The teacher's occlusion, transformed as the frames were."""
-    occ_bw: Mask | None = None
+    confidence_fw: Weights | None = None
+    """How far `flow_fw` is to be trusted, in [0, 1]; 1 - T(O) for a teacher's occlusion O."""
+    confidence_bw: Weights | None = None
+    inside1: Mask | None = None
+    """True on the pixels of image1 that come from inside the frame; absent where all do."""
+    inside2: Mask | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,35 +79,48 @@ class Objective(Protocol):
     def __call__(self, estimate: Estimator, batch: Batch, *, masked: bool) -> Outcome: ...
 
 
-def _masked_term(name: str, weight: float, error: Tensor, counted: Mask) -> Term:
-    """The sum of psi(error), any channels, over the counted pixels.
+def _weighted_term(name: str, weight: float, error: Tensor, weights: Weights) -> Term:
+    """The sum of psi(error), any channels, over the pixels, weighted, and the sum of their weights.
 
-    The others have no gradient, not even where the error is not finite: hence it is masked before psi too.
+    Pixels of weight 0 have no gradient, not even where the error is not finite: hence it is masked before psi
+    too.
     """
     nothing = error.new_zeros(())
+    counted = weights > 0
     penalty = robust(torch.where(counted, error, nothing))
-    total = torch.where(counted, penalty, nothing).sum()
-    return Term(name=name, weight=weight, total=total, count=counted.sum().to(error.dtype))
+    total = (torch.where(counted, penalty, nothing) * weights).sum()
+    return Term(name=name, weight=weight, total=total, count=weights.sum())
+
+
+def _area(values: Tensor, height: int, width: int) -> Tensor:
+    """The mean of the pixels under each coarser one."""
+    return functional.interpolate(values, (height, width), mode="area")
 
 
 def _shrink_mask(mask: Mask, height: int, width: int) -> Bool[Tensor, "batch 1 {height} {width}"]:
     """True where at least half of the pixels under a coarser one are."""
-    return functional.interpolate(mask.float(), (height, width), mode="area") >= 0.5
+    return _area(mask.float(), height, width) >= 0.5
 
 
-def _mean_where(flow: Flow, mask: Mask, height: int, width: int) -> Float[Tensor, "batch 2 {height} {width}"]:
-    """The mean of `flow` over those pixels under a coarser one that are True in `mask`; 0 where none is."""
-    share = functional.interpolate(mask.to(flow.dtype), (height, width), mode="area")
-    kept = functional.interpolate(torch.where(mask, flow, flow.new_zeros(())), (height, width), mode="area")
-    return kept / share.clamp(min=1e-6)
+def _shrink_label(
+    flow: Flow, weights: Weights, height: int, width: int
+) -> tuple[Float[Tensor, "batch 2 {height} {width}"], Float[Tensor, "batch 1 {height} {width}"]]:
+    """Flow and weights on a coarser grid: the weighted mean of the flow under each of its pixels, and the
+    mean weight of those that have one, where at least half of them do; else 0."""
+    share = _area(weights, height, width)
+    kept = _area(torch.where(weights > 0, flow, flow.new_zeros(())) * weights, height, width)
+    labelled = _area((weights > 0).to(weights.dtype), height, width)
+    mean_weight = torch.where(labelled >= 0.5, share / labelled.clamp(min=1e-6), 0.0)
+    return kept / share.clamp(min=1e-6), mean_weight
 
 
 @dataclass(frozen=True, kw_only=True)
 class Photometric:
-    """The census loss on the pixels that are visible in the other frame, in both directions.
+    """The photometric loss on the pixels that are visible in the other frame, in both directions.
 
     L_p = sum psi(d(I1, I2 warped by w_f)) (1 - O_f) / sum (1 - O_f), plus the same with the frames' roles
-    swapped. Source: DDFlow, "Photometric Loss"; the sum of both directions is not halved.
+    swapped; psi of three channels is their mean. Pixels that a transformation brought in from outside the
+    frame don't count. Source: DDFlow, "Photometric Loss"; the sum of both directions is not halved.
 
     Deviation from the paper, which takes the loss on the final full-resolution flow: here each of the
     network's finest levels has its own loss at its own resolution, with frames averaged down to it. From
@@ -99,11 +128,15 @@ class Photometric:
     resolution costs 16 times the pixels.
     """
 
+    distance: Literal["census", "rgb", "ssim"] = "census"
+    """What two frames differ in."""
     level_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
     """Weight of each level's loss, finest level first; a network's further levels have none."""
     smoothness_weight: float = 0.0
     """Weight of the edge-aware smoothness of the finest level's flow, in that level's pixels; 0 leaves it
-    out, as DDFlow and SelFlow do. UFlow has 4.0."""
+    out, as DDFlow and SelFlow do. UFlow has 4.0 of order 1 and 2.0 of order 2."""
+    smoothness_order: Literal[1, 2] = 1
+    """1 likes constant flow, 2 flow that changes evenly, for roads."""
     smoothness_edge: float = 10.0
     """How much an edge of the frame excuses a change of the flow: 10 in ARFlow, 150 in UFlow."""
     check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
@@ -113,6 +146,10 @@ class Photometric:
             raise ValueError(f"level_weights {self.level_weights} must be at least one number, none below 0")
         if self.smoothness_weight < 0:
             raise ValueError(f"smoothness_weight {self.smoothness_weight} must not be below 0")
+        if self.distance not in DISTANCES:
+            raise ValueError(f"distance {self.distance!r} must be one of {', '.join(DISTANCES)}")
+        if self.smoothness_order not in (1, 2):
+            raise ValueError(f"smoothness_order {self.smoothness_order} must be 1 or 2")
 
     def occlusions(self, flows: BidirectionalFlow, height: int, width: int) -> tuple[Mask, Mask]:
         """The network's own check at full resolution, for both frames."""
@@ -136,14 +173,20 @@ class Photometric:
                 resize_image(batch.image1, height, width),
                 resize_image(batch.image2, height, width),
             )
-            border = census_border(image1)
-            for name, here, there, flow, occluded in (
-                ("fw", image1, image2, flow_fw, occlusions and occlusions[0]),
-                ("bw", image2, image1, flow_bw, occlusions and occlusions[1]),
+            border = border_of(self.distance, image1)
+            for name, here, there, flow, inside, occluded in (
+                ("fw", image1, image2, flow_fw, batch.inside1, occlusions and occlusions[0]),
+                ("bw", image2, image1, flow_bw, batch.inside2, occlusions and occlusions[1]),
             ):
-                counted = ~border if occluded is None else ~border & ~_shrink_mask(occluded, height, width)
-                distance = census_distance(here, backward_warp(there, flow / stride))
-                terms.append(_masked_term(f"photometric/stride{stride}/{name}", weight, distance, counted))
+                counted = ~border
+                if occluded is not None:
+                    counted &= ~_shrink_mask(occluded, height, width)
+                if inside is not None:
+                    counted &= _shrink_mask(inside, height, width)
+                distance = DISTANCES[self.distance][0](here, backward_warp(there, flow / stride))
+                weights = counted.to(distance.dtype)
+                term = _weighted_term(f"photometric/stride{stride}/{name}", weight, distance, weights)
+                terms.append(replace(term, total=term.total / distance.shape[1]))
         return terms + self._smoothness_terms(batch, flows)
 
     def _smoothness_terms(self, batch: Batch, flows: BidirectionalFlow) -> list[Term]:
@@ -156,7 +199,10 @@ class Photometric:
             ("bw", batch.image2, flows.backward[0]),
         ):
             value = smoothness(
-                flow / flows.strides[0], resize_image(image, *flow.shape[-2:]), self.smoothness_edge
+                flow / flows.strides[0],
+                resize_image(image, *flow.shape[-2:]),
+                self.smoothness_edge,
+                self.smoothness_order,
             )
             pairs = value.new_tensor(float(len(flow)))
             terms.append(
@@ -198,43 +244,112 @@ class TeacherObjective:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OcclusionViewObjective:
-    """Stage 2, occlusion view: non-occluded pixels learn from the frames, hallucinated ones from the teacher.
+class StudentObjective:
+    """Stage 2: what the student learns from the frames and from the teacher's confident flow.
 
-    hallucinated M_f = O~_f and not T(O_f): occluded for the student, whose check O~ sees only the transformed
-    frames, and visible for the teacher. L_o = sum psi(T(w_f) - w~_f) M_f / sum M_f, plus backward, psi summed
-    over u and v. Total = L_p masked by O~ + L_o, 1:1.
-    Source: DDFlow, "Loss for Occluded Pixels"; DistillFlow's first variant. Taken level by level as the
-    photometric loss is; a level's label is the mean over its hallucinated pixels alone.
+    Occlusion view: non-occluded pixels learn from the frames, hallucinated ones from the teacher, and those
+    that were already occluded for the teacher from neither. hallucinated M_f = clip(O~_f - T(O_f), 0, 1), for
+    the student's own check O~ on the transformed frames; with C = 1 - T(O) that is O~ C.
+    L_o = sum psi(T(w_f) - w~_f) M_f / sum M_f, plus backward, psi summed over u and v. Total = L_p masked by
+    O~ + L_o, 1:1. Source: DDFlow, "Loss for Occluded Pixels"; DistillFlow's first variant.
+
+    Confidence view: all confident pixels learn from the teacher, with C in place of M. Source: Flow2Stereo,
+    whose student has no other loss; DistillFlow's second variant. Whether L_p stays is an option.
+
+    Deviation from the papers: taken level by level as the photometric loss is; a level's label is the mean
+    over its labelled pixels alone.
     """
 
+    view: Literal["occlusion", "confidence"] = "occlusion"
+    """Which pixels learn from the teacher: those that the transformation hid, or all that it is confident
+    of."""
     photometric: Photometric = field(default_factory=Photometric)
+    photometric_weight: float | None = None
+    """Of L_p against the distillation; None takes 1 in the occlusion view and 0 in the confidence view."""
     distillation_weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.view not in ("occlusion", "confidence"):
+            raise ValueError(f"view {self.view!r} must be 'occlusion' or 'confidence'")
+        if (self.photometric_weight or 0) < 0 or self.distillation_weight < 0:
+            raise ValueError(
+                f"photometric_weight {self.photometric_weight} and distillation_weight "
+                f"{self.distillation_weight} must not be below 0"
+            )
+
     def __call__(self, estimate: Estimator, batch: Batch, *, masked: bool = True) -> Outcome:
-        if batch.flow_fw is None or batch.flow_bw is None or batch.occ_fw is None or batch.occ_bw is None:
+        if (
+            batch.flow_fw is None
+            or batch.flow_bw is None
+            or batch.confidence_fw is None
+            or batch.confidence_bw is None
+        ):
             raise ValueError("the student's objective needs pseudo-labels; this batch has none")
         flows = estimate(batch.image1, batch.image2)
         occlusions = self.photometric.occlusions(flows, *batch.image1.shape[-2:])
-        terms = self.photometric.terms(batch, flows, occlusions if masked else None)
-        hallucinated_fw = occlusions[0] & ~batch.occ_fw
-        hallucinated_bw = occlusions[1] & ~batch.occ_bw
+        terms = []
+        if weight := self._photometric_weight:
+            photometric = self.photometric.terms(batch, flows, occlusions if masked else None)
+            terms += [replace(term, weight=weight * term.weight) for term in photometric]
+        hallucinated_fw = occlusions[0] * batch.confidence_fw
+        hallucinated_bw = occlusions[1] * batch.confidence_bw
+        occlusion_view = self.view == "occlusion"
+        learnt_fw = hallucinated_fw if occlusion_view else batch.confidence_fw
+        learnt_bw = hallucinated_bw if occlusion_view else batch.confidence_bw
         for level_weight, flow_fw, flow_bw, stride in zip(
             self.photometric.level_weights, flows.forward, flows.backward, flows.strides, strict=False
         ):
-            height, width = flow_fw.shape[-2:]
             weight = level_weight * self.distillation_weight
-            for name, flow, label, hallucinated in (
-                ("fw", flow_fw, batch.flow_fw, hallucinated_fw),
-                ("bw", flow_bw, batch.flow_bw, hallucinated_bw),
+            for name, flow, label, learnt in (
+                ("fw", flow_fw, batch.flow_fw, learnt_fw),
+                ("bw", flow_bw, batch.flow_bw, learnt_bw),
             ):
-                difference = _mean_where(label, hallucinated, height, width) - flow
-                counted = _shrink_mask(hallucinated, height, width)
-                terms.append(_masked_term(f"distillation/stride{stride}/{name}", weight, difference, counted))
-        share = (
-            hallucinated_fw.float().mean(dim=(1, 2, 3)) + hallucinated_bw.float().mean(dim=(1, 2, 3))
-        ).sum() / 2
+                target, weights = _shrink_label(label, learnt, *flow.shape[-2:])
+                terms.append(
+                    _weighted_term(f"distillation/stride{stride}/{name}", weight, target - flow, weights)
+                )
+        share = (hallucinated_fw.mean(dim=(1, 2, 3)) + hallucinated_bw.mean(dim=(1, 2, 3))).sum() / 2
         return Outcome(terms=terms, watched={**_watched(flows, occlusions), "hallucinated": share})
+
+    @property
+    def _photometric_weight(self) -> float:
+        if self.photometric_weight is None:
+            return 1.0 if self.view == "occlusion" else 0.0
+        return self.photometric_weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedObjective:
+    """Fine-tuning: the network's flow against the truth, at full resolution, on the pixels that have one.
+
+    sum psi(w_gt - w) V / sum V, psi summed over u and v; of each level, upsampled. Source: SelFlow,
+    "Supervised Fine-tuning", which takes the final flow alone: `level_weights` of (1,) do so.
+    """
+
+    level_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
+    """Weight of each level's loss, finest level first; a network's further levels have none."""
+    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
+
+    def __call__(self, estimate: Estimator, batch: Batch, *, masked: bool = True) -> Outcome:
+        """`masked` changes nothing: what is occluded has a truth too."""
+        if batch.flow_fw is None or batch.confidence_fw is None:
+            raise ValueError("the supervised objective needs true flow; this batch has none")
+        flows = estimate(batch.image1, batch.image2)
+        height, width = batch.image1.shape[-2:]
+        directions = [("fw", flows.forward, batch.flow_fw, batch.confidence_fw)]
+        if batch.flow_bw is not None and batch.confidence_bw is not None:
+            directions.append(("bw", flows.backward, batch.flow_bw, batch.confidence_bw))
+        terms = []
+        for name, levels, truth, valid in directions:
+            for weight, flow, stride in zip(self.level_weights, levels, flows.strides, strict=False):
+                full = upsample_flow(flow, stride, height, width)
+                terms.append(_weighted_term(f"supervised/stride{stride}/{name}", weight, truth - full, valid))
+        full_fw, full_bw = (
+            upsample_flow(levels[0].detach(), flows.strides[0], height, width)
+            for levels in (flows.forward, flows.backward)
+        )
+        occlusions = self.check(full_fw, full_bw), self.check(full_bw, full_fw)
+        return Outcome(terms=terms, watched=_watched(flows, occlusions))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""How differently do two frames look, pixel by pixel? The census distance and every loss's penalty.
+"""How differently do two frames look, pixel by pixel? Distances, and every loss's penalty.
 
 The census distance is the hot spot of training on a CPU. Written as 49-channel tensors through autograd it
 takes most of a step; here one custom function visits an offset of the 7x7 patch at a time, keeps nothing but
@@ -6,12 +6,13 @@ the two grey frames, and recomputes in the backward pass. An offset and its oppo
 that 24 visits stand for 48.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from flowcore.shapes import Image, Mask
 
@@ -50,9 +51,52 @@ def census_distance(image1: Image, image2: Image) -> Grey:
 
 def census_border(image: Float[Tensor, "batch _ height width"]) -> Mask:
     """True on the pixels whose 7x7 patch leaves the frame."""
+    return _border(image, PATCH_RADIUS)
+
+
+def _border(image: Float[Tensor, "batch _ height width"], radius: int) -> Mask:
     border = torch.ones_like(image[:, :1], dtype=torch.bool)
-    border[..., PATCH_RADIUS:-PATCH_RADIUS, PATCH_RADIUS:-PATCH_RADIUS] = False
+    border[..., radius : image.shape[-2] - radius, radius : image.shape[-1] - radius] = False
     return border
+
+
+def rgb_distance(image1: Image, image2: Image) -> Image:
+    """The absolute difference of each channel, in [0, 1]; with `robust`, the brightness constancy of DDFlow.
+
+    Source: DDFlow, "Photometric Loss".
+    """
+    return (image1 - image2).abs()
+
+
+def ssim_distance(image1: Image, image2: Image) -> Image:
+    """(1 - SSIM) / 2 of each channel over 3x3 windows, in [0, 1]; meaningless on the 1 px border.
+
+    SSIM = (2 m1 m2 + .01^2) (2 c12 + .03^2) / ((m1^2 + m2^2 + .01^2) (v1 + v2 + .03^2)) of means, variances
+    and covariance, each pixel of a window weighing the same. Source: Wang et al., TIP 2004; as a loss of
+    flow, ARFlow (Liu et al., CVPR 2020), "Photometric loss".
+    """
+    mean1, mean2, square1, square2, product = (
+        functional.avg_pool2d(values, 3, stride=1, padding=1)
+        for values in (image1, image2, image1.square(), image2.square(), image1 * image2)
+    )
+    variance1, variance2 = square1 - mean1.square(), square2 - mean2.square()
+    covariance = product - mean1 * mean2
+    luminance = (2 * mean1 * mean2 + 0.01**2) / (mean1.square() + mean2.square() + 0.01**2)
+    structure = (2 * covariance + 0.03**2) / (variance1 + variance2 + 0.03**2)
+    return ((1 - luminance * structure) / 2).clamp(0, 1)
+
+
+DISTANCES: dict[str, tuple[Callable[[Image, Image], Tensor], int]] = {
+    "census": (census_distance, PATCH_RADIUS),
+    "rgb": (rgb_distance, 0),
+    "ssim": (ssim_distance, 1),
+}
+"""By name: the distance, of one channel or three, and the width of the border on which it means nothing."""
+
+
+def border_of(distance: str, image: Float[Tensor, "batch _ height width"]) -> Mask:
+    """True on the pixels where the distance of this name means nothing."""
+    return _border(image, DISTANCES[distance][1])
 
 
 def _offsets() -> Iterator[tuple[int, int]]:
@@ -123,17 +167,22 @@ class _CensusDistance(torch.autograd.Function):
 
 
 def smoothness(
-    flow: Float[Tensor, "batch 2 height width"], image: Image, edge_weight: float = 10.0
+    flow: Float[Tensor, "batch 2 height width"], image: Image, edge_weight: float = 10.0, order: int = 1
 ) -> Float[Tensor, ""]:
-    """Mean over both axes of exp(-edge_weight mean_c |dI|) |dw|: flow may change where the frame does.
+    """Mean over both axes of exp(-edge_weight mean_c |dI|) |d^order w|: flow may change where the frame does.
 
-    First order; `flow` in pixels and `image` on the same grid. An option: DDFlow and SelFlow do without.
-    Source: ARFlow (Liu et al., CVPR 2020), smoothness loss; edge_weight 10 there, 150 in UFlow
-    (Jonschkowski et al., ECCV 2020).
+    Order 1 likes flow that is constant, order 2 flow that changes evenly, as that of a road does. `flow` in
+    pixels and `image` on the same grid. An option: DDFlow and SelFlow do without.
+    Source: ARFlow (Liu et al., CVPR 2020), smoothness loss; edge_weight 10 there, 150 in UFlow (Jonschkowski
+    et al., ECCV 2020), which takes order 2 for KITTI.
     """
     terms = []
     for axis in (-1, -2):
-        change = flow.diff(dim=axis).abs()
+        change = flow.diff(n=order, dim=axis).abs()
         edge = image.diff(dim=axis).abs().mean(dim=1, keepdim=True)
+        if order == 2:
+            # at the middle one of the three pixels: the stronger of the edges to either side
+            length = edge.shape[axis] - 1
+            edge = torch.maximum(edge.narrow(axis, 0, length), edge.narrow(axis, 1, length))
         terms.append((torch.exp(-edge_weight * edge) * change).mean())
     return (terms[0] + terms[1]) / 2

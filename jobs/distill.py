@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 import tyro
 
 from flowcore.hallucination import Crop
-from flowcore.objectives import OcclusionViewObjective
+from flowcore.objectives import StudentObjective
 from jobs.command import connect, run_recipe
 from jobs.recipes import RECIPES, augmented
 from pipelines import tracking
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.labels import PairSet
 from pipelines.locations import absolute
-from pipelines.training import Training, TrainingOptions, finish, train
+from pipelines.training import Source, Training, TrainingOptions, finish, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Distill:
     crop: Crop
     """The student's window inside the teacher's frames; what it cuts off is hidden from the student alone."""
     training: TrainingOptions
-    objective: OcclusionViewObjective = field(default_factory=OcclusionViewObjective)
+    objective: StudentObjective = field(default_factory=StudentObjective)
     init: str | None = None
     """The model to start from, in place of the teacher that made the labels."""
     resume: str | None = None
@@ -66,9 +66,13 @@ def distill(recipe: str, options: Distill) -> str:
                 stage="distill",
                 network=network.config,
                 initial=network.state_dict(),
-                pairs=pairs,
-                transformation=augmented(options.crop),
-                objective=options.objective,
+                sources=(
+                    Source(
+                        pairs=pairs,
+                        transformation=augmented(options.crop),
+                        objective=options.objective,
+                    ),
+                ),
                 options=options.training,
                 provenance={
                     "stage": "distill",

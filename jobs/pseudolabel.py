@@ -54,7 +54,8 @@ def pseudolabel(recipe: str, options: Pseudolabel) -> LabellingSummary:
         run.summary(summary.metrics("labels"))
         pair = PairSet.open(summary.location).example()
         assert pair.flow_fw is not None
-        label = {"pseudo-label": (pair.flow_fw, pair.occ_fw)}
+        assert pair.confidence_fw is not None
+        label = {"pseudo-label": (pair.flow_fw, pair.confidence_fw < 0.5)}
         run.picture("pseudo-label", comparison_panel(pair.image1, pair.image2, predictions=label), step=0)
         with tempfile.TemporaryDirectory() as folder:
             ledger = Path(folder) / "ledger.json"

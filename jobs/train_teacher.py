@@ -24,7 +24,7 @@ from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.labels import PairSet
 from pipelines.locations import absolute, join
 from pipelines.progress import video_bar
-from pipelines.training import Training, TrainingOptions, finish, train
+from pipelines.training import Source, Training, TrainingOptions, finish, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +77,13 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
                 stage="train_teacher",
                 network=options.network,
                 initial=None if options.init is None else network.state_dict(),
-                pairs=pairs,
-                transformation=augmented(options.crop),
-                objective=options.objective,
+                sources=(
+                    Source(
+                        pairs=pairs,
+                        transformation=augmented(options.crop),
+                        objective=options.objective,
+                    ),
+                ),
                 options=options.training,
                 provenance={
                     "stage": "train_teacher",

@@ -103,6 +103,14 @@ def hold_back(index: pa.Table, share: float, most: int) -> tuple[pa.Table, pa.Ta
     return index.take(training), index.take(validation)
 
 
+def part_of(index: pa.Table, share: float) -> pa.Table:
+    """A share of the pairs, at least one: those of the highest pair ids, so that a larger share has the
+    smaller one's pairs and more."""
+    kept = max(1, round(share * index.num_rows))
+    order = np.argsort(np.array(index["pair_id"].to_pylist()), kind="stable")
+    return index.take(np.sort(order[len(order) - kept :]))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _WindowReader:
     """Reads a window's rows, each row group once, and transforms each pair with randomness of its own."""
@@ -159,22 +167,10 @@ def batches(
 def to_batch(arrays: dict[str, ndarray], device: torch.device | None = None) -> Batch:
     """Stacked fields of FramePair as the network's tensors: images in [0, 1], masks with a channel axis."""
 
-    def tensor(name: str) -> torch.Tensor | None:
-        if name not in arrays:
-            return None
+    def tensor(name: str) -> torch.Tensor:
         values = torch.tensor(arrays[name], device=device)
         if name.startswith("image"):
             return values.movedim(-1, 1).float() / 255.0
-        return values.unsqueeze(1) if name.startswith("occ") else values
+        return values if name.startswith("flow") else values.unsqueeze(1)
 
-    image1, image2 = tensor("image1"), tensor("image2")
-    assert image1 is not None
-    assert image2 is not None
-    return Batch(
-        image1=image1,
-        image2=image2,
-        flow_fw=tensor("flow_fw"),
-        flow_bw=tensor("flow_bw"),
-        occ_fw=tensor("occ_fw"),
-        occ_bw=tensor("occ_bw"),
-    )
+    return Batch(**{name: tensor(name) for name in arrays})

@@ -165,9 +165,14 @@ def decode_row(row: Mapping[str, Any]) -> FramePair:
         image2=codec.decode(row["image2"]),
         flow_fw=_flow(row["flow_fw"], row["flow_stride"], height, width) if "flow_fw" in row else None,
         flow_bw=_flow(row["flow_bw"], row["flow_stride"], height, width) if "flow_bw" in row else None,
-        occ_fw=np.asarray(row["occ_fw"], bool).reshape(height, width) if "occ_fw" in row else None,
-        occ_bw=np.asarray(row["occ_bw"], bool).reshape(height, width) if "occ_bw" in row else None,
+        confidence_fw=_confidence(row["occ_fw"], height, width) if "occ_fw" in row else None,
+        confidence_bw=_confidence(row["occ_bw"], height, width) if "occ_bw" in row else None,
     )
+
+
+def _confidence(occluded: Sequence[bool], height: int, width: int) -> Float[ndarray, "height width"]:
+    """1 where the teacher's flow is visible in the other frame, else 0."""
+    return (~np.asarray(occluded, bool)).astype(np.float32).reshape(height, width)
 
 
 def _flow(units: Sequence[int], stride: int, height: int, width: int) -> Float[ndarray, "2 height width"]:

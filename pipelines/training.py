@@ -13,8 +13,8 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -33,7 +33,7 @@ from flowcore.objectives import Batch, Objective, Outcome, validate_pair
 from flowcore.occlusion import ForwardBackwardCheck
 from pipelines import progress
 from pipelines.checkpoints import load_model, load_training_state, save_model, save_training_state
-from pipelines.feed import Plan, batches, hold_back, to_batch
+from pipelines.feed import Plan, batches, hold_back, part_of, to_batch
 from pipelines.labels import PairSet, decode_row
 from pipelines.tracking import Run, RunHandle, register
 
@@ -156,6 +156,23 @@ class CollapseAlarm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source:
+    """Pairs of which every step takes a global batch, and what the network learns from them."""
+
+    pairs: PairSet
+    transformation: Transformation
+    objective: Objective
+    weight: float = 1.0
+    """Of its loss among those of all sources."""
+    share: float = 1.0
+    """The part of its pairs that is used, the same ones in every run; held-back pairs don't count."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share {self.share} of the pairs must lie in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """All that the workers need to know."""
 
@@ -163,9 +180,9 @@ class Training:
     network: NetworkConfig
     initial: dict[str, Tensor] | None
     """The weights to start from, or None for fresh ones. Not a folder: the workers may be other machines."""
-    pairs: PairSet
-    transformation: Transformation
-    objective: Objective
+    sources: tuple[Source, ...]
+    """One for teacher and student; with several, a step adds up their losses. Pairs of the first one are held
+    back for validation."""
     options: TrainingOptions
     provenance: dict[str, str]
     """Written into every checkpoint: what the model was made from."""
@@ -245,14 +262,17 @@ def _require_fitting_crops(training: Training) -> None:
     """Tries the transformation on the first pair of some files, so that a wrong crop ends the job before
     workers start."""
     multiple = training.network.build().multiple
-    pairs = training.pairs
-    for file in pairs.files[:: max(1, len(pairs.files) // _TRIED_FILES)]:
-        pair = training.transformation(decode_row(pairs.read_group(file, 0)[0]), np.random.default_rng(0))
-        height, width = pair.image1.shape[:2]
-        if height % multiple or width % multiple:
-            raise ValueError(
-                f"crop ({height}, {width}) must be a multiple of {multiple} px on each side, for this network"
-            )
+    for source in training.sources:
+        files = source.pairs.files
+        for file in files[:: max(1, len(files) // _TRIED_FILES)]:
+            row = source.pairs.read_group(file, 0)[0]
+            pair = source.transformation(decode_row(row), np.random.default_rng(0))
+            height, width = pair.image1.shape[:2]
+            if height % multiple or width % multiple:
+                raise ValueError(
+                    f"crop ({height}, {width}) must be a multiple of {multiple} px on each side, for this "
+                    "network"
+                )
 
 
 def _use_gpu(options: TrainingOptions) -> bool:
@@ -290,9 +310,16 @@ class _Worker:
         if self.device.type == "cpu":
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             torch.set_num_threads(max(1, cores // context.get_local_world_size()))
-        index = training.pairs.index()
-        rows, self.held_back = hold_back(index, self.options.held_back_share, self.options.held_back_most)
-        self.plan = Plan(index=rows, global_batch=self.options.global_batch, seed=self.options.seed)
+        self.plans = []
+        for source in training.sources:
+            share, most = self.options.held_back_share, self.options.held_back_most
+            rows, held_back = hold_back(source.pairs.index(), share, most)
+            if not self.plans:
+                self.held_back = held_back
+            rows = part_of(rows, source.share)
+            self.plans.append(
+                Plan(index=rows, global_batch=self.options.global_batch, seed=self.options.seed)
+            )
         self.network = self._initial_network().to(self.device)
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=self.options.learning_rate, betas=(0.9, 0.999)
@@ -331,23 +358,26 @@ class _Worker:
             if self.step == 0:
                 self.validation = self._validate()
                 self.first_validation = self.validation if self.training.initial is None else None
-            feed = batches(
-                self.training.pairs,
-                self.plan,
-                self.training.transformation,
-                start=self.step,
-                stop=options.steps,
-                rank=self.rank,
-                world_size=self.world_size,
-                readers=self.options.readers,
-                device=self.device,
-            )
+            feeds = [
+                batches(
+                    source.pairs,
+                    plan,
+                    source.transformation,
+                    start=self.step,
+                    stop=options.steps,
+                    rank=self.rank,
+                    world_size=self.world_size,
+                    readers=options.readers,
+                    device=self.device,
+                )
+                for source, plan in zip(self.training.sources, self.plans, strict=True)
+            ]
             window = _Window()
             while self.step < options.steps:
                 window.begin_waiting()
-                batch = next(feed)
+                step_batches = [next(feed) for feed in feeds]
                 window.end_waiting()
-                window.add(self._update(batch), options.global_batch)
+                window.add(self._update(step_batches), options.global_batch * len(feeds))
                 self.step += 1
                 last = self.step == options.steps
                 if self.step % options.log_every == 0 or last:
@@ -372,14 +402,22 @@ class _Worker:
             "validation_digest": _digest(self.held_back["pair_id"].to_pylist()),
         }
 
-    def _update(self, batch: Batch) -> dict[str, float]:
+    def _update(self, step_batches: Sequence[Batch]) -> dict[str, float]:
         """One optimiser step; returns the global loss and what is watched, averaged over the global batch."""
         rate = self.options.learning_rate_at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        outcome = self.training.objective(
-            self.parallel, batch, masked=self.step >= self.options.unmasked_steps
-        )
+        masked = self.step >= self.options.unmasked_steps
+        outcomes = [
+            source.objective(self.parallel, batch, masked=masked)
+            for source, batch in zip(self.training.sources, step_batches, strict=True)
+        ]
+        terms = [
+            replace(term, weight=source.weight * term.weight)
+            for source, outcome in zip(self.training.sources, outcomes, strict=True)
+            for term in outcome.terms
+        ]
+        outcome = Outcome(terms=terms, watched=outcomes[0].watched)
         loss, facts = global_loss(outcome, self.world_size, self.options.global_batch)
         if not math.isfinite(facts["loss"]):
             raise TrainingStopped(
@@ -398,7 +436,7 @@ class _Worker:
     def _held_back_pairs(self) -> list[FramePair]:
         """This worker's share of the held-back pairs, whole frames."""
         mine = self.held_back.to_pylist()[self.rank :: self.world_size]
-        pairs = self.training.pairs
+        pairs = self.training.sources[0].pairs
         return [
             decode_row(pairs.read_group(pairs.files[place["file"]], place["row_group"])[place["row"]])
             for place in mine
@@ -423,8 +461,9 @@ class _Worker:
                         check(flow_fw, flow_bw)[0, 0].cpu().numpy(),
                     )
                 }
-                if pair.flow_fw is not None and pair.occ_fw is not None:
-                    predictions = {"pseudo-label": (pair.flow_fw, pair.occ_fw), **predictions}
+                if pair.flow_fw is not None and pair.confidence_fw is not None:
+                    label = (pair.flow_fw, pair.confidence_fw < 0.5)
+                    predictions = {"pseudo-label": label, **predictions}
                 self.log.picture(
                     "validation",
                     comparison_panel(pair.image1, pair.image2, predictions=predictions),
