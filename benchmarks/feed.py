@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from mlflow import MlflowClient
 
-from flowcore.objectives import OcclusionViewObjective
+from flowcore.objectives import StudentObjective
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from jobs.command import connect
 from jobs.recipes import RECIPES, augmented
@@ -23,7 +23,7 @@ from pipelines import tracking
 from pipelines.checkpoints import save_model
 from pipelines.labelling import write_labels
 from pipelines.labels import PairSet
-from pipelines.training import CollapseAlarm, Training, train
+from pipelines.training import CollapseAlarm, Source, Training, train
 
 
 def main() -> None:
@@ -58,9 +58,13 @@ def main() -> None:
                     stage="distill",
                     network=recipe.network,
                     initial=network.state_dict(),
-                    pairs=PairSet.open(str(folder / "labels")),
-                    transformation=augmented(recipe.student_crop),
-                    objective=OcclusionViewObjective(),
+                    sources=(
+                        Source(
+                            pairs=PairSet.open(str(folder / "labels")),
+                            transformation=augmented(recipe.student_crop),
+                            objective=StudentObjective(),
+                        ),
+                    ),
                     options=options,
                     provenance={},
                     run=run.handle,

@@ -146,10 +146,6 @@ class Photometric:
             raise ValueError(f"level_weights {self.level_weights} must be at least one number, none below 0")
         if self.smoothness_weight < 0:
             raise ValueError(f"smoothness_weight {self.smoothness_weight} must not be below 0")
-        if self.distance not in DISTANCES:
-            raise ValueError(f"distance {self.distance!r} must be one of {', '.join(DISTANCES)}")
-        if self.smoothness_order not in (1, 2):
-            raise ValueError(f"smoothness_order {self.smoothness_order} must be 1 or 2")
 
     def occlusions(self, flows: BidirectionalFlow, height: int, width: int) -> tuple[Mask, Mask]:
         """The network's own check at full resolution, for both frames."""
@@ -269,8 +265,6 @@ class StudentObjective:
     distillation_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.view not in ("occlusion", "confidence"):
-            raise ValueError(f"view {self.view!r} must be 'occlusion' or 'confidence'")
         if (self.photometric_weight or 0) < 0 or self.distillation_weight < 0:
             raise ValueError(
                 f"photometric_weight {self.photometric_weight} and distillation_weight "

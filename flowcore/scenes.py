@@ -39,6 +39,10 @@ class SceneOptions:
     """Largest rotation a frame, in radians, of the camera and of each layer."""
     zoom: float = 0.02
     """Largest relative change of scale a frame."""
+    stereo: bool = False
+    """Consecutive frames are a rectified stereo pair, the left one first: everything moves to the left along
+    its row, nearer layers faster. Surfaces may slant (`rotation` shears them and `zoom` stretches them, along
+    the row)."""
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 16 or self.num_frames < 2:
@@ -126,14 +130,24 @@ def _texture(rng: np.random.Generator, side: int) -> Float[ndarray, "side side 3
 
 
 def _motion(rng: np.random.Generator, options: SceneOptions, speed: float) -> Affine:
-    """One frame's affine step: rotation and zoom about the frame's centre, then up to `speed` px of shift."""
+    """One frame's affine step: rotation and zoom about the frame's centre, then up to `speed` px of shift.
+
+    For stereo: shear and stretch along the row, then a shift to the left.
+    """
     angle = rng.uniform(-options.rotation, options.rotation)
     scale = 1 + rng.uniform(-options.zoom, options.zoom)
     heading, length = rng.uniform(0, 2 * np.pi), speed * rng.uniform(0.2, 1)
     centre = np.array([(options.width - 1) / 2, (options.height - 1) / 2])
+    turned = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    shift = length * np.array([np.cos(heading), np.sin(heading)])
+    if options.stereo:
+        turned = np.array([[scale, angle], [0.0, 1.0]])
+        # so far that no corner of a slanted surface moves to the right
+        slant = abs(scale - 1) * options.width / 2 + abs(angle) * options.height / 2
+        shift = np.array([-length - slant, 0.0])
     step = np.eye(3)
-    step[:2, :2] = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    step[:2, 2] = centre - step[:2, :2] @ centre + length * np.array([np.cos(heading), np.sin(heading)])
+    step[:2, :2] = turned
+    step[:2, 2] = centre - turned @ centre + shift
     return step
 
 

@@ -310,7 +310,7 @@ class _Worker:
         if self.device.type == "cpu":
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             torch.set_num_threads(max(1, cores // context.get_local_world_size()))
-        self.plans = []
+        self.plans: list[Plan] = []
         for source in training.sources:
             share, most = self.options.held_back_share, self.options.held_back_most
             rows, held_back = hold_back(source.pairs.index(), share, most)

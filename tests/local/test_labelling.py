@@ -144,8 +144,10 @@ def test_labels_are_the_teachers_output_on_the_stored_frames(
         # Its own rounding differs with the number of pairs that it sees at once.
         assert np.abs(pair.flow_fw - forward[0].numpy()).max() <= HALF_A_UNIT + 1e-4
         assert np.abs(pair.flow_bw - backward[0].numpy()).max() <= HALF_A_UNIT + 1e-4
-        assert (pair.occ_fw == check(forward, backward)[0, 0].numpy()).all()
-        assert (pair.occ_bw == check(backward, forward)[0, 0].numpy()).all()
+        assert pair.confidence_fw is not None
+        assert pair.confidence_bw is not None
+        assert ((pair.confidence_fw == 0) == check(forward, backward)[0, 0].numpy()).all()
+        assert ((pair.confidence_bw == 0) == check(backward, forward)[0, 0].numpy()).all()
     assert sizes == {(48, 64, 3), (43, 59, 3)}
 
 

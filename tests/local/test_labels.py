@@ -149,9 +149,9 @@ def test_a_pair_is_decoded_as_the_teacher_upsamples(tmp_path: Path) -> None:
     assert pair.flow_fw.dtype == np.float32
     assert pair.image1.shape == pair.image2.shape == (45, 62, 3)
     assert (pair.image1 == FrameCodec().decode(table.column("image1")[3].as_py())).all()
-    assert pair.occ_fw is not None
-    assert pair.occ_fw.shape == (45, 62)
-    assert pair.occ_fw.dtype == bool
+    assert pair.confidence_fw is not None
+    assert pair.confidence_fw.shape == (45, 62)
+    assert pair.confidence_fw.dtype == np.float32
 
 
 @given(st.lists(st.floats(-2000, 2000, width=32), min_size=8, max_size=8))
@@ -206,7 +206,7 @@ def test_frames_alone_are_a_set_without_labels(tmp_path: Path) -> None:
     assert pairs.teacher is None
     pair = decode_row(pairs.read_group(pairs.files[0], 0)[1])
     assert pair.image1.shape == (16, 24, 3)
-    assert pair.flow_fw is pair.flow_bw is pair.occ_fw is pair.occ_bw is None
+    assert pair.flow_fw is pair.flow_bw is pair.confidence_fw is pair.confidence_bw is None
 
 
 def test_reading_some_columns_leaves_the_other_labels_out(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_reading_some_columns_leaves_the_other_labels_out(tmp_path: Path) -> Non
     pairs = PairSet.open(str(tmp_path / "set"))
     columns = ["pair_id", "height", "width", "image1", "image2", "occ_fw"]
     pair = decode_row(pairs.read_group(pairs.files[0], 0, columns)[0])
-    assert pair.occ_fw is not None
+    assert pair.confidence_fw is not None
     assert pair.flow_fw is None
 
 

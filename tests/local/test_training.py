@@ -12,7 +12,7 @@ from ray import cloudpickle
 
 from flowcore.hallucination import Composed, Crop, Flips
 from flowcore.networks import PWCNetConfig
-from flowcore.objectives import Batch, Estimator, Objective, Outcome, TeacherObjective
+from flowcore.objectives import Batch, Estimator, Objective, Outcome, Photometric, TeacherObjective
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
 from jobs import train_teacher
@@ -22,6 +22,7 @@ from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.labels import PairSet
 from pipelines.training import (
     CollapseAlarm,
+    Source,
     Training,
     TrainingOptions,
     TrainingResult,
@@ -59,6 +60,7 @@ def trained(
     *,
     crop: Crop | None = None,
     objective: Objective | None = None,
+    sources: tuple[Source, ...] = (),
     alarm: CollapseAlarm | None = None,
 ) -> tuple[TrainingResult, str]:
     with tracking.start(
@@ -68,9 +70,14 @@ def trained(
             stage="train_teacher",
             network=NETWORK,
             initial=None,
-            pairs=pairs,
-            transformation=Composed(steps=(crop or Crop(height=48, width=64), Flips())),
-            objective=objective or TeacherObjective(),
+            sources=sources
+            or (
+                Source(
+                    pairs=pairs,
+                    transformation=Composed(steps=(crop or Crop(height=48, width=64), Flips())),
+                    objective=objective or TeacherObjective(),
+                ),
+            ),
             options=options,
             provenance={"stage": "train_teacher", "run_id": run.run_id},
             run=run.handle,
@@ -84,13 +91,25 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("project")
 
 
+def several(pairs: PairSet) -> tuple[Source, ...]:
+    """Two sources of the same pairs that learn different things of them."""
+    first = Source(
+        pairs=pairs, transformation=Crop(height=48, width=64), objective=TeacherObjective(), share=0.5
+    )
+    photometric = Photometric(distance="rgb", smoothness_weight=1.0, smoothness_order=2)
+    second = replace(first, objective=TeacherObjective(photometric=photometric), weight=0.25, share=1.0)
+    return first, second
+
+
+@pytest.mark.parametrize("has_several", [False, True])
 def test_two_workers_and_one_worker_at_equal_global_batch_give_equal_gradients(
-    pairs: PairSet, project: Path
+    pairs: PairSet, project: Path, has_several: bool
 ) -> None:
+    sources = several(pairs) if has_several else ()
     one_step = replace(OPTIONS, steps=1, unmasked_steps=1, clip_norm=1e9)
     moments = []
     for workers in (1, 2):
-        result, _ = trained(pairs, project, replace(one_step, workers=workers))
+        result, _ = trained(pairs, project, replace(one_step, workers=workers), sources=sources)
         state = load_training_state(result.model)["optimizer"]["state"]
         # after Adam's first step its first moment is a tenth of the gradient
         moments.append([state[number]["exp_avg"] for number in sorted(state)])

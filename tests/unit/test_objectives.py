@@ -15,9 +15,10 @@ from flowcore.objectives import (
     Batch,
     Estimator,
     Objective,
-    OcclusionViewObjective,
     Outcome,
     Photometric,
+    StudentObjective,
+    SupervisedObjective,
     TeacherObjective,
     Term,
     validate_pair,
@@ -30,6 +31,15 @@ seeds = st.integers(0, 2**31)
 PSI_ZERO = 0.01**0.4
 """The robust penalty of nothing."""
 FINEST = Photometric(level_weights=(1.0,))
+EVERY_OBJECTIVE = [
+    TeacherObjective(),
+    TeacherObjective(photometric=Photometric(distance="rgb")),
+    TeacherObjective(photometric=Photometric(distance="ssim", smoothness_weight=1.0, smoothness_order=2)),
+    StudentObjective(),
+    StudentObjective(view="confidence"),
+    StudentObjective(view="confidence", photometric_weight=0.5),
+    SupervisedObjective(),
+]
 
 
 def random(seed: int, *shape: int) -> Tensor:
@@ -50,8 +60,20 @@ def pairs(seed: int, batch: int, height: int, width: int, *, labelled: bool = Fa
     if not labelled:
         return Batch(image1=image1, image2=image2)
     flow_fw, flow_bw = (random(seed + 1, 2, batch, 2, height, width) - 0.5) * 20
-    occ_fw, occ_bw = random(seed + 2, 2, batch, 1, height, width) < 0.3
-    return Batch(image1=image1, image2=image2, flow_fw=flow_fw, flow_bw=flow_bw, occ_fw=occ_fw, occ_bw=occ_bw)
+    confidence_fw, confidence_bw = (random(seed + 2, 2, batch, 1, height, width) >= 0.3).float()
+    return Batch(
+        image1=image1,
+        image2=image2,
+        flow_fw=flow_fw,
+        flow_bw=flow_bw,
+        confidence_fw=confidence_fw,
+        confidence_bw=confidence_bw,
+    )
+
+
+def trusted(batch: Batch, mask: Tensor) -> Batch:
+    """The batch with labels that count where the mask is True, in both directions."""
+    return replace(batch, confidence_fw=mask.float(), confidence_bw=mask.clone().float())
 
 
 def answer(
@@ -95,7 +117,7 @@ def leave_left() -> tuple[Tensor, Tensor]:
     return uniform(-8, 0, 1, 16, 32), uniform(8, 0, 1, 16, 32)
 
 
-@pytest.mark.parametrize("objective", [TeacherObjective(), OcclusionViewObjective()])
+@pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
 def test_objectives_are_what_the_training_loop_takes(objective: object) -> None:
     assert isinstance(objective, Objective)
 
@@ -176,10 +198,10 @@ def test_where_everything_is_occluded_the_loss_is_zero_with_a_zero_gradient() ->
 
 def test_where_nothing_is_hallucinated_the_teacher_says_nothing() -> None:
     batch = pairs(0, 1, 16, 32, labelled=True)
-    batch = replace(batch, occ_fw=everywhere(batch, True), occ_bw=everywhere(batch, True))
+    batch = trusted(batch, everywhere(batch, False))
     forward, backward = leave_left()
     flows = answer([forward], [backward], (1,))
-    outcome = OcclusionViewObjective(photometric=FINEST)(estimator(flows), batch, masked=True)
+    outcome = StudentObjective(photometric=FINEST)(estimator(flows), batch, masked=True)
     labels = [term for term in outcome.terms if term.name.startswith("distillation")]
     assert [term.count.item() for term in labels] == [0, 0]
     assert loss(labels).item() == 0
@@ -189,16 +211,16 @@ def test_where_nothing_is_hallucinated_the_teacher_says_nothing() -> None:
 
 def test_hallucinated_is_what_the_student_cannot_see_and_the_teacher_could() -> None:
     batch = pairs(0, 1, 16, 32, labelled=True)
-    assert batch.occ_fw is not None
-    assert batch.occ_bw is not None
+    assert batch.confidence_fw is not None
+    assert batch.confidence_bw is not None
     forward, backward = leave_left()
     flows = answer([forward], [backward], (1,))
-    outcome = OcclusionViewObjective(photometric=FINEST)(estimator(flows), batch, masked=True)
+    outcome = StudentObjective(photometric=FINEST)(estimator(flows), batch, masked=True)
     student_fw, student_bw = everywhere(batch, False), everywhere(batch, False)
     student_fw[..., :8], student_bw[..., -8:] = True, True
     expected_fw, expected_bw = (
-        int((student_fw & ~batch.occ_fw).sum()),
-        int((student_bw & ~batch.occ_bw).sum()),
+        int((student_fw & (batch.confidence_fw > 0)).sum()),
+        int((student_bw & (batch.confidence_bw > 0)).sum()),
     )
     assert 0 < expected_fw < 16 * 8
     assert named(outcome, "distillation/stride1/fw").count.item() == expected_fw
@@ -215,12 +237,12 @@ def test_labels_where_nothing_is_hallucinated_change_neither_the_loss_nor_the_gr
 ) -> None:
     batch = pairs(0, 1, 32, 64, labelled=True)
     assert batch.flow_fw is not None
-    assert batch.occ_fw is not None
-    objective = OcclusionViewObjective(photometric=FINEST)
+    assert batch.confidence_fw is not None
+    objective = StudentObjective(photometric=FINEST)
     left, right = uniform(-8, 0, 1, 32 // stride, 64 // stride), uniform(8, 0, 1, 32 // stride, 64 // stride)
     hallucinated = everywhere(batch, False)
     hallucinated[..., :8] = True
-    hallucinated &= ~batch.occ_fw
+    hallucinated &= batch.confidence_fw > 0
     answers = []
     for label in (batch.flow_fw, torch.where(hallucinated, batch.flow_fw, elsewhere)):
         flows = answer([left], [right], (stride,))
@@ -235,12 +257,12 @@ def test_labels_where_nothing_is_hallucinated_change_neither_the_loss_nor_the_gr
 def test_a_label_does_not_pull_where_the_teacher_is_occluded_even_if_the_flow_there_is_not_finite() -> None:
     batch = pairs(0, 1, 16, 32, labelled=True)
     forward, backward = leave_left()
-    batch = replace(batch, occ_fw=everywhere(batch, False), occ_bw=everywhere(batch, False))
-    assert batch.occ_fw is not None
-    batch.occ_fw[0, 0, 5, 3] = True
+    batch = trusted(batch, everywhere(batch, True))
+    assert batch.confidence_fw is not None
+    batch.confidence_fw[0, 0, 5, 3] = 0
     forward[0, 0, 5, 3] = math.nan
     flows = answer([forward], [backward], (1,))
-    outcome = OcclusionViewObjective(photometric=FINEST)(estimator(flows), batch, masked=True)
+    outcome = StudentObjective(photometric=FINEST)(estimator(flows), batch, masked=True)
     term = named(outcome, "distillation/stride1/fw")
     assert term.count.item() == 16 * 8 - 1
     (gradient,) = torch.autograd.grad(term.total, flows.forward)
@@ -267,11 +289,11 @@ def test_a_label_off_by_almost_a_pixel_fits_on_paper() -> None:
         image2=random(1, 1, 3, 16, 32),
         flow_fw=forward + uniform(0.99, 0, 1, 16, 32),
         flow_bw=backward,
-        occ_fw=torch.zeros(1, 1, 16, 32, dtype=torch.bool),
-        occ_bw=torch.zeros(1, 1, 16, 32, dtype=torch.bool),
+        confidence_fw=torch.ones(1, 1, 16, 32),
+        confidence_bw=torch.ones(1, 1, 16, 32),
     )
     flows = answer([forward], [backward], (1,))
-    outcome = OcclusionViewObjective(photometric=FINEST, distillation_weight=3.0)(
+    outcome = StudentObjective(photometric=FINEST, distillation_weight=3.0)(
         estimator(flows), batch, masked=True
     )
     off, right = named(outcome, "distillation/stride1/fw"), named(outcome, "distillation/stride1/bw")
@@ -291,8 +313,8 @@ def test_a_label_is_in_pixels_of_the_frame_at_every_level() -> None:
         flow_fw=uniform(-32, 0, 1, 48, 96),
         flow_bw=uniform(32, 0, 1, 48, 96),
     )
-    batch = replace(batch, occ_fw=everywhere(batch, False), occ_bw=everywhere(batch, False))
-    outcome = OcclusionViewObjective()(estimator(answer(left, right, tuple(sizes))), batch, masked=True)
+    batch = trusted(batch, everywhere(batch, True))
+    outcome = StudentObjective()(estimator(answer(left, right, tuple(sizes))), batch, masked=True)
     labels = [term for term in outcome.terms if term.name.startswith("distillation")]
     assert [term.weight for term in labels] == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
     for term, stride in zip(labels, (4, 4, 8, 8, 16, 16), strict=True):
@@ -300,16 +322,16 @@ def test_a_label_is_in_pixels_of_the_frame_at_every_level() -> None:
         assert term.total.item() == pytest.approx(term.count.item() * 2 * PSI_ZERO)
 
 
-@pytest.mark.parametrize("absent", ["flow_fw", "flow_bw", "occ_fw", "occ_bw"])
+@pytest.mark.parametrize("absent", ["flow_fw", "flow_bw", "confidence_fw", "confidence_bw"])
 def test_a_student_without_labels_is_an_error_that_says_so(absent: str) -> None:
     labelled = pairs(0, 1, 16, 16, labelled=True)
     fields = {field.name: getattr(labelled, field.name) for field in dataclasses.fields(Batch)}
     batch = Batch(**{**fields, absent: None})
     with pytest.raises(ValueError, match="needs pseudo-labels; this batch has none"):
-        OcclusionViewObjective()(small_network(), batch, masked=True)
+        StudentObjective()(small_network(), batch, masked=True)
 
 
-@pytest.mark.parametrize("objective", [TeacherObjective(), OcclusionViewObjective()])
+@pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
 @few
 @given(seed=seeds, masked=st.booleans())
 def test_terms_of_a_batch_are_the_sum_of_the_terms_of_its_parts(
@@ -319,7 +341,7 @@ def test_terms_of_a_batch_are_the_sum_of_the_terms_of_its_parts(
     forward, backward = (random(seed, 2, 3, 2, 8, 12) - 0.5) * 12
 
     def outcome(part: slice) -> Outcome:
-        fields = {field.name: getattr(batch, field.name)[part] for field in dataclasses.fields(batch)}
+        fields = {name: value[part] for name, value in vars(batch).items() if value is not None}
         flows = answer([forward[part]], [backward[part]], (4,))
         return objective(estimator(flows), Batch(**fields), masked=masked)
 
@@ -339,15 +361,15 @@ def test_exchanging_the_frames_exchanges_forward_and_backward(seed: int) -> None
     # Seven coarse pixels to the right and two down: more than the three of the border leave the frame.
     motion = uniform(28, 8, 1, 16, 20)
     forward, backward = torch.stack([motion, -motion]) + (random(seed, 2, 1, 2, 16, 20) - 0.5) * 0.2
-    objective = OcclusionViewObjective(photometric=FINEST)
+    objective = StudentObjective(photometric=FINEST)
     there = objective(estimator(answer([forward], [backward], (4,))), batch, masked=True)
     exchanged = Batch(
         image1=batch.image2,
         image2=batch.image1,
         flow_fw=batch.flow_bw,
         flow_bw=batch.flow_fw,
-        occ_fw=batch.occ_bw,
-        occ_bw=batch.occ_fw,
+        confidence_fw=batch.confidence_bw,
+        confidence_bw=batch.confidence_fw,
     )
     back = objective(estimator(answer([backward], [forward], (4,))), exchanged, masked=True)
     for kind in ("photometric", "distillation"):
@@ -415,7 +437,7 @@ def test_a_network_with_more_levels_than_weights_answers_for_its_finest_ones() -
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("objective", [TeacherObjective(), OcclusionViewObjective()])
+@pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
 def test_every_weight_of_a_network_has_a_finite_gradient(objective: Objective, masked: bool) -> None:
     network = small_network()
     batch = pairs(7, 2, 48, 64, labelled=True)
@@ -441,6 +463,117 @@ def test_a_small_step_down_the_gradient_lowers_the_loss_by_about_the_slope() -> 
             parameter.sub_(step * gradient)
         after = loss(TeacherObjective()(network, batch, masked=False).terms)
     assert (before - after).item() == pytest.approx(step * slope, rel=1e-2)
+
+
+def test_the_confidence_view_learns_every_confident_pixel_and_nothing_from_the_frames() -> None:
+    batch = pairs(0, 1, 16, 32, labelled=True)
+    assert batch.confidence_fw is not None
+    forward, backward = leave_left()
+    objective = StudentObjective(view="confidence", photometric=FINEST)
+    outcome = objective(estimator(answer([forward], [backward], (1,))), batch, masked=True)
+    assert [term.name for term in outcome.terms] == ["distillation/stride1/fw", "distillation/stride1/bw"]
+    assert outcome.terms[0].count.item() == batch.confidence_fw.sum().item() > 16 * 8
+
+
+def test_the_photometric_term_beside_the_confidence_view_has_the_weight_asked_for() -> None:
+    batch = pairs(0, 1, 16, 32, labelled=True)
+    forward, backward = leave_left()
+    flows = answer([forward], [backward], (1,))
+    objective = StudentObjective(view="confidence", photometric=FINEST, photometric_weight=0.5)
+    term = named(objective(estimator(flows), batch, masked=True), "photometric/stride1/fw")
+    alone = named(TeacherObjective(photometric=FINEST)(estimator(flows), batch, masked=True), term.name)
+    assert (term.weight, alone.weight) == (0.5, 1.0)
+    assert term.total.equal(alone.total)
+
+
+def test_a_pixel_half_as_sure_pulls_half_as_much() -> None:
+    batch = pairs(0, 1, 16, 32, labelled=True)
+    flow = uniform(3, -2, 1, 16, 32)
+    pulls = []
+    for confidence in (1.0, 0.5):
+        weights = torch.ones(1, 1, 16, 32)
+        weights[..., 4, 7] = confidence
+        flows = answer([flow], [flow], (1,))
+        objective = StudentObjective(view="confidence", photometric=FINEST)
+        outcome = objective(estimator(flows), replace(batch, confidence_fw=weights), masked=True)
+        term = named(outcome, "distillation/stride1/fw")
+        assert term.count.item() == 16 * 32 - 1 + confidence
+        (gradient,) = torch.autograd.grad(term.total, flows.forward)
+        pulls.append(gradient[0, :, 4, 7])
+    torch.testing.assert_close(pulls[1], pulls[0] / 2)
+
+
+def test_a_coarse_label_is_the_mean_weighted_by_confidence() -> None:
+    label, weights = torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4)
+    # three of the four pixels under the coarse one have a label: (1 * 8 + .5 * 2 + .5 * 0) / 2 = 4.5
+    label[0, 0, 0, 0], label[0, 0, 0, 1], label[0, 0, 1, 1] = 8.0, 2.0, 1e9
+    weights[0, 0, 0, 0], weights[0, 0, 0, 1], weights[0, 0, 1, 0] = 1.0, 0.5, 0.5
+    flow = torch.zeros(1, 2, 2, 2)
+    batch = replace(pairs(0, 1, 4, 4), flow_fw=label, confidence_fw=weights)
+    batch = replace(batch, flow_bw=label, confidence_bw=torch.zeros_like(weights))
+    objective = StudentObjective(view="confidence", photometric=FINEST)
+    outcome = objective(estimator(answer([flow], [flow], (2,))), batch, masked=True)
+    term = named(outcome, "distillation/stride2/fw")
+    assert term.count.item() == pytest.approx(2 / 3)
+    assert term.total.item() == pytest.approx((4.51**0.4 + PSI_ZERO) * 2 / 3)
+
+
+@few
+@given(seed=seeds)
+def test_pixels_from_outside_the_frame_change_no_photometric_loss(seed: int) -> None:
+    batch = pairs(seed, 1, 40, 48)
+    inside = everywhere(batch, True)
+    inside[..., :20] = False
+    batch = replace(batch, inside1=inside, inside2=inside)
+    still = torch.zeros(1, 2, 40, 48)
+    # the census patch and the warp reach three pixels over the line
+    image1, image2 = batch.image1.clone(), batch.image2.clone()
+    image1[..., :17], image2[..., :17] = 0.0, 1.0
+    for distance in ("census", "rgb", "ssim"):
+        photometric = Photometric(distance=distance, level_weights=(1.0,))
+        first, second = (
+            photometric.terms(each, answer([still], [still], (1,)), None)
+            for each in (batch, replace(batch, image1=image1, image2=image2))
+        )
+        for term, other in zip(first, second, strict=True):
+            assert term.count.item() == other.count.item() > 0
+            assert term.total.item() == pytest.approx(other.total.item(), rel=1e-5)
+
+
+def test_the_rgb_loss_is_the_mean_penalty_of_the_channels() -> None:
+    image1 = torch.zeros(1, 3, 8, 8)
+    image2 = torch.zeros(1, 3, 8, 8)
+    image2[:, 0] = 0.99
+    still = torch.zeros(1, 2, 8, 8)
+    photometric = Photometric(distance="rgb", level_weights=(1.0,))
+    term = photometric.terms(Batch(image1=image1, image2=image2), answer([still], [still], (1,)), None)[0]
+    assert term.count.item() == 64
+    assert term.total.item() == pytest.approx(64 * (1.0 + 2 * PSI_ZERO) / 3)
+
+
+def test_supervision_counts_the_pixels_with_truth_at_full_resolution_and_at_every_level() -> None:
+    batch = pairs(0, 1, 16, 32)
+    valid = torch.zeros(1, 1, 16, 32)
+    valid[..., 3, 5] = valid[..., 9, 20] = 1
+    truth = torch.where(valid > 0, uniform(4.99, 1, 1, 16, 32), math.nan)
+    batch = replace(batch, flow_fw=truth, confidence_fw=valid)
+    levels = [uniform(4, 1, 1, 4, 8), uniform(4, 1, 1, 2, 4)]
+    outcome = SupervisedObjective()(estimator(answer(levels, levels, (4, 8))), batch, masked=False)
+    assert [term.weight for term in outcome.terms] == [1.0, 0.5]
+    for term in outcome.terms:
+        assert term.count.item() == 2
+        # psi(0.99) = 1 for u and psi(0) for v
+        assert term.total.item() == pytest.approx(2 * (1 + PSI_ZERO), rel=1e-5)
+
+
+def test_supervision_without_truth_is_an_error_that_says_so() -> None:
+    with pytest.raises(ValueError, match="needs true flow; this batch has none"):
+        SupervisedObjective()(small_network(), pairs(0, 1, 16, 16), masked=True)
+
+
+def test_negative_weights_of_the_student_are_refused() -> None:
+    with pytest.raises(ValueError, match="photometric_weight -1 and distillation_weight"):
+        StudentObjective(photometric_weight=-1)
 
 
 @pytest.mark.parametrize("weights", [(), (1.0, -0.5)])

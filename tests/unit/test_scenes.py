@@ -128,6 +128,18 @@ def test_layers_move_by_at_most_their_speed_before_a_camera_at_rest(seed: int) -
     assert scene.occ_fw.any()
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_stereo_moves_everything_left_along_its_row_and_the_nearer_the_faster(seed: int) -> None:
+    scene = render_scene(seed, replace(OPTIONS, stereo=True))
+    background = render_scene(seed, replace(OPTIONS, stereo=True, layers=(0, 0)))
+    u, v = scene.flow_fw[:, 0], scene.flow_fw[:, 1]
+    # v is a difference of coordinates
+    assert np.abs(v).max() < 1e-4
+    assert u.max() < 1e-4
+    assert (u <= background.flow_fw[:, 0] + 1e-3).all()
+    assert u.min() < background.flow_fw[:, 0].min() - 0.5
+
+
 @pytest.mark.parametrize(("height", "width", "num_frames"), [(15, 16, 2), (16, 8, 2), (16, 16, 1)])
 def test_a_scene_that_is_too_small_is_refused(height: int, width: int, num_frames: int) -> None:
     with pytest.raises(ValueError, match="is too small; at least 2 frames of 16 px a side"):
