@@ -392,6 +392,11 @@ class PairSet:
         return "teacher" in self.description.made_of
 
     @property
+    def has_truth(self) -> bool:
+        """True where the flow is the truth of a benchmark, not a teacher's."""
+        return "truth" in self.description.made_of
+
+    @property
     def teacher(self) -> str | None:
         """Where the model that made the labels lies, for `checkpoints.fetch_model`; None without labels."""
         place, mark, query = self.location.partition("?")

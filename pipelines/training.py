@@ -252,7 +252,7 @@ def finish(run: Run, result: TrainingResult, name: str) -> str:
     version = register(
         run,
         name,
-        validation_loss=result.validation["photometric"],
+        validation_loss=result.validation.get("epe", result.validation["photometric"]),
         validation_digest=result.validation_digest,
     )
     return version.uri
@@ -445,15 +445,27 @@ class _Worker:
     def _validate(self) -> dict[str, float]:
         """Means over all workers' held-back pairs; logged, with a picture of the first pair."""
         sums: dict[str, float] = dict.fromkeys(
-            ("photometric", "visible", "pairs", "occluded", "motion", "flow_variance"), 0.0
+            (
+                *("photometric", "visible", "pairs", "occluded", "motion", "flow_variance"),
+                *("error", "with_truth"),
+            ),
+            0.0,
         )
         self.network.eval()
         check = ForwardBackwardCheck()
+        has_truth = self.training.sources[0].pairs.has_truth
         for number, pair in enumerate(self._held_back_pairs()):
             frames = to_batch({"image1": pair.image1[None], "image2": pair.image2[None]}, self.device)
             flow_fw, flow_bw = self.network.estimate(frames.image1, frames.image2)
             for key, value in validate_pair(frames.image1, frames.image2, flow_fw, flow_bw, check).items():
                 sums[key] += value
+            if has_truth:
+                assert pair.flow_fw is not None
+                assert pair.confidence_fw is not None
+                known = pair.confidence_fw > 0
+                errors = np.hypot(*(flow_fw[0].cpu().numpy() - pair.flow_fw))
+                sums["error"] += float(errors[known].sum(dtype=np.float64))
+                sums["with_truth"] += float(known.sum())
             if number == 0 and self.log is not None:
                 predictions = {
                     self.training.stage: (
@@ -463,7 +475,7 @@ class _Worker:
                 }
                 if pair.flow_fw is not None and pair.confidence_fw is not None:
                     label = (pair.flow_fw, pair.confidence_fw < 0.5)
-                    predictions = {"pseudo-label": label, **predictions}
+                    predictions = {"truth" if has_truth else "pseudo-label": label, **predictions}
                 self.log.picture(
                     "validation",
                     comparison_panel(pair.image1, pair.image2, predictions=predictions),
@@ -474,6 +486,8 @@ class _Worker:
         pairs = max(totals["pairs"], 1.0)
         means = {key: totals[key] / pairs for key in ("occluded", "motion", "flow_variance")}
         means["photometric"] = totals["photometric"] / max(totals["visible"], 1.0)
+        if has_truth:
+            means["epe"] = totals["error"] / max(totals["with_truth"], 1.0)
         if not math.isfinite(sum(means.values())):
             raise TrainingStopped(
                 f"the flow on held-back pairs is not finite at step {self.step}; lower learning_rate"
