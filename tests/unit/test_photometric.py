@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowcore.photometric import census_border, census_distance, grey, robust, smoothness
+from flowcore.photometric import (
+    DISTANCES,
+    border_of,
+    census_border,
+    census_distance,
+    grey,
+    rgb_distance,
+    robust,
+    smoothness,
+    ssim_distance,
+)
 
 few = settings(max_examples=30, deadline=None)
 seeds = st.integers(0, 2**31)
@@ -184,3 +194,69 @@ def test_smoothness_of_a_ramp_fits_on_paper_and_an_edge_of_the_frame_excuses_it(
 def test_a_uniform_flow_is_perfectly_smooth() -> None:
     image, _ = frames(0, 6, 7)
     assert smoothness(torch.full((1, 2, 6, 7), 3.0), image).item() == 0.0
+
+
+def test_second_order_smoothness_minds_bends_alone_and_an_edge_at_the_bend_excuses_it() -> None:
+    x = torch.arange(5.0).expand(1, 1, 4, 5)
+    plane = torch.cat([3 * x + 1, -2 * x], dim=1)
+    plain = torch.zeros(1, 3, 4, 5)
+    assert smoothness(plane, plain, order=2).item() == 0.0
+    bend = torch.cat([(x - 2).clamp(min=0), torch.zeros_like(x)], dim=1)
+    # |d2u/dx2| = 1 at one of the three columns that have one, for u alone; mean over u, v and the axes
+    assert smoothness(bend, plain, order=2).item() == pytest.approx(1 / 12)
+    edge = torch.zeros(1, 3, 4, 5)
+    edge[..., 3:] = 0.1
+    # between columns 2 and 3 all channels change by 0.1: exp(-10 * 0.1)
+    assert smoothness(bend, edge, order=2).item() == pytest.approx(math.exp(-1) / 12)
+
+
+def ssim_by_loop(image1: Tensor, image2: Tensor, y: int, x: int) -> float:
+    """Of one channel's 3x3 window around (y, x)."""
+    first = image1[y - 1 : y + 2, x - 1 : x + 2].flatten().tolist()
+    second = image2[y - 1 : y + 2, x - 1 : x + 2].flatten().tolist()
+    mean1, mean2 = sum(first) / 9, sum(second) / 9
+    variance1 = sum((a - mean1) ** 2 for a in first) / 9
+    variance2 = sum((b - mean2) ** 2 for b in second) / 9
+    covariance = sum((a - mean1) * (b - mean2) for a, b in zip(first, second, strict=True)) / 9
+    luminance = (2 * mean1 * mean2 + 0.0001) / (mean1**2 + mean2**2 + 0.0001)
+    return luminance * (2 * covariance + 0.0009) / (variance1 + variance2 + 0.0009)
+
+
+@few
+@given(seeds)
+def test_ssim_is_that_of_a_slow_loop(seed: int) -> None:
+    image1, image2 = torch.rand(
+        2, 1, 3, 6, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    distance = ssim_distance(image1, image2)
+    for channel, y, x in ((0, 1, 1), (1, 3, 4), (2, 4, 5)):
+        similarity = ssim_by_loop(image1[0, channel], image2[0, channel], y, x)
+        assert distance[0, channel, y, x].item() == pytest.approx((1 - similarity) / 2)
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+@few
+@given(seeds)
+def test_every_distance_is_symmetric_not_negative_and_zero_between_equal_frames(name: str, seed: int) -> None:
+    image1, image2 = frames(seed, 10, 12)
+    distance = DISTANCES[name][0]
+    assert distance(image1, image2).min() >= 0
+    torch.testing.assert_close(distance(image1, image2), distance(image2, image1))
+    assert distance(image1, image1).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_inside_its_border_a_distance_does_not_see_beyond_the_frame(name: str) -> None:
+    image1, image2 = frames(3, 20, 24)
+    distance = DISTANCES[name][0]
+    whole = distance(image1, image2)[..., 2:-2, 2:-2]
+    cut = [image[..., 2:-2, 2:-2] for image in (image1, image2)]
+    part = distance(cut[0], cut[1])
+    inside = (~border_of(name, part)).expand_as(part)
+    torch.testing.assert_close(part[inside], whole[inside])
+
+
+def test_the_rgb_distance_is_the_difference_of_each_channel() -> None:
+    red, grey_level = torch.tensor([0.75, 0.0, 0.5]), torch.tensor([0.5, 0.25, 0.5])
+    distance = rgb_distance(red.view(1, 3, 1, 1), grey_level.view(1, 3, 1, 1))
+    assert distance.flatten().tolist() == [0.25, 0.25, 0.0]
