@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from flowcore.objectives import StudentObjective
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from jobs.command import connect
-from jobs.recipes import RECIPES, augmented
+from jobs.recipes import RECIPES
 from pipelines import tracking
 from pipelines.checkpoints import save_model
 from pipelines.labelling import write_labels
@@ -61,7 +61,7 @@ def main() -> None:
                     sources=(
                         Source(
                             pairs=PairSet.open(str(folder / "labels")),
-                            transformation=augmented(recipe.student_crop),
+                            transformation=recipe.challenge,
                             objective=StudentObjective(),
                         ),
                     ),

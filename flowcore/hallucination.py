@@ -6,13 +6,15 @@ it decides (seed, epoch, pair), so that a pair gets the same crop on any cluster
 the feed's processes work.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
+import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
+from skimage.segmentation import slic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,18 +116,295 @@ def _mirrored(pair: FramePair, axis: int) -> FramePair:
 class ChannelPermutation:
     """The RGB channels in a random order, the same for both frames. Source: DDFlow's augmentation."""
 
+    chance: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_chance(self.chance)
+
     def __call__(self, pair: FramePair, rng: np.random.Generator) -> FramePair:
+        if not _happens(self.chance, rng):
+            return pair
         order = rng.permutation(3)
         return replace(pair, image1=pair.image1[..., order], image2=pair.image2[..., order])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Composed:
-    """Transformations one after another."""
+def _happens(chance: float, rng: np.random.Generator) -> bool:
+    """True with this probability; what is certain draws nothing."""
+    return chance >= 1 or (chance > 0 and rng.random() < chance)
 
-    steps: Sequence[Transformation]
+
+def _check_chance(chance: float) -> None:
+    if not 0 <= chance <= 1:
+        raise ValueError(f"chance {chance} must be a probability, in [0, 1]")
+
+
+def _check_range(name: str, values: tuple[int | float, int | float], least: int | float) -> None:
+    if not least <= values[0] <= values[1]:
+        raise ValueError(f"{name} {values} must be (smallest, largest), at least {least}")
+
+
+Affine = Float[ndarray, "2 3"]
+"""x' = M x + t, of points [x, y] in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometric:
+    """Zoom, squeeze, rotation and translation of the whole frames about their centre, a little different for
+    the second frame.
+
+    Frames are warped by A1 and A2, and vectors with them: w'(x') = A2(x + w(x)) - x' with x = A1^-1 x'. What
+    comes from outside the frame has confidence 0 and is not `inside`.
+    Source: ARFlow (Liu et al., CVPR 2020), its augmentation for Sintel, whose numbers are the defaults.
+    """
+
+    chance: float = 0.0
+    zoom: tuple[float, float] = (1.0, 1.5)
+    squeeze: tuple[float, float] = (0.86, 1.16)
+    """x is scaled by zoom times this, y by zoom over this."""
+    rotation: float = 0.2
+    """Radians, to either side."""
+    translation: float = 0.2
+    """To either side, as a share of half the frame's width and height."""
+    delta_zoom: tuple[float, float] = (0.985, 1.015)
+    """What the second frame has on top of the first one's."""
+    delta_rotation: float = 0.015
+    delta_translation: float = 0.015
+    soft: bool = False
+    """Confidence is sampled bilinearly and lies in [0, 1], in place of the nearest pixel's 0 or 1."""
+
+    def __post_init__(self) -> None:
+        _check_chance(self.chance)
+        for name in ("zoom", "squeeze", "delta_zoom"):
+            _check_range(name, getattr(self, name), 0.01)
 
     def __call__(self, pair: FramePair, rng: np.random.Generator) -> FramePair:
-        for step in self.steps:
+        if not _happens(self.chance, rng):
+            return pair
+        height, width = pair.image1.shape[:2]
+        squeeze = rng.uniform(*self.squeeze)
+        zoom = rng.uniform(*self.zoom) * np.array([squeeze, 1 / squeeze])
+        angle = rng.uniform(-self.rotation, self.rotation)
+        shift = rng.uniform(-self.translation, self.translation, 2)
+        first = affine(height, width, zoom, angle, shift)
+        zoom = zoom * rng.uniform(*self.delta_zoom)
+        angle += rng.uniform(-self.delta_rotation, self.delta_rotation)
+        shift = shift + rng.uniform(-self.delta_translation, self.delta_translation, 2)
+        return warped(pair, first, affine(height, width, zoom, angle, shift), soft=self.soft)
+
+
+def affine(height: int, width: int, zoom: ndarray, angle: float, shift: ndarray) -> Affine:
+    """The map that scales x and y by `zoom`, turns by `angle` radians about the frame's centre and shifts by
+    `shift` times half the frame's width and height."""
+    centre = np.array([(width - 1) / 2, (height - 1) / 2])
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = turn * zoom
+    return np.column_stack([matrix, centre + shift * centre - matrix @ centre])
+
+
+def warped(pair: FramePair, first: Affine, second: Affine, *, soft: bool = False) -> FramePair:
+    """The pair with its frames mapped by `first` and `second`; see Geometric for flow and confidence."""
+    height, width = pair.image1.shape[:2]
+    inside1, inside2 = _inside(first, height, width), _inside(second, height, width)
+    values: dict[str, ndarray] = {
+        "image1": _sampled(pair.image1, first, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE),
+        "image2": _sampled(pair.image2, second, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE),
+        "inside1": inside1,
+        "inside2": inside2,
+    }
+    nearest = cv2.INTER_LINEAR if soft else cv2.INTER_NEAREST
+    for end, flow, confidence, here, there, inside in (
+        ("fw", pair.flow_fw, pair.confidence_fw, first, second, inside1),
+        ("bw", pair.flow_bw, pair.confidence_bw, second, first, inside2),
+    ):
+        if flow is not None:
+            values[f"flow_{end}"] = _warped_flow(flow, here, there)
+        if confidence is not None:
+            values[f"confidence_{end}"] = _sampled(confidence, here, nearest, cv2.BORDER_CONSTANT) * inside
+    for name, before, here in (("inside1", pair.inside1, first), ("inside2", pair.inside2, second)):
+        if before is not None:
+            sampled = _sampled(before.astype(np.uint8), here, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT)
+            values[name] = values[name] & (sampled > 0)
+    return FramePair(**values)
+
+
+def _sampled(image: ndarray, mapping: Affine, interpolation: int, border: int) -> ndarray:
+    height, width = image.shape[:2]
+    sampled: ndarray = cv2.warpAffine(image, mapping, (width, height), flags=interpolation, borderMode=border)
+    return sampled
+
+
+def _sources(mapping: Affine, height: int, width: int) -> Float[ndarray, "2 height width"]:
+    """Where each pixel [x, y] of the mapped frame comes from."""
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    inverse = np.linalg.inv(mapping[:, :2])
+    points = np.stack([x, y]) - mapping[:, 2].reshape(2, 1, 1)
+    sources: ndarray = np.tensordot(inverse, points, axes=1)
+    return sources
+
+
+def _inside(mapping: Affine, height: int, width: int) -> Bool[ndarray, "height width"]:
+    x, y = _sources(mapping, height, width)
+    # half a thousandth of a pixel: the identity must not lose its border to rounding
+    return np.asarray((x > -5e-4) & (x < width - 1 + 5e-4) & (y > -5e-4) & (y < height - 1 + 5e-4))
+
+
+def _warped_flow(
+    flow: Float[ndarray, "2 height width"], here: Affine, there: Affine
+) -> Float[ndarray, "2 height width"]:
+    height, width = flow.shape[1:]
+    moved = np.stack([_sampled(each, here, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE) for each in flow])
+    landing = np.tensordot(there[:, :2], _sources(here, height, width) + moved, axes=1)
+    y, x = np.mgrid[:height, :width]
+    return np.asarray(landing + there[:, 2].reshape(2, 1, 1) - np.stack([x, y]), np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colour:
+    """Brightness, contrast, saturation, gamma, Gaussian blur and noise: of the student's frames, never of the
+    label, and by the same amounts in both frames but for the noise.
+
+    Source: ARFlow (Liu et al., CVPR 2020), its augmentation for Sintel; the blur's width and the noise are a
+    choice.
+    """
+
+    chance: float = 0.0
+    brightness: float = 0.5
+    """Largest relative change; so too the next two."""
+    contrast: float = 0.5
+    saturation: float = 0.5
+    gamma: tuple[float, float] = (0.7, 1.5)
+    blur_chance: float = 0.5
+    blur: tuple[float, float] = (0.3, 1.5)
+    """The standard deviation of the Gaussian, in pixels."""
+    noise: float = 0.02
+    """The largest standard deviation of the noise, of values in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        _check_chance(self.chance)
+        _check_chance(self.blur_chance)
+        _check_range("gamma", self.gamma, 0.01)
+        _check_range("blur", self.blur, 0.01)
+
+    def __call__(self, pair: FramePair, rng: np.random.Generator) -> FramePair:
+        if not _happens(self.chance, rng):
+            return pair
+        brightness, contrast, saturation = (
+            rng.uniform(max(0.0, 1 - most), 1 + most)
+            for most in (self.brightness, self.contrast, self.saturation)
+        )
+        gamma = rng.uniform(*self.gamma)
+        frames = np.stack([pair.image1, pair.image2]).astype(np.float32) / 255 * brightness
+        # one middle for both frames: a mean of each would change what is equal in them
+        middle = frames.mean()
+        frames = (frames - middle) * contrast + middle
+        grey = frames.mean(axis=-1, keepdims=True)
+        frames = ((frames - grey) * saturation + grey).clip(0, 1) ** np.float32(gamma)
+        if _happens(self.blur_chance, rng):
+            deviation = rng.uniform(*self.blur)
+            frames = np.stack([cv2.GaussianBlur(frame, (0, 0), deviation) for frame in frames])
+        frames = frames + rng.uniform(0, self.noise) * rng.standard_normal(frames.shape, np.float32)
+        image1, image2 = (frames * 255 + 0.5).clip(0, 255).astype(np.uint8)
+        return replace(pair, image1=image1, image2=image2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperpixelNoise:
+    """Some superpixels of the target frame become noise, uniform and independent for each pixel and channel.
+
+    What they covered is hidden from the student, along the edges of things, as if something had moved before
+    them. The label stays. Source: SelFlow (Liu et al., CVPR 2019), "Occlusion Hallucination".
+    """
+
+    chance: float = 0.0
+    segments: int = 200
+    """Superpixels in a frame, about."""
+    filled: tuple[int, int] = (8, 15)
+    """Fewest and most of them that become noise."""
+    on_both: bool = False
+    """Also in the reference frame, others."""
+
+    def __post_init__(self) -> None:
+        _check_chance(self.chance)
+        _check_range("filled", self.filled, 1)
+        if self.segments < 2:
+            raise ValueError(f"segments {self.segments} must be at least 2")
+
+    def __call__(self, pair: FramePair, rng: np.random.Generator) -> FramePair:
+        if not _happens(self.chance, rng):
+            return pair
+        image2 = self._noisy(pair.image2, rng)
+        image1 = self._noisy(pair.image1, rng) if self.on_both else pair.image1
+        return replace(pair, image1=image1, image2=image2)
+
+    def _noisy(self, image: ndarray, rng: np.random.Generator) -> ndarray:
+        # Left unconnected, as many as asked for and along more of the edges: connecting swallows most of them
+        # where the texture is rough (benchmarks/superpixels.py).
+        labels = slic(image, n_segments=self.segments, enforce_connectivity=False, start_label=0)
+        present = np.unique(labels)
+        count = min(len(present), int(rng.integers(self.filled[0], self.filled[1] + 1)))
+        return _filled(image, np.isin(labels, rng.choice(present, count, replace=False)), rng)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RectangleNoise:
+    """Some rectangles of the target frame become noise; SelFlow's simpler variant of SuperpixelNoise.
+
+    Their number and size are a choice: the sources are silent.
+    """
+
+    chance: float = 0.0
+    count: tuple[int, int] = (3, 6)
+    """Fewest and most rectangles."""
+    side: tuple[float, float] = (0.08, 0.25)
+    """Smallest and largest side, as a share of the frame's."""
+
+    def __post_init__(self) -> None:
+        _check_chance(self.chance)
+        _check_range("count", self.count, 1)
+        _check_range("side", self.side, 0.0)
+
+    def __call__(self, pair: FramePair, rng: np.random.Generator) -> FramePair:
+        if not _happens(self.chance, rng):
+            return pair
+        height, width = pair.image2.shape[:2]
+        hidden = np.zeros((height, width), bool)
+        for _ in range(int(rng.integers(self.count[0], self.count[1] + 1))):
+            tall, wide = (max(1, round(rng.uniform(*self.side) * length)) for length in (height, width))
+            top = int(rng.integers(max(1, height - tall + 1)))
+            left = int(rng.integers(max(1, width - wide + 1)))
+            hidden[top : top + tall, left : left + wide] = True
+        return replace(pair, image2=_filled(pair.image2, hidden, rng))
+
+
+def _filled(image: ndarray, where: Bool[ndarray, "height width"], rng: np.random.Generator) -> ndarray:
+    noise = rng.integers(0, 256, image.shape, dtype=np.uint8)
+    return np.where(where[..., None], noise, image)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Challenge:
+    """What is done to a pair before a network trains on it, in this order; a chance of 0 leaves a part out.
+
+    Crop, flips and the channel permutation are the augmentation of both stages. Geometry comes first, on the
+    whole frames, so that little comes in from outside; noise last, so that nothing transforms it.
+    """
+
+    geometric: Geometric = field(default_factory=Geometric)
+    crop: Crop
+    flips: Flips = field(default_factory=Flips)
+    channels: ChannelPermutation = field(default_factory=ChannelPermutation)
+    colour: Colour = field(default_factory=Colour)
+    superpixels: SuperpixelNoise = field(default_factory=SuperpixelNoise)
+    rectangles: RectangleNoise = field(default_factory=RectangleNoise)
+
+    def __call__(self, pair: FramePair, rng: np.random.Generator) -> FramePair:
+        if self.geometric.chance > 0 and pair.inside1 is None:
+            # a batch has a field for all of its pairs or for none
+            whole = np.ones(pair.image1.shape[:2], bool)
+            pair = replace(pair, inside1=whole, inside2=whole)
+        for step in (
+            *(self.geometric, self.crop, self.flips, self.channels),
+            *(self.colour, self.superpixels, self.rectangles),
+        ):
             pair = step(pair, rng)
         return pair

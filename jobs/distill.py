@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from flowcore.hallucination import Crop
+from flowcore.hallucination import Challenge
 from flowcore.objectives import StudentObjective
 from jobs.command import connect, run_recipe
-from jobs.recipes import RECIPES, augmented
+from jobs.recipes import RECIPES
 from pipelines import tracking
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.labels import PairSet
@@ -30,8 +30,9 @@ class Distill:
     """Folder or URI that pseudolabel wrote."""
     run_root: str
     """Folder or URI, shared by all nodes, for checkpoints and models."""
-    crop: Crop
-    """The student's window inside the teacher's frames; what it cuts off is hidden from the student alone."""
+    challenge: Challenge
+    """What makes a pair harder for the student than it was for the teacher; what it hides is hidden from the
+    student alone."""
     training: TrainingOptions
     objective: StudentObjective = field(default_factory=StudentObjective)
     init: str | None = None
@@ -69,7 +70,7 @@ def distill(recipe: str, options: Distill) -> str:
                 sources=(
                     Source(
                         pairs=pairs,
-                        transformation=augmented(options.crop),
+                        transformation=options.challenge,
                         objective=options.objective,
                     ),
                 ),
@@ -103,7 +104,7 @@ def recipes() -> dict[str, tuple[str, Distill]]:
             Distill(
                 labels=tyro.MISSING,
                 run_root=tyro.MISSING,
-                crop=recipe.student_crop,
+                challenge=recipe.challenge,
                 training=recipe.student,
             ),
         )

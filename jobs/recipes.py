@@ -2,17 +2,15 @@
 single ones.
 
 smoke: proves in a minute that the chain runs; it learns nothing. Any laptop.
-demo: frames of about 96x128 px and a small network; two CPU cores, six minutes for teacher and student. On
-rendered scenes the student's
-    error is about three quarters of its teacher's (README has the tables).
+demo: frames of about 96x128 px and a small network; two CPU cores, five minutes for teacher and student. On
+    rendered scenes the student's error is about three quarters of its teacher's (README has the tables).
 video: your own videos at 384x640 px, the light PWC-Net of DDFlow and SelFlow and their schedule. Made for one
-node with GPUs; not yet
-    run to its end by us, so no hours and no score are quoted.
+    node with GPUs; not yet run to its end by us, so no hours and no score are quoted.
 """
 
 from dataclasses import dataclass
 
-from flowcore.hallucination import ChannelPermutation, Composed, Crop, Flips
+from flowcore.hallucination import Challenge, Crop
 from flowcore.networks import PWCNetConfig
 from flowcore.video import ClipOptions
 from pipelines.labelling import LabellingOptions
@@ -26,20 +24,18 @@ class Recipe:
     description: str
     clips: ClipOptions
     network: PWCNetConfig
-    teacher_crop: Crop
+    augmentation: Challenge
+    """The teacher's."""
     teacher: TrainingOptions
-    student_crop: Crop
+    challenge: Challenge
+    """The student's."""
     student: TrainingOptions
+    finetune: TrainingOptions
 
     @property
     def labelling(self) -> LabellingOptions:
         """The same frame pairs as the teacher's."""
         return LabellingOptions(clips=self.clips)
-
-
-def augmented(crop: Crop) -> Composed:
-    """The crop with the augmentation of both stages: flips and a channel permutation."""
-    return Composed(steps=(crop, Flips(), ChannelPermutation()))
 
 
 _SMALL = PWCNetConfig(
@@ -51,20 +47,21 @@ RECIPES = {
         description="Proves in a minute that the chain runs; learns nothing. Any laptop.",
         clips=ClipOptions(size=(64, 96)),
         network=PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,)),
-        teacher_crop=Crop(height=56, width=88),
+        augmentation=Challenge(crop=Crop(height=56, width=88)),
         teacher=TrainingOptions(
             steps=8, unmasked_steps=8, global_batch=2, learning_rate=4e-4, log_every=2, validate_every=4
         ),
-        student_crop=Crop(height=48, width=64),
+        challenge=Challenge(crop=Crop(height=48, width=64)),
         student=TrainingOptions(
             steps=8, unmasked_steps=8, global_batch=2, learning_rate=4e-4, log_every=2, validate_every=4
         ),
+        finetune=TrainingOptions(steps=8, global_batch=2, learning_rate=4e-4, log_every=2, validate_every=4),
     ),
     "demo": Recipe(
-        description="Frames of about 96x128 px and a small network; two CPU cores, some six minutes.",
+        description="Frames of about 96x128 px and a small network; two CPU cores, some five minutes.",
         clips=ClipOptions(size=(96, 128)),
         network=_SMALL,
-        teacher_crop=Crop(height=96, width=128),
+        augmentation=Challenge(crop=Crop(height=96, width=128)),
         teacher=TrainingOptions(
             steps=800,
             unmasked_steps=240,
@@ -73,16 +70,19 @@ RECIPES = {
             schedule="cosine",
             validate_every=200,
         ),
-        student_crop=Crop(height=80, width=112),
+        challenge=Challenge(crop=Crop(height=80, width=112)),
         student=TrainingOptions(
             steps=800, global_batch=4, learning_rate=4e-4, schedule="cosine", validate_every=200
+        ),
+        finetune=TrainingOptions(
+            steps=400, global_batch=4, learning_rate=4e-4, schedule="cosine", validate_every=200
         ),
     ),
     "video": Recipe(
         description="Your own videos at 384x640 px, the networks and schedule of DDFlow and SelFlow; GPUs.",
         clips=ClipOptions(size=(384, 640)),
         network=PWCNetConfig(),
-        teacher_crop=Crop(height=320, width=576),
+        augmentation=Challenge(crop=Crop(height=320, width=576)),
         teacher=TrainingOptions(
             steps=400_000,
             unmasked_steps=100_000,
@@ -92,7 +92,7 @@ RECIPES = {
             log_every=100,
             validate_every=5_000,
         ),
-        student_crop=Crop(height=256, width=448),
+        challenge=Challenge(crop=Crop(height=256, width=448)),
         student=TrainingOptions(
             steps=300_000,
             learning_rate=1e-4,
@@ -100,6 +100,14 @@ RECIPES = {
             readers=6,
             log_every=100,
             validate_every=5_000,
+        ),
+        finetune=TrainingOptions(
+            steps=50_000,
+            learning_rate=1e-4,
+            halve_every=20_000,
+            readers=6,
+            log_every=100,
+            validate_every=2_500,
         ),
     ),
 }

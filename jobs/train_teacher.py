@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from flowcore.hallucination import Crop
+from flowcore.hallucination import Challenge
 from flowcore.networks import PWCNetConfig
 from flowcore.objectives import TeacherObjective
 from flowcore.video import ClipOptions
 from jobs.command import connect, run_recipe
-from jobs.recipes import RECIPES, augmented
+from jobs.recipes import RECIPES
 from pipelines import tracking
 from pipelines.checkpoints import fetch_model, load_weights_into
 from pipelines.labelling import LabellingOptions, write_pairs
@@ -39,8 +39,8 @@ class TrainTeacher:
     """How videos become frame pairs."""
     network: PWCNetConfig
     """The network, and later the student's."""
-    crop: Crop
-    """The window of each frame that a training step sees."""
+    augmentation: Challenge
+    """The window of each frame that a training step sees, and how it is varied."""
     training: TrainingOptions
     objective: TeacherObjective = field(default_factory=TeacherObjective)
     init: str | None = None
@@ -80,7 +80,7 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
                 sources=(
                     Source(
                         pairs=pairs,
-                        transformation=augmented(options.crop),
+                        transformation=options.augmentation,
                         objective=options.objective,
                     ),
                 ),
@@ -115,7 +115,7 @@ def recipes() -> dict[str, tuple[str, TrainTeacher]]:
                 run_root=tyro.MISSING,
                 clips=recipe.clips,
                 network=recipe.network,
-                crop=recipe.teacher_crop,
+                augmentation=recipe.augmentation,
                 training=recipe.teacher,
             ),
         )

@@ -94,11 +94,21 @@ pixels. photometric: census distance (0 to 48) after warping, over the visible p
 flow_max: length of the flow in px, over all pixels. See `pipelines.labelling`, where they are computed.
 """
 
+TRUTH_SCHEMA = pa.schema(
+    [
+        ("flow_fw", pa.list_(pa.int32())),
+        ("flow_stride", pa.int32()),
+        ("valid_fw", pa.list_(pa.bool_())),
+    ]
+)
+"""What a benchmark adds to a pair, where there is truth in place of labels: `flow_fw` as above at stride 1,
+and `valid_fw`, [height, width], True where it is known."""
+
 _INDEX_SCHEMA = pa.schema(
     [("pair_id", pa.string()), ("file", pa.int32()), ("row_group", pa.int32()), ("row", pa.int32())]
 )
 _FLOWS = ("flow_fw", "flow_bw")
-_MASKS = ("occ_fw", "occ_bw")
+_MASKS = ("occ_fw", "occ_bw", "valid_fw")
 _IMAGES = ("image1", "image2")
 _PARTIAL = ".partial"
 _REPEATED = ("video", "label_set", "teacher")
@@ -165,14 +175,20 @@ def decode_row(row: Mapping[str, Any]) -> FramePair:
         image2=codec.decode(row["image2"]),
         flow_fw=_flow(row["flow_fw"], row["flow_stride"], height, width) if "flow_fw" in row else None,
         flow_bw=_flow(row["flow_bw"], row["flow_stride"], height, width) if "flow_bw" in row else None,
-        confidence_fw=_confidence(row["occ_fw"], height, width) if "occ_fw" in row else None,
-        confidence_bw=_confidence(row["occ_bw"], height, width) if "occ_bw" in row else None,
+        confidence_fw=_confidence(row, "fw"),
+        confidence_bw=_confidence(row, "bw"),
     )
 
 
-def _confidence(occluded: Sequence[bool], height: int, width: int) -> Float[ndarray, "height width"]:
-    """1 where the teacher's flow is visible in the other frame, else 0."""
-    return (~np.asarray(occluded, bool)).astype(np.float32).reshape(height, width)
+def _confidence(row: Mapping[str, Any], direction: str) -> Float[ndarray, "height width"] | None:
+    """1 where the teacher's flow is visible in the other frame or a truth is known, else 0."""
+    if f"occ_{direction}" in row:
+        trusted = ~np.asarray(row[f"occ_{direction}"], bool)
+    elif f"valid_{direction}" in row:
+        trusted = np.asarray(row[f"valid_{direction}"], bool)
+    else:
+        return None
+    return trusted.astype(np.float32).reshape(row["height"], row["width"])
 
 
 def _flow(units: Sequence[int], stride: int, height: int, width: int) -> Float[ndarray, "2 height width"]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ray import cloudpickle
 
-from flowcore.hallucination import Composed, Crop, Flips
+from flowcore.hallucination import Challenge, ChannelPermutation, Crop
 from flowcore.networks import PWCNetConfig
 from flowcore.objectives import Batch, Estimator, Objective, Outcome, Photometric, TeacherObjective
 from flowcore.scenes import SceneOptions, render_scene, write_video
@@ -74,7 +74,9 @@ def trained(
             or (
                 Source(
                     pairs=pairs,
-                    transformation=Composed(steps=(crop or Crop(height=48, width=64), Flips())),
+                    transformation=Challenge(
+                        crop=crop or Crop(height=48, width=64), channels=ChannelPermutation(chance=0.0)
+                    ),
                     objective=objective or TeacherObjective(),
                 ),
             ),

@@ -1,13 +1,32 @@
-"""Transformations move frames, flow and occlusion alike, keyed by their generator."""
+"""Transformations move frames, flow and confidence alike, keyed by their generator."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
+import cv2
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from skimage.segmentation import slic
 
 from flowcore.geometry import backward_warp, flip_left_right, flip_up_down
-from flowcore.hallucination import ChannelPermutation, Composed, Crop, Flips, FramePair
+from flowcore.hallucination import (
+    Challenge,
+    ChannelPermutation,
+    Colour,
+    Crop,
+    Flips,
+    FramePair,
+    Geometric,
+    RectangleNoise,
+    SuperpixelNoise,
+    Transformation,
+    affine,
+    warped,
+)
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene
 
@@ -20,8 +39,8 @@ def pair() -> FramePair:
         image2=SCENE.frames[1],
         flow_fw=SCENE.flow_fw[0],
         flow_bw=SCENE.flow_bw[0],
-        occ_fw=SCENE.occ_fw[0],
-        occ_bw=SCENE.occ_bw[0],
+        confidence_fw=(~SCENE.occ_fw[0]).astype(np.float32),
+        confidence_bw=(~SCENE.occ_bw[0]).astype(np.float32),
     )
 
 
@@ -42,7 +61,8 @@ def warp_error(transformed: FramePair) -> float:
         & (y + transformed.flow_fw[1] >= 0)
         & (y + transformed.flow_fw[1] <= height - 1)
     )
-    seen = ~transformed.occ_fw & stays
+    assert transformed.confidence_fw is not None
+    seen = (transformed.confidence_fw > 0) & stays
     return float(np.abs(warped - transformed.image1.astype(np.float32)).mean(axis=-1)[seen].mean())
 
 
@@ -50,7 +70,7 @@ def warp_error(transformed: FramePair) -> float:
 @given(st.integers(0, 2**32 - 1))
 def test_after_any_crop_and_flip_the_flow_still_explains_the_second_frame(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    transformed = Composed(steps=(Crop(height=48, width=56), Flips(), ChannelPermutation()))(pair(), rng)
+    transformed = Challenge(crop=Crop(height=48, width=56))(pair(), rng)
     assert transformed.image1.shape == (48, 56, 3)
     assert warp_error(transformed) < 3.0
 
@@ -60,6 +80,190 @@ def test_a_crop_of_the_whole_frame_changes_nothing() -> None:
     cropped = Crop(height=64, width=80)(whole, np.random.default_rng(0))
     for name, value in vars(whole).items():
         np.testing.assert_array_equal(getattr(cropped, name), value)
+
+
+EVERY_TRANSFORMATION: list[Transformation] = [
+    Crop(height=32, width=40),
+    Flips(),
+    ChannelPermutation(),
+    Geometric(chance=1.0),
+    Geometric(chance=1.0, soft=True),
+    Colour(chance=1.0),
+    SuperpixelNoise(chance=1.0),
+    RectangleNoise(chance=1.0),
+    Challenge(
+        crop=Crop(height=32, width=40),
+        geometric=Geometric(chance=0.5),
+        colour=Colour(chance=0.5),
+        superpixels=SuperpixelNoise(chance=0.5),
+        rectangles=RectangleNoise(chance=0.5),
+    ),
+]
+
+
+@pytest.mark.parametrize("transformation", EVERY_TRANSFORMATION)
+def test_equal_keys_transform_alike_and_other_keys_otherwise(transformation: Transformation) -> None:
+    first, again = (transformation(pair(), np.random.default_rng([3, 5])) for _ in range(2))
+    for name, value in vars(first).items():
+        np.testing.assert_array_equal(getattr(again, name), value)
+    others = [transformation(pair(), np.random.default_rng([3, key])) for key in range(8)]
+    assert any(not np.array_equal(other.image2, first.image2) for other in others)
+
+
+def test_what_has_no_chance_changes_nothing_and_draws_nothing() -> None:
+    rng = np.random.default_rng(4)
+    for off in (Geometric(), Colour(), SuperpixelNoise(), RectangleNoise(), ChannelPermutation(chance=0.0)):
+        assert vars(off(pair(), rng)).keys() == vars(pair()).keys()
+        np.testing.assert_array_equal(off(pair(), rng).image2, SCENE.frames[1])
+    assert rng.random() == np.random.default_rng(4).random()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_after_any_geometric_transformation_the_flow_still_explains_the_second_frame(
+    seed: int, soft: bool
+) -> None:
+    transformed = Geometric(chance=1.0, soft=soft)(pair(), np.random.default_rng(seed))
+    assert warp_error(replace(transformed, confidence_fw=trusted(transformed.confidence_fw))) < 5.0
+
+
+def trusted(confidence: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """1 where a pixel and its neighbours are sure: beside them flow was sampled across an edge of motion."""
+    assert confidence is not None
+    return cv2.erode((confidence == 1).astype(np.float32), np.ones((5, 5), np.uint8))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32 - 1))
+def test_uniform_flow_under_two_affine_maps_is_what_the_vector_law_says(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    flow = np.broadcast_to(np.array([3.0, -2.0], np.float32).reshape(2, 1, 1), (2, 64, 80))
+    sure = np.ones((64, 80), np.float32)
+    before = replace(pair(), flow_fw=flow, flow_bw=-flow, confidence_fw=sure, confidence_bw=sure)
+    first, second = (
+        affine(64, 80, rng.uniform(0.8, 1.5, 2), rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2, 2))
+        for _ in range(2)
+    )
+    after = warped(before, first, second)
+    y, x = rng.integers(64), rng.integers(80)
+    for result, here, there, motion in (
+        (after.flow_fw, first, second, np.array([3.0, -2.0])),
+        (after.flow_bw, second, first, np.array([-3.0, 2.0])),
+    ):
+        source = np.linalg.solve(here[:, :2], np.array([x, y]) - here[:, 2])
+        landing = there[:, :2] @ (source + motion) + there[:, 2]
+        assert result is not None
+        np.testing.assert_allclose(result[:, y, x], landing - [x, y], atol=1e-3)
+        inside = bool((source >= 0).all() and (source <= [79, 63]).all())
+        mask = after.inside1 if here is first else after.inside2
+        confidence = after.confidence_fw if here is first else after.confidence_bw
+        assert mask is not None
+        assert confidence is not None
+        assert mask[y, x] == inside
+        assert confidence[y, x] == inside
+
+
+def test_the_identity_changes_nothing() -> None:
+    identity = affine(64, 80, np.ones(2), 0.0, np.zeros(2))
+    same = warped(pair(), identity, identity)
+    assert same.inside1 is not None
+    assert same.inside1.all()
+    for name, value in vars(pair()).items():
+        if value is not None:
+            np.testing.assert_allclose(getattr(same, name), value, atol=1e-4)
+
+
+def test_zoom_by_two_and_three_multiplies_u_and_v_by_them() -> None:
+    flow = np.broadcast_to(np.array([1.0, 1.0], np.float32).reshape(2, 1, 1), (2, 64, 80))
+    zoom = affine(64, 80, np.array([2.0, 3.0]), 0.0, np.zeros(2))
+    result = warped(replace(pair(), flow_fw=flow), zoom, zoom).flow_fw
+    assert result is not None
+    np.testing.assert_allclose(result[0], 2.0, atol=1e-4)
+    np.testing.assert_allclose(result[1], 3.0, atol=1e-4)
+
+
+def test_what_comes_from_outside_the_frame_is_neither_inside_nor_trusted() -> None:
+    # half as large: a border of a quarter on each side comes from outside
+    half = affine(64, 80, np.array([0.5, 0.5]), 0.0, np.zeros(2))
+    sure = np.ones((64, 80), np.float32)
+    small = warped(replace(pair(), confidence_fw=sure), half, half)
+    assert small.inside1 is not None
+    assert small.inside1.sum() == 32 * 40
+    assert small.inside1[16:48, 20:60].all()
+    assert small.confidence_fw is not None
+    assert (small.confidence_fw == small.inside1).all()
+
+
+@pytest.mark.parametrize("noise", [SuperpixelNoise(chance=1.0), RectangleNoise(chance=1.0)])
+def test_noise_hides_a_part_of_the_target_frame_and_leaves_all_else(noise: Transformation) -> None:
+    noisy = noise(pair(), np.random.default_rng(2))
+    changed = (noisy.image2 != SCENE.frames[1]).any(axis=-1)
+    assert 0.01 < changed.mean() < 0.4
+    for name, value in vars(pair()).items():
+        if name != "image2":
+            np.testing.assert_array_equal(getattr(noisy, name), value)
+    values = noisy.image2[changed].astype(float)
+    # uniform in 0..255: mean 127.5 and standard deviation 73.9
+    assert abs(values.mean() - 127.5) < 10
+    assert abs(values.std() - 73.9) < 8
+
+
+def test_superpixel_noise_fills_whole_superpixels_in_the_number_asked_for() -> None:
+    noisy = SuperpixelNoise(chance=1.0, segments=100, filled=(5, 5))(pair(), np.random.default_rng(2))
+    changed = (noisy.image2 != SCENE.frames[1]).any(axis=-1)
+    labels = slic(SCENE.frames[1], n_segments=100, enforce_connectivity=False, start_label=0)
+    share = [changed[labels == label].mean() for label in np.unique(labels)]
+    # a pixel's noise may be its colour by chance
+    assert sum(each > 0.99 for each in share) == 5
+    assert sum(each > 0 for each in share) == 5
+
+
+def test_superpixel_noise_on_both_frames_hides_other_places_in_each() -> None:
+    noisy = SuperpixelNoise(chance=1.0, on_both=True)(pair(), np.random.default_rng(2))
+    first, second = ((noisy.image1 != SCENE.frames[0]).any(-1), (noisy.image2 != SCENE.frames[1]).any(-1))
+    assert first.any()
+    assert second.any()
+    assert not np.array_equal(first, second)
+
+
+def test_colour_changes_the_frames_alike_and_nothing_else() -> None:
+    frames = SCENE.frames[0]
+    colour = Colour(chance=1.0, noise=0.0)
+    still = replace(pair(), image1=frames, image2=frames)
+    for key in range(10):
+        changed = colour(still, np.random.default_rng(key))
+        np.testing.assert_array_equal(changed.image1, changed.image2)
+        assert not np.array_equal(changed.image1, frames)
+        for name in ("flow_fw", "flow_bw", "confidence_fw", "confidence_bw"):
+            assert getattr(changed, name) is getattr(still, name)
+
+
+def test_brightness_alone_scales_every_value() -> None:
+    bright = Colour(
+        chance=1.0, brightness=0.3, contrast=0.0, saturation=0.0, gamma=(1.0, 1.0), blur_chance=0.0, noise=0.0
+    )
+    dim = np.full((8, 8, 3), 100, np.uint8)
+    values = {
+        int(bright(FramePair(image1=dim, image2=dim), np.random.default_rng(key)).image1[0, 0, 0])
+        for key in range(200)
+    }
+    assert min(values) in (70, 71, 72)
+    assert max(values) in (128, 129, 130)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Colour(chance=1.5), r"chance 1.5 must be a probability"),
+        (lambda: Geometric(zoom=(1.5, 1.0)), r"zoom \(1.5, 1.0\) must be \(smallest, largest\)"),
+        (lambda: SuperpixelNoise(filled=(0, 3)), r"filled \(0, 3\) must be .* at least 1"),
+        (lambda: SuperpixelNoise(segments=1), "segments 1 must be at least 2"),
+        (lambda: RectangleNoise(side=(-0.1, 0.2)), "side"),
+    ],
+)
+def test_impossible_options_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_equal_keys_give_equal_crops_and_offsets_reach_every_place() -> None:
@@ -83,7 +287,7 @@ def test_flips_agree_with_the_flips_of_geometry() -> None:
     both = Flips(left_right=1.0, up_down=1.0)(pair(), np.random.default_rng(0))
     expected = flip_up_down(flip_left_right(torch.from_numpy(SCENE.flow_fw[:1])))[0].numpy()
     np.testing.assert_allclose(both.flow_fw, expected)
-    np.testing.assert_array_equal(both.occ_fw, SCENE.occ_fw[0][::-1, ::-1])
+    np.testing.assert_array_equal(both.confidence_fw, ~SCENE.occ_fw[0][::-1, ::-1])
 
 
 def test_a_channel_permutation_is_the_same_in_both_frames_and_touches_no_label() -> None:
@@ -100,24 +304,30 @@ def test_a_channel_permutation_is_the_same_in_both_frames_and_touches_no_label()
 
 def test_frames_without_labels_stay_without() -> None:
     bare = FramePair(image1=SCENE.frames[0], image2=SCENE.frames[1])
-    transformed = Composed(steps=(Crop(height=32, width=32), Flips(left_right=1.0)))(
+    transformed = Challenge(crop=Crop(height=32, width=32), geometric=Geometric(chance=1.0))(
         bare, np.random.default_rng(0)
     )
     assert transformed.flow_fw is None
-    assert transformed.occ_bw is None
+    assert transformed.confidence_bw is None
 
 
 def test_a_crop_hides_from_the_student_what_the_teacher_sees() -> None:
     flow = np.zeros((2, 8, 12), np.float32)
     flow[0] = 3.0
-    visible = np.zeros((8, 12), bool)
+    visible = np.ones((8, 12), np.float32)
     frames = np.zeros((8, 12, 3), np.uint8)
     whole = FramePair(
-        image1=frames, image2=frames, flow_fw=flow, flow_bw=-flow, occ_fw=visible, occ_bw=visible
+        image1=frames,
+        image2=frames,
+        flow_fw=flow,
+        flow_bw=-flow,
+        confidence_fw=visible,
+        confidence_bw=visible,
     )
     cropped = Crop(height=8, width=6)(whole, np.random.default_rng(0))
     forward, backward = (torch.from_numpy(f.copy())[None] for f in (cropped.flow_fw, cropped.flow_bw))
     student = ForwardBackwardCheck()(forward, backward)[0, 0].numpy()
-    hallucinated = student & ~cropped.occ_fw
+    assert cropped.confidence_fw is not None
+    hallucinated = student & (cropped.confidence_fw > 0)
     # three of six columns move out of the window to the right
     assert hallucinated.tolist() == [[False] * 3 + [True] * 3] * 8

@@ -1,0 +1,150 @@
+"""Fine-tunes a network with true flow, sparse or dense, and on unlabelled pairs beside it if you like.
+
+    python jobs/finetune.py demo --truth kitti2015:/data/kitti --init models:/flow-student@champion --run-root
+    runs
+
+--truth names a benchmark and its unpacked folder. With --labels, a folder that pseudolabel wrote, every step
+also learns from a batch of those pairs as the student did: semi-supervised. --label-share takes a part of the
+pairs with truth. Prints the URI of the network, which evaluate and predict take. With --resume RUN_ID a run
+that was killed goes on from its last checkpoint.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from flowcore.hallucination import Challenge
+from flowcore.networks import NetworkConfig, PWCNetConfig
+from flowcore.objectives import StudentObjective, SupervisedObjective
+from jobs.command import connect, run_recipe
+from jobs.recipes import RECIPES
+from pipelines import tracking
+from pipelines.checkpoints import fetch_model, load_model
+from pipelines.labels import PairSet
+from pipelines.locations import absolute
+from pipelines.training import Source, Training, TrainingOptions, finish, train
+from pipelines.truth import truth_set
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """Options of finetune."""
+
+    truth: str
+    """<benchmark>:<its unpacked folder>, such as kitti2015:/data/kitti2015."""
+    run_root: str
+    """Folder or URI, shared by all nodes, for the pairs with truth, checkpoints and models."""
+    init: str
+    """The model to start from, such as models:/flow-student@champion; `fresh` for the recipe's network with
+    fresh weights."""
+    network: PWCNetConfig
+    """The network, if it starts fresh."""
+    augmentation: Challenge
+    """What is done to the pairs with truth."""
+    training: TrainingOptions
+    label_share: float = 1.0
+    """The part of the pairs with truth that is trained on; a larger one has a smaller one's pairs too."""
+    objective: SupervisedObjective = field(default_factory=SupervisedObjective)
+    labels: str | None = None
+    """Folder or URI that pseudolabel wrote, to learn from as a student beside the truth."""
+    challenge: Challenge
+    """What is done to those pairs."""
+    student: StudentObjective = field(default_factory=StudentObjective)
+    """What is learnt from them."""
+    unlabelled_weight: float = 1.0
+    """Of that loss against the supervised one."""
+    resume: str | None = None
+    """The id of an MLflow run of this job to go on with."""
+
+
+def finetune(recipe: str, options: Finetune) -> str:
+    """Runs the stage; returns the registered network's URI."""
+    run_root = absolute(options.run_root, "--run-root")
+    benchmark, mark, root = options.truth.partition(":")
+    if not mark:
+        raise ValueError(
+            f"--truth {options.truth!r} must be <benchmark>:<folder>, such as kitti2015:/data/kitti2015"
+        )
+    inputs = {"truth": f"{benchmark}:{absolute(root, '--truth')}"}
+    if options.init != "fresh":
+        inputs["init"] = absolute(options.init, "--init")
+    if options.labels is not None:
+        inputs["labels"] = absolute(options.labels, "--labels")
+    with tracking.start(
+        "finetune", recipe=recipe, parameters=options, inputs=inputs, resume_run_id=options.resume
+    ) as run:
+        pairs = truth_set(benchmark, Path(absolute(root, "--truth")), run_root)
+        run.dataset("truth", inputs["truth"], pairs.label_set, "training")
+        sources = [
+            Source(
+                pairs=pairs,
+                transformation=options.augmentation,
+                objective=options.objective,
+                share=options.label_share,
+            )
+        ]
+        if options.labels is not None:
+            unlabelled = PairSet.open(inputs["labels"])
+            run.dataset("labels", inputs["labels"], unlabelled.label_set, "training")
+            if labelled_by := unlabelled.description.provenance.get("run_id"):
+                run.link("labels", labelled_by)
+            sources.append(
+                Source(
+                    pairs=unlabelled,
+                    transformation=options.challenge,
+                    objective=options.student,
+                    weight=options.unlabelled_weight,
+                )
+            )
+        config: NetworkConfig = options.network
+        initial = None
+        provenance = {"stage": "finetune", "recipe": recipe, "truth": inputs["truth"], "run_id": run.run_id}
+        if "init" in inputs:
+            network, info = load_model(fetch_model(inputs["init"]))
+            config, initial = network.config, network.state_dict()
+            provenance["init"] = info.digest
+            if info.run_id is not None:
+                run.link("init", info.run_id)
+        result = train(
+            Training(
+                stage="finetune",
+                network=config,
+                initial=initial,
+                sources=tuple(sources),
+                options=options.training,
+                provenance=provenance,
+                run=run.handle,
+            ),
+            run_root,
+        )
+        return finish(run, result, "flow-finetuned")
+
+
+def main(recipe: str, options: Finetune) -> None:
+    connect()
+    uri = finetune(recipe, options)
+    print(f"fine-tuned: {uri}\nlook at it: {tracking.ui_command()}")
+
+
+def recipes() -> dict[str, tuple[str, Finetune]]:
+    """This job's options by recipe."""
+    return {
+        name: (
+            recipe.description,
+            Finetune(
+                truth=tyro.MISSING,
+                run_root=tyro.MISSING,
+                init=tyro.MISSING,
+                network=recipe.network,
+                augmentation=recipe.augmentation,
+                challenge=recipe.challenge,
+                training=recipe.finetune,
+            ),
+        )
+        for name, recipe in RECIPES.items()
+    }
+
+
+if __name__ == "__main__":
+    run_recipe(main, recipes())
