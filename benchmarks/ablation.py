@@ -51,9 +51,12 @@ and rectified stereo pairs."""
 TRAINING_SCENES = range(25)
 TEST_SCENES = range(10_000, 10_040)
 
-BACKBONES: tuple[str, ...] = ()
+BACKBONES = ("flownets", "flownetc", "raft_small")
 LABEL_SHARES = (0.01, 0.05, 0.2, 1.0)
 FINETUNE_STEPS = 300
+STAGE_2_RATE = 2e-4
+"""The learning rate of students and controls, half the recipe's: with the recipe's the control of seed 0
+collapsed (all held-back pixels occluded after 200 steps)."""
 
 CROP = distill.recipes()["demo"][1].challenge
 """What the demo's student sees: a crop, flips and a channel permutation."""
@@ -80,6 +83,11 @@ class Cell:
     kinds: tuple[str, ...] = ("mixed",)
 
 
+def teacher_options(backbone: str) -> train_teacher.TrainTeacher:
+    """Of the demo's size."""
+    return train_teacher.recipes()["demo" if backbone == "pwcnet" else f"demo:{backbone}"][1]
+
+
 def teacher(
     seed: int,
     *,
@@ -89,7 +97,7 @@ def teacher(
     backbone: str = "pwcnet",
 ) -> str:
     """Stage 1."""
-    _, options = train_teacher.recipes()["demo"]
+    options = teacher_options(backbone)
     objective = TeacherObjective(photometric=Photometric(distance=distance))  # type: ignore[arg-type]
     unmasked = options.training.unmasked_steps if masked else options.training.steps
     return train_teacher.train_teacher(
@@ -106,8 +114,7 @@ def teacher(
 
 def control(seed: int, *, of: str, crop: bool = True, kind: str = "mixed", backbone: str = "pwcnet") -> str:
     """The teacher trained on without distillation for the student's steps on the student's crops."""
-    _, options = train_teacher.recipes()["demo"]
-    _, student_options = distill.recipes()["demo"]
+    options, student_options = teacher_options(backbone), distill.recipes()["demo"][1]
     return train_teacher.train_teacher(
         "demo",
         replace(
@@ -116,7 +123,7 @@ def control(seed: int, *, of: str, crop: bool = True, kind: str = "mixed", backb
             run_root=str(WORK),
             init=model(of, seed),
             augmentation=student_options.challenge if crop else options.augmentation,
-            training=replace(student_options.training, seed=seed),
+            training=replace(student_options.training, seed=seed, learning_rate=STAGE_2_RATE),
         ),
     )
 
@@ -126,7 +133,7 @@ def labels(seed: int, of: Sequence[str], kind: str) -> str:
     location = WORK / "labels" / f"{'+'.join(of).replace('/', '.')}-seed{seed}"
     if not (location / "_manifest.json").exists():
         _, options = pseudolabel.recipes()["demo"]
-        (teachers,) = (model(name, seed) for name in of)
+        teachers = tuple(model(name, seed) for name in of)
         pseudolabel.pseudolabel(
             "demo", replace(options, videos=videos(kind), teacher=teachers, labels=str(location))
         )
@@ -151,7 +158,7 @@ def student(
             run_root=str(WORK),
             challenge=CHALLENGES[challenge],
             objective=objective or options.objective,
-            training=replace(options.training, seed=seed),
+            training=replace(options.training, seed=seed, learning_rate=STAGE_2_RATE),
         ),
     )
 
@@ -178,6 +185,8 @@ CELLS: dict[str, Cell] = {
     "teacher/rgb+mask": Cell(make=partial(teacher, distance="rgb")),
     "teacher/census": Cell(make=partial(teacher, masked=False)),
     BASE: Cell(make=teacher),
+    "teacher/second": Cell(make=lambda seed: teacher(seed + 100)),
+    "teacher/third": Cell(make=lambda seed: teacher(seed + 200)),
     "control/crop": Cell(make=partial(control, of=BASE)),
     "control/whole": Cell(make=partial(control, of=BASE, crop=False)),
     **{f"student/{name}": Cell(make=partial(student, of=[BASE], challenge=name)) for name in CHALLENGES},
@@ -189,6 +198,8 @@ CELLS: dict[str, Cell] = {
             student, of=[BASE], objective=StudentObjective(view="confidence", photometric_weight=1.0)
         )
     ),
+    "student/2 teachers": Cell(make=partial(student, of=[BASE, "teacher/second"])),
+    "student/3 teachers": Cell(make=partial(student, of=[BASE, "teacher/second", "teacher/third"])),
 }
 for _backbone in BACKBONES:
     CELLS[f"teacher/{_backbone}"] = Cell(make=partial(teacher, backbone=_backbone))

@@ -43,7 +43,7 @@ def main() -> None:
         save_model(folder / "teacher", network, {"stage": "benchmark"})
         connect()
         write_labels(
-            str(folder / "videos"), str(folder / "teacher"), str(folder / "labels"), recipe.labelling
+            str(folder / "videos"), [str(folder / "teacher")], str(folder / "labels"), recipe.labelling
         )
         options = replace(
             recipe.student,

@@ -70,7 +70,7 @@ def labelled(folder: Path, options: LabellingOptions) -> tuple[LabellingSummary,
             steps.append((time.monotonic(), progress.new_pairs))
 
     summary = write_labels(
-        str(folder / "videos"), str(folder / "teacher"), str(folder / "labels"), options, on_progress=note
+        str(folder / "videos"), [str(folder / "teacher")], str(folder / "labels"), options, on_progress=note
     )
     (first, before), (last, after) = steps[1], steps[-1]
     return summary, first - start, (after - before) / (last - first)

@@ -86,7 +86,7 @@ def main(options: Demo) -> None:
     with stages.stage("pseudolabel", "the teacher writes flow and occlusion of every pair"):
         _, labelling = pseudolabel.recipes()[options.recipe]
         written = pseudolabel.pseudolabel(
-            options.recipe, replace(labelling, videos=videos, teacher=teacher, labels=labels)
+            options.recipe, replace(labelling, videos=videos, teacher=(teacher,), labels=labels)
         )
     with stages.stage("distill", "a student learns from the labels on harder crops"):
         _, distillation = distill.recipes()[options.recipe]

@@ -7,7 +7,7 @@ Prints the URI of the student, which evaluate and predict take. With --resume RU
 goes on from its last checkpoint.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import tyro
 
@@ -37,6 +37,8 @@ class Distill:
     objective: StudentObjective = field(default_factory=StudentObjective)
     init: str | None = None
     """The model to start from, in place of the teacher that made the labels."""
+    max_spread: float = 1.0
+    """Pixels by which several teachers may disagree on a label that is learnt from."""
     resume: str | None = None
     """The id of an MLflow run of this job to go on with."""
 
@@ -44,7 +46,7 @@ class Distill:
 def distill(recipe: str, options: Distill) -> str:
     """Runs the stage; returns the registered student's URI."""
     labels, run_root = absolute(options.labels, "--labels"), absolute(options.run_root, "--run-root")
-    pairs = PairSet.open(labels)
+    pairs = replace(PairSet.open(labels), max_spread=options.max_spread)
     if (teacher := pairs.teacher) is None:
         raise ValueError(
             f"--labels {labels} has frame pairs without labels; make labels with jobs/pseudolabel.py"
@@ -62,6 +64,10 @@ def distill(recipe: str, options: Distill) -> str:
         if labelled_by := pairs.description.provenance.get("run_id"):
             run.link("labels", labelled_by)
         network, info = load_model(fetch_model(start))
+        if info.run_id is not None:
+            run.link("init", info.run_id)
+        generation = str(int(pairs.description.provenance.get("generation", "0")) + 1)
+        run.tag("generation", generation)
         result = train(
             Training(
                 stage="distill",
@@ -81,6 +87,7 @@ def distill(recipe: str, options: Distill) -> str:
                     "labels": labels,
                     "label_set": pairs.label_set,
                     "init": info.digest,
+                    "generation": generation,
                     "run_id": run.run_id,
                 },
                 run=run.handle,

@@ -15,10 +15,10 @@ from pathlib import Path
 import tyro
 
 from flowcore.hallucination import Challenge
-from flowcore.networks import NetworkConfig, PWCNetConfig
+from flowcore.networks import AnyNetworkConfig, NetworkConfig
 from flowcore.objectives import StudentObjective, SupervisedObjective
 from jobs.command import connect, run_recipe
-from jobs.recipes import RECIPES
+from jobs.recipes import with_backbones
 from pipelines import tracking
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.labels import PairSet
@@ -38,7 +38,7 @@ class Finetune:
     init: str
     """The model to start from, such as models:/flow-student@champion; `fresh` for the recipe's network with
     fresh weights."""
-    network: PWCNetConfig
+    network: AnyNetworkConfig
     """The network, if it starts fresh."""
     augmentation: Challenge
     """What is done to the pairs with truth."""
@@ -103,7 +103,7 @@ def finetune(recipe: str, options: Finetune) -> str:
         if "init" in inputs:
             network, info = load_model(fetch_model(inputs["init"]))
             config, initial = network.config, network.state_dict()
-            provenance["init"] = info.digest
+            provenance |= {"init": info.digest, "generation": str(info.generation)}
             if info.run_id is not None:
                 run.link("init", info.run_id)
         result = train(
@@ -128,22 +128,18 @@ def main(recipe: str, options: Finetune) -> None:
 
 
 def recipes() -> dict[str, tuple[str, Finetune]]:
-    """This job's options by recipe."""
-    return {
-        name: (
-            recipe.description,
-            Finetune(
-                truth=tyro.MISSING,
-                run_root=tyro.MISSING,
-                init=tyro.MISSING,
-                network=recipe.network,
-                augmentation=recipe.augmentation,
-                challenge=recipe.challenge,
-                training=recipe.finetune,
-            ),
+    """This job's options by recipe, and recipe:backbone."""
+    return with_backbones(
+        lambda recipe, network: Finetune(
+            truth=tyro.MISSING,
+            run_root=tyro.MISSING,
+            init=tyro.MISSING,
+            network=network,
+            augmentation=recipe.augmentation,
+            challenge=recipe.challenge,
+            training=recipe.finetune,
         )
-        for name, recipe in RECIPES.items()
-    }
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
     python jobs/pseudolabel.py demo --videos my_videos --teacher models:/flow-teacher@champion --labels
     my_labels
 
+--teacher takes several: their mean is the label, and where they disagree it isn't trusted. A student may be
+the teacher of the next round.
+
 Killed at any moment, the same command again finishes the set: each pair is there once, and what was finished
 is not done again.
 """
@@ -30,29 +33,39 @@ class Pseudolabel:
 
     videos: str
     """Folder (searched through), glob, video, list file or URI."""
-    teacher: str
-    """Checkpoint folder, runs:/<run id>/model, or models:/<name>@<alias>."""
+    teacher: tuple[str, ...]
+    """Checkpoint folder, runs:/<run id>/model, or models:/<name>@<alias>; one or several."""
     labels: str
     """Folder or URI, shared by all nodes, that the labels are written to."""
     labelling: LabellingOptions
+
+    def __post_init__(self) -> None:
+        if not self.teacher:
+            raise ValueError("--teacher is empty; name at least one, such as models:/flow-teacher@champion")
 
 
 def pseudolabel(recipe: str, options: Pseudolabel) -> LabellingSummary:
     """Runs the stage; returns what was written."""
     videos, labels = absolute(options.videos, "--videos"), absolute(options.labels, "--labels")
-    teacher = absolute(options.teacher, "--teacher")
-    with tracking.start(
-        "pseudolabel", recipe=recipe, parameters=options, inputs={"videos": videos, "teacher": teacher}
-    ) as run:
+    teachers = [absolute(teacher, "--teacher") for teacher in options.teacher]
+    inputs = {"videos": videos, "teacher": teachers[0]}
+    inputs |= {f"teacher{number}": uri for number, uri in enumerate(teachers[1:], start=2)}
+    with tracking.start("pseudolabel", recipe=recipe, parameters=options, inputs=inputs) as run:
         with video_bar("pseudo-labels") as draw:
             summary = write_labels(
-                videos, teacher, labels, options.labelling, run_id=run.run_id, on_progress=draw
+                videos, teachers, labels, options.labelling, run_id=run.run_id, on_progress=draw
             )
         run.dataset("videos", videos, summary.digest, "labelling")
         run.tag("label_set", summary.digest)
         run.tag("labels", labels)
         run.summary(summary.metrics("labels"))
-        pair = PairSet.open(summary.location).example()
+        pairs = PairSet.open(summary.location)
+        run.tag("generation", pairs.description.provenance["generation"])
+        for number, teacher_run in enumerate(
+            pairs.description.provenance.get("teacher_run_id", "").split(), start=1
+        ):
+            run.link("teacher" if number == 1 else f"teacher{number}", teacher_run)
+        pair = pairs.example()
         assert pair.flow_fw is not None
         assert pair.confidence_fw is not None
         label = {"pseudo-label": (pair.flow_fw, pair.confidence_fw < 0.5)}

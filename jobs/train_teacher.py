@@ -3,8 +3,8 @@
     python jobs/train_teacher.py demo --videos my_videos --run-root runs
 
 The frame pairs of the videos are written to Parquet under the run root once, and read from there in every
-epoch. Prints the URI of the teacher, which pseudolabel takes. With --resume RUN_ID a run that was killed goes
-on from its last checkpoint.
+epoch. A recipe may name another backbone, such as demo:raft_small. Prints the URI of the teacher, which
+pseudolabel takes. With --resume RUN_ID a run that was killed goes on from its last checkpoint.
 """
 
 import hashlib
@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import tyro
 
 from flowcore.hallucination import Challenge
-from flowcore.networks import PWCNetConfig
+from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import TeacherObjective
 from flowcore.video import ClipOptions
 from jobs.command import connect, run_recipe
-from jobs.recipes import RECIPES
+from jobs.recipes import with_backbones
 from pipelines import tracking
 from pipelines.checkpoints import fetch_model, load_weights_into
 from pipelines.labelling import LabellingOptions, write_pairs
@@ -37,8 +37,8 @@ class TrainTeacher:
     """Folder or URI, shared by all nodes, for frame pairs, checkpoints and models."""
     clips: ClipOptions
     """How videos become frame pairs."""
-    network: PWCNetConfig
-    """The network, and later the student's."""
+    network: AnyNetworkConfig
+    """The network, and later the student's; its options are those of the backbone."""
     augmentation: Challenge
     """The window of each frame that a training step sees, and how it is varied."""
     training: TrainingOptions
@@ -90,6 +90,7 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
                     "recipe": recipe,
                     "videos": videos,
                     "pair_set": pairs.label_set,
+                    "generation": "0",
                     "run_id": run.run_id,
                 },
                 run=run.handle,
@@ -106,21 +107,17 @@ def main(recipe: str, options: TrainTeacher) -> None:
 
 
 def recipes() -> dict[str, tuple[str, TrainTeacher]]:
-    """This job's options by recipe."""
-    return {
-        name: (
-            recipe.description,
-            TrainTeacher(
-                videos=tyro.MISSING,
-                run_root=tyro.MISSING,
-                clips=recipe.clips,
-                network=recipe.network,
-                augmentation=recipe.augmentation,
-                training=recipe.teacher,
-            ),
+    """This job's options by recipe, and recipe:backbone."""
+    return with_backbones(
+        lambda recipe, network: TrainTeacher(
+            videos=tyro.MISSING,
+            run_root=tyro.MISSING,
+            clips=recipe.clips,
+            network=network,
+            augmentation=recipe.augmentation,
+            training=recipe.teacher,
         )
-        for name, recipe in RECIPES.items()
-    }
+    )
 
 
 if __name__ == "__main__":

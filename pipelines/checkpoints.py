@@ -53,6 +53,11 @@ class ModelInfo:
         """The MLflow run that made the model, if it says so."""
         return self.provenance.get("run_id")
 
+    @property
+    def generation(self) -> int:
+        """0 for a network that learnt without a teacher, else one more than that of its teachers."""
+        return int(self.provenance.get("generation", "0"))
+
 
 def save_model(folder: Path, network: FlowNetwork, provenance: Mapping[str, str]) -> str:
     """Writes `network` into `folder`, over the model that was there, and returns its digest."""

@@ -24,7 +24,7 @@ from numpy import ndarray
 
 from flowcore.hallucination import Transformation
 from flowcore.objectives import Batch
-from pipelines.labels import PairSet, decode_row
+from pipelines.labels import PairSet
 
 _WINDOW_STEPS = 16
 """Steps in a block: enough work that Ray's cost of a block, some 40 ms, doesn't count."""
@@ -128,7 +128,7 @@ class _WindowReader:
                 groups[file, group] = self.pairs.read_group(self.pairs.files[int(file)], int(group))
             stored = groups[file, group][int(row)]
             key = [int(parts["seed"]), int(parts["epoch"]), int(stored["pair_id"][:16], 16)]
-            pair = self.transformation(decode_row(stored), np.random.default_rng(key))
+            pair = self.transformation(self.pairs.decode(stored), np.random.default_rng(key))
             samples.append({name: value for name, value in vars(pair).items() if value is not None})
         return {
             name: np.stack([np.ascontiguousarray(sample[name]) for sample in samples]) for name in samples[0]

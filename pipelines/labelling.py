@@ -52,6 +52,7 @@ from pipelines.labels import (
     LABEL_SCHEMA,
     LEDGER_FILE,
     PAIR_SCHEMA,
+    SPREAD_SCHEMA,
     TEACHER_FOLDER,
     VIDEO_FILE,
     Folder,
@@ -188,40 +189,61 @@ def write_pairs(
 
 def write_labels(
     videos: str,
-    teacher: str,
+    teachers: Sequence[str],
     location: str,
     options: LabellingOptions,
     *,
     run_id: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> LabellingSummary:
-    """Writes the pairs of a collection with the teacher's pseudo-labels; see `write_pairs`.
+    """Writes the pairs of a collection with the teachers' pseudo-labels; see `write_pairs`.
 
-    teacher: what `checkpoints.fetch_model` takes; the set keeps a copy, `PairSet.teacher`. run_id: the MLflow
-    run that this is, for those who come from the labels. The network sees the frames as they are stored, so
-    that a label belongs to exactly the pixels that the student will see.
+    teachers: what `checkpoints.fetch_model` takes, one or several; the set keeps a copy, `PairSet.teacher` is
+    the first one's. run_id: the MLflow run that this is, for those who come from the labels. The networks see
+    the frames as they are stored, so that a label belongs to exactly the pixels that the student will see.
+
+    The label of several teachers is their mean, occluded where any of their checks says so, with their spread
+    beside it. The rule is a choice: DistillFlow, which names it model distillation, doesn't publish its own.
     """
     # Brings MLflow, which would cost each of Ray's workers seconds: they import this module.
     from pipelines import checkpoints
 
-    folder = checkpoints.fetch_model(teacher)
-    _, info = checkpoints.load_model(folder)
+    folders = [checkpoints.fetch_model(teacher) for teacher in teachers]
+    infos = [checkpoints.load_model(folder)[1] for folder in folders]
+    identities = [{"digest": info.digest, "network": networks.to_dict(info.config)} for info in infos]
+    several = {str(number): identity for number, identity in enumerate(identities, start=1)}
     made_of = {
         **_made_of(options),
-        "teacher": {"digest": info.digest, "network": networks.to_dict(info.config)},
+        "teacher": identities[0] if len(identities) == 1 else several,
         "check": dataclasses.asdict(options.check),
     }
-    runs = {"run_id": run_id, "teacher_run_id": info.run_id}
-    provenance = {"videos": videos, "teacher": teacher} | {name: run for name, run in runs.items() if run}
+    origin = {
+        "run_id": run_id,
+        "teacher_run_id": " ".join(info.run_id for info in infos if info.run_id),
+        "generation": str(max(info.generation for info in infos)),
+    }
+    provenance = {"videos": videos, "teacher": " ".join(teachers)}
+    provenance |= {name: value for name, value in origin.items() if value}
+    models = tuple(
+        _TeacherModel(info.digest, info.config, f"{_teacher_folder(number)}/{checkpoints.WEIGHTS_FILE}")
+        for number, info in enumerate(infos)
+    )
+    files = {
+        f"{_teacher_folder(number)}/{name}": (folder / name).read_bytes()
+        for number, folder in enumerate(folders)
+        for name in (checkpoints.WEIGHTS_FILE, checkpoints.CARD_FILE)
+    }
     description = SetDescription(made_of=made_of, provenance=provenance)
-    files = {name: (folder / name).read_bytes() for name in (checkpoints.WEIGHTS_FILE, checkpoints.CARD_FILE)}
-    model = _TeacherModel(info.digest, info.config, checkpoints.WEIGHTS_FILE)
-    return _write_set(videos, location, options, description, on_progress, model, files)
+    return _write_set(videos, location, options, description, on_progress, models, files)
+
+
+def _teacher_folder(number: int) -> str:
+    return TEACHER_FOLDER if number == 0 else f"{TEACHER_FOLDER}{number + 1}"
 
 
 @dataclass(frozen=True)
 class _TeacherModel:
-    """Which model a set's copy is. weights: the name of its file."""
+    """Which model a set's copy is. weights: its file in the set."""
 
     digest: str
     config: NetworkConfig
@@ -230,8 +252,7 @@ class _TeacherModel:
     def load(self, location: str, device: str) -> FlowNetwork:
         """The network, from the set's copy of it."""
         network = self.config.build()
-        content = Folder(location).read(f"{TEACHER_FOLDER}/{self.weights}")
-        network.load_state_dict(safetensors.torch.load(content))
+        network.load_state_dict(safetensors.torch.load(Folder(location).read(self.weights)))
         return network.to(device).eval()
 
 
@@ -251,7 +272,7 @@ def _write_set(
     options: LabellingOptions,
     description: SetDescription,
     on_progress: OnProgress | None,
-    teacher: _TeacherModel | None = None,
+    teachers: tuple[_TeacherModel, ...] = (),
     model_files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> LabellingSummary:
     sources = find_videos(videos)
@@ -262,12 +283,12 @@ def _write_set(
         tally = _Tally(location, stamps, on_progress)
         left = [source for source in sources if not tally.is_done(source.uri)]
         if left:
-            _keep_teacher(location, model_files)
+            _keep_teachers(location, model_files)
             plan = _Plan(
                 run=uuid4().hex,
                 location=location,
                 label_set=description.digest,
-                teacher=teacher,
+                teachers=teachers,
                 options=options,
             )
             for row in _rows(left, stamps, plan):
@@ -275,10 +296,9 @@ def _write_set(
         return tally.finish(description.digest, options.max_bad_share)
 
 
-def _keep_teacher(location: str, files: Mapping[str, bytes]) -> None:
-    """A copy in the set: the alias by which the teacher was named may mean another one tomorrow."""
-    for file, content in files.items():
-        name = f"{TEACHER_FOLDER}/{file}"
+def _keep_teachers(location: str, files: Mapping[str, bytes]) -> None:
+    """Copies in the set: the alias by which a teacher was named may mean another one tomorrow."""
+    for name, content in files.items():
         if Folder(location).size(name) is None:
             Folder(location).write(name, content)
 
@@ -348,12 +368,12 @@ def _groups(sources: Sequence[VideoSource], stamps: Mapping[str, _Stamp]) -> lis
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What every task knows. teacher: None for frames alone."""
+    """What every task knows. teachers: none for frames alone."""
 
     run: str
     location: str
     label_set: str
-    teacher: _TeacherModel | None
+    teachers: tuple[_TeacherModel, ...]
     options: LabellingOptions
 
 
@@ -439,13 +459,13 @@ def _rows(
     room = _room(plan)
     readers = min(num_tasks, room.readers or num_tasks)
     data = data.map_batches(_Reader(plan), compute=_tasks(readers), num_cpus=_READ_CPUS, **settings)
-    if plan.teacher is not None:
+    if plan.teachers:
         data = data.map_batches(
             _Teacher,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=room.teachers),
             num_cpus=_TEACHER_CPUS,
             num_gpus=room.gpus,
-            fn_constructor_args=[plan, plan.teacher, "cuda" if room.gpus else "cpu"],
+            fn_constructor_args=[plan, "cuda" if room.gpus else "cpu"],
             **settings,
         )
     data = data.map_batches(_Writer(plan), compute=_tasks(room.writers), num_cpus=_WRITE_CPUS, **settings)
@@ -473,7 +493,7 @@ def _room(plan: _Plan) -> _Room:
     """RuntimeError where one of each stage doesn't fit and the run would wait for ever."""
     have = cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]
     cpus, gpus = have.get("CPU", 0.0), int(have.get("GPU", 0))
-    needed = _READ_CPUS + _WRITE_CPUS + (0.0 if plan.teacher is None else _TEACHER_CPUS)
+    needed = _READ_CPUS + _WRITE_CPUS + (_TEACHER_CPUS if plan.teachers else 0.0)
     # Where there is none at all an autoscaler has yet to begin.
     if 0 < cpus < needed:
         raise RuntimeError(
@@ -481,7 +501,7 @@ def _room(plan: _Plan) -> _Room:
             "(logical) CPUs or add a node"
         )
     accelerator, wanted = plan.options.accelerator, plan.options.num_teachers
-    if plan.teacher is None:
+    if not plan.teachers:
         readers = max(1, int(cpus) - 2) if cpus else None
         return _Room(readers=readers, teachers=0, writers=max(1, int(cpus) // 8), gpus=0)
     if accelerator == "gpu" or (accelerator == "auto" and gpus > 0):
@@ -621,16 +641,16 @@ def _json(values: _Record | LedgerEntry) -> str:
 
 
 class _Teacher:
-    """Adds the labels to a shard; lives in an actor with the network."""
+    """Adds the labels to a shard; lives in an actor with the networks."""
 
-    def __init__(self, plan: _Plan, model: _TeacherModel, device: str) -> None:
+    def __init__(self, plan: _Plan, device: str) -> None:
         # On more threads sums come in another order, and labels would depend on the machine.
         torch.set_num_threads(1)
         torch.backends.cudnn.deterministic = True
         self._plan = plan
         self._device = torch.device(device)
-        self._digest = model.digest
-        self._network = model.load(plan.location, device)
+        self._digest = "+".join(model.digest for model in plan.teachers)
+        self._networks = [model.load(plan.location, device) for model in plan.teachers]
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         for row in table.to_pylist():
@@ -647,52 +667,70 @@ class _Teacher:
         step = max(1, _STEP_PIXELS[self._device.type] // frames[0, 0].numel())
         labels = pa.concat_tables(
             [
-                label_chunk(self._network, frames[start : start + step + 1], self._plan.options.check)
+                label_chunk(self._networks, frames[start : start + step + 1], self._plan.options.check)
                 for start in range(0, len(frames) - 1, step)
             ]
         )
         teacher = pa.array([self._digest] * len(labels), pa.string())
-        return labels.append_column("teacher", teacher).cast(LABEL_SCHEMA)
+        schema = LABEL_SCHEMA if len(self._networks) == 1 else pa.schema([*LABEL_SCHEMA, *SPREAD_SCHEMA])
+        return labels.append_column("teacher", teacher).select(schema.names).cast(schema)
 
 
 def label_chunk(
-    network: FlowNetwork, frames: Float[Tensor, "frames 3 height width"], check: ForwardBackwardCheck
+    teachers: Sequence[FlowNetwork],
+    frames: Float[Tensor, "frames 3 height width"],
+    check: ForwardBackwardCheck,
 ) -> pa.Table:
-    """The columns of LABEL_SCHEMA but `teacher`, for the pairs of consecutive frames.
+    """The columns of LABEL_SCHEMA but `teacher`, for the pairs of consecutive frames, and of several teachers
+    those of SPREAD_SCHEMA.
 
     Occlusion is checked at full resolution. The other numbers are taken on the flow's grid, with the frames
     averaged down to it, as the teacher's own loss is; nan where no pixel is visible in either direction.
+    Teachers of different strides meet at full resolution.
     """
     height, width = frames.shape[-2:]
-    stride = network.strides[0]
-    rows, columns = label_grid(height, width, stride)
-    fw, bw = (flow[..., :rows, :columns] for flow in network.estimate_chunk(frames))
-    # Both directions at once, the forward ones first.
-    there, back = torch.cat([fw, bw]), torch.cat([bw, fw])
-    full = upsample_flow(there, stride, height, width)
-    occluded = check(full, full.roll(len(fw), dims=0))
+    pairs = len(frames) - 1
+    strides = {teacher.strides[0] for teacher in teachers}
+    stride = strides.pop() if len(strides) == 1 else 1
+    flows, checks = [], []
+    for teacher in teachers:
+        grid_rows, grid_columns = label_grid(height, width, teacher.strides[0])
+        # Both directions at once, the forward ones first.
+        grid = torch.cat([flow[..., :grid_rows, :grid_columns] for flow in teacher.estimate_chunk(frames)])
+        full = upsample_flow(grid, teacher.strides[0], height, width)
+        flows.append(grid if stride == teacher.strides[0] else full)
+        checks.append(check(full, full.roll(pairs, dims=0)))
+    there = torch.stack(flows).mean(dim=0)
+    back = there.roll(pairs, dims=0)
+    occluded = torch.stack(checks).any(dim=0)
     visible = functional.avg_pool2d(occluded.float(), stride, ceil_mode=True) <= 0.5
     mismatch = _length(there + backward_warp(back, there / stride))
     small = functional.avg_pool2d(frames, stride, ceil_mode=True)
     first, second = torch.cat([small[:-1], small[1:]]), torch.cat([small[1:], small[:-1]])
     distance = census_distance(first, backward_warp(second, there / stride))
-    lengths = _length(there).view(2, len(fw), -1).transpose(0, 1).flatten(1)
+    lengths = _length(there).view(2, pairs, -1).transpose(0, 1).flatten(1)
     p50, p99, longest = np.quantile(lengths.cpu().numpy(), (0.5, 0.99, 1.0), axis=1)
-    return pa.table(
-        {
-            "flow_fw": quantized(fw),
-            "flow_bw": quantized(bw),
-            "flow_stride": np.full(len(fw), stride, np.int32),
-            "occ_fw": masks(occluded[: len(fw)]),
-            "occ_bw": masks(occluded[len(fw) :]),
-            "occluded": _pair_means(occluded.float(), torch.ones_like(occluded)),
-            "forward_backward": _pair_means(mismatch, visible),
-            "photometric": _pair_means(distance, visible & ~census_border(distance)),
-            "flow_p50": p50.astype(np.float32),
-            "flow_p99": p99.astype(np.float32),
-            "flow_max": longest.astype(np.float32),
+    columns = {
+        "flow_fw": quantized(there[:pairs]),
+        "flow_bw": quantized(there[pairs:]),
+        "flow_stride": np.full(pairs, stride, np.int32),
+        "occ_fw": masks(occluded[:pairs]),
+        "occ_bw": masks(occluded[pairs:]),
+        "occluded": _pair_means(occluded.float(), torch.ones_like(occluded)),
+        "forward_backward": _pair_means(mismatch, visible),
+        "photometric": _pair_means(distance, visible & ~census_border(distance)),
+        "flow_p50": p50.astype(np.float32),
+        "flow_p99": p99.astype(np.float32),
+        "flow_max": longest.astype(np.float32),
+    }
+    if len(teachers) > 1:
+        spread = torch.stack([_length(flow - there).square() for flow in flows]).mean(dim=0).sqrt()
+        columns |= {
+            "spread_fw": quantized(spread[:pairs]),
+            "spread_bw": quantized(spread[pairs:]),
+            "spread": _pair_means(spread, torch.ones_like(spread, dtype=torch.bool)),
         }
-    )
+    return pa.table(columns)
 
 
 def _length(flow: Flow) -> Float[Tensor, "batch 1 height width"]:
@@ -744,7 +782,7 @@ class _Writer:
             )
         ]
         frames = pa.Table.from_pylist(pairs, schema=PAIR_SCHEMA)
-        if self.plan.teacher is None:
+        if not self.plan.teachers:
             return frames
         labels = pa.ipc.open_stream(row["labels"]).read_all()
         return pa.table([*frames.columns, *labels.columns], [*frames.column_names, *labels.column_names])
@@ -768,7 +806,7 @@ class _Tally:
         self._on_progress = on_progress
         self._started = time.monotonic()
         self._threads = ThreadPoolExecutor(_STORAGE_THREADS)
-        self._folders = [name for name in Folder(location).folders() if name != TEACHER_FOLDER]
+        self._folders = [name for name in Folder(location).folders() if not name.startswith(TEACHER_FOLDER)]
         found = self._threads.map(partial(_record_at, location), self._folders)
         self._before = {record.folder: record for record in found if record is not None}
         self._current = {

@@ -51,7 +51,8 @@ MANIFEST_FILE = "_manifest.json"
 LEDGER_FILE = "_ledger.json"
 """The inputs that gave nothing or less than they hold, and why."""
 TEACHER_FOLDER = "_teacher"
-"""A copy of the model that made the labels, as `pipelines.checkpoints` reads it."""
+"""A copy of the model that made the labels, as `pipelines.checkpoints` reads it; of several, the first. The
+others are in `_teacher2` and so on."""
 VIDEO_FILE = "_video.json"
 """In a video's folder: what became of it; written after its last shard."""
 
@@ -94,6 +95,16 @@ pixels. photometric: census distance (0 to 48) after warping, over the visible p
 flow_max: length of the flow in px, over all pixels. See `pipelines.labelling`, where they are computed.
 """
 
+SPREAD_SCHEMA = pa.schema(
+    [
+        ("spread_fw", pa.list_(pa.int32())),
+        ("spread_bw", pa.list_(pa.int32())),
+        ("spread", pa.float32()),
+    ]
+)
+"""What several teachers add, whose mean the flow is and for whom a pixel is occluded if it is for any: how
+far they disagree, on the flow's grid and in its units, as the root mean square distance of their flows to the
+mean; and its mean in px over all pixels of both directions."""
 TRUTH_SCHEMA = pa.schema(
     [
         ("flow_fw", pa.list_(pa.int32())),
@@ -108,6 +119,7 @@ _INDEX_SCHEMA = pa.schema(
     [("pair_id", pa.string()), ("file", pa.int32()), ("row_group", pa.int32()), ("row", pa.int32())]
 )
 _FLOWS = ("flow_fw", "flow_bw")
+_SPREADS = ("spread_fw", "spread_bw")
 _MASKS = ("occ_fw", "occ_bw", "valid_fw")
 _IMAGES = ("image1", "image2")
 _PARTIAL = ".partial"
@@ -125,7 +137,7 @@ def pair_id(video_digest: str, frames: tuple[int, int], stride: int, height: int
     return hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()
 
 
-def quantized(flow: Float[Tensor, "pairs 2 rows columns"]) -> pa.ListArray:
+def quantized(flow: Float[Tensor, "pairs _ rows columns"]) -> pa.ListArray:
     """The column that stores `flow`, in pixels, to within 1/128 px; ValueError if it isn't finite."""
     if not torch.isfinite(flow).all():
         raise ValueError("flow must be finite to be a label: the network that gave it has diverged")
@@ -145,14 +157,14 @@ def _flat_lists(values: ndarray) -> pa.ListArray:
 
 
 def encode_shard(table: pa.Table, row_group_pairs: int) -> bytes:
-    """The Parquet file of a table of PAIR_SCHEMA, with or without LABEL_SCHEMA's columns.
+    """The Parquet file of a table of PAIR_SCHEMA and what labels or truth add to it.
 
     Flow is delta coded and zstd compressed, masks are run lengths; images are compressed already.
     """
     names = table.column_names
-    leaves = {name: f"{name}.list.element" for name in (*_FLOWS, *_MASKS) if name in names}
+    leaves = {name: f"{name}.list.element" for name in (*_FLOWS, *_SPREADS, *_MASKS) if name in names}
     plain = {name: "PLAIN" for name in names if name not in leaves and name not in _REPEATED}
-    encodings = {leaves[name]: "DELTA_BINARY_PACKED" if name in _FLOWS else "RLE" for name in leaves}
+    encodings = {leaves[name]: "RLE" if name in _MASKS else "DELTA_BINARY_PACKED" for name in leaves}
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
@@ -166,8 +178,14 @@ def encode_shard(table: pa.Table, row_group_pairs: int) -> bytes:
     return cast(bytes, sink.getvalue().to_pybytes())
 
 
-def decode_row(row: Mapping[str, Any]) -> FramePair:
-    """The pair in a row of `PairSet.read_group`; what the row has no column for is None."""
+DEFAULT_MAX_SPREAD = 1.0
+
+
+def decode_row(row: Mapping[str, Any], max_spread: float = DEFAULT_MAX_SPREAD) -> FramePair:
+    """The pair in a row of `PairSet.read_group`; what the row has no column for is None.
+
+    Where several teachers' spread is `max_spread` px or more the label has confidence 0.
+    """
     codec = FrameCodec()
     height, width = row["height"], row["width"]
     return FramePair(
@@ -175,20 +193,29 @@ def decode_row(row: Mapping[str, Any]) -> FramePair:
         image2=codec.decode(row["image2"]),
         flow_fw=_flow(row["flow_fw"], row["flow_stride"], height, width) if "flow_fw" in row else None,
         flow_bw=_flow(row["flow_bw"], row["flow_stride"], height, width) if "flow_bw" in row else None,
-        confidence_fw=_confidence(row, "fw"),
-        confidence_bw=_confidence(row, "bw"),
+        confidence_fw=_confidence(row, "fw", max_spread),
+        confidence_bw=_confidence(row, "bw", max_spread),
     )
 
 
-def _confidence(row: Mapping[str, Any], direction: str) -> Float[ndarray, "height width"] | None:
-    """1 where the teacher's flow is visible in the other frame or a truth is known, else 0."""
+def _confidence(
+    row: Mapping[str, Any], direction: str, max_spread: float
+) -> Float[ndarray, "height width"] | None:
+    """1 where a label is visible in the other frame and its teachers agree, or a truth is known; else 0."""
+    height, width = row["height"], row["width"]
     if f"occ_{direction}" in row:
         trusted = ~np.asarray(row[f"occ_{direction}"], bool)
     elif f"valid_{direction}" in row:
         trusted = np.asarray(row[f"valid_{direction}"], bool)
     else:
         return None
-    return trusted.astype(np.float32).reshape(row["height"], row["width"])
+    confidence = trusted.astype(np.float32).reshape(height, width)
+    if f"spread_{direction}" in row:
+        stride = row["flow_stride"]
+        grid = np.asarray(row[f"spread_{direction}"]).reshape(label_grid(height, width, stride)) / FLOW_UNITS
+        agreed = np.repeat(np.repeat(grid < max_spread, stride, axis=0), stride, axis=1)[:height, :width]
+        confidence *= agreed
+    return confidence
 
 
 def _flow(units: Sequence[int], stride: int, height: int, width: int) -> Float[ndarray, "2 height width"]:
@@ -357,12 +384,14 @@ def video_of_shards(location: str, video_folder: str) -> str | None:
 class PairSet:
     """A pair set that is open for reading, here or in any process that it is sent to.
 
-    files: the Parquet files, relative to the location, sorted.
+    files: the Parquet files, relative to the location, sorted. max_spread: px by which several teachers may
+    disagree on a label that is trusted.
     """
 
     location: str
     description: SetDescription
     files: tuple[str, ...]
+    max_spread: float = DEFAULT_MAX_SPREAD
 
     @classmethod
     def open(cls, location: str, *, allow_unfinished: bool = False) -> Self:
@@ -436,9 +465,13 @@ class PairSet:
         values = {name: _column(table.column(name).combine_chunks()) for name in table.column_names}
         return [{name: each[row] for name, each in values.items()} for row in range(table.num_rows)]
 
+    def decode(self, row: Mapping[str, Any]) -> FramePair:
+        """The pair in a row of `read_group`."""
+        return decode_row(row, self.max_spread)
+
     def example(self) -> FramePair:
         """A pair from the middle of the set, to look at."""
-        return decode_row(self.read_group(self.files[len(self.files) // 2], 0)[0])
+        return self.decode(self.read_group(self.files[len(self.files) // 2], 0)[0])
 
     def _index_of(self, file: int) -> pa.Table:
         with self._opened(self.files[file]) as parquet:

@@ -34,7 +34,7 @@ from flowcore.occlusion import ForwardBackwardCheck
 from pipelines import progress
 from pipelines.checkpoints import load_model, load_training_state, save_model, save_training_state
 from pipelines.feed import Plan, batches, hold_back, part_of, to_batch
-from pipelines.labels import PairSet, decode_row
+from pipelines.labels import PairSet
 from pipelines.tracking import Run, RunHandle, register
 
 _TRIED_FILES = 32
@@ -266,7 +266,7 @@ def _require_fitting_crops(training: Training) -> None:
         files = source.pairs.files
         for file in files[:: max(1, len(files) // _TRIED_FILES)]:
             row = source.pairs.read_group(file, 0)[0]
-            pair = source.transformation(decode_row(row), np.random.default_rng(0))
+            pair = source.transformation(source.pairs.decode(row), np.random.default_rng(0))
             height, width = pair.image1.shape[:2]
             if height % multiple or width % multiple:
                 raise ValueError(
@@ -438,7 +438,7 @@ class _Worker:
         mine = self.held_back.to_pylist()[self.rank :: self.world_size]
         pairs = self.training.sources[0].pairs
         return [
-            decode_row(pairs.read_group(pairs.files[place["file"]], place["row_group"])[place["row"]])
+            pairs.decode(pairs.read_group(pairs.files[place["file"]], place["row_group"])[place["row"]])
             for place in mine
         ]
 

@@ -8,20 +8,30 @@ checkpoint stores beside the weights.
 import dataclasses
 from typing import Any
 
+from flowcore.networks.flownet import FlowNetConfig
 from flowcore.networks.interface import BidirectionalFlow, FlowNetwork, NetworkConfig
 from flowcore.networks.pwcnet import PWCNet, PWCNetConfig
+from flowcore.networks.raft import RAFTConfig
 
 __all__ = [
+    "AnyNetworkConfig",
     "BidirectionalFlow",
+    "FlowNetConfig",
     "FlowNetwork",
     "NetworkConfig",
     "PWCNet",
     "PWCNetConfig",
+    "RAFTConfig",
     "from_dict",
     "to_dict",
 ]
 
-_ARCHITECTURES: dict[str, type[NetworkConfig]] = {"pwcnet": PWCNetConfig}
+AnyNetworkConfig = PWCNetConfig | FlowNetConfig | RAFTConfig
+_ARCHITECTURES: dict[str, type[NetworkConfig]] = {
+    "pwcnet": PWCNetConfig,
+    "flownet": FlowNetConfig,
+    "raft": RAFTConfig,
+}
 
 
 def to_dict(config: NetworkConfig) -> dict[str, Any]:

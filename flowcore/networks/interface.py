@@ -19,6 +19,7 @@ class BidirectionalFlow:
     """Flow in both directions between two frames, a list of levels each, finest first.
 
     A level at stride s is a grid of [height / s, width / s] vectors in pixels of the full-resolution frame.
+    Levels may share a stride: those of a recurrent network are its iterations, the last one first.
     """
 
     forward: list[FlowLevel]
@@ -49,6 +50,15 @@ class FlowNetwork(nn.Module):
     @abstractmethod
     def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[FlowLevel]:
         """The flow from frames 1 to frames 2, finest level first; see BidirectionalFlow for the unit."""
+
+    def _require_fitting(self, images: Image) -> None:
+        """ValueError for frames whose sides aren't multiples of `multiple`."""
+        height, width = images.shape[-2:]
+        if height % self.multiple or width % self.multiple:
+            raise ValueError(
+                f"frames of ({height}, {width}) must be multiples of {self.multiple} px on each side for "
+                "this network; pad them, or choose another crop size"
+            )
 
     def forward(self, image1: Image, image2: Image) -> BidirectionalFlow:
         """Flow in both directions, each frame encoded once."""

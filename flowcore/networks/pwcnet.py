@@ -15,10 +15,8 @@ from torch.nn import functional
 from flowcore.geometry import backward_warp
 from flowcore.networks.correlation import cost_volume, normalize_features
 from flowcore.networks.interface import FlowLevel, FlowNetwork, NetworkConfig
+from flowcore.networks.layers import FLOW_SCALE, convolution, flow_head
 from flowcore.shapes import Image
-
-_FLOW_SCALE = 20.0
-"""Pixels of motion that one unit of a decoder's output stands for, as PWC-Net scales its truth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +47,6 @@ class PWCNetConfig(NetworkConfig):
         return PWCNet(self)
 
 
-def _convolution(channels_in: int, channels_out: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=dilation, dilation=dilation)
-    nn.init.kaiming_normal_(convolution.weight, a=0.1)
-    nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
-    return nn.Sequential(convolution, nn.LeakyReLU(0.1, inplace=True))
-
-
-def _flow_head(channels: int) -> nn.Conv2d:
-    return nn.Conv2d(channels, 2, 3, padding=1)
-
-
 class PWCNet(FlowNetwork):
     """See PWCNetConfig; a fresh network answers with a small random flow."""
 
@@ -70,7 +57,7 @@ class PWCNet(FlowNetwork):
         self.multiple = 2**levels
         self.strides = tuple(2**level for level in range(config.finest_level, levels + 1))
         self.encoder = nn.ModuleList(
-            nn.Sequential(_convolution(before, after, stride=2), _convolution(after, after))
+            nn.Sequential(convolution(before, after, stride=2), convolution(after, after))
             for before, after in pairwise((3, *config.encoder_widths))
         )
         self.decoders = nn.ModuleList()
@@ -80,24 +67,19 @@ class PWCNet(FlowNetwork):
             features = config.encoder_widths[level - 1]
             channels = volume + features + (0 if level == levels else 2 + config.decoder_widths[-1])
             widths = (channels, *config.decoder_widths)
-            self.decoders.append(nn.Sequential(*(_convolution(a, b) for a, b in pairwise(widths))))
-            self.heads.append(_flow_head(config.decoder_widths[-1]))
+            self.decoders.append(nn.Sequential(*(convolution(a, b) for a, b in pairwise(widths))))
+            self.heads.append(flow_head(config.decoder_widths[-1]))
         context_widths = (config.decoder_widths[-1] + 2, *config.context_widths)
         self.context = nn.Sequential(
             *(
-                _convolution(a, b, dilation=d)
+                convolution(a, b, dilation=d)
                 for (a, b), d in zip(pairwise(context_widths), (1, 2, 4, 8, 16, 1), strict=False)
             ),
-            _flow_head(context_widths[-1]),
+            flow_head(context_widths[-1]),
         )
 
     def encode(self, images: Image) -> list[Tensor]:
-        height, width = images.shape[-2:]
-        if height % self.multiple or width % self.multiple:
-            raise ValueError(
-                f"frames of ({height}, {width}) must be multiples of {self.multiple} px on each side for "
-                "this network; pad them, or choose another crop size"
-            )
+        self._require_fitting(images)
         features = []
         x = images - 0.5
         for block in self.encoder:
@@ -117,13 +99,13 @@ class PWCNet(FlowNetwork):
                 flow = functional.interpolate(flow, scale_factor=2, mode="bilinear", align_corners=False)
                 hidden = functional.interpolate(hidden, scale_factor=2, mode="bilinear", align_corners=False)
                 second = backward_warp(second, flow / stride)
-                known = [first, flow / _FLOW_SCALE, hidden]
+                known = [first, flow / FLOW_SCALE, hidden]
             volume = cost_volume(normalize_features(first), normalize_features(second), self.config.radius)
             volume = functional.leaky_relu(volume, 0.1)
             hidden = self.decoders[index](torch.cat([volume, *known], dim=1))
             scaled = self.heads[index](hidden)
             if index == 0:
                 scaled = scaled + self.context(torch.cat([hidden, scaled], dim=1))
-            flow = scaled * _FLOW_SCALE
+            flow = scaled * FLOW_SCALE
             levels.append(flow)
         return levels[::-1]

@@ -31,7 +31,7 @@ if __name__ == "__main__":
     options = LabellingOptions(clips=ClipOptions(chunk_pairs=4), shard_pairs=8, num_teachers=1)
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     report = lambda step: print("step", flush=True)
-    summary = write_labels(videos, teacher, labels, options, on_progress=report)
+    summary = write_labels(videos, [teacher], labels, options, on_progress=report)
     print("new_pairs", summary.new_pairs, flush=True)
 """
 

@@ -86,7 +86,7 @@ def labels(
     ray_session: None,
 ) -> PairSet:
     location = tmp_path_factory.mktemp("labels") / "set"
-    write_labels(str(collection), teacher[0], str(location), OPTIONS, run_id="abcd")
+    write_labels(str(collection), [teacher[0]], str(location), OPTIONS, run_id="abcd")
     return PairSet.open(str(location))
 
 
@@ -174,7 +174,7 @@ def test_row_groups_and_shards_have_the_sizes_that_were_asked_for(labels: PairSe
 def test_a_rerun_touches_nothing(labels: PairSet, collection: Path, teacher: tuple[str, FlowNetwork]) -> None:
     shards = list(Path(labels.location).rglob("*.parquet"))
     before = {path: path.stat().st_mtime_ns for path in shards}
-    summary = write_labels(str(collection), teacher[0], labels.location, OPTIONS)
+    summary = write_labels(str(collection), [teacher[0]], labels.location, OPTIONS)
     assert summary.new_pairs == 0
     assert summary.num_pairs == 22
     assert {path: path.stat().st_mtime_ns for path in Path(labels.location).rglob("*.parquet")} == before
@@ -185,7 +185,7 @@ def test_a_rerun_touches_nothing(labels: PairSet, collection: Path, teacher: tup
 def test_labels_dont_depend_on_the_number_of_teachers(
     tmp_path: Path, labels: PairSet, collection: Path, teacher: tuple[str, FlowNetwork]
 ) -> None:
-    write_labels(str(collection), teacher[0], str(tmp_path / "set"), replace(OPTIONS, num_teachers=2))
+    write_labels(str(collection), [teacher[0]], str(tmp_path / "set"), replace(OPTIONS, num_teachers=2))
     assert contents(tmp_path / "set") == contents(labels.location)
 
 
@@ -198,7 +198,7 @@ def test_a_lost_shard_comes_back_the_same(
     kept = {path: path.stat().st_mtime_ns for path in lost.parent.glob("*.parquet") if path != lost}
     lost.unlink()
     (lost.parent / "_video.json").unlink()
-    summary = write_labels(str(collection), teacher[0], str(location), OPTIONS)
+    summary = write_labels(str(collection), [teacher[0]], str(location), OPTIONS)
     assert contents(location) == contents(labels.location)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert 0 < summary.new_pairs < 11
@@ -239,14 +239,14 @@ def test_other_options_never_mix_into_a_set(
 ) -> None:
     before = contents(labels.location)
     with pytest.raises(ValueError, match=message):
-        write_labels(str(collection), teacher[0], labels.location, change(OPTIONS))
+        write_labels(str(collection), [teacher[0]], labels.location, change(OPTIONS))
     assert contents(labels.location) == before
 
 
 def test_another_teacher_never_mixes_into_a_set(tmp_path: Path, labels: PairSet, collection: Path) -> None:
     save_teacher(tmp_path / "other", 1)
     with pytest.raises(ValueError, match=r"teacher\.digest is \w+ there and \w+ here"):
-        write_labels(str(collection), str(tmp_path / "other"), labels.location, OPTIONS)
+        write_labels(str(collection), [str(tmp_path / "other")], labels.location, OPTIONS)
     with pytest.raises(ValueError, match=r"teacher\.digest is \w+ there and None here"):
         write_pairs(str(collection), labels.location, OPTIONS)
 
@@ -355,7 +355,7 @@ def test_a_diverged_teacher_labels_nothing(tmp_path: Path) -> None:
     save_model(tmp_path / "teacher", network, {})
     render(tmp_path / "videos" / "a.mp4", 0, num_frames=3)
     with pytest.raises(ValueError, match="diverged"):
-        write_labels(str(tmp_path / "videos"), str(tmp_path / "teacher"), str(tmp_path / "set"), OPTIONS)
+        write_labels(str(tmp_path / "videos"), [str(tmp_path / "teacher")], str(tmp_path / "set"), OPTIONS)
     assert contents(tmp_path / "set") == {}
 
 
@@ -397,7 +397,7 @@ def test_the_quality_of_a_known_motion_is_as_on_paper() -> None:
     texture = torch.rand(1, 3, 40, 200, generator=torch.Generator().manual_seed(0))
     # Two columns of the flow's grid, so that averaging down to it keeps the motion exact.
     frames = torch.cat([texture[..., 100 - 8 * i : 180 - 8 * i] for i in range(3)])
-    right = label_chunk(Shift(8.0), frames, ForwardBackwardCheck()).to_pylist()
+    right = label_chunk([Shift(8.0)], frames, ForwardBackwardCheck()).to_pylist()
     assert len(right) == 2
     for row in right:
         # Eight of eighty columns leave the frame.
@@ -405,11 +405,11 @@ def test_the_quality_of_a_known_motion_is_as_on_paper() -> None:
         assert row["forward_backward"] == 0
         assert row["flow_p50"] == row["flow_p99"] == row["flow_max"] == 8
         assert row["flow_stride"] == 4
-    wrong = label_chunk(Shift(4.0), frames, ForwardBackwardCheck()).to_pylist()
+    wrong = label_chunk([Shift(4.0)], frames, ForwardBackwardCheck()).to_pylist()
     # Only where a patch reaches over the edge of what is visible does the right motion look wrong.
     assert all(bad["photometric"] > 10 * good["photometric"] for bad, good in zip(wrong, right, strict=True))
     # Where nothing is visible there is nothing to average.
-    (away, _) = label_chunk(Shift(500.0), frames, ForwardBackwardCheck()).to_pylist()
+    (away, _) = label_chunk([Shift(500.0)], frames, ForwardBackwardCheck()).to_pylist()
     assert away["occluded"] == 1
     assert np.isnan(away["photometric"])
     assert np.isnan(away["forward_backward"])
@@ -425,3 +425,69 @@ def test_odd_videos_end_in_the_set_or_in_the_ledger(tmp_path: Path, shared_data:
     assert not labelled & without
     ids = pair_ids(tmp_path / "set")
     assert len(ids) == len(set(ids)) == summary.num_pairs > 100
+
+
+def test_two_teachers_by_hand() -> None:
+    frames = torch.rand(2, 3, 40, 80, generator=torch.Generator().manual_seed(0))
+    (row,) = label_chunk([Shift(8.0), Shift(20.0)], frames, ForwardBackwardCheck()).to_pylist()
+    # the mean of 8 and 20 is 14, and both are 6 away from it
+    assert set(row["flow_fw"]) == {14 * 64, 0}
+    assert set(row["spread_fw"]) == set(row["spread_bw"]) == {6 * 64}
+    assert row["spread"] == 6
+    # what leaves the frame for either of them: the last 20 of 80 columns
+    assert np.reshape(row["occ_fw"], (40, 80)).sum(axis=0).tolist() == [0] * 60 + [40] * 20
+
+
+def test_two_equal_teachers_label_as_one_does_and_do_not_disagree() -> None:
+    frames = torch.rand(3, 3, 40, 80, generator=torch.Generator().manual_seed(0))
+    one = label_chunk([Shift(8.0)], frames, ForwardBackwardCheck())
+    both = label_chunk([Shift(8.0), Shift(8.0)], frames, ForwardBackwardCheck())
+    assert both.select(one.column_names).equals(one)
+    assert both.column("spread").to_pylist() == [0, 0]
+
+
+class FineShift(Shift):
+    """The same on a grid of every second pixel."""
+
+    strides = (2,)
+
+    def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[Tensor]:
+        (coarse,) = super().decode(features1, features2)
+        return [coarse.repeat_interleave(2, -1).repeat_interleave(2, -2)]
+
+
+def test_teachers_of_different_strides_meet_at_full_resolution() -> None:
+    frames = torch.rand(2, 3, 40, 80, generator=torch.Generator().manual_seed(0))
+    (row,) = label_chunk([Shift(8.0), FineShift(9.0)], frames, ForwardBackwardCheck()).to_pylist()
+    assert row["flow_stride"] == 1
+    assert np.reshape(row["flow_fw"], (2, 40, 80))[0].tolist() == [[8.5 * 64] * 80] * 40
+    assert set(row["spread_fw"]) == {32}
+
+
+def test_a_label_on_which_teachers_disagree_is_not_trusted(
+    tmp_path: Path, teacher: tuple[str, FlowNetwork]
+) -> None:
+    render(tmp_path / "videos" / "only.mp4", 1, num_frames=4)
+    save_teacher(tmp_path / "other", 5)
+    teachers = [teacher[0], str(tmp_path / "other")]
+    write_labels(str(tmp_path / "videos"), teachers, str(tmp_path / "set"), OPTIONS)
+    labels = PairSet.open(str(tmp_path / "set"))
+    row = labels.read_group(labels.files[0], 0)[0]
+    spread = np.kron(row["spread_fw"].reshape(12, 16) / 64, np.ones((4, 4)))
+    visible = ~row["occ_fw"].reshape(48, 64)
+    tolerance = float(np.median(spread[visible]))
+    assert 0 < (visible & (spread >= tolerance)).sum() < visible.sum()
+    strict = replace(labels, max_spread=tolerance).decode(row).confidence_fw
+    assert strict is not None
+    assert ((strict > 0) == (visible & (spread < tolerance))).all()
+    generous = replace(labels, max_spread=1e9).decode(row).confidence_fw
+    assert generous is not None
+    assert ((generous > 0) == visible).all()
+    # the first teacher is where a student starts
+    assert labels.teacher is not None
+    assert model_digest(fetch_model(labels.teacher)) == model_digest(Path(teacher[0]))
+    assert row["teacher"] == "+".join(model_digest(Path(each)) for each in teachers)
+    again = write_labels(str(tmp_path / "videos"), teachers, str(tmp_path / "set"), OPTIONS)
+    assert again.new_pairs == 0
+    with pytest.raises(ValueError, match="teacher"):
+        write_labels(str(tmp_path / "videos"), teachers[:1], str(tmp_path / "set"), OPTIONS)

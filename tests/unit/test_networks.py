@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from itertools import pairwise
 from typing import Any
@@ -10,8 +11,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowcore.geometry import pad_to_multiple, upsample_flow
-from flowcore.networks import PWCNet, PWCNetConfig, from_dict, to_dict
+from flowcore.networks import (
+    FlowNetConfig,
+    FlowNetwork,
+    NetworkConfig,
+    PWCNet,
+    PWCNetConfig,
+    RAFTConfig,
+    from_dict,
+    to_dict,
+)
 from flowcore.networks.correlation import cost_volume, normalize_features
+from flowcore.networks.raft import _all_pairs, _doubled, _lookup
+from flowcore.objectives import Batch, TeacherObjective
+from jobs.recipes import RECIPES
 
 few = settings(max_examples=30, deadline=None)
 seeds = st.integers(0, 2**31)
@@ -296,10 +309,10 @@ def test_a_seed_decides_the_fresh_weights_and_they_answer_with_little_motion() -
     assert 0 < flow.norm(dim=1).mean() < 64
 
 
-@pytest.mark.parametrize("config", [PWCNetConfig(), SMALL])
-def test_a_configuration_survives_its_way_through_json_and_fits_its_weights(config: PWCNetConfig) -> None:
+@pytest.mark.parametrize("config", [PWCNetConfig(), SMALL, *RECIPES["smoke"].networks.values()])
+def test_a_configuration_survives_its_way_through_json_and_fits_its_weights(config: NetworkConfig) -> None:
     stored = json.loads(json.dumps(to_dict(config)))
-    assert stored["architecture"] == "pwcnet"
+    assert stored["architecture"] in ("pwcnet", "flownet", "raft")
     assert from_dict(stored) == config
     from_dict(stored).build().load_state_dict(config.build().state_dict())
 
@@ -311,7 +324,7 @@ def test_a_configuration_is_not_changed_by_reading_it() -> None:
     assert stored == before
 
 
-@pytest.mark.parametrize("stored", [{"architecture": "raft"}, {}])
+@pytest.mark.parametrize("stored", [{"architecture": "vcn"}, {}])
 def test_an_unknown_architecture_is_named_beside_the_known_ones(stored: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="is unknown; this version knows pwcnet"):
         from_dict(stored)
@@ -333,3 +346,124 @@ def test_a_finest_level_beyond_the_encoder_is_refused(finest: int) -> None:
 def test_a_context_network_longer_than_its_dilations_is_refused() -> None:
     with pytest.raises(ValueError, match="must have at most 6 entries"):
         PWCNetConfig(context_widths=(8,) * 7)
+
+
+BACKBONES = RECIPES["smoke"].networks
+
+
+def fresh(backbone: str) -> FlowNetwork:
+    torch.manual_seed(0)
+    return BACKBONES[backbone].build()
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_has_levels_of_its_strides_in_both_directions(backbone: str) -> None:
+    network = fresh(backbone)
+    height, width = 2 * network.multiple, 3 * network.multiple
+    flows = network(random(0, 2, 3, height, width), random(1, 2, 3, height, width))
+    assert flows.strides == network.strides
+    assert list(network.strides) == sorted(network.strides)
+    for levels in (flows.forward, flows.backward):
+        sizes = [tuple(level.shape) for level in levels]
+        assert sizes == [(2, 2, height // stride, width // stride) for stride in network.strides]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_swaps_its_flows_when_the_frames_are_swapped(backbone: str) -> None:
+    network = fresh(backbone)
+    image1, image2 = random(0, 2, 1, 3, 64, 96)
+    there, back = network(image1, image2), network(image2, image1)
+    for first, second in zip(there.forward + there.backward, back.backward + back.forward, strict=True):
+        torch.testing.assert_close(first, second)
+    assert not torch.allclose(there.forward[0], there.backward[0])
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_gives_a_pair_the_same_flow_alone_in_a_batch_and_in_a_chunk(backbone: str) -> None:
+    network = fresh(backbone).eval()
+    frames = random(3, 4, 3, 64, 96)
+    forward, backward = network.estimate_chunk(frames)
+    with torch.no_grad():
+        for number in range(3):
+            alone = network(frames[number : number + 1], frames[number + 1 : number + 2])
+            torch.testing.assert_close(alone.forward[0], forward[number : number + 1], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(alone.backward[0], backward[number : number + 1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(("height", "width"), [(33, 47), (16, 90)])
+def test_every_backbone_estimates_frames_of_any_size(backbone: str, height: int, width: int) -> None:
+    forward, backward = fresh(backbone).eval().estimate(*random(0, 2, 1, 3, height, width))
+    assert forward.shape == backward.shape == (1, 2, height, width)
+    assert forward.isfinite().all()
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_refuses_frames_that_do_not_fit(backbone: str) -> None:
+    with pytest.raises(ValueError, match="must be multiples of"):
+        fresh(backbone)(*random(0, 2, 1, 3, 65, 96))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_weight_of_every_backbone_learns_from_the_frames(backbone: str) -> None:
+    network = fresh(backbone)
+    image1, image2 = random(0, 2, 2, 3, 64, 96)
+    outcome = TeacherObjective()(network, Batch(image1=image1, image2=image2), masked=False)
+    sum((term.weight * term.total / term.count for term in outcome.terms), torch.zeros(())).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_learns_one_motion_from_the_frames(backbone: str) -> None:
+    network = fresh(backbone)
+    texture = functional.interpolate(random(5, 2, 3, 12, 18), (72, 104), mode="bicubic").clamp(0, 1)
+    batch = Batch(image1=texture[..., 4:68, 4:100], image2=texture[..., 2:66, 1:97])
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    objective = TeacherObjective()
+    for _ in range(60):
+        optimizer.zero_grad()
+        outcome = objective(network, batch, masked=False)
+        sum((term.weight * term.total / term.count for term in outcome.terms), torch.zeros(())).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+    flow, _ = network.eval().estimate(batch.image1, batch.image2)
+    # what stands at p in image1 stands 3 px to the right and 2 px down in image2
+    error = (flow - torch.tensor([3.0, 2.0]).view(1, 2, 1, 1)).norm(dim=1).mean()
+    assert error < 0.5 * 13**0.5
+
+
+def test_all_pairs_of_raft_look_up_what_a_cost_volume_finds_at_the_finest_scale() -> None:
+    features1, features2 = random(0, 2, 1, 8, 10, 12)
+    pyramid = _all_pairs(features1, features2, 1)
+    found = _lookup(pyramid, torch.zeros(1, 2, 10, 12), 2, 1)
+    torch.testing.assert_close(found, cost_volume(features1, features2, 2))
+    moved = _lookup(pyramid, torch.full((1, 2, 10, 12), 1.0), 1, 1)
+    # one to the right and one down: the inner displacements of the larger window
+    expected = cost_volume(features1, features2, 2).view(1, 5, 5, 10, 12)[:, 2:5, 2:5].reshape(1, 9, 10, 12)
+    torch.testing.assert_close(moved, expected)
+
+
+def test_raft_refines_as_often_as_it_is_told_and_begins_at_rest() -> None:
+    config = BACKBONES["raft_small"]
+    assert isinstance(config, RAFTConfig)
+    for iterations in (1, 5):
+        network = dataclasses.replace(config, iterations=iterations).build()
+        assert network.strides == (4,) * iterations
+        for parameter in network.head[-1].parameters():  # type: ignore[index, union-attr]
+            parameter.data.zero_()
+        flows = network(*random(0, 2, 1, 3, 32, 48))
+        assert len(flows.forward) == iterations
+        assert all(level.eq(0).all() for level in flows.forward)
+
+
+def test_learned_upsampling_of_a_uniform_flow_is_uniform() -> None:
+    flow = torch.tensor([1.5, -2.0]).view(1, 2, 1, 1).expand(1, 2, 4, 6)
+    doubled = _doubled(flow, random(0, 1, 36, 4, 6) * 5)
+    torch.testing.assert_close(doubled, torch.tensor([1.5, -2.0]).view(1, 2, 1, 1).expand(1, 2, 8, 12))
+
+
+def test_decoders_of_another_number_than_flownets_levels_are_refused() -> None:
+    with pytest.raises(ValueError, match="must be two fewer than encoder_widths"):
+        FlowNetConfig(encoder_widths=(8, 8, 8, 8), decoder_widths=(8,))

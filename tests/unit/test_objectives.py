@@ -573,7 +573,7 @@ def test_supervision_without_truth_is_an_error_that_says_so() -> None:
 
 def test_negative_weights_of_the_student_are_refused() -> None:
     with pytest.raises(ValueError, match="photometric_weight -1 and distillation_weight"):
-        StudentObjective(photometric_weight=-1)
+        StudentObjective(photometric_weight=-1.0)
 
 
 @pytest.mark.parametrize("weights", [(), (1.0, -0.5)])

@@ -1,0 +1,191 @@
+"""What is RAFT here? Recurrent refinement over all pairs of features (Teed and Deng, ECCV 2020).
+
+One flow at one resolution, refined by a recurrent unit that looks up, at several scales, how alike the
+features around its present guess are. All pairs are compared once for both directions' lookups each.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flowcore.geometry import pixel_grid
+from flowcore.networks.correlation import normalize_features
+from flowcore.networks.interface import FlowLevel, FlowNetwork, NetworkConfig
+from flowcore.networks.layers import convolution
+from flowcore.shapes import Image
+
+_NEIGHBOURS = 9
+
+
+@dataclass(frozen=True, kw_only=True)
+class RAFTConfig(NetworkConfig):
+    """Size of RAFT; the defaults are of the size of the paper's full network.
+
+    Deviations: residual blocks without normalisation layers, whose statistics batches of a few pairs don't
+    give; features normalised as `normalize_features` does, since there is no truth to scale them; the learned
+    upsampling doubles the resolution, so that a loss at the flow's own resolution sees it, and the rest of
+    the way is bilinear.
+    """
+
+    encoder_widths: tuple[int, ...] = (64, 96, 128)
+    """Channels per encoder level; the flow's stride is 2 to their number."""
+    feature_width: int = 256
+    hidden_width: int = 128
+    context_width: int = 128
+    motion_width: int = 128
+    iterations: int = 12
+    scales: int = 4
+    """Resolutions at which neighbourhoods are looked up, each half the one before."""
+    radius: int = 4
+    """Of the neighbourhood, at each scale."""
+    learned_upsampling: bool = True
+    """False for the paper's small variant."""
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "scales", "radius", "feature_width", "hidden_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        if not self.encoder_widths:
+            raise ValueError("encoder_widths () must have at least one level")
+
+    def build(self) -> "RAFT":
+        return RAFT(self)
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            convolution(channels_in, channels_out, stride=2), convolution(channels_out, channels_out)
+        )
+        self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.body(x) + self.shortcut(x)
+        return result
+
+
+def _encoder(widths: tuple[int, ...], channels: int) -> nn.Sequential:
+    first, *others = widths
+    blocks: list[nn.Module] = [convolution(3, first, 7, stride=2)]
+    before = first
+    for width in others:
+        blocks.append(_Residual(before, width))
+        before = width
+    return nn.Sequential(*blocks, nn.Conv2d(before, channels, 1))
+
+
+class _Recurrent(nn.Module):
+    """A convolutional GRU. Source: RAFT, "Update"."""
+
+    def __init__(self, hidden: int, channels: int) -> None:
+        super().__init__()
+        self.gates = nn.Conv2d(hidden + channels, 2 * hidden, 3, padding=1)
+        self.candidate = nn.Conv2d(hidden + channels, hidden, 3, padding=1)
+
+    def forward(self, hidden: Tensor, x: Tensor) -> Tensor:
+        update, reset = self.gates(torch.cat([hidden, x], dim=1)).sigmoid().chunk(2, dim=1)
+        proposed = self.candidate(torch.cat([reset * hidden, x], dim=1)).tanh()
+        result: Tensor = (1 - update) * hidden + update * proposed
+        return result
+
+
+class RAFT(FlowNetwork):
+    """See RAFTConfig. Its levels are the iterations' flows, the last one first; with learned upsampling that
+    one also at half the stride before them."""
+
+    def __init__(self, config: RAFTConfig) -> None:
+        super().__init__()
+        self.config: RAFTConfig = config
+        stride = 2 ** len(config.encoder_widths)
+        self.multiple = stride
+        self._stride = stride
+        self.strides = (stride,) * config.iterations
+        hidden = config.hidden_width
+        self.features = _encoder(config.encoder_widths, config.feature_width)
+        self.context = _encoder(config.encoder_widths, hidden + config.context_width)
+        looked_up = config.scales * (2 * config.radius + 1) ** 2
+        self.motion = nn.Sequential(
+            convolution(looked_up + 2, config.motion_width, 1),
+            convolution(config.motion_width, config.motion_width),
+        )
+        self.update = _Recurrent(hidden, config.motion_width + config.context_width + 2)
+        self.head = nn.Sequential(convolution(hidden, hidden), nn.Conv2d(hidden, 2, 3, padding=1))
+        self.mask: nn.Module | None = None
+        if config.learned_upsampling:
+            self.strides = (stride // 2, *self.strides)
+            self.mask = nn.Sequential(convolution(hidden, hidden), nn.Conv2d(hidden, 4 * _NEIGHBOURS, 1))
+
+    def encode(self, images: Image) -> list[Tensor]:
+        self._require_fitting(images)
+        centred = 2 * images - 1
+        return [normalize_features(self.features(centred)), self.context(centred)]
+
+    def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[FlowLevel]:
+        pyramid = _all_pairs(features1[0], features2[0], self.config.scales)
+        hidden, context = features1[1].split([self.config.hidden_width, self.config.context_width], dim=1)
+        hidden, context = hidden.tanh(), context.relu()
+        flow = torch.zeros_like(hidden[:, :2])
+        levels = []
+        for _ in range(self.config.iterations):
+            # each iteration answers for its own step alone
+            flow = flow.detach()
+            likeness = _lookup(pyramid, flow, self.config.radius, self.config.scales)
+            motion = self.motion(torch.cat([likeness, flow], dim=1))
+            hidden = self.update(hidden, torch.cat([motion, flow, context], dim=1))
+            flow = flow + self.head(hidden)
+            levels.append(flow * self._stride)
+        if self.mask is not None:
+            levels.append(_doubled(flow, self.mask(hidden)) * self._stride)
+        return levels[::-1]
+
+
+def _all_pairs(
+    features1: Float[Tensor, "batch channels height width"],
+    features2: Float[Tensor, "batch channels height width"],
+    scales: int,
+) -> list[Float[Tensor, "pixels 1 _ _"]]:
+    """For each pixel of the first frame, how alike every pixel of the second is; and that averaged down."""
+    batch, _, height, width = features1.shape
+    products = torch.einsum("bcp,bcq->bpq", features1.flatten(2), features2.flatten(2))
+    pyramid = [products.reshape(batch * height * width, 1, height, width)]
+    while len(pyramid) < scales and min(pyramid[-1].shape[-2:]) > 1:
+        pyramid.append(functional.avg_pool2d(pyramid[-1], 2))
+    return pyramid
+
+
+def _lookup(
+    pyramid: list[Float[Tensor, "pixels 1 _ _"]],
+    flow: Float[Tensor, "batch 2 height width"],
+    radius: int,
+    scales: int,
+) -> Float[Tensor, "batch _ height width"]:
+    """The likenesses around where the flow points, bilinear, at every scale; 0 outside the frame."""
+    batch, _, height, width = flow.shape
+    target = (pixel_grid(height, width, flow.device) + flow).movedim(1, -1).reshape(-1, 1, 1, 2)
+    offsets = torch.arange(-radius, radius + 1, dtype=flow.dtype, device=flow.device)
+    window = torch.stack(torch.meshgrid(offsets, offsets, indexing="xy"), dim=-1)[None]
+    found = []
+    for scale, likeness in enumerate(pyramid):
+        # half-pixel centres: a coarse pixel is the mean of the area under it
+        points = (target + 0.5) / 2**scale - 0.5 + window
+        size = points.new_tensor([likeness.shape[-1], likeness.shape[-2]])
+        grid = (2 * points + 1) / size - 1
+        sampled = functional.grid_sample(likeness, grid, padding_mode="zeros", align_corners=False)
+        found.append(sampled.reshape(batch, height, width, -1).movedim(-1, 1))
+    # frames too small for a scale have nothing to find there
+    missing = (scales - len(pyramid)) * (2 * radius + 1) ** 2
+    return functional.pad(torch.cat(found, dim=1), (0, 0, 0, 0, 0, missing))
+
+
+def _doubled(flow: Tensor, mask: Tensor) -> Tensor:
+    """Each finer vector is a weighted mean of the 3x3 coarse ones around it. Source: RAFT, "Upsampling"."""
+    batch, _, height, width = flow.shape
+    weights = mask.reshape(batch, 1, _NEIGHBOURS, 2, 2, height, width).softmax(dim=2)
+    around = functional.unfold(functional.pad(flow, (1, 1, 1, 1), mode="replicate"), 3)
+    around = around.reshape(batch, 2, _NEIGHBOURS, 1, 1, height, width)
+    fine = (weights * around).sum(dim=2)
+    return fine.permute(0, 1, 4, 2, 5, 3).reshape(batch, 2, 2 * height, 2 * width)
