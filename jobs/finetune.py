@@ -23,8 +23,11 @@ from pipelines import tracking
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.labels import PairSet
 from pipelines.locations import absolute
-from pipelines.training import Source, Training, TrainingOptions, finish, train
+from pipelines.training import CollapseAlarm, Source, Training, TrainingOptions, finish, train
 from pipelines.truth import truth_set
+
+_NO_ALARM = CollapseAlarm(max_occluded=1.0, min_flow_variance=0.0, must_improve=False)
+"""What the truth teaches can't collapse."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +118,7 @@ def finetune(recipe: str, options: Finetune) -> str:
                 options=options.training,
                 provenance=provenance,
                 run=run.handle,
+                alarm=_NO_ALARM,
             ),
             run_root,
         )

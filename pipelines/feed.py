@@ -96,8 +96,9 @@ class Plan:
 
 
 def hold_back(index: pa.Table, share: float, most: int) -> tuple[pa.Table, pa.Table]:
-    """(pairs to train on, pairs to validate on): the lowest pair ids, which are digests, are held back."""
-    held = min(most, int(share * index.num_rows))
+    """(pairs to train on, pairs to validate on): the lowest pair ids, which are digests, are held back; at
+    least one is."""
+    held = min(most, max(1, int(share * index.num_rows)))
     order = np.argsort(np.array(index["pair_id"].to_pylist()), kind="stable")
     validation, training = np.sort(order[:held]), np.sort(order[held:])
     return index.take(training), index.take(validation)

@@ -1,10 +1,42 @@
 """The planned order: a function of seed and epoch, shared by any number of workers, resumable at any step."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
-from pipelines.feed import Plan, hold_back
+from flowcore.hallucination import (
+    Challenge,
+    Colour,
+    Crop,
+    Geometric,
+    RectangleNoise,
+    SuperpixelNoise,
+    Transformation,
+)
+from flowcore.scenes import SceneOptions, render_scene, write_video
+from flowcore.video import ClipOptions
+from jobs.recipes import RECIPES
+from pipelines.checkpoints import save_model
+from pipelines.feed import Plan, batches, hold_back, part_of, to_batch
+from pipelines.labelling import LabellingOptions, write_labels
+from pipelines.labels import PairSet
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> PairSet:
+    folder: Path = tmp_path_factory.mktemp("labelled")
+    write_video(
+        folder / "videos" / "scene.mp4",
+        render_scene(1, SceneOptions(height=48, width=64, num_frames=13)).frames,
+    )
+    torch.manual_seed(0)
+    save_model(folder / "teacher", RECIPES["smoke"].network.build(), {})
+    options = LabellingOptions(clips=ClipOptions(chunk_pairs=3), row_group_pairs=2)
+    write_labels(str(folder / "videos"), [str(folder / "teacher")], str(folder / "labels"), options)
+    return PairSet.open(str(folder / "labels"))
 
 
 def an_index(files: int = 5, groups: int = 3, rows: int = 4) -> pa.Table:
@@ -104,3 +136,43 @@ def test_held_back_pairs_are_never_trained_on_and_do_not_depend_on_the_order_of_
     assert training.num_rows + validation.num_rows == index.num_rows
     shuffled = index.take(np.random.default_rng(0).permutation(index.num_rows))
     assert set(hold_back(shuffled, share=0.2, most=6)[1]["pair_id"].to_pylist()) == held
+
+
+@pytest.mark.parametrize(
+    "transformation",
+    [
+        Challenge(crop=Crop(height=32, width=48)),
+        Geometric(chance=1.0, soft=True),
+        Colour(chance=1.0),
+        SuperpixelNoise(chance=1.0),
+        RectangleNoise(chance=1.0),
+    ],
+)
+def test_a_transformation_gives_the_same_pairs_inside_ray_data_as_bare(
+    transformation: Transformation, labelled: PairSet, ray_session: None
+) -> None:
+    plan = Plan(index=labelled.index(), global_batch=4, seed=5)
+    feed = batches(labelled, plan, transformation, start=0, stop=2)
+    for window in plan.windows(0, 2, 0, 1):
+        places = list(zip(window["file"], window["row_group"], window["row"], strict=True))
+    for step, batch in enumerate(feed):
+        for place, (file, group, row) in enumerate(places[4 * step : 4 * step + 4]):
+            stored = labelled.read_group(labelled.files[file], group)[row]
+            rng = np.random.default_rng([5, 0, int(stored["pair_id"][:16], 16)])
+            bare = transformation(labelled.decode(stored), rng)
+            fields = {
+                name: np.ascontiguousarray(value)[None]
+                for name, value in vars(bare).items()
+                if value is not None
+            }
+            expected = to_batch(fields)
+            for name in fields:
+                got = getattr(batch, name)[place : place + 1]
+                torch.testing.assert_close(got, getattr(expected, name), rtol=0, atol=0)
+
+
+def test_a_larger_part_of_the_pairs_has_the_smaller_one_and_more() -> None:
+    index = an_index()
+    parts = [set(part_of(index, share).column("pair_id").to_pylist()) for share in (0.001, 0.1, 0.5, 1.0)]
+    assert [len(part) for part in parts] == [1, *(round(share * index.num_rows) for share in (0.1, 0.5, 1.0))]
+    assert parts[0] < parts[1] < parts[2] < parts[3]

@@ -1,0 +1,179 @@
+"""Truth as a pair set, fine-tuning on it and beside unlabelled pairs, and two rounds of distillation."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flowcore.benchmarks import find_samples, load
+from flowcore.formats import write_flow, write_image
+from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
+from jobs import distill, finetune, pseudolabel
+from jobs.recipes import RECIPES
+from pipelines import tracking
+from pipelines.checkpoints import fetch_model, load_model, save_model
+from pipelines.labels import MANIFEST_FILE, PairSet
+from pipelines.truth import truth_set
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+SCENE = SceneOptions(height=64, width=96, num_frames=9)
+HALF_A_UNIT = 1 / 128
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    for seed in range(2):
+        write_truth(folder / f"scene{seed}", render_scene(seed, SCENE))
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    return tmp_path
+
+
+def options(scenes: Path, project: Path) -> finetune.Finetune:
+    _, defaults = finetune.recipes()["smoke"]
+    training = replace(defaults.training, steps=4, validate_every=2)
+    return replace(
+        defaults,
+        truth=f"scenes:{scenes}",
+        run_root=str(project / "runs"),
+        init="fresh",
+        training=training,
+    )
+
+
+def pairs_of(labels: PairSet) -> list[dict[str, object]]:
+    return [
+        row for file in labels.files for row in labels.read_group(file, 0, ["pair_id", "video", "label_set"])
+    ]
+
+
+def test_a_truth_set_has_every_sample_once_with_its_flow_and_is_not_written_twice(
+    scenes: Path, tmp_path: Path
+) -> None:
+    truth = truth_set("scenes", scenes, str(tmp_path))
+    assert truth.has_truth
+    assert not truth.has_labels
+    assert truth.index().num_rows == len(set(truth.index().column("pair_id").to_pylist())) == 16
+    samples = {f"{sample.group} {sample.name}": load(sample) for sample in find_samples("scenes", scenes)}
+    for row in truth.read_group(truth.files[0], 0):
+        pair, expected = truth.decode(row), samples[row["video"]]
+        assert pair.flow_fw is not None
+        assert np.abs(pair.flow_fw - expected.flow).max() <= HALF_A_UNIT
+        assert pair.flow_bw is None
+        assert pair.confidence_fw is not None
+        assert pair.confidence_fw.all()
+        # JPEG
+        assert np.abs(pair.image1.astype(int) - expected.image1).mean() < 6
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    (tmp_path / truth.location / MANIFEST_FILE).unlink()
+    again = truth_set("scenes", scenes, str(tmp_path))
+    assert pairs_of(again) == pairs_of(truth)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")} == written
+
+
+def test_where_sparse_truth_is_not_known_it_is_not_trusted(tmp_path: Path) -> None:
+    scene = render_scene(0, SCENE)
+    root = tmp_path / "kitti" / "training"
+    valid = np.zeros((64, 96), bool)
+    valid[10:20, 30:50] = True
+    for part in ("image_2", "flow_occ", "flow_noc"):
+        (root / part).mkdir(parents=True)
+    for folder, frame in (("10", 0), ("11", 1)):
+        write_image(root / "image_2" / f"000000_{folder}.png", scene.frames[frame])
+    for kind in ("flow_occ", "flow_noc"):
+        write_flow(root / kind / "000000_10.png", scene.flow_fw[0], valid)
+    truth = truth_set("kitti2015", tmp_path / "kitti", str(tmp_path / "runs"))
+    pair = truth.decode(truth.read_group(truth.files[0], 0)[0])
+    assert pair.confidence_fw is not None
+    assert ((pair.confidence_fw == 1) == valid).all()
+    assert pair.flow_fw is not None
+    assert np.abs(pair.flow_fw - scene.flow_fw[0])[:, valid].max() <= 2 * HALF_A_UNIT
+
+
+def test_fine_tuning_begins_at_the_weights_given_and_validates_against_the_truth(
+    scenes: Path, project: Path
+) -> None:
+    torch.manual_seed(3)
+    network = RECIPES["smoke"].network.build()
+    save_model(project / "start", network, {"stage": "test", "generation": "1"})
+    start = replace(options(scenes, project), init=str(project / "start"))
+    still = replace(start, training=replace(start.training, learning_rate=1e-12))
+    uri = finetune.finetune("smoke", still)
+    tuned, info = load_model(fetch_model(uri))
+    for name, weights in network.state_dict().items():
+        torch.testing.assert_close(tuned.state_dict()[name], weights, msg=name)
+    assert info.generation == 1
+    run_id = tracking.run_of(uri)
+    assert run_id is not None
+    client = tracking.MlflowClient(tracking.tracking_uri())
+    history = client.get_metric_history(run_id, "validation/epe")
+    assert [metric.step for metric in history] == [0, 2, 4]
+    assert history[0].value == pytest.approx(history[-1].value, rel=1e-3)
+
+
+def test_training_on_truth_lowers_its_error(scenes: Path, project: Path) -> None:
+    before = options(scenes, project)
+    training = replace(before.training, steps=80, validate_every=80, log_every=10, learning_rate=2e-3)
+    uri = finetune.finetune("smoke", replace(before, training=training, label_share=0.5))
+    client = tracking.MlflowClient(tracking.tracking_uri())
+    run_id = tracking.run_of(uri)
+    assert run_id is not None
+    history = client.get_metric_history(run_id, "train/loss/supervised")
+    assert [metric.step for metric in history] == list(range(10, 81, 10))
+    assert history[-1].value < 0.9 * history[0].value
+
+
+def test_a_chain_of_two_rounds_and_semi_supervision_says_where_it_comes_from(
+    scenes: Path, project: Path
+) -> None:
+    write_video(project / "videos" / "scene.mp4", render_scene(5, SCENE).frames)
+    torch.manual_seed(3)
+    uri = str(project / "teacher")
+    save_model(Path(uri), RECIPES["smoke"].network.build(), {"stage": "test"})
+    for generation in (1, 2):
+        _, labelling = pseudolabel.recipes()["smoke"]
+        labels = str(project / f"labels{generation}")
+        videos = str(project / "videos")
+        pseudolabel.pseudolabel("smoke", replace(labelling, videos=videos, teacher=(uri,), labels=labels))
+        _, distillation = distill.recipes()["smoke"]
+        training = replace(distillation.training, steps=2, unmasked_steps=2, validate_every=2)
+        uri = distill.distill(
+            "smoke",
+            replace(distillation, labels=labels, run_root=str(project / "runs"), training=training),
+        )
+        _, info = load_model(fetch_model(uri))
+        assert info.generation == generation
+    client = tracking.MlflowClient(tracking.tracking_uri())
+    run_id = tracking.run_of(uri)
+    assert run_id is not None
+    student = client.get_run(run_id)
+    assert student.data.tags["generation"] == "2"
+    # from the second student to its labels, their teacher, and that one's labels and videos
+    labelled = client.get_run(student.data.tags["from.labels"])
+    first_student = client.get_run(labelled.data.tags["from.teacher"])
+    assert first_student.data.tags["generation"] == "1"
+    first_labelled = client.get_run(first_student.data.tags["from.labels"])
+    assert str(project / "videos") in json.dumps(first_labelled.data.tags | first_labelled.data.params)
+
+    both = replace(options(scenes, project), init=uri, labels=str(project / "labels1"), unlabelled_weight=0.5)
+    tuned = finetune.finetune("smoke", both)
+    run_id = tracking.run_of(tuned)
+    assert run_id is not None
+    metrics = client.get_run(run_id).data.metrics
+    assert {"train/loss/supervised", "train/loss/photometric", "train/loss/distillation"} <= metrics.keys()
+
+
+def test_a_truth_that_names_no_benchmark_is_refused(project: Path, scenes: Path) -> None:
+    with pytest.raises(ValueError, match="must be <benchmark>:<folder>"):
+        finetune.finetune("smoke", replace(options(scenes, project), truth=str(scenes)))
+    with pytest.raises(ValueError, match="unknown benchmark 'nothing'"):
+        finetune.finetune("smoke", replace(options(scenes, project), truth=f"nothing:{scenes}"))
