@@ -318,6 +318,9 @@ class SuperpixelNoise:
     chance: float = 0.0
     segments: int = 200
     """Superpixels in a frame, about."""
+    compactness: float = 30.0
+    """How much nearness counts against likeness in CIELAB. With the usual 10 rough texture breaks into crumbs,
+    and joining them leaves a quarter of the superpixels (benchmarks/superpixels.py)."""
     filled: tuple[int, int] = (8, 15)
     """Fewest and most of them that become noise."""
     on_both: bool = False
@@ -337,9 +340,7 @@ class SuperpixelNoise:
         return replace(pair, image1=image1, image2=image2)
 
     def _noisy(self, image: ndarray, rng: np.random.Generator) -> ndarray:
-        # Left unconnected, as many as asked for and along more of the edges: connecting swallows most of them
-        # where the texture is rough (benchmarks/superpixels.py).
-        labels = slic(image, n_segments=self.segments, enforce_connectivity=False, start_label=0)
+        labels = slic(image, n_segments=self.segments, compactness=self.compactness, start_label=0)
         present = np.unique(labels)
         count = min(len(present), int(rng.integers(self.filled[0], self.filled[1] + 1)))
         return _filled(image, np.isin(labels, rng.choice(present, count, replace=False)), rng)
