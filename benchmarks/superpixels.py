@@ -4,8 +4,8 @@
 
 Our own is vectorised: every pixel chooses among the nine centres around its cell of a regular grid, all
 pixels at once. Prints, for rendered frames of two sizes, the milliseconds of each, the number of superpixels
-and of their pieces, and which share of the true motion boundaries lies within a pixel of a superpixel's boundary (boundary
-recall).
+and of their pieces, and which share of the true motion boundaries lies within a pixel of a superpixel's
+boundary (boundary recall).
 """
 
 import time
@@ -98,8 +98,8 @@ def main() -> None:
             count = np.mean([len(np.unique(each)) for each in labels])
             pieces = np.mean([label(each, background=-1).max() / len(np.unique(each)) for each in labels])
             print(
-                f"{height}x{width} {name:>29}: {1000 * min(seconds):6.1f} ms, {count:.0f} superpixels of {pieces:.1f} pieces, "
-                f"boundary recall {recall:.2f}"
+                f"{height}x{width} {name:>29}: {1000 * min(seconds):6.1f} ms, {count:.0f} superpixels "
+                f"of {pieces:.1f} pieces, boundary recall {recall:.2f}"
             )
 
 

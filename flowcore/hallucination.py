@@ -319,8 +319,8 @@ class SuperpixelNoise:
     segments: int = 200
     """Superpixels in a frame, about."""
     compactness: float = 30.0
-    """How much nearness counts against likeness in CIELAB. With the usual 10 rough texture breaks into crumbs,
-    and joining them leaves a quarter of the superpixels (benchmarks/superpixels.py)."""
+    """How much nearness counts against likeness in CIELAB. With the usual 10 rough texture breaks into
+    crumbs, and joining them leaves a quarter of the superpixels (benchmarks/superpixels.py)."""
     filled: tuple[int, int] = (8, 15)
     """Fewest and most of them that become noise."""
     on_both: bool = False

@@ -572,7 +572,7 @@ def test_supervision_without_truth_is_an_error_that_says_so() -> None:
 
 
 def test_negative_weights_of_the_student_are_refused() -> None:
-    with pytest.raises(ValueError, match="photometric_weight -1 and distillation_weight"):
+    with pytest.raises(ValueError, match=r"photometric_weight -1\.0 and distillation_weight"):
         StudentObjective(photometric_weight=-1.0)
 
 
