@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from flowcore.formats import read_flow, read_image, read_mask
+from flowcore.formats import read_disparity, read_flow, read_image, read_mask
 
 CHAIRS_SPLIT = "FlyingChairs_train_val.txt"
 _FRAME = "frame_[0-9][0-9][0-9][0-9]"
@@ -27,7 +27,8 @@ class Sample:
     name: str
     """Unique within its group and the same on every machine, such as `cave_2/frame_0011`."""
     group: str
-    """Prefix of its metrics: sintel/clean, sintel/final, kitti12, kitti15, chairs, middlebury or scenes."""
+    """Prefix of its metrics: sintel/clean, sintel/final, kitti12, kitti15, chairs, middlebury or scenes, and
+    kitti15-stereo or middlebury-stereo."""
     image1: Path
     image2: Path
     flow: Path
@@ -37,6 +38,8 @@ class Sample:
     """A mask, not zero = the flow file's value doesn't count."""
     flow_noc: Path | None = None
     """Flow that is known at non-occluded pixels only (KITTI)."""
+    disparity_scale: float | None = None
+    """For rectified stereo pairs, the left frame first: the truth's files hold disparity times this."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,6 +51,8 @@ class Truth:
     flow: Float[np.ndarray, "2 height width"]
     """From image1 to image2, in pixels; zero where not valid."""
     valid: Bool[np.ndarray, "height width"]
+    is_stereo: bool = False
+    """u is minus the disparity and v is 0; only u is asked for."""
     occluded: Bool[np.ndarray, "height width"] | None
     """True = image2 doesn't show this pixel of image1; counts where `valid`. None = no such truth."""
 
@@ -76,12 +81,12 @@ def find_samples(benchmark: str, root: Path) -> list[Sample]:
 def load(sample: Sample) -> Truth:
     """Reads a sample's files; ValueError when they differ in size, FileNotFoundError when one is gone."""
     image1, image2 = read_image(sample.image1), read_image(sample.image2)
-    flow, valid = read_flow(sample.flow)
+    flow, valid = _read_truth(sample, sample.flow)
     occluded = None
     if sample.occlusion is not None:
         occluded = read_mask(sample.occlusion)
     elif sample.flow_noc is not None:
-        occluded = valid & ~read_flow(sample.flow_noc)[1]
+        occluded = valid & ~_read_truth(sample, sample.flow_noc)[1]
     invalid = np.zeros_like(valid) if sample.invalid is None else read_mask(sample.invalid)
     sizes = {
         "image1": image1.shape[:2],
@@ -98,8 +103,19 @@ def load(sample: Sample) -> Truth:
         image2=image2,
         flow=np.where(known, flow, np.float32(0)),
         valid=known,
+        is_stereo=sample.disparity_scale is not None,
         occluded=occluded,
     )
+
+
+def _read_truth(
+    sample: Sample, path: Path
+) -> tuple[Float[np.ndarray, "2 height width"], Bool[np.ndarray, "height width"]]:
+    """Flow and where it is known; what stands at x in the left frame is at x - disparity in the right one."""
+    if sample.disparity_scale is None:
+        return read_flow(path)
+    disparity, known = read_disparity(path, sample.disparity_scale)
+    return np.stack([-disparity, np.zeros_like(disparity)]), known
 
 
 def _find_sintel(root: Path) -> Iterator[Sample]:
@@ -141,6 +157,38 @@ def _find_kitti2012(root: Path) -> Iterator[Sample]:
 
 def _find_kitti2015(root: Path) -> Iterator[Sample]:
     return _find_kitti(root, group="kitti15", image_folders=("image_2",))
+
+
+def _find_kitti2015_stereo(root: Path) -> Iterator[Sample]:
+    training = _inside(root, "training")
+    for disparity in training.glob("disp_occ_0/*_10.png"):
+        yield Sample(
+            name=disparity.stem,
+            group="kitti15-stereo",
+            image1=training / "image_2" / disparity.name,
+            image2=training / "image_3" / disparity.name,
+            flow=disparity,
+            flow_noc=_if_there(training / "disp_noc_0" / disparity.name),
+            disparity_scale=256.0,
+        )
+
+
+def _find_middlebury_stereo(root: Path) -> Iterator[Sample]:
+    for truth, left, right, scale in (
+        ("disp2.pgm", "im2.png", "im6.png", 4.0),
+        ("disp2.png", "im2.png", "im6.png", 4.0),
+        ("disp0.pfm", "im0.png", "im1.png", 1.0),
+    ):
+        for disparity in root.glob(f"*/{truth}"):
+            scene = disparity.parent
+            yield Sample(
+                name=scene.name,
+                group="middlebury-stereo",
+                image1=scene / left,
+                image2=scene / right,
+                flow=disparity,
+                disparity_scale=scale,
+            )
 
 
 def _find_chairs(root: Path) -> Iterator[Sample]:
@@ -231,6 +279,15 @@ _BENCHMARKS: dict[str, tuple[str, Callable[[Path], Iterator[Sample]]]] = {
         _find_chairs,
     ),
     "middlebury": ("<scene>/frame10.png, frame11.png, flow10.flo", _find_middlebury),
+    "kitti2015-stereo": (
+        "training/image_2/000000_10.png, training/image_3/000000_10.png, training/disp_occ_0/000000_10.png, "
+        "with disp_noc_0/ beside disp_occ_0/",
+        _find_kitti2015_stereo,
+    ),
+    "middlebury-stereo": (
+        "<scene>/im2.png, im6.png and disp2.pgm (2003), or <scene>/im0.png, im1.png and disp0.pfm (2014)",
+        _find_middlebury_stereo,
+    ),
     "scenes": (
         "<scene>/frame_0000.png, <scene>/flow/frame_0000.flo, <scene>/occlusions/frame_0000.png",
         _find_scenes,

@@ -87,6 +87,20 @@ def write_image(path: Path, image: UInt8[np.ndarray, "height width 3"]) -> None:
     _write_whole(path, _encode_image(path, image[..., ::-1]))
 
 
+def read_disparity(
+    path: Path, scale: float = 1.0
+) -> tuple[Float[np.ndarray, "height width"], Bool[np.ndarray, "height width"]]:
+    """(disparity in pixels, where it is known) from .png, .pgm or .pfm, whose values are `scale` times that.
+
+    Unknown, and 0 in the result, is what is 0 (KITTI, Middlebury 2003) or infinite (Middlebury 2014). Scales:
+    256 for KITTI's 16-bit PNG, 4 for Middlebury 2003, 1 for .pfm.
+    """
+    values = _decode_image(path.read_bytes(), path, cv2.IMREAD_UNCHANGED)
+    disparity = (values if values.ndim == 2 else values[..., 0]).astype(np.float32) / np.float32(scale)
+    known = np.isfinite(disparity) & (disparity > 0)
+    return np.where(known, disparity, np.float32(0)), known
+
+
 def read_mask(path: Path) -> Bool[np.ndarray, "height width"]:
     """True where the image is not zero in red, green or blue, at any depth."""
     bgr = _decode_image(path.read_bytes(), path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)

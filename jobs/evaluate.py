@@ -29,8 +29,18 @@ class Evaluate:
 
     model: tuple[str, ...]
     """Checkpoint folders or URIs, runs:/<run id>/model, models:/<name>@<alias>, `zero`, `dis` (OpenCV's)."""
-    benchmark: Literal["sintel", "kitti2012", "kitti2015", "chairs", "middlebury", "scenes"]
-    """In which layout the truth is; `scenes` are rendered ones."""
+    benchmark: Literal[
+        "sintel",
+        "kitti2012",
+        "kitti2015",
+        "chairs",
+        "middlebury",
+        "scenes",
+        "kitti2015-stereo",
+        "middlebury-stereo",
+    ]
+    """In which layout the truth is; `scenes` are rendered ones. Of stereo pairs the left frame is the first,
+    and what is measured is disparity, minus the flow's u: its EPE, and D1 under the name Fl."""
     root: str
     """The benchmark's unpacked folder, shared by all nodes."""
     json: str | None = None

@@ -172,14 +172,18 @@ def load_estimator(model: str) -> Estimator:
 
 
 def pair_errors(estimator: Estimator, truth: Truth, check: ForwardBackwardCheck) -> Errors:
-    """One pair's errors; occlusion is what the check makes of the flow in both directions."""
+    """One pair's errors; occlusion is what the check makes of the flow in both directions.
+
+    Of stereo pairs: of disparity, which is -u. Then fl is D1, whose limits are the same, 3 px and 5 %.
+    """
     flow_fw, flow_bw = (torch.from_numpy(flow)[None] for flow in estimator(truth.image1, truth.image2))
     true_flow, valid = torch.from_numpy(truth.flow)[None], torch.from_numpy(truth.valid)[None, None]
+    asked = torch.stack([flow_fw[:, 0], true_flow[:, 1]], dim=1) if truth.is_stereo else flow_fw
     if truth.occluded is None:
-        return Errors(flow=flow_errors(flow_fw, true_flow, valid, None), pairs=1)
+        return Errors(flow=flow_errors(asked, true_flow, valid, None), pairs=1)
     occluded = torch.from_numpy(truth.occluded)[None, None]
     return Errors(
-        flow=flow_errors(flow_fw, true_flow, valid, occluded),
+        flow=flow_errors(asked, true_flow, valid, occluded),
         occlusion=occlusion_counts(check(flow_fw, flow_bw), occluded, valid),
         pairs=1,
     )

@@ -276,3 +276,14 @@ def test_dis_is_better_than_no_motion_on_real_benchmarks(
         assert dis.pairs == zero.pairs > 0
         assert dis.flow.pixels_all == zero.flow.pixels_all
         assert (dis.flow.epe["all"] or 0) < 0.5 * (zero.flow.epe["all"] or 0)
+
+
+def test_of_a_stereo_pair_only_the_motion_along_the_row_counts(scenes: Path) -> None:
+    truth = benchmarks.load(benchmarks.find_samples("scenes", scenes)[0])
+    disparity = np.where(truth.flow[:1] < 0, truth.flow[:1], -5).astype(np.float32)
+    stereo = replace(truth, flow=np.concatenate([disparity, 0 * disparity]), is_stereo=True)
+    wrong = np.concatenate([disparity - 4, 0 * disparity + 100]).astype(np.float32)
+    errors = pair_errors(Oracle(wrong, -wrong), stereo, DEFAULT_CHECK)
+    assert errors.flow.epe["all"] == pytest.approx(4)
+    # D1: by more than 3 px, and all are by more than 5 % of a disparity below 80 px
+    assert errors.flow.fl == 1

@@ -224,3 +224,49 @@ def test_real_truth_explains_the_second_frame(
         assert warping_gain(truth) > 1.3, sample.name
         wrong_way = dataclasses.replace(truth, flow=-truth.flow)
         assert warping_gain(wrong_way) < warping_gain(truth), sample.name
+
+
+def put_disparity(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), values)
+
+
+def test_kitti_stereo_is_flow_to_the_left_by_the_disparity_and_hidden_where_the_noc_file_is_empty(
+    tmp_path: Path,
+) -> None:
+    training = tmp_path / "training"
+    put_image(training / "image_2" / "000003_10.png", 1)
+    put_image(training / "image_3" / "000003_10.png", 2)
+    stored = np.full((HEIGHT, WIDTH), 3 * 256 + 128, np.uint16)
+    stored[TOP] = 0
+    put_disparity(training / "disp_occ_0" / "000003_10.png", stored)
+    put_disparity(training / "disp_noc_0" / "000003_10.png", np.where(LEFT, 0, stored).astype(np.uint16))
+    (sample,) = find_samples("kitti2015-stereo", tmp_path)
+    truth = load(sample)
+    assert truth.is_stereo
+    assert (truth.image1[0, 0, 0], truth.image2[0, 0, 0]) == (1, 2)
+    assert (truth.valid == ~TOP).all()
+    assert (truth.flow[0][~TOP] == -3.5).all()
+    assert (truth.flow[1] == 0).all()
+    assert truth.occluded is not None
+    assert (truth.occluded == (LEFT & ~TOP)).all()
+
+
+def test_middlebury_stereo_of_both_years_is_found(tmp_path: Path) -> None:
+    for name in ("im2.png", "im6.png"):
+        put_image(tmp_path / "cones" / name)
+    put_disparity(tmp_path / "cones" / "disp2.pgm", np.where(LEFT, 0, 10).astype(np.uint8))
+    for name in ("im0.png", "im1.png"):
+        put_image(tmp_path / "piano" / name)
+    put_disparity(tmp_path / "piano" / "disp0.pfm", np.where(TOP, np.inf, 7.25).astype(np.float32))
+    cones, piano = (load(sample) for sample in find_samples("middlebury-stereo", tmp_path))
+    assert (cones.valid == ~LEFT).all()
+    assert (cones.flow[0][~LEFT] == -2.5).all()
+    assert (piano.valid == ~TOP).all()
+    assert (piano.flow[0][~TOP] == -7.25).all()
+    assert cones.occluded is piano.occluded is None
+
+
+def test_the_true_disparity_of_a_real_pair_explains_the_right_frame(shared_data: Path) -> None:
+    (sample,) = find_samples("middlebury-stereo", shared_data / "stereo_middlebury2003")
+    assert warping_gain(load(sample)) > 2
