@@ -203,8 +203,6 @@ class _Film:
             self._stream = self._container.add_stream("libx264", rate=rate, options={"crf": "18"})
             self._stream.height, self._stream.width = even.shape[:2]
             self._stream.pix_fmt = "yuv420p"
-            # with several threads the same pictures gave other bytes on a busy machine
-            self._stream.thread_count = 1
         frame = av.VideoFrame.from_ndarray(even, format="rgb24")
         self._container.mux(self._stream.encode(frame))
 

@@ -190,11 +190,11 @@ def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
     checkpoints.save_model(tmp_path, network(), {})
     # The digest is made to fit, as another version would have written it.
     weights = (tmp_path / "model.safetensors").read_bytes()
-    config = {"architecture": "raft"}
+    config = {"architecture": "vcn"}
     digest = checkpoints._digest(weights, config)
-    card = f'{{"format": 1, "config": {{"architecture": "raft"}}, "digest": "{digest}", "provenance": {{}}}}'
+    card = f'{{"format": 1, "config": {{"architecture": "vcn"}}, "digest": "{digest}", "provenance": {{}}}}'
     (tmp_path / "model.json").write_text(card)
-    with pytest.raises(ValueError, match="raft"):
+    with pytest.raises(ValueError, match="vcn"):
         checkpoints.load_model(tmp_path)
 
 

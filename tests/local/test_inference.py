@@ -170,10 +170,11 @@ def test_predicting_again_changes_nothing(model: str, frames: Frames, tmp_path: 
     images = write_images(tmp_path / "images", frames, [f"{index}.png" for index in range(6)])
     contents = []
     for _ in range(2):
-        predict(model, str(images), str(tmp_path / "flow"), PredictionOptions(video=True))
+        predict(model, str(images), str(tmp_path / "flow"), PredictionOptions(pictures=True))
         contents.append(
             {name: (tmp_path / "flow" / name).read_bytes() for name in written(tmp_path / "flow")}
         )
+    assert len(contents[0]) == 10
     assert contents[0] == contents[1]
 
 
