@@ -21,7 +21,7 @@ from flowcore.drawing import comparison_panel
 from jobs.command import connect, run_recipe
 from jobs.recipes import RECIPES
 from pipelines import tracking
-from pipelines.labelling import LabellingOptions, LabellingSummary, write_labels
+from pipelines.labelling import LabellingOptions, LabellingSummary, teacher_names, write_labels
 from pipelines.labels import PairSet
 from pipelines.locations import absolute
 from pipelines.progress import video_bar
@@ -48,8 +48,8 @@ def pseudolabel(recipe: str, options: Pseudolabel) -> LabellingSummary:
     """Runs the stage; returns what was written."""
     videos, labels = absolute(options.videos, "--videos"), absolute(options.labels, "--labels")
     teachers = [absolute(teacher, "--teacher") for teacher in options.teacher]
-    inputs = {"videos": videos, "teacher": teachers[0]}
-    inputs |= {f"teacher{number}": uri for number, uri in enumerate(teachers[1:], start=2)}
+    names = teacher_names(len(teachers))
+    inputs = {"videos": videos, **dict(zip(names, teachers, strict=True))}
     with tracking.start("pseudolabel", recipe=recipe, parameters=options, inputs=inputs) as run:
         with video_bar("pseudo-labels") as draw:
             summary = write_labels(
@@ -61,10 +61,8 @@ def pseudolabel(recipe: str, options: Pseudolabel) -> LabellingSummary:
         run.summary(summary.metrics("labels"))
         pairs = PairSet.open(summary.location)
         run.tag("generation", pairs.description.provenance["generation"])
-        for number, teacher_run in enumerate(
-            pairs.description.provenance.get("teacher_run_id", "").split(), start=1
-        ):
-            run.link("teacher" if number == 1 else f"teacher{number}", teacher_run)
+        for name in names:
+            run.link(name, pairs.description.provenance.get(f"{name}_run_id"))
         pair = pairs.example()
         assert pair.flow_fw is not None
         assert pair.confidence_fw is not None

@@ -210,6 +210,7 @@ def write_labels(
 
     folders = [checkpoints.fetch_model(teacher) for teacher in teachers]
     infos = [checkpoints.load_model(folder)[1] for folder in folders]
+    names = teacher_names(len(teachers))
     identities = [{"digest": info.digest, "network": networks.to_dict(info.config)} for info in infos]
     several = {str(number): identity for number, identity in enumerate(identities, start=1)}
     made_of = {
@@ -219,26 +220,27 @@ def write_labels(
     }
     origin = {
         "run_id": run_id,
-        "teacher_run_id": " ".join(info.run_id for info in infos if info.run_id),
+        **{f"{name}_run_id": info.run_id for name, info in zip(names, infos, strict=True)},
         "generation": str(max(info.generation for info in infos)),
     }
     provenance = {"videos": videos, "teacher": " ".join(teachers)}
     provenance |= {name: value for name, value in origin.items() if value}
     models = tuple(
-        _TeacherModel(info.digest, info.config, f"{_teacher_folder(number)}/{checkpoints.WEIGHTS_FILE}")
-        for number, info in enumerate(infos)
+        _TeacherModel(info.digest, info.config, f"_{name}/{checkpoints.WEIGHTS_FILE}")
+        for name, info in zip(names, infos, strict=True)
     )
     files = {
-        f"{_teacher_folder(number)}/{name}": (folder / name).read_bytes()
-        for number, folder in enumerate(folders)
-        for name in (checkpoints.WEIGHTS_FILE, checkpoints.CARD_FILE)
+        f"_{name}/{file}": (folder / file).read_bytes()
+        for name, folder in zip(names, folders, strict=True)
+        for file in (checkpoints.WEIGHTS_FILE, checkpoints.CARD_FILE)
     }
     description = SetDescription(made_of=made_of, provenance=provenance)
     return _write_set(videos, location, options, description, on_progress, models, files)
 
 
-def _teacher_folder(number: int) -> str:
-    return TEACHER_FOLDER if number == 0 else f"{TEACHER_FOLDER}{number + 1}"
+def teacher_names(count: int) -> list[str]:
+    """teacher, teacher2 and so on: in provenance, among a run's inputs and, after `_`, of a set's folders."""
+    return ["teacher", *(f"teacher{number}" for number in range(2, count + 1))]
 
 
 @dataclass(frozen=True)
