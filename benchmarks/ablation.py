@@ -33,6 +33,7 @@ from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, finetune, pseudolabel, train_teacher
 from jobs.command import connect
 from pipelines.checkpoints import fetch_model
+from pipelines.labels import MANIFEST_FILE
 from pipelines.locations import PROJECT_FOLDER
 
 RESULTS = PROJECT_FOLDER / "docs" / "results"
@@ -132,7 +133,7 @@ def control(seed: int, *, of: str, crop: bool = True, kind: str = "mixed", backb
 def labels(seed: int, of: Sequence[str], kind: str) -> str:
     """The label set of one or several teachers; the further ones are of other seeds."""
     location = WORK / "labels" / f"{'+'.join(of).replace('/', '.')}-seed{seed}"
-    if not (location / "_manifest.json").exists():
+    if not (location / MANIFEST_FILE).exists():
         _, options = pseudolabel.recipes()["demo"]
         teachers = tuple(model(name, seed) for name in of)
         pseudolabel.pseudolabel(
@@ -206,8 +207,11 @@ for _backbone in BACKBONES:
     CELLS[f"teacher/{_backbone}"] = Cell(make=partial(teacher, backbone=_backbone))
     CELLS[f"control/{_backbone}"] = Cell(make=partial(control, of=f"teacher/{_backbone}", backbone=_backbone))
     CELLS[f"student/{_backbone}"] = Cell(make=partial(student, of=[f"teacher/{_backbone}"]))
-for _kind, _kinds in (("camera", ("camera", "objects")), ("objects", ("objects", "camera")), ("stereo",) * 2):
-    _on = (_kinds,) if isinstance(_kinds, str) else _kinds
+for _kind, _on in (
+    ("camera", ("camera", "objects")),
+    ("objects", ("objects", "camera")),
+    ("stereo", ("stereo",)),
+):
     CELLS[f"teacher/{_kind}"] = Cell(make=partial(teacher, kind=_kind), kinds=_on)
     CELLS[f"control/{_kind}"] = Cell(make=partial(control, of=f"teacher/{_kind}", kind=_kind), kinds=_on)
     CELLS[f"student/{_kind}"] = Cell(make=partial(student, of=[f"teacher/{_kind}"], kind=_kind), kinds=_on)
@@ -242,13 +246,17 @@ def truth(kind: str, scenes: range) -> str:
     return str(folder)
 
 
+def file_name(cell: str) -> str:
+    return cell.replace("/", ".").replace(" ", "-").replace("%", "")
+
+
 def record_file(name: str, seed: int) -> Path:
-    return RECORDS / f"{name.replace('/', '.').replace(' ', '-').replace('%', '')}.seed{seed}.json"
+    return RECORDS / f"{file_name(name)}.seed{seed}.json"
 
 
 def model(name: str, seed: int) -> str:
     """The folder of a cell's network, trained if it isn't there."""
-    folder = WORK / "models" / f"{name.replace('/', '.').replace(' ', '-').replace('%', '')}-seed{seed}"
+    folder = WORK / "models" / f"{file_name(name)}-seed{seed}"
     if not folder.exists():
         uri = CELLS[name].make(seed)
         partial_folder = folder.with_name(f".{folder.name}")
@@ -296,7 +304,7 @@ Numbers = dict[str, float]
 def seeds_of(name: str, kind: str | None = None) -> dict[int, Numbers]:
     """The errors of a cell on a kind of scenes, its first by default, by seed."""
     found = {}
-    for path in sorted(RECORDS.glob(f"{record_file(name, 0).name.removesuffix('.seed0.json')}.seed*.json")):
+    for path in sorted(RECORDS.glob(f"{file_name(name)}.seed*.json")):
         record = json.loads(path.read_text())
         found[record["seed"]] = record["errors"][kind or CELLS[name].kinds[0]]
     return found
@@ -324,6 +332,11 @@ def row(title: str, name: str, *, against: str | None = None, kind: str | None =
             changes = changes_against(name, against, key, kind)
             cells.append(f"{mean_and_spread(changes, 1)} %" if changes else "")
     return cells
+
+
+def control_of(challenge: str) -> str:
+    """The control that saw what the students of a challenge saw: whole frames or crops."""
+    return "control/whole" if challenge in ("rectangles", "superpixels") else "control/crop"
 
 
 def changes_against(name: str, other: str, key: str, kind: str | None = None) -> list[float]:
@@ -361,7 +374,7 @@ def tables() -> str:
                     row(
                         f"+ distillation: {name}",
                         f"student/{name}",
-                        against="control/whole" if name in ("rectangles", "superpixels") else "control/crop",
+                        against=control_of(name),
                     )
                     for name in CHALLENGES
                 ),
@@ -419,8 +432,8 @@ def tables() -> str:
                     kind=other,
                     against=f"control/{kind}" if part == "student" else None,
                 )
-                for kind, others in (("camera", ("camera", "objects")), ("objects", ("objects", "camera")))
-                for other in others
+                for kind in ("camera", "objects")
+                for other in CELLS[f"teacher/{kind}"].kinds
                 for part in ("teacher", "control", "student")
             ],
         ),
@@ -453,8 +466,8 @@ def claims() -> str:
     lines: list[tuple[str, bool | None, str]] = []
     for other in ("teacher/rgb", "teacher/rgb+mask", "teacher/census"):
         lines.append(("mask + census beats the other rows on occluded pixels", *below(BASE, other, "occ")))
-    for name in (*(f"student/{each}" for each in CHALLENGES), "student/confidence"):
-        against = "control/whole" if name in ("student/rectangles", "student/superpixels") else "control/crop"
+    for student_of in (*CHALLENGES, "confidence"):
+        name, against = f"student/{student_of}", control_of(student_of)
         for key, least in (("occ", 16.0), ("noc", 3.0)):
             changes = changes_against(name, against, key)
             if len(changes) > 1:

@@ -5,7 +5,6 @@
 The true flow stands for a teacher's, so that the pictures show the method and not one network's errors.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,18 +94,16 @@ def main() -> None:
         ]
     ]
     noisy = SuperpixelNoise(chance=1.0)(PAIR, np.random.default_rng(1))
-    covered = torch.from_numpy((noisy.image2 != PAIR.image2).any(axis=-1).astype(np.float32))
-    landing = hidden_by(covered.numpy(), SCENE.flow_fw[0])
+    hidden = hidden_by((noisy.image2 != PAIR.image2).any(axis=-1), SCENE.flow_fw[0])
     figures["superpixels"] = [
         [
             ("image1", noisy.image1),
             ("image2 with superpixel noise", noisy.image2),
             ("T(w_f), the label: as before", flow(noisy)),
-            ("what the noise hides of image1", occlusion_image(landing & ~occluded)),
+            ("what the noise hides of image1", occlusion_image(hidden & ~occluded)),
         ]
     ]
-    turned = Geometric(chance=1.0)(replace(PAIR), np.random.default_rng(11))
-    assert turned.inside1 is not None
+    turned = Geometric(chance=1.0)(PAIR, np.random.default_rng(11))
     figures["geometric"] = [
         [
             ("A1 image1", turned.image1),
@@ -126,7 +123,7 @@ def hidden_by(covered: ndarray, motion: ndarray) -> ndarray:
     y, x = np.mgrid[:height, :width]
     column, row = np.rint(x + motion[0]).astype(int), np.rint(y + motion[1]).astype(int)
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    return inside & (covered[row.clip(0, height - 1), column.clip(0, width - 1)] > 0)
+    return inside & covered[row.clip(0, height - 1), column.clip(0, width - 1)]
 
 
 if __name__ == "__main__":

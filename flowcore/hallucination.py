@@ -204,7 +204,8 @@ def affine(height: int, width: int, zoom: ndarray, angle: float, shift: ndarray)
 def warped(pair: FramePair, first: Affine, second: Affine, *, soft: bool = False) -> FramePair:
     """The pair with its frames mapped by `first` and `second`; see Geometric for flow and confidence."""
     height, width = pair.image1.shape[:2]
-    inside1, inside2 = _inside(first, height, width), _inside(second, height, width)
+    sources1, sources2 = _sources(first, height, width), _sources(second, height, width)
+    inside1, inside2 = _inside(sources1), _inside(sources2)
     values: dict[str, ndarray] = {
         "image1": _sampled(pair.image1, first, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE),
         "image2": _sampled(pair.image2, second, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE),
@@ -212,12 +213,12 @@ def warped(pair: FramePair, first: Affine, second: Affine, *, soft: bool = False
         "inside2": inside2,
     }
     nearest = cv2.INTER_LINEAR if soft else cv2.INTER_NEAREST
-    for end, flow, confidence, here, there, inside in (
-        ("fw", pair.flow_fw, pair.confidence_fw, first, second, inside1),
-        ("bw", pair.flow_bw, pair.confidence_bw, second, first, inside2),
+    for end, flow, confidence, here, there, sources, inside in (
+        ("fw", pair.flow_fw, pair.confidence_fw, first, second, sources1, inside1),
+        ("bw", pair.flow_bw, pair.confidence_bw, second, first, sources2, inside2),
     ):
         if flow is not None:
-            values[f"flow_{end}"] = _warped_flow(flow, here, there)
+            values[f"flow_{end}"] = _warped_flow(flow, here, there, sources)
         if confidence is not None:
             values[f"confidence_{end}"] = _sampled(confidence, here, nearest, cv2.BORDER_CONSTANT) * inside
     for name, before, here in (("inside1", pair.inside1, first), ("inside2", pair.inside2, second)):
@@ -242,18 +243,22 @@ def _sources(mapping: Affine, height: int, width: int) -> Float[ndarray, "2 heig
     return sources
 
 
-def _inside(mapping: Affine, height: int, width: int) -> Bool[ndarray, "height width"]:
-    x, y = _sources(mapping, height, width)
+def _inside(sources: Float[ndarray, "2 height width"]) -> Bool[ndarray, "height width"]:
+    x, y = sources
+    height, width = x.shape
     # half a thousandth of a pixel: the identity must not lose its border to rounding
     return np.asarray((x > -5e-4) & (x < width - 1 + 5e-4) & (y > -5e-4) & (y < height - 1 + 5e-4))
 
 
 def _warped_flow(
-    flow: Float[ndarray, "2 height width"], here: Affine, there: Affine
+    flow: Float[ndarray, "2 height width"],
+    here: Affine,
+    there: Affine,
+    sources: Float[ndarray, "2 height width"],
 ) -> Float[ndarray, "2 height width"]:
     height, width = flow.shape[1:]
     moved = np.stack([_sampled(each, here, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE) for each in flow])
-    landing = np.tensordot(there[:, :2], _sources(here, height, width) + moved, axes=1)
+    landing = np.tensordot(there[:, :2], sources + moved, axes=1)
     y, x = np.mgrid[:height, :width]
     return np.asarray(landing + there[:, 2].reshape(2, 1, 1) - np.stack([x, y]), np.float32)
 

@@ -147,12 +147,6 @@ class Photometric:
         if self.smoothness_weight < 0:
             raise ValueError(f"smoothness_weight {self.smoothness_weight} must not be below 0")
 
-    def occlusions(self, flows: BidirectionalFlow, height: int, width: int) -> tuple[Mask, Mask]:
-        """The network's own check at full resolution, for both frames."""
-        forward = upsample_flow(flows.forward[0].detach(), flows.strides[0], height, width)
-        backward = upsample_flow(flows.backward[0].detach(), flows.strides[0], height, width)
-        return self.check(forward, backward), self.check(backward, forward)
-
     def terms(
         self,
         batch: Batch,
@@ -212,6 +206,15 @@ class Photometric:
         return terms
 
 
+def _occlusions(
+    flows: BidirectionalFlow, check: ForwardBackwardCheck, height: int, width: int
+) -> tuple[Mask, Mask]:
+    """What the check finds in a network's own flow at full resolution, for both frames."""
+    forward = upsample_flow(flows.forward[0].detach(), flows.strides[0], height, width)
+    backward = upsample_flow(flows.backward[0].detach(), flows.strides[0], height, width)
+    return check(forward, backward), check(backward, forward)
+
+
 def _watched(flows: BidirectionalFlow, occlusions: tuple[Mask, Mask]) -> dict[str, Tensor]:
     """Per pair, summed over the batch: what tells a collapse from progress."""
     occ_fw, occ_bw = occlusions
@@ -234,7 +237,7 @@ class TeacherObjective:
 
     def __call__(self, estimate: Estimator, batch: Batch, *, masked: bool) -> Outcome:
         flows = estimate(batch.image1, batch.image2)
-        occlusions = self.photometric.occlusions(flows, *batch.image1.shape[-2:])
+        occlusions = _occlusions(flows, self.photometric.check, *batch.image1.shape[-2:])
         terms = self.photometric.terms(batch, flows, occlusions if masked else None)
         return Outcome(terms=terms, watched=_watched(flows, occlusions))
 
@@ -280,7 +283,7 @@ class StudentObjective:
         ):
             raise ValueError("the student's objective needs pseudo-labels; this batch has none")
         flows = estimate(batch.image1, batch.image2)
-        occlusions = self.photometric.occlusions(flows, *batch.image1.shape[-2:])
+        occlusions = _occlusions(flows, self.photometric.check, *batch.image1.shape[-2:])
         terms = []
         if weight := self._photometric_weight:
             photometric = self.photometric.terms(batch, flows, occlusions if masked else None)
@@ -338,11 +341,7 @@ class SupervisedObjective:
             for weight, flow, stride in zip(self.level_weights, levels, flows.strides, strict=False):
                 full = upsample_flow(flow, stride, height, width)
                 terms.append(_weighted_term(f"supervised/stride{stride}/{name}", weight, truth - full, valid))
-        full_fw, full_bw = (
-            upsample_flow(levels[0].detach(), flows.strides[0], height, width)
-            for levels in (flows.forward, flows.backward)
-        )
-        occlusions = self.check(full_fw, full_bw), self.check(full_bw, full_fw)
+        occlusions = _occlusions(flows, self.check, height, width)
         return Outcome(terms=terms, watched=_watched(flows, occlusions))
 
 

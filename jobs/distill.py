@@ -17,7 +17,7 @@ from jobs.command import connect, run_recipe
 from jobs.recipes import RECIPES
 from pipelines import tracking
 from pipelines.checkpoints import fetch_model, load_model
-from pipelines.labels import PairSet
+from pipelines.labels import DEFAULT_MAX_SPREAD, PairSet
 from pipelines.locations import absolute
 from pipelines.training import Source, Training, TrainingOptions, finish, train
 
@@ -37,7 +37,7 @@ class Distill:
     objective: StudentObjective = field(default_factory=StudentObjective)
     init: str | None = None
     """The model to start from, in place of the teacher that made the labels."""
-    max_spread: float = 1.0
+    max_spread: float = DEFAULT_MAX_SPREAD
     """Pixels by which several teachers may disagree on a label that is learnt from."""
     resume: str | None = None
     """The id of an MLflow run of this job to go on with."""
@@ -61,11 +61,9 @@ def distill(recipe: str, options: Distill) -> str:
     ) as run:
         run.dataset("labels", labels, pairs.label_set, "training")
         run.tag("label_set", pairs.label_set)
-        if labelled_by := pairs.description.provenance.get("run_id"):
-            run.link("labels", labelled_by)
+        run.link("labels", pairs.description.provenance.get("run_id"))
         network, info = load_model(fetch_model(start))
-        if info.run_id is not None:
-            run.link("init", info.run_id)
+        run.link("init", info.run_id)
         generation = str(int(pairs.description.provenance.get("generation", "0")) + 1)
         run.tag("generation", generation)
         result = train(

@@ -116,8 +116,7 @@ def _record(
         tracked.tag(f"picture.{rank}", f"{sample.group} {sample.name}")
     if place not in BUILT_IN and not tracking.is_mlflow_uri(place):
         _, info = load_model(fetch_model(place))
-        if info.run_id is not None:
-            tracked.link("model", info.run_id)
+        tracked.link("model", info.run_id)
 
 
 def _digest(samples: Sequence[Sample]) -> str:

@@ -69,7 +69,8 @@ def finetune(recipe: str, options: Finetune) -> str:
         raise ValueError(
             f"--truth {options.truth!r} must be <benchmark>:<folder>, such as kitti2015:/data/kitti2015"
         )
-    inputs = {"truth": f"{benchmark}:{absolute(root, '--truth')}"}
+    root = absolute(root, "--truth")
+    inputs = {"truth": f"{benchmark}:{root}"}
     if options.init != "fresh":
         inputs["init"] = absolute(options.init, "--init")
     if options.labels is not None:
@@ -77,7 +78,7 @@ def finetune(recipe: str, options: Finetune) -> str:
     with tracking.start(
         "finetune", recipe=recipe, parameters=options, inputs=inputs, resume_run_id=options.resume
     ) as run:
-        pairs = truth_set(benchmark, Path(absolute(root, "--truth")), run_root)
+        pairs = truth_set(benchmark, Path(root), run_root)
         run.dataset("truth", inputs["truth"], pairs.label_set, "training")
         sources = [
             Source(
@@ -90,8 +91,7 @@ def finetune(recipe: str, options: Finetune) -> str:
         if options.labels is not None:
             unlabelled = PairSet.open(inputs["labels"])
             run.dataset("labels", inputs["labels"], unlabelled.label_set, "training")
-            if labelled_by := unlabelled.description.provenance.get("run_id"):
-                run.link("labels", labelled_by)
+            run.link("labels", unlabelled.description.provenance.get("run_id"))
             sources.append(
                 Source(
                     pairs=unlabelled,
@@ -107,8 +107,7 @@ def finetune(recipe: str, options: Finetune) -> str:
             network, info = load_model(fetch_model(inputs["init"]))
             config, initial = network.config, network.state_dict()
             provenance |= {"init": info.digest, "generation": str(info.generation)}
-            if info.run_id is not None:
-                run.link("init", info.run_id)
+            run.link("init", info.run_id)
         result = train(
             Training(
                 stage="finetune",

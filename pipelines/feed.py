@@ -95,11 +95,16 @@ class Plan:
             step += len(rows)
 
 
+def _by_pair_id(index: pa.Table) -> Int[ndarray, "pairs"]:
+    """The index's rows in an order that depends on nothing but the pairs."""
+    return np.argsort(np.array(index["pair_id"].to_pylist()), kind="stable")
+
+
 def hold_back(index: pa.Table, share: float, most: int) -> tuple[pa.Table, pa.Table]:
     """(pairs to train on, pairs to validate on): the lowest pair ids, which are digests, are held back; at
     least one is."""
     held = min(most, max(1, int(share * index.num_rows)))
-    order = np.argsort(np.array(index["pair_id"].to_pylist()), kind="stable")
+    order = _by_pair_id(index)
     validation, training = np.sort(order[:held]), np.sort(order[held:])
     return index.take(training), index.take(validation)
 
@@ -108,7 +113,7 @@ def part_of(index: pa.Table, share: float) -> pa.Table:
     """A share of the pairs, at least one: those of the highest pair ids, so that a larger share has the
     smaller one's pairs and more."""
     kept = max(1, round(share * index.num_rows))
-    order = np.argsort(np.array(index["pair_id"].to_pylist()), kind="stable")
+    order = _by_pair_id(index)
     return index.take(np.sort(order[len(order) - kept :]))
 
 

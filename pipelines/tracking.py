@@ -163,9 +163,11 @@ class Run:
         """Sets a tag, over its former value."""
         self._client.set_tag(self.run_id, name, _shortened(value))
 
-    def link(self, name: str, run_id: str) -> None:
-        """Records that this run was made from another one's result: tag `from.<name>`."""
-        self.tag(f"from.{name}", run_id)
+    def link(self, name: str, run_id: str | None) -> None:
+        """Records that this run was made from another one's result: tag `from.<name>`; None, if what it was
+        made from doesn't say which run made it, records nothing."""
+        if run_id is not None:
+            self.tag(f"from.{name}", run_id)
 
     def dataset(self, name: str, uri: str, digest: str, context: str) -> None:
         """Records the data that the run read under its own digest, of at most 36 characters.

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from flowcore.drawing import comparison_panel
 from flowcore.hallucination import FramePair, Transformation
+from flowcore.metrics import endpoint_error
 from flowcore.networks import FlowNetwork, NetworkConfig
 from flowcore.objectives import Batch, Objective, Outcome, validate_pair
 from flowcore.occlusion import ForwardBackwardCheck
@@ -463,7 +464,7 @@ class _Worker:
                 assert pair.flow_fw is not None
                 assert pair.confidence_fw is not None
                 known = pair.confidence_fw > 0
-                errors = np.hypot(*(flow_fw[0].cpu().numpy() - pair.flow_fw))
+                errors = endpoint_error(flow_fw.cpu(), torch.from_numpy(pair.flow_fw)[None])[0, 0].numpy()
                 sums["error"] += float(errors[known].sum(dtype=np.float64))
                 sums["with_truth"] += float(known.sum())
             if number == 0 and self.log is not None:

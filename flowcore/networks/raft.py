@@ -1,7 +1,7 @@
 """What is RAFT here? Recurrent refinement over all pairs of features (Teed and Deng, ECCV 2020).
 
 One flow at one resolution, refined by a recurrent unit that looks up, at several scales, how alike the
-features around its present guess are. All pairs are compared once for both directions' lookups each.
+features around its present guess are. All pairs are compared once for each direction, before the iterations.
 """
 
 from dataclasses import dataclass
