@@ -349,23 +349,29 @@ class SupervisedObjective:
 def validate_pair(
     image1: Image, image2: Image, flow_fw: Flow, flow_bw: Flow, check: ForwardBackwardCheck
 ) -> dict[str, float]:
-    """Numbers about full-resolution flow that need no truth, as sums: divide by `visible` and `pairs`.
+    """Numbers about full-resolution flow that need no truth, as sums: divide by `visible`, `pixels` and
+    `pairs`.
 
     photometric: psi of the census distance over visible pixels of both directions, and visible their number.
+    unmasked: the same over all pixels but the border, and pixels their number; of two flows it can always be
+    compared, while a flow that the check finds occluded everywhere has no visible pixel to be wrong on.
     occluded, motion and flow_variance: per pair, of the forward flow's share of occluded pixels, mean length
     in pixels and variance.
     """
-    sums = {"photometric": 0.0, "visible": 0.0}
+    sums = {"photometric": 0.0, "visible": 0.0, "unmasked": 0.0, "pixels": 0.0}
     border = census_border(image1)
     occ_fw, occ_bw = check(flow_fw, flow_bw), check(flow_bw, flow_fw)
     for here, there, flow, occluded in (
         (image1, image2, flow_fw, occ_fw),
         (image2, image1, flow_bw, occ_bw),
     ):
-        visible = ~border & ~occluded
         error = robust(census_distance(here, backward_warp(there, flow)))
-        sums["photometric"] += float(error[visible].sum(dtype=torch.float64))
-        sums["visible"] += float(visible.sum())
+        for error_name, count_name, counted in (
+            ("photometric", "visible", ~border & ~occluded),
+            ("unmasked", "pixels", ~border),
+        ):
+            sums[error_name] += float(error[counted].sum(dtype=torch.float64))
+            sums[count_name] += float(counted.sum())
     return {
         **sums,
         "pairs": float(len(image1)),

@@ -148,10 +148,11 @@ class CollapseAlarm:
                 f"(variance {validation['flow_variance']:.1e} px^2); "
                 "lower learning_rate, or check that the videos move"
             )
-        if self.must_improve and first is not None and validation["photometric"] >= first["photometric"]:
+        # over all pixels: to fresh weights the check may leave none
+        if self.must_improve and first is not None and validation["unmasked"] >= first["unmasked"]:
             raise TrainingStopped(
-                f"not learning: the photometric error on held-back pairs is {validation['photometric']:.3f}, "
-                f"and was {first['photometric']:.3f} with fresh weights; lower learning_rate or train longer "
+                f"not learning: the photometric error on held-back pairs is {validation['unmasked']:.3f}, "
+                f"and was {first['unmasked']:.3f} with fresh weights; lower learning_rate or train longer "
                 "without the mask (unmasked_steps)"
             )
 
@@ -447,8 +448,8 @@ class _Worker:
         """Means over all workers' held-back pairs; logged, with a picture of the first pair."""
         sums: dict[str, float] = dict.fromkeys(
             (
-                *("photometric", "visible", "pairs", "occluded", "motion", "flow_variance"),
-                *("error", "with_truth"),
+                *("photometric", "visible", "unmasked", "pixels"),
+                *("pairs", "occluded", "motion", "flow_variance", "error", "with_truth"),
             ),
             0.0,
         )
@@ -487,6 +488,7 @@ class _Worker:
         pairs = max(totals["pairs"], 1.0)
         means = {key: totals[key] / pairs for key in ("occluded", "motion", "flow_variance")}
         means["photometric"] = totals["photometric"] / max(totals["visible"], 1.0)
+        means["unmasked"] = totals["unmasked"] / max(totals["pixels"], 1.0)
         if has_truth:
             means["epe"] = totals["error"] / max(totals["with_truth"], 1.0)
         if not math.isfinite(sum(means.values())):

@@ -172,6 +172,27 @@ def test_a_collapse_stops_with_its_remedy(pairs: PairSet, project: Path) -> None
         trained(pairs, project, replace(OPTIONS, unmasked_steps=0), alarm=alarm)
 
 
+HEALTHY = {"occluded": 0.2, "flow_variance": 1.0, "photometric": 2.0, "unmasked": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"occluded": 0.96}, "96% of the held-back frames occluded"),
+        ({"flow_variance": 1e-6}, "the same everywhere"),
+        ({"unmasked": 3.0}, "not learning"),
+    ],
+)
+def test_the_alarm_names_what_is_wrong_and_only_then(change: dict[str, float], message: str) -> None:
+    # to fresh weights nothing may be visible: what is compared has to be there all the same
+    fresh = {"occluded": 1.0, "flow_variance": 1.0, "photometric": 0.0, "unmasked": 3.0}
+    CollapseAlarm().check(HEALTHY, fresh)
+    with pytest.raises(TrainingStopped, match=message):
+        CollapseAlarm().check(HEALTHY | change, fresh)
+    if "unmasked" in change:
+        CollapseAlarm().check(HEALTHY | change, None)
+
+
 @pytest.mark.parametrize(
     ("crop", "message"),
     [

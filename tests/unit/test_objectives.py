@@ -590,6 +590,8 @@ def test_validation_sums_add_and_perfect_flow_has_the_penalty_of_zero() -> None:
     assert perfect["pairs"] == 1
     assert perfect["visible"] == 2 * 10 * 10
     assert perfect["photometric"] == pytest.approx(200 * PSI_ZERO)
+    assert perfect["unmasked"] == perfect["photometric"]
+    assert perfect["pixels"] == 200
     assert perfect["occluded"] == perfect["motion"] == perfect["flow_variance"] == 0
     image2, flow = random(1, 1, 3, 16, 16), uniform(3, 4, 1, 16, 16)
     moved = validate_pair(image, image2, flow, -flow, check)
@@ -604,6 +606,16 @@ def test_validation_sums_add_and_perfect_flow_has_the_penalty_of_zero() -> None:
     assert moved["occluded"] == pytest.approx(1 - 13 * 12 / 256)
     for key, value in both.items():
         assert value == pytest.approx(perfect[key] + moved[key])
+
+
+def test_a_flow_that_is_occluded_everywhere_has_an_unmasked_error_and_no_other() -> None:
+    image, image2 = random(0, 1, 3, 16, 16), random(1, 1, 3, 16, 16)
+    # both ways to the right: no pixel comes back
+    flow = uniform(4, 0, 1, 16, 16)
+    blind = validate_pair(image, image2, flow, flow, ForwardBackwardCheck())
+    assert blind["visible"] == blind["photometric"] == 0
+    assert blind["pixels"] == 200
+    assert blind["unmasked"] > 200 * 2 * PSI_ZERO
 
 
 def test_smoothness_is_off_by_default_and_pulls_only_on_flow_that_changes() -> None:
