@@ -95,22 +95,24 @@ class ClipOptions:
     """Mean absolute grey difference (0 to 255) below which a pair is static and left out; 0 keeps all."""
     max_pairs_per_video: int | None = None
     """The first so many pairs are taken; None takes all."""
-    min_side: int = 32
-    """Smallest side in px that a frame may have, after scaling; a video of smaller ones is left out."""
+    min_size: tuple[int, int] = (32, 32)
+    """Smallest (height, width) in px that a frame may have, after scaling; a video of smaller ones is left
+    out."""
 
     def __post_init__(self) -> None:
         for name, value in (
             ("stride", self.stride),
             ("chunk_pairs", self.chunk_pairs),
             ("max_pairs_per_video", self.max_pairs_per_video),
-            ("min_side", self.min_side),
         ):
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value} must be at least 1")
-        if self.size is not None and min(self.size) < self.min_side:
+        if min(self.min_size) < 1:
+            raise ValueError(f"min_size {self.min_size} must be at least 1 px on each side")
+        if self.size is not None and _is_smaller(self.size, self.min_size):
             raise ValueError(
-                f"size {self.size} (height, width) must have at least min_side = {self.min_side} px on each "
-                "side: raise size or lower min_side"
+                f"size {self.size} must not be below min_size {self.min_size}, both (height, width) in px: "
+                "raise size or lower min_size"
             )
         if self.cut_threshold is not None and not self.cut_threshold > 1:
             raise ValueError(
@@ -513,12 +515,16 @@ def _wanted_size(size: tuple[int, int], options: ClipOptions) -> tuple[int, int]
                 max(options.size[0], round(size[0] * scale)),
                 max(options.size[1], round(size[1] * scale)),
             )
-    if min(size) < options.min_side:
+    if _is_smaller(size, options.min_size):
         raise VideoError(
-            f"too small: frames are {size[0]}x{size[1]} px (height x width), "
-            f"each side must have at least {options.min_side}"
+            f"too small: frames are {size[0]}x{size[1]} px (height x width) and must have at least "
+            f"{options.min_size[0]}x{options.min_size[1]} (min_size)"
         )
     return size
+
+
+def _is_smaller(size: tuple[int, int], least: tuple[int, int]) -> bool:
+    return size[0] < least[0] or size[1] < least[1]
 
 
 def _cause(error: Exception) -> str:

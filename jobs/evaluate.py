@@ -35,9 +35,9 @@ class Evaluate:
         "kitti2015",
         "chairs",
         "middlebury",
-        "scenes",
         "kitti2015-stereo",
         "middlebury-stereo",
+        "scenes",
     ]
     """In which layout the truth is; `scenes` are rendered ones. Of stereo pairs the left frame is the first,
     and what is measured is disparity, minus the flow's u: its EPE, and D1 under the name Fl."""

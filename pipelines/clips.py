@@ -306,8 +306,9 @@ class DecoderProcess:
     ) -> Generator[EncodedChunk, None, None]:
         """The video's chunks; the process works about one ahead. Closing the iterator early ends the process.
 
-        Raises VideoError as ChunkReader does, and if the process dies or hangs, after the chunks that came
-        before; OSError if the storage fails, which may be gone another time.
+        Raises VideoError as ChunkReader does, and if the process crashes, after the chunks that came before;
+        OSError if the storage fails, the process hangs or something kills it (as the system does for want of
+        memory), which may be gone another time.
         """
         self.report = VideoReport()
         for message in self._answers(_Read(source, options, encode)):
@@ -357,8 +358,13 @@ class DecoderProcess:
                     break
                 else:
                     yield message
+        except TimeoutError:
+            raise
         except (EOFError, OSError) as error:
-            raise VideoError(f"the decoder process {_fate(process)}") from error
+            fate = _fate(process)
+            # A file can bring about any signal but this one.
+            kind = OSError if process.returncode == -signal.SIGKILL else VideoError
+            raise kind(f"the decoder process {fate}") from error
         finally:
             # What is left unread of one answer must not be taken for the next.
             if not is_idle:
@@ -369,7 +375,7 @@ class DecoderProcess:
 
     def _receive(self, connection: Connection) -> object:
         if not connection.poll(self._timeout):
-            raise VideoError(f"the decoder process hung: no sign of life for {self._timeout:g} s")
+            raise TimeoutError(f"the decoder process hung: no sign of life for {self._timeout:g} s")
         return connection.recv()
 
     def _running(self) -> tuple[subprocess.Popen[bytes], Connection]:

@@ -36,6 +36,7 @@ from pipelines.clips import (
     IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
     DecoderProcess,
+    EncodedChunk,
     FrameCodec,
     VideoSource,
     find_videos,
@@ -49,7 +50,7 @@ FlowArray = Float[ndarray, "2 height width"]
 
 FILM_NAME = "flow.mp4"
 
-_EVERY_PAIR = ClipOptions(cut_threshold=None, static_threshold=0.0, chunk_pairs=4, min_side=1)
+_EVERY_PAIR = ClipOptions(cut_threshold=None, static_threshold=0.0, chunk_pairs=4, min_size=(1, 1))
 _LOSSLESS = FrameCodec("png")
 _DEFAULT_RATE = Fraction(25)
 
@@ -141,7 +142,7 @@ class _Pair:
 
 def _pairs(decoder: DecoderProcess, source: VideoSource, estimate: "_StreamedFlow") -> Iterator[_Pair]:
     last: tuple[int, float, Frame] | None = None
-    for chunk in decoder.read(source, _EVERY_PAIR, _LOSSLESS):
+    for chunk in _chunks(decoder, source):
         # A chunk that goes on begins with the frame that the one before ended with.
         if last is None or chunk.frame_indices[0] != last[0]:
             last = None
@@ -153,6 +154,14 @@ def _pairs(decoder: DecoderProcess, source: VideoSource, estimate: "_StreamedFlo
             if last is not None and flow is not None:
                 yield _Pair(name=_name(source, last[0]), image1=last[2], flow=flow, seconds=time - last[1])
             last = index, time, image
+
+
+def _chunks(decoder: DecoderProcess, source: VideoSource) -> Iterator[EncodedChunk]:
+    """VideoError for whatever keeps a video from being read: here no other run will try again."""
+    try:
+        yield from decoder.read(source, _EVERY_PAIR, _LOSSLESS)
+    except OSError as error:
+        raise VideoError(str(error)) from error
 
 
 class _StreamedFlow:

@@ -115,8 +115,15 @@ TRUTH_SCHEMA = pa.schema(
 """What a benchmark adds to a pair, where there is truth in place of labels: `flow_fw` as above at stride 1,
 and `valid_fw`, [height, width], True where it is known."""
 
+_INDEXED = ("pair_id", "height", "width")
+_PLACE = ("height", "width", "file", "row_group", "row")
 _INDEX_SCHEMA = pa.schema(
-    [("pair_id", pa.string()), ("file", pa.int32()), ("row_group", pa.int32()), ("row", pa.int32())]
+    [
+        *(PAIR_SCHEMA.field(name) for name in _INDEXED),
+        ("file", pa.int32()),
+        ("row_group", pa.int32()),
+        ("row", pa.int32()),
+    ]
 )
 _FLOWS = ("flow_fw", "flow_bw")
 _SPREADS = ("spread_fw", "spread_bw")
@@ -242,19 +249,15 @@ class SetDescription:
 
 
 def describe_set(location: str, description: SetDescription) -> None:
-    """Makes the folder a set of this description; ValueError, with what differs, if it is another's."""
+    """Makes the folder a set of this description; ValueError, with what differs, if it is another's.
+
+    The provenance is that of the run that finished the set first, not of one that was killed before.
+    """
     folder = Folder(location)
-    if (before := _description_at(folder)) is None:
-        if folder.files():
-            raise ValueError(f"{location} holds other files and is no pair set; give a new folder")
-        values = {
-            "format": FORMAT,
-            "label_set": description.digest,
-            "made_of": dict(description.made_of),
-            "provenance": dict(description.provenance),
-        }
-        folder.write(DESCRIPTION_FILE, _json(values))
-    elif before.digest != description.digest:
+    before = _description_at(folder)
+    if before is None and folder.files():
+        raise ValueError(f"{location} holds other files and is no pair set; give a new folder")
+    if before is not None and before.digest != description.digest:
         ours, theirs = _leaves(description.made_of), _leaves(before.made_of)
         differing = [
             f"{name} is {theirs.get(name)} there and {ours.get(name)} here"
@@ -265,6 +268,14 @@ def describe_set(location: str, description: SetDescription) -> None:
             f"{location} is a set made otherwise: {'; '.join(differing)}; labels of two makings never mix: "
             "give another folder, or the options that the set was made with"
         )
+    if before is None or folder.size(MANIFEST_FILE) is None:
+        values = {
+            "format": FORMAT,
+            "label_set": description.digest,
+            "made_of": dict(description.made_of),
+            "provenance": dict(description.provenance),
+        }
+        folder.write(DESCRIPTION_FILE, _json(values))
 
 
 def _description_at(folder: "Folder") -> SetDescription | None:
@@ -448,9 +459,11 @@ class PairSet:
         return f"{place}/{TEACHER_FOLDER}{mark}{query}" if self.has_labels else None
 
     def index(self) -> pa.Table:
-        """Every pair: pair_id string; file int32, the position in `files`; row_group and row, int32.
+        """Every pair: pair_id string, height and width; file int32, the position in `files`; row_group and
+        row, int32.
 
-        In the order of these three; reads footers and one column. FileNotFoundError where a file is missing.
+        In the order of the last three; reads footers and three small columns. FileNotFoundError where a file
+        is missing.
         """
         with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as threads:
             parts = list(threads.map(self._index_of, range(len(self.files))))
@@ -465,6 +478,17 @@ class PairSet:
         values = {name: _column(table.column(name).combine_chunks()) for name in table.column_names}
         return [{name: each[row] for name, each in values.items()} for row in range(table.num_rows)]
 
+    def read(self, place: Mapping[str, Any]) -> dict[str, Any]:
+        """The row at a place of the index."""
+        return self.read_group(self.files[place["file"]], place["row_group"])[place["row"]]
+
+    def one_of_each_size(self) -> list[dict[str, Any]]:
+        """A place of the index for each (height, width) of the set's frames."""
+        # by one thread, so that the first is the first in the index
+        sizes = self.index().group_by(["height", "width"], use_threads=False)
+        firsts = sizes.aggregate([(name, "first") for name in ("file", "row_group", "row")])
+        return cast(list[dict[str, Any]], firsts.rename_columns(_PLACE).to_pylist())
+
     def decode(self, row: Mapping[str, Any]) -> FramePair:
         """The pair in a row of `read_group`."""
         return decode_row(row, self.max_spread)
@@ -476,11 +500,11 @@ class PairSet:
     def _index_of(self, file: int) -> pa.Table:
         with self._opened(self.files[file]) as parquet:
             rows = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
-            pair_ids = parquet.read(["pair_id"]).column("pair_id")
+            identity = parquet.read(list(_INDEXED)).select(_INDEXED)
         groups = np.repeat(np.arange(len(rows), dtype=np.int32), rows)
         within = np.concatenate([np.arange(count, dtype=np.int32) for count in (0, *rows)])
         return pa.table(
-            [pair_ids, np.full(len(groups), file, np.int32), groups, within], schema=_INDEX_SCHEMA
+            [*identity.columns, np.full(len(groups), file, np.int32), groups, within], schema=_INDEX_SCHEMA
         )
 
     def _opened(self, file: str) -> pq.ParquetFile:

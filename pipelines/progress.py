@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from tqdm import tqdm
 
 from pipelines.labelling import LabellingProgress
@@ -50,7 +51,11 @@ def shown(description: str, total: int, unit: str) -> Iterator[Reporter]:
     with tqdm(desc=description, total=total, unit=unit, dynamic_ncols=True) as bar:
 
         def draw() -> None:
-            done, numbers = ray.get(board.read.remote())
+            try:
+                done, numbers = ray.get(board.read.remote())
+            except RayError:
+                # the board's node is gone: a bar that stands still mustn't end the work
+                return
             # a worker that was started again reports less than the one before it
             bar.n = done
             bar.set_postfix({name: f"{value:.3g}" for name, value in numbers.items()})

@@ -129,6 +129,10 @@ class Run:
         page = f"#/experiments/{self._experiment_id}/runs/{self.run_id}"
         return f"{_without_secrets(server).rstrip('/')}/{page}"
 
+    def has(self, metric: str) -> bool:
+        """True where the metric was recorded, now or before the run was resumed."""
+        return metric in self._last_step
+
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Records metrics at `step` in one request; ignores one that was recorded at this step or a later."""
         now = time.time_ns() // 1_000_000

@@ -33,12 +33,11 @@ from flowcore.networks import FlowNetwork, NetworkConfig
 from flowcore.objectives import Batch, Objective, Outcome, validate_pair
 from flowcore.occlusion import ForwardBackwardCheck
 from pipelines import progress
-from pipelines.checkpoints import load_model, load_training_state, save_model, save_training_state
+from pipelines.checkpoints import load_training_state, load_weights_into, save_model, save_training_state
 from pipelines.feed import Plan, batches, hold_back, part_of, to_batch
-from pipelines.labels import PairSet
+from pipelines.labels import Folder, PairSet
+from pipelines.locations import join
 from pipelines.tracking import Run, RunHandle, register
-
-_TRIED_FILES = 32
 
 
 class TrainingStopped(RuntimeError):  # noqa: N818 - not every stop is an error of the program
@@ -85,17 +84,14 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         for name in (
-            "readers",
-            "steps",
-            "global_batch",
-            "workers",
-            "log_every",
-            "validate_every",
-            "keep_checkpoints",
-            "halve_every",
+            *("steps", "global_batch", "halve_every", "workers", "readers", "log_every", "validate_every"),
+            *("held_back_most", "keep_checkpoints"),
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        for name in ("learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} {getattr(self, name)} must be above 0")
         if not 0 <= self.unmasked_steps <= self.steps:
             raise ValueError(f"unmasked_steps {self.unmasked_steps} must lie in 0..steps, {self.steps}")
         if self.global_batch % self.workers:
@@ -209,10 +205,18 @@ def train(training: Training, run_root: str) -> TrainingResult:
     """Trains on the cluster that Ray is connected to, and returns the last checkpoint's model.
 
     The state of the run is kept in `run_root`/<MLflow run id>; the same run continues from its last
-    checkpoint. Raises TrainingStopped when the loss is not finite or the network collapsed; the last
+    checkpoint. Raises FileNotFoundError where that isn't there, TrainingStopped when the loss is not finite or the network collapsed; the last
     checkpoint before that stays.
     """
     options = training.options
+    if Run.reopen(training.run).has("validation/photometric"):
+        # without its state Ray Train would silently begin anew
+        state = join(run_root, training.run.run_id)
+        if not Folder(state).exists():
+            raise FileNotFoundError(
+                f"run {training.run.run_id} has left no checkpoint in {state}; resume it with the --run-root "
+                "that it was started with"
+            )
     _require_fitting_crops(training)
     use_gpu = _use_gpu(options)
     with progress.shown(training.stage, options.steps, "step") as reporter:
@@ -261,13 +265,12 @@ def finish(run: Run, result: TrainingResult, name: str) -> str:
 
 
 def _require_fitting_crops(training: Training) -> None:
-    """Tries the transformation on the first pair of some files, so that a wrong crop ends the job before
-    workers start."""
+    """Tries the transformation on a pair of each size, so that a wrong crop ends the job before workers
+    start."""
     multiple = training.network.build().multiple
     for source in training.sources:
-        files = source.pairs.files
-        for file in files[:: max(1, len(files) // _TRIED_FILES)]:
-            row = source.pairs.read_group(file, 0)[0]
+        for place in source.pairs.one_of_each_size():
+            row = source.pairs.read(place)
             pair = source.transformation(source.pairs.decode(row), np.random.default_rng(0))
             height, width = pair.image1.shape[:2]
             if height % multiple or width % multiple:
@@ -288,7 +291,8 @@ def _use_gpu(options: TrainingOptions) -> bool:
                 "fewer workers, add nodes, or set accelerator to gpu to wait for an autoscaler"
             )
         return True
-    if cpus < options.workers + 1:
+    # where there are none at all an autoscaler has yet to begin
+    if 0 < cpus < options.workers + 1:
         raise RuntimeError(
             f"{options.workers} workers and the tasks that feed them need {options.workers + 1} CPUs; this "
             f"cluster has {cpus:g}. Start Ray with more (logical) CPUs, or choose fewer workers"
@@ -345,8 +349,7 @@ class _Worker:
         if checkpoint is None:
             return
         with checkpoint.as_directory() as folder:
-            network, _ = load_model(Path(folder))
-            self.network.load_state_dict(network.state_dict())
+            load_weights_into(self.network, Path(folder))
             state = load_training_state(Path(folder))
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
@@ -440,8 +443,7 @@ class _Worker:
         mine = self.held_back.to_pylist()[self.rank :: self.world_size]
         pairs = self.training.sources[0].pairs
         return [
-            pairs.decode(pairs.read_group(pairs.files[place["file"]], place["row_group"])[place["row"]])
-            for place in mine
+            pairs.decode(pairs.read(place)) for place in mine
         ]
 
     def _validate(self) -> dict[str, float]:
@@ -560,30 +562,31 @@ def global_loss(outcome: Outcome, world_size: int, global_batch: int) -> tuple[T
 
 
 class _Window:
-    """Sums of what is logged together: a few steps."""
+    """Sums of what is logged together: a few steps, without what comes between them, such as validation."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
         self._steps = 0
         self._pairs = 0
         self._waited = 0.0
-        self._started = time.monotonic()
-        self._since = self._started
+        self._seconds = 0.0
+        self._step_began = 0.0
 
     def begin_waiting(self) -> None:
-        self._since = time.monotonic()
+        self._step_began = time.monotonic()
 
     def end_waiting(self) -> None:
-        self._waited += time.monotonic() - self._since
+        self._waited += time.monotonic() - self._step_began
 
     def add(self, facts: Mapping[str, float], pairs: int) -> None:
         for key, value in facts.items():
             self._sums[key] = self._sums.get(key, 0.0) + value
         self._steps += 1
         self._pairs += pairs
+        self._seconds += time.monotonic() - self._step_began
 
     def means(self) -> dict[str, float]:
-        seconds = max(time.monotonic() - self._started, 1e-9)
+        seconds = max(self._seconds, 1e-9)
         return {
             **{key: value / self._steps for key, value in self._sums.items()},
             "pairs_per_second": self._pairs / seconds,

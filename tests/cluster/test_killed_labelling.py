@@ -145,6 +145,24 @@ def test_a_killed_driver_and_a_rerun_leave_each_pair_once(
     assert 0 < new_pairs < PairSet.open(str(labels)).index().num_rows
 
 
+def test_killed_decoders_cost_no_pair_after_a_rerun(
+    tmp_path: Path, collection: Path, teacher: Path, undisturbed: Path
+) -> None:
+    labels = tmp_path / "labels"
+    driver = Driver(collection, teacher, labels)
+    killed = 0
+    for step, _ in enumerate(driver.steps(), start=1):
+        if step == 3:
+            killed += driver.kill_workers("pipelines.clips")
+    # With too few videos left it fails; either way their ledger says to try again.
+    driver.process.wait()
+    assert killed > 0
+    outcomes = {entry["outcome"] for entry in json.loads((labels / "_ledger.json").read_text())}
+    assert outcomes == {"unreadable now"}
+    Driver(collection, teacher, labels).finish()
+    expect_the_same(labels, undisturbed)
+
+
 @pytest.mark.parametrize("title", ["_Reader", "_Teacher", "ray::IDLE"])
 def test_killed_workers_cost_no_pair(
     tmp_path: Path, collection: Path, teacher: Path, undisturbed: Path, title: str

@@ -310,7 +310,9 @@ def test_a_crash_costs_the_rest_of_one_video_and_no_other(video: VideoSource, se
                 if len(before) == 3:
                     os.kill(decoder.pid or 0, sent)
 
-        with pytest.raises(VideoError, match=f"died with signal {sent.name}"):
+        # What the system kills may be read another time; what crashes by itself is the file's fault.
+        kind = OSError if sent == signal.SIGKILL else VideoError
+        with pytest.raises(kind, match=f"died with signal {sent.name}"):
             read_and_kill()
         # Some more may have been on their way.
         assert 3 <= len(before) < len(complete)
@@ -335,7 +337,7 @@ def test_a_process_without_a_sign_of_life_is_ended(video: VideoSource) -> None:
         next(chunks)
         stopped = decoder.pid
         os.kill(stopped or 0, signal.SIGSTOP)
-        with pytest.raises(VideoError, match="no sign of life for 2 s"):
+        with pytest.raises(OSError, match="no sign of life for 2 s"):
             list(chunks)
         assert not psutil.pid_exists(stopped or 0)
         assert len(list(decoder.read(video, OPTIONS, JPEG))) == 50

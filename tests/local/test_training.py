@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from ray import cloudpickle
+from ray.train import WorkerGroupError
 
 from flowcore.hallucination import Challenge, ChannelPermutation, Crop
 from flowcore.networks import PWCNetConfig
@@ -62,13 +63,19 @@ def trained(
     objective: Objective | None = None,
     sources: tuple[Source, ...] = (),
     alarm: CollapseAlarm | None = None,
+    resume: str | None = None,
+    network: PWCNetConfig = NETWORK,
 ) -> tuple[TrainingResult, str]:
     with tracking.start(
-        "train_teacher", recipe="test", parameters=options, project_folder=project_folder
+        "train_teacher",
+        recipe="test",
+        parameters=options,
+        resume_run_id=resume,
+        project_folder=project_folder,
     ) as run:
         training = Training(
             stage="train_teacher",
-            network=NETWORK,
+            network=network,
             initial=None,
             sources=sources
             or (
@@ -207,6 +214,33 @@ def test_a_crop_that_does_not_fit_is_refused_before_training(
         trained(pairs, project, OPTIONS, crop=crop)
 
 
+def test_a_crop_is_tried_on_every_size_of_frame(ray_session: None, tmp_path: Path, project: Path) -> None:
+    for seed in range(3):
+        height = 40 if seed == 1 else 64
+        scene = render_scene(seed, SceneOptions(height=height, width=80, num_frames=3))
+        write_video(tmp_path / "videos" / f"scene{seed}.mp4", scene.frames)
+    write_pairs(str(tmp_path / "videos"), str(tmp_path / "set"), LabellingOptions())
+    mixed = PairSet.open(str(tmp_path / "set"))
+    places = mixed.one_of_each_size()
+    assert sorted((place["height"], place["width"]) for place in places) == [(40, 80), (64, 80)]
+    assert all(mixed.read(place)["height"] == place["height"] for place in places)
+    with pytest.raises(ValueError, match=r"larger than the frames \(40, 80\).*min_size"):
+        trained(mixed, project, OPTIONS)
+
+
+def test_a_run_is_resumed_where_it_was_and_with_its_network_or_not_at_all(
+    pairs: PairSet, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, run_id = trained(pairs, project, OPTIONS)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(project))
+    with pytest.raises(FileNotFoundError, match=f"{run_id} has left no checkpoint in .*--run-root"):
+        trained(pairs, tmp_path, replace(OPTIONS, steps=8), resume=run_id)
+    other = replace(NETWORK, context_widths=(16,))
+    with pytest.raises(WorkerGroupError) as failed:
+        trained(pairs, project, replace(OPTIONS, steps=8, max_failures=0), resume=run_id, network=other)
+    assert "context_widths is (12,)" in str(failed.value).replace("[12]", "(12,)")
+
+
 def test_a_teacher_cannot_start_from_a_model_of_another_configuration(tmp_path: Path) -> None:
     save_model(tmp_path / "other", NETWORK.build(), {"stage": "test"})
     _, options = train_teacher.recipes()["demo"]
@@ -224,7 +258,16 @@ def test_more_workers_than_the_cluster_has_room_for_is_an_error_and_not_a_wait(
 
 
 @pytest.mark.parametrize(
-    "change", [{"steps": 0}, {"unmasked_steps": 5}, {"workers": 3}, {"held_back_share": 1.0}]
+    "change",
+    [
+        {"steps": 0},
+        {"unmasked_steps": 5},
+        {"workers": 3},
+        {"held_back_share": 1.0},
+        {"held_back_most": 0},
+        {"learning_rate": 0.0},
+        {"clip_norm": -1.0},
+    ],
 )
 def test_options_that_make_no_sense_are_refused(change: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):

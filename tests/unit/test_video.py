@@ -371,7 +371,7 @@ def text(path: Path) -> Path:
         (lambda path: write(path, scene(0, 1) * 5), "0 cuts, 4 static pairs"),
         (
             lambda path: write(path, [frame[:16, :16] for frame in scene(0, 3)]),
-            r"too small: frames are 16x16 px \(height x width\), each side must have at least 32",
+            r"too small: frames are 16x16 px \(height x width\) and must have at least 32x32",
         ),
         (lambda path: write_images(path.parent, scene(0, 1)), r"no pair in 1 frame\(s\)"),
         (lambda path: [path.with_name("absent.png")], "absent.png can't be read: No such file"),
@@ -435,7 +435,8 @@ def test_the_digest_names_the_content_and_nothing_else(tmp_path: Path) -> None:
         ({"stride": 0}, "stride 0 must be at least 1"),
         ({"chunk_pairs": 0}, "chunk_pairs 0"),
         ({"max_pairs_per_video": 0}, "max_pairs_per_video 0"),
-        ({"size": (16, 64)}, r"size \(16, 64\) .*min_side = 32 px"),
+        ({"min_size": (0, 8)}, r"min_size \(0, 8\)"),
+        ({"size": (64, 16)}, r"size \(64, 16\) must not be below min_size \(32, 32\)"),
         ({"cut_threshold": 1.0}, "cut_threshold 1.0 must be above 1"),
         ({"static_threshold": -1.0}, "static_threshold -1.0"),
     ],
