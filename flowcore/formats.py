@@ -8,6 +8,7 @@ the new one, never half of it.
 
 import re
 import uuid
+from os import PathLike
 from pathlib import Path
 from typing import Literal
 
@@ -26,12 +27,15 @@ _PNG_MAX = 2**16 - 1
 _PFM_HEADER = re.compile(rb"(PF|Pf)\s+(\d+)\s+(\d+)\s+([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s")
 
 
-def read_flow(path: Path) -> tuple[Float[np.ndarray, "2 height width"], Bool[np.ndarray, "height width"]]:
+def read_flow(
+    path: str | PathLike[str],
+) -> tuple[Float[np.ndarray, "2 height width"], Bool[np.ndarray, "height width"]]:
     """Flow in pixels (float32, [u, v]) and where it is known; zero where it is not.
 
     The extension decides: `.flo` (Middlebury), `.png` (KITTI, 16 bit, 1/64 px), `.pfm` (channels u, v, 0).
     Raises ValueError when the content is not that format or is truncated.
     """
+    path = Path(path)
     suffix = _flow_suffix(path)
     content = path.read_bytes()
     if suffix == ".png":
@@ -42,7 +46,7 @@ def read_flow(path: Path) -> tuple[Float[np.ndarray, "2 height width"], Bool[np.
 
 
 def write_flow(
-    path: Path,
+    path: str | PathLike[str],
     flow: Float[np.ndarray, "2 height width"],
     valid: Bool[np.ndarray, "height width"] | None = None,
 ) -> None:
@@ -51,6 +55,7 @@ def write_flow(
     `.flo` and `.pfm` keep float32 exactly; `.png` rounds to the nearest 1/64 px. Raises ValueError when a
     known value is not finite or does not fit the format.
     """
+    path = Path(path)
     suffix = _flow_suffix(path)
     if flow.ndim != 3 or flow.shape[0] != 2:
         raise ValueError(f"flow has shape {flow.shape}; it must be [2, height, width]")

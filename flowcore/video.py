@@ -61,6 +61,9 @@ _REPEATS = 4
 """Duplicates in a row that cut detection overlooks: 12 frames a second stored as 60."""
 _SUDDEN_CHANGE = 50.0
 """Mean HSV difference (0 to 255) that is a cut whatever surrounds it; bmx-trees, four times faster, isn't."""
+_FORMATS_WITH_DURATION = frozenset({"avi", "matroska", "mov", "webm"})
+_LEAST_OF_PROMISED = 0.9
+"""The share of its promised duration that a video may last without counting as cut off."""
 _READ_BYTES = 1 << 20
 """Bytes asked of a file object at a time: on object storage each read is a request."""
 
@@ -404,6 +407,7 @@ def _decode_video(
         stream.thread_count = threads
         converter = _Converter(options)
         index = damaged = 0
+        end = math.nan
         undecodable: FFmpegError | None = None
         try:
             for packet in container.demux(stream):
@@ -423,11 +427,31 @@ def _decode_video(
                     else:
                         yield converter.convert(frame, index, damaged)
                     index += 1
+                    if frame.time is not None and frame.time_base is not None:
+                        end = frame.time + float((frame.duration or 0) * frame.time_base)
         except FFmpegError as error:
             raise VideoError(f"breaks after {index} frames: {_cause(error)}") from error
+        promised = _promised_end(container, stream)
+        if end < _LEAST_OF_PROMISED * promised:
+            raise VideoError(f"cut off: ends at {end:.1f} s, and its header says {promised:.1f} s")
     if index == damaged:
         cause = "" if undecodable is None else f": {_cause(undecodable)}"
         raise VideoError(f"no intact frame in its video stream{cause}")
+
+
+def _promised_end(container: av.container.InputContainer, stream: av.VideoStream) -> float:
+    """When the video ends in seconds, as its header says; nan where none does, or only that of all streams
+    together.
+
+    FFmpeg reads a file that was cut off without an error. Of other formats it guesses the duration.
+    """
+    if not _FORMATS_WITH_DURATION & set(container.format.name.split(",")):
+        return math.nan
+    if stream.duration is not None and stream.time_base is not None:
+        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+    if len(container.streams) == 1 and container.duration is not None:
+        return ((container.start_time or 0) + container.duration) / av.time_base
+    return math.nan
 
 
 class _Converter:

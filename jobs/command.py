@@ -22,6 +22,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 
 from pipelines.locations import PROJECT_FOLDER, is_shipped_copy
+from pipelines.tracking import Run
 
 Options = TypeVar("Options")
 Recipes = Mapping[str, tuple[str, Options]]
@@ -103,6 +104,11 @@ def connect() -> None:
     context = ray.data.DataContext.get_current()
     context.raise_original_map_exception = True
     context.enable_progress_bars = is_debugging
+
+
+def announce(run: Run) -> None:
+    """Tells where the training can be watched, and how it goes on if it is killed."""
+    print(f"run {run.run_id}: {run.url_hint}\nif it is killed: the same command with --resume {run.run_id}")
 
 
 def _parse(

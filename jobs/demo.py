@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from flowcore.benchmarks import Sample
 from flowcore.drawing import Picture, comparison_panel
@@ -37,7 +38,7 @@ class Demo:
     """Your own videos; without, some are rendered."""
     seed: int = 0
     """Decides weights, the order of pairs and crops; the rendered videos are always the same."""
-    recipe: str = "demo"
+    recipe: Literal["smoke", "demo", "video"] = "demo"
     """Another recipe: smoke runs through in a minute and learns nothing."""
     run_root: str = str(PROJECT_FOLDER / "runs")
     """Where the demo makes its folder."""

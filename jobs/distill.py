@@ -13,7 +13,7 @@ import tyro
 
 from flowcore.hallucination import Challenge
 from flowcore.objectives import StudentObjective
-from jobs.command import connect, run_recipe
+from jobs.command import announce, connect, run_recipe
 from jobs.recipes import RECIPES
 from pipelines import tracking
 from pipelines.checkpoints import fetch_model, load_model
@@ -59,6 +59,7 @@ def distill(recipe: str, options: Distill) -> str:
         inputs={"labels": labels, "init": start},
         resume_run_id=options.resume,
     ) as run:
+        announce(run)
         run.dataset("labels", labels, pairs.label_set, "training")
         run.tag("label_set", pairs.label_set)
         run.link("labels", pairs.description.provenance.get("run_id"))

@@ -17,7 +17,7 @@ import tyro
 from flowcore.hallucination import Challenge
 from flowcore.networks import AnyNetworkConfig, NetworkConfig
 from flowcore.objectives import StudentObjective, SupervisedObjective
-from jobs.command import connect, run_recipe
+from jobs.command import announce, connect, run_recipe
 from jobs.recipes import with_backbones
 from pipelines import tracking
 from pipelines.checkpoints import fetch_model, load_model
@@ -78,6 +78,7 @@ def finetune(recipe: str, options: Finetune) -> str:
     with tracking.start(
         "finetune", recipe=recipe, parameters=options, inputs=inputs, resume_run_id=options.resume
     ) as run:
+        announce(run)
         pairs = truth_set(benchmark, Path(root), run_root)
         run.dataset("truth", inputs["truth"], pairs.label_set, "training")
         sources = [

@@ -3,15 +3,19 @@
     python jobs/predict.py --model models:/flow-student@champion --input my_video.mp4 --output my_flow
 
 Writes a .flo for every two consecutive frames, at their own size, named after the first: <image's stem>.flo,
-or for a video 000000.flo and so on by frame number. The videos of a folder get a folder each.
+or for a video 000000.flo and so on by frame number. The videos of a folder get a folder each. It is a
+run in MLflow, linked to the one that made the model.
 """
 
+import time
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
 
 from jobs.command import connect, has_cluster, run
+from pipelines import tracking
+from pipelines.checkpoints import fetch_model, load_model
 from pipelines.inference import PredictionOptions, predict
 from pipelines.locations import absolute
 
@@ -35,16 +39,30 @@ def main(options: Predict) -> None:
     # One video needs no Ray, which takes seconds to start.
     if has_cluster():
         connect()
-    model = absolute(options.model, "--model")
-    predictions = predict(model, options.input, options.output, options.beside, on_cluster=has_cluster())
-    for prediction in predictions:
-        print(f"{prediction.source.uri}: flow of {prediction.num_pairs} pairs in {prediction.folder}")
-    if problems := [prediction for prediction in predictions if prediction.problem is not None]:
-        reasons = "\n".join(f"{prediction.source.uri}: {prediction.problem}" for prediction in problems)
-        raise ValueError(
-            f"the flow of {len(problems)} of {len(predictions)} videos is incomplete; repair or remove "
-            f"these:\n{reasons}"
+    model, videos = absolute(options.model, "--model"), absolute(options.input, "--input")
+    inputs = {"videos": videos, "model": model}
+    with tracking.start("predict", parameters=options, inputs=inputs) as run:
+        run.link("model", load_model(fetch_model(model))[1].run_id)
+        started = time.monotonic()
+        predictions = predict(model, videos, options.output, options.beside, on_cluster=has_cluster())
+        seconds = time.monotonic() - started
+        num_pairs = sum(prediction.num_pairs for prediction in predictions)
+        run.summary(
+            {
+                "predict/videos": len(predictions),
+                "predict/pairs": num_pairs,
+                "predict/seconds": seconds,
+                "predict/pairs_per_second": num_pairs / seconds,
+            }
         )
+        for prediction in predictions:
+            print(f"{prediction.source.uri}: flow of {prediction.num_pairs} pairs in {prediction.folder}")
+        if problems := [prediction for prediction in predictions if prediction.problem is not None]:
+            reasons = "\n".join(f"{prediction.source.uri}: {prediction.problem}" for prediction in problems)
+            raise ValueError(
+                f"the flow of {len(problems)} of {len(predictions)} videos is incomplete; repair or remove "
+                f"these:\n{reasons}"
+            )
 
 
 if __name__ == "__main__":

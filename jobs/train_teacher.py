@@ -16,7 +16,7 @@ from flowcore.hallucination import Challenge
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import TeacherObjective
 from flowcore.video import ClipOptions
-from jobs.command import connect, run_recipe
+from jobs.command import announce, connect, run_recipe
 from jobs.recipes import with_backbones
 from pipelines import tracking
 from pipelines.checkpoints import fetch_model, load_weights_into
@@ -55,9 +55,11 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
     videos, run_root = absolute(options.videos, "--videos"), absolute(options.run_root, "--run-root")
     inputs = {"videos": videos}
     network = options.network.build()
+    info = None
     if options.init is not None:
         inputs["init"] = absolute(options.init, "--init")
-        load_weights_into(network, fetch_model(inputs["init"]))
+        info = load_weights_into(network, fetch_model(inputs["init"]))
+    provenance = {"init": info.digest, "generation": str(info.generation)} if info else {"generation": "0"}
     with tracking.start(
         "train_teacher",
         recipe=recipe,
@@ -65,18 +67,21 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
         inputs=inputs,
         resume_run_id=options.resume,
     ) as run:
+        announce(run)
         made_from = hashlib.blake2b(repr((videos, options.clips)).encode(), digest_size=6).hexdigest()
         location = join(run_root, f"pairs-{made_from}")
         with video_bar("frame pairs") as draw:
             summary = write_pairs(videos, location, LabellingOptions(clips=options.clips), on_progress=draw)
         run.summary(summary.metrics("pairs"))
+        run.link("init", info.run_id if info else None)
+        run.tag("generation", provenance["generation"])
         pairs = PairSet.open(location)
         run.dataset("videos", videos, pairs.label_set, "training")
         result = train(
             Training(
                 stage="train_teacher",
                 network=options.network,
-                initial=None if options.init is None else network.state_dict(),
+                initial=network.state_dict() if info else None,
                 sources=(
                     Source(
                         pairs=pairs,
@@ -90,8 +95,8 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
                     "recipe": recipe,
                     "videos": videos,
                     "pair_set": pairs.label_set,
-                    "generation": "0",
                     "run_id": run.run_id,
+                    **provenance,
                 },
                 run=run.handle,
             ),

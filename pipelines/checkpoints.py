@@ -10,7 +10,6 @@ import atexit
 import hashlib
 import io
 import json
-import os
 import pickle
 import shutil
 import tempfile
@@ -27,7 +26,7 @@ from safetensors import SafetensorError
 from flowcore import networks
 from flowcore.networks import FlowNetwork, NetworkConfig
 from pipelines import tracking
-from pipelines.locations import absolute
+from pipelines.locations import absolute, write_whole
 
 FORMAT = 1
 """Version of the folder's layout; another one is refused."""
@@ -68,8 +67,8 @@ def save_model(folder: Path, network: FlowNetwork, provenance: Mapping[str, str]
     digest = _digest(weights, config)
     card = {"format": FORMAT, "config": config, "digest": digest, "provenance": dict(provenance)}
     folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / WEIGHTS_FILE, weights)
-    _write_whole(folder / CARD_FILE, (json.dumps(card, indent=2) + "\n").encode())
+    write_whole(folder / WEIGHTS_FILE, weights)
+    write_whole(folder / CARD_FILE, (json.dumps(card, indent=2) + "\n").encode())
     return digest
 
 
@@ -125,7 +124,7 @@ def save_training_state(folder: Path, state: Mapping[str, Any]) -> None:
             "tensors, numbers, strings and their lists and dictionaries, and convert NumPy values"
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / STATE_FILE, buffer.getvalue())
+    write_whole(folder / STATE_FILE, buffer.getvalue())
 
 
 def load_training_state(folder: Path) -> dict[str, Any]:
@@ -225,19 +224,3 @@ def _parse_state(state: bytes) -> dict[str, Any]:
     values = torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)
     assert isinstance(values, dict)
     return values
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """After a kill at any moment, `path` holds all of `content` or what it held before."""
-    # A folder has one writer; a fixed name lets its next write clear away what a kill left.
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal, Self, cast
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +37,7 @@ from flowcore.geometry import upsample_flow
 from flowcore.hallucination import FramePair
 from flowcore.video import SAMPLER_VERSION
 from pipelines.clips import FrameCodec
+from pipelines.locations import PARTIAL, write_whole
 
 FORMAT = 1
 """Version of the layout and of the rows' meaning; another one is refused."""
@@ -129,7 +129,6 @@ _FLOWS = ("flow_fw", "flow_bw")
 _SPREADS = ("spread_fw", "spread_bw")
 _MASKS = ("occ_fw", "occ_bw", "valid_fw")
 _IMAGES = ("image1", "image2")
-_PARTIAL = ".partial"
 _REPEATED = ("video", "label_set", "teacher")
 
 
@@ -480,7 +479,8 @@ class PairSet:
 
     def read(self, place: Mapping[str, Any]) -> dict[str, Any]:
         """The row at a place of the index."""
-        return self.read_group(self.files[place["file"]], place["row_group"])[place["row"]]
+        rows = self.read_group(self.files[place["file"]], place["row_group"])
+        return rows[cast(int, place["row"])]
 
     def one_of_each_size(self) -> list[dict[str, Any]]:
         """A place of the index for each (height, width) of the set's frames."""
@@ -576,7 +576,7 @@ class Folder:
         filesystem, root = storage_of(self.location)
         path = f"{root}/{name}"
         if isinstance(filesystem, LocalFileSystem):
-            _write_locally(path, content)
+            write_whole(path, content)
         else:
             # An object is there when its upload is complete.
             with filesystem.open_output_stream(path) as stream:
@@ -593,25 +593,8 @@ class Folder:
         if isinstance(filesystem, LocalFileSystem):
             for folder, _, names in os.walk(root):
                 for name in names:
-                    if name.startswith(".") and name.endswith(_PARTIAL):
+                    if name.startswith(".") and name.endswith(PARTIAL):
                         os.unlink(os.path.join(folder, name))
-
-
-def _write_locally(path: str, content: bytes) -> None:
-    folder, name = posixpath.split(path)
-    os.makedirs(folder, exist_ok=True)
-    # A name of its own: two writers of one file never share a partial one.
-    partial = posixpath.join(folder, f".{name}.{uuid4().hex}{_PARTIAL}")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 @lru_cache(maxsize=64)

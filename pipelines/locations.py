@@ -1,11 +1,16 @@
-"""Where things live: which locations mean the same place in every process of a job.
+"""Where things live: which locations mean the same place in every process of a job, and how a local file is
+written there whole or not at all.
 
 Under `ray job submit` the working folder is a copy of the repository that vanishes with the job and lies
 elsewhere on every node, so a relative path names nothing there: it is refused, not resolved against the copy.
 """
 
+import os
 from pathlib import Path
+from uuid import uuid4
 
+PARTIAL = ".partial"
+"""How the hidden name of a file ends that isn't whole yet."""
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 """The repository's root, or Ray's copy of it."""
 
@@ -34,3 +39,30 @@ def absolute(location: str, option: str) -> str:
 def join(location: str, name: str) -> str:
     """`name` inside the folder or URI `location`."""
     return f"{location.rstrip('/')}/{name}"
+
+
+def write_whole(path: str | Path, content: bytes) -> None:
+    """Puts a local file in place of what has the name; after a kill at any moment one of the two is there.
+
+    OSError, with the place and a remedy, where the system refuses, as it does on a full disk; what was there
+    stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own: two writers of one file never share a partial one.
+    partial = path.with_name(f".{path.name}.{uuid4().hex}{PARTIAL}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        remedy = "free space there or choose another place, then run the same command again"
+        raise OSError(error.errno, f"{error.strerror} ({len(content)} bytes); {remedy}", str(path)) from error
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -210,7 +210,7 @@ class Run:
 def start(
     stage: str,
     *,
-    recipe: str,
+    recipe: str | None = None,
     parameters: object,
     inputs: Mapping[str, str] | None = None,
     resume_run_id: str | None = None,
@@ -227,8 +227,9 @@ def start(
     experiment_id = _experiment_id(client, uri)
     code = _code_tags(project_folder)
     if resume_run_id is None:
-        tags = {"stage": stage, "recipe": recipe, **code}
-        run_id = client.create_run(experiment_id, tags=tags, run_name=f"{stage} {recipe}").info.run_id
+        tags = {"stage": stage, **({} if recipe is None else {"recipe": recipe}), **code}
+        name = stage if recipe is None else f"{stage} {recipe}"
+        run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
     else:
         run_id = resume_run_id
         _resume(client, run_id, stage, uri)

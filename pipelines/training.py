@@ -205,8 +205,8 @@ def train(training: Training, run_root: str) -> TrainingResult:
     """Trains on the cluster that Ray is connected to, and returns the last checkpoint's model.
 
     The state of the run is kept in `run_root`/<MLflow run id>; the same run continues from its last
-    checkpoint. Raises FileNotFoundError where that isn't there, TrainingStopped when the loss is not finite or the network collapsed; the last
-    checkpoint before that stays.
+    checkpoint. Raises FileNotFoundError where that isn't there, and TrainingStopped when the loss is not
+    finite or the network collapsed; the last checkpoint before that stays.
     """
     options = training.options
     if Run.reopen(training.run).has("validation/photometric"):
@@ -442,9 +442,7 @@ class _Worker:
         """This worker's share of the held-back pairs, whole frames."""
         mine = self.held_back.to_pylist()[self.rank :: self.world_size]
         pairs = self.training.sources[0].pairs
-        return [
-            pairs.decode(pairs.read(place)) for place in mine
-        ]
+        return [pairs.decode(pairs.read(place)) for place in mine]
 
     def _validate(self) -> dict[str, float]:
         """Means over all workers' held-back pairs; logged, with a picture of the first pair."""

@@ -158,7 +158,7 @@ def stop_head(port: int) -> None:
 
 
 def submitted(head: dict[str, str], folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
+    variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", "DISTILLFLOW_REVISION": "abc123"}
     job = None
     deadline = time.monotonic() + 60
     # a head takes jobs some seconds after `ray start` returns
@@ -183,12 +183,12 @@ def test_every_job_runs_on_a_started_head(head: dict[str, str], tmp_path: Path) 
         write_video(tmp_path / "videos" / f"scene{seed}.mp4", scene.frames)
     truth = render_scene(9, SceneOptions(height=64, width=96, num_frames=3))
     write_truth(tmp_path / "truth" / "scene9", truth)
-    videos, runs, labels = (str(tmp_path / name) for name in ("videos", "runs", "labels"))
+    videos, run_root, labels = (str(tmp_path / name) for name in ("videos", "runs", "labels"))
     teacher, student = "models:/flow-teacher@champion", "models:/flow-student@champion"
     for command in (
-        ("train_teacher", "smoke", "--videos", videos, "--run-root", runs),
+        ("train_teacher", "smoke", "--videos", videos, "--run-root", run_root),
         ("pseudolabel", "smoke", "--videos", videos, "--teacher", teacher, "--labels", labels),
-        ("distill", "smoke", "--labels", labels, "--run-root", runs),
+        ("distill", "smoke", "--labels", labels, "--run-root", run_root),
         ("evaluate", "--model", student, "zero", "--benchmark", "scenes", "--root", str(tmp_path / "truth")),
         ("predict", "--model", student, "--input", videos, "--output", str(tmp_path / "flow")),
     ):
@@ -196,12 +196,18 @@ def test_every_job_runs_on_a_started_head(head: dict[str, str], tmp_path: Path) 
         assert job.returncode == 0, f"{command[0]}: {job.stdout[-4000:]} {job.stderr[-2000:]}"
     assert PairSet.open(labels).index().num_rows == 16
     assert len(list((tmp_path / "flow").rglob("*.flo"))) == 16
-    assert {stage: len(found) for stage, found in runs_by_stage(tmp_path).items()} == {
+    runs = runs_by_stage(tmp_path)
+    assert {stage: len(found) for stage, found in runs.items()} == {
         "train_teacher": 1,
         "pseudolabel": 1,
         "distill": 1,
         "evaluate": 2,
+        "predict": 1,
     }
+    (predicted,), (student_run,) = runs["predict"], runs["distill"]
+    assert predicted.data.tags["from.model"] == student_run.info.run_id
+    assert predicted.data.metrics["predict/pairs"] == 16
+    assert {run.data.tags["mlflow.source.git.commit"] for each in runs.values() for run in each} == {"abc123"}
 
 
 @pytest.mark.cluster

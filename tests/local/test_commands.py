@@ -288,6 +288,9 @@ def test_evaluate_as_a_command(model: str, tmp_path: Path) -> None:
         assert any("worst" in path for path in pictures)
     assert runs[model].data.tags["from.model"] == "the run that made it"
 
+    ended = python(script, "--model", "zero", *arguments, cwd=tmp_path, MLFLOW_TRACKING_URI=store)
+    assert json.loads((tmp_path / "numbers" / "all.json").read_text()) == numbers["zero"]
+
     ended = python(script, "--model", "nothing", *arguments, cwd=tmp_path, MLFLOW_TRACKING_URI=store)
     assert ended.returncode == 1
     assert f"error: there is no model folder {tmp_path / 'nothing'}" in ended.stderr

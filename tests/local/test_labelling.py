@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import cv2
 import duckdb
 import numpy as np
@@ -127,6 +128,35 @@ def test_whatever_gave_nothing_is_in_the_ledger(labels: PairSet) -> None:
     }
     reasons = {entry["reason"] for entry in json.loads((Path(labels.location) / LEDGER_FILE).read_text())}
     assert any("too small: frames are 16x16 px" in reason for reason in reasons)
+
+
+def test_a_bad_video_of_any_kind_costs_no_good_one(tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    render(folder / "good.mp4", 1, num_frames=5)
+    render(folder / "whole.mkv", 2, num_frames=40)
+    content = (folder / "whole.mkv").read_bytes()
+    (folder / "truncated.mkv").write_bytes(content[: len(content) // 2])
+    (folder / "whole.mkv").unlink()
+    (folder / "unknown.mp4").write_bytes((folder / "good.mp4").read_bytes().replace(b"avc1", b"zzzz"))
+    write_video(folder / "one.mp4", np.zeros((1, 48, 64, 3), np.uint8))
+    with av.open(str(folder / "audio.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 8000
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode(None))
+    write_pairs(str(folder), str(tmp_path / "set"), replace(OPTIONS, max_bad_share=0.8))
+    assert ledger(tmp_path / "set") == {
+        "audio.mp4": "nothing",
+        "one.mp4": "nothing",
+        "truncated.mkv": "cut short",
+        "unknown.mp4": "nothing",
+    }
+    videos = duckdb.sql(f"select video, count(*) from '{tmp_path}/set/*/*.parquet' group by all").fetchall()
+    pairs = {Path(video).name: count for video, count in videos}
+    assert pairs["good.mp4"] == 4
+    assert 0 < pairs["truncated.mkv"] < 39
+    assert len(pairs) == 2
 
 
 def test_labels_are_the_teachers_output_on_the_stored_frames(

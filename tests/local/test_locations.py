@@ -1,5 +1,6 @@
 """Locations that mean the same place in every process of a job."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,21 @@ def test_a_relative_path_is_refused_in_the_working_folder_of_a_ray_job(
     with pytest.raises(ValueError, match="--videos 'videos' is a relative path"):
         locations.absolute("videos", "--videos")
     assert locations.absolute("/videos", "--videos") == "/videos"
+
+
+def test_a_write_that_the_system_refuses_keeps_what_was_there_and_names_place_and_remedy(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "folder" / "file"
+    locations.write_whole(path, b"before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # as on a full disk: a file may not grow beyond ten bytes
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="free space there") as refused:
+            locations.write_whole(path, b"x" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert refused.value.filename == str(path)
+    assert path.read_bytes() == b"before"
+    assert [each.name for each in path.parent.iterdir()] == ["file"]

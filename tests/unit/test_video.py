@@ -309,6 +309,18 @@ def test_a_video_cut_short_yields_what_came_before_and_says_so(tmp_path: Path) -
     assert report.truncated == "image 5.png can't be decoded"
 
 
+def test_a_file_that_was_cut_off_says_so(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.mkv", scene(0, 40))
+    content = whole.read_bytes()
+    (tmp_path / "half.mkv").write_bytes(content[: len(content) // 2])
+    assert read(whole)[1].truncated is None
+    chunks, report = read(tmp_path / "half.mkv")
+    assert 2 <= report.frames_read < 36
+    assert pairs(chunks)[0] == (0, 1)
+    assert report.truncated is not None
+    assert "header says 1.6 s" in report.truncated
+
+
 def test_damaged_frames_are_in_no_pair_and_no_pair_spans_them(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mp4", scene(0, 40), pixels="yuv420p", options={"qp": "20"})
     data = bytearray(path.read_bytes())
