@@ -310,7 +310,7 @@ def test_a_video_cut_short_yields_what_came_before_and_says_so(tmp_path: Path) -
 
 
 def test_a_file_that_was_cut_off_says_so(tmp_path: Path) -> None:
-    whole = write(tmp_path / "whole.mkv", scene(0, 40))
+    whole = write(tmp_path / "whole.mkv", scene(0, 40), pixels="yuv420p", options={"qp": "20", "g": "10"})
     content = whole.read_bytes()
     (tmp_path / "half.mkv").write_bytes(content[: len(content) // 2])
     assert read(whole)[1].truncated is None
