@@ -6,6 +6,8 @@ elsewhere on every node, so a relative path names nothing there: it is refused, 
 
 from pathlib import Path
 
+from flowcore.networks import external_network
+
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 """The repository's root, or Ray's copy of it."""
 
@@ -16,11 +18,12 @@ def is_shipped_copy(folder: Path = PROJECT_FOLDER) -> bool:
 
 
 def absolute(location: str, option: str) -> str:
-    """`location` as every process of the job can read it: a URI as it is, a local path made absolute.
+    """`location` as every process of the job can read it: a URI as it is, as is an external network's name; a
+    local path made absolute.
 
     `option` is what the user wrote it under, for the error. ValueError for a relative path under a Ray job.
     """
-    if ":/" in location:
+    if ":/" in location or external_network(location) is not None:
         return location
     path = Path(location).expanduser()
     if not path.is_absolute() and is_shipped_copy(Path.cwd()):
