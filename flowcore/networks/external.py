@@ -97,7 +97,7 @@ class ExternalNetwork(FlowNetwork):
 
     @abstractmethod
     def _built(self, library: Any) -> nn.Module:
-        """The library's module, without downloading anything."""
+        """The library's module with fresh weights."""
 
     @abstractmethod
     def _flow(self, image1: Image, image2: Image) -> Flow:
@@ -130,7 +130,7 @@ class PTLFlowNetwork(ExternalNetwork):
     """ptlflow, on pairs of frames in [0, 1] whose channels are blue, green, red.
 
     The FlowFormers see whole frames here; ptlflow cuts them into tiles of the size that they were trained on,
-    which is larger than many videos.
+    which is larger than many videos. Networks that ask for more than two frames aren't made for this.
     """
 
     def _built(self, library: Any) -> nn.Module:

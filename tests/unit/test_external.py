@@ -28,10 +28,7 @@ def random(seed: int, *shape: int) -> Tensor:
 
 
 def library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"{name} can't be imported ({error}): pip install -e '.[{name}]'")
+    return pytest.importorskip(name, reason=f"{name} isn't installed: pip install -e '.[{name}]'")
 
 
 def fresh(config: ExternalConfig) -> FlowNetwork:
