@@ -2,7 +2,8 @@
 
     python jobs/distill.py demo --labels my_labels --run-root runs
 
-The student starts from the weights of the teacher that made the labels, unless --init names another model.
+The student starts from the weights of the teacher that made the labels, unless --init names another model, or
+is `fresh`: then it is the recipe's network, whatever the teacher was, and demo:raft_small names another one.
 Prints the URI of the student, which evaluate and predict take. With --resume RUN_ID a run that was killed
 goes on from its last checkpoint.
 """
@@ -12,11 +13,12 @@ from dataclasses import dataclass, field, replace
 import tyro
 
 from flowcore.hallucination import Challenge
+from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import StudentObjective
 from jobs.command import announce, connect, run_recipe
-from jobs.recipes import RECIPES
+from jobs.recipes import with_backbones
 from pipelines import tracking
-from pipelines.checkpoints import fetch_model, load_model
+from pipelines.checkpoints import starting_point
 from pipelines.labels import DEFAULT_MAX_SPREAD, PairSet
 from pipelines.locations import absolute
 from pipelines.training import Source, Training, TrainingOptions, finish, train
@@ -33,10 +35,13 @@ class Distill:
     challenge: Challenge
     """What makes a pair harder for the student than it was for the teacher; what it hides is hidden from the
     student alone."""
+    network: AnyNetworkConfig
+    """The network, if it starts fresh."""
     training: TrainingOptions
     objective: StudentObjective = field(default_factory=StudentObjective)
     init: str | None = None
-    """The model to start from, in place of the teacher that made the labels."""
+    """The model to start from, in place of the teacher that made the labels; `fresh` for the recipe's network
+    with fresh weights, as the student of an external teacher has to."""
     max_spread: float = DEFAULT_MAX_SPREAD
     """Pixels by which several teachers may disagree on a label that is learnt from."""
     resume: str | None = None
@@ -51,27 +56,40 @@ def distill(recipe: str, options: Distill) -> str:
         raise ValueError(
             f"--labels {labels} has frame pairs without labels; make labels with jobs/pseudolabel.py"
         )
-    start = absolute(options.init, "--init") if options.init else teacher
+    inputs = {"labels": labels}
+    if options.init != "fresh":
+        if ":" in recipe:
+            raise ValueError(
+                f"recipe {recipe} names a network, which only fresh weights take; add --init fresh, or give "
+                f"{recipe.partition(':')[0]} to start from a model"
+            )
+        inputs["init"] = absolute(options.init, "--init") if options.init else teacher
+    network, initial, info = starting_point(inputs.get("init"), options.network)
     with tracking.start(
-        "distill",
-        recipe=recipe,
-        parameters=options,
-        inputs={"labels": labels, "init": start},
-        resume_run_id=options.resume,
+        "distill", recipe=recipe, parameters=options, inputs=inputs, resume_run_id=options.resume
     ) as run:
         announce(run)
         run.dataset("labels", labels, pairs.label_set, "training")
         run.tag("label_set", pairs.label_set)
         run.link("labels", pairs.description.provenance.get("run_id"))
-        network, info = load_model(fetch_model(start))
-        run.link("init", info.run_id)
         generation = str(int(pairs.description.provenance.get("generation", "0")) + 1)
         run.tag("generation", generation)
+        provenance = {
+            "stage": "distill",
+            "recipe": recipe,
+            "labels": labels,
+            "label_set": pairs.label_set,
+            "generation": generation,
+            "run_id": run.run_id,
+        }
+        if info is not None:
+            provenance["init"] = info.digest
+            run.link("init", info.run_id)
         result = train(
             Training(
                 stage="distill",
-                network=network.config,
-                initial=network.state_dict(),
+                network=network,
+                initial=initial,
                 sources=(
                     Source(
                         pairs=pairs,
@@ -80,15 +98,7 @@ def distill(recipe: str, options: Distill) -> str:
                     ),
                 ),
                 options=options.training,
-                provenance={
-                    "stage": "distill",
-                    "recipe": recipe,
-                    "labels": labels,
-                    "label_set": pairs.label_set,
-                    "init": info.digest,
-                    "generation": generation,
-                    "run_id": run.run_id,
-                },
+                provenance=provenance,
                 run=run.handle,
             ),
             run_root,
@@ -103,19 +113,16 @@ def main(recipe: str, options: Distill) -> None:
 
 
 def recipes() -> dict[str, tuple[str, Distill]]:
-    """This job's options by recipe."""
-    return {
-        name: (
-            recipe.description,
-            Distill(
-                labels=tyro.MISSING,
-                run_root=tyro.MISSING,
-                challenge=recipe.challenge,
-                training=recipe.student,
-            ),
+    """This job's options by recipe, and recipe:backbone."""
+    return with_backbones(
+        lambda recipe, network: Distill(
+            labels=tyro.MISSING,
+            run_root=tyro.MISSING,
+            challenge=recipe.challenge,
+            network=network,
+            training=recipe.student,
         )
-        for name, recipe in RECIPES.items()
-    }
+    )
 
 
 if __name__ == "__main__":

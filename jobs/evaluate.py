@@ -28,7 +28,8 @@ class Evaluate:
     """Options of evaluate."""
 
     model: tuple[str, ...]
-    """Checkpoint folders or URIs, runs:/<run id>/model, models:/<name>@<alias>, `zero`, `dis` (OpenCV's)."""
+    """Checkpoint folders or URIs, runs:/<run id>/model, models:/<name>@<alias>, torchvision:<name>,
+    ptlflow:<name>, `zero`, `dis` (OpenCV's)."""
     benchmark: Literal[
         "sintel",
         "kitti2012",

@@ -15,12 +15,12 @@ from pathlib import Path
 import tyro
 
 from flowcore.hallucination import Challenge
-from flowcore.networks import AnyNetworkConfig, NetworkConfig
+from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import StudentObjective, SupervisedObjective
 from jobs.command import announce, connect, run_recipe
 from jobs.recipes import with_backbones
 from pipelines import tracking
-from pipelines.checkpoints import fetch_model, load_model
+from pipelines.checkpoints import starting_point
 from pipelines.labels import PairSet
 from pipelines.locations import absolute
 from pipelines.training import CollapseAlarm, Source, Training, TrainingOptions, finish, train
@@ -101,12 +101,9 @@ def finetune(recipe: str, options: Finetune) -> str:
                     weight=options.unlabelled_weight,
                 )
             )
-        config: NetworkConfig = options.network
-        initial = None
+        config, initial, info = starting_point(inputs.get("init"), options.network)
         provenance = {"stage": "finetune", "recipe": recipe, "truth": inputs["truth"], "run_id": run.run_id}
-        if "init" in inputs:
-            network, info = load_model(fetch_model(inputs["init"]))
-            config, initial = network.config, network.state_dict()
+        if info is not None:
             provenance |= {"init": info.digest, "generation": str(info.generation)}
             run.link("init", info.run_id)
         result = train(

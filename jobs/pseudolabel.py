@@ -4,7 +4,7 @@
     my_labels
 
 --teacher takes several: their mean is the label, and where they disagree it isn't trusted. A student may be
-the teacher of the next round.
+the teacher of the next round, and so may another library's network: torchvision:raft_small, ptlflow:<name>.
 
 Killed at any moment, the same command again finishes the set: each pair is there once, and what was finished
 is not done again.
@@ -34,7 +34,8 @@ class Pseudolabel:
     videos: str
     """Folder (searched through), glob, video, list file or URI."""
     teacher: tuple[str, ...]
-    """Checkpoint folder, runs:/<run id>/model, or models:/<name>@<alias>; one or several."""
+    """Checkpoint folder, runs:/<run id>/model, models:/<name>@<alias>, torchvision:<name> or ptlflow:<name>;
+    one or several."""
     labels: str
     """Folder or URI, shared by all nodes, that the labels are written to."""
     labelling: LabellingOptions

@@ -8,6 +8,7 @@ recognised instead of being loaded as a mixture.
 
 import atexit
 import hashlib
+import importlib.metadata
 import io
 import json
 import pickle
@@ -22,9 +23,10 @@ import safetensors.torch
 import torch
 from pyarrow import ArrowException, fs
 from safetensors import SafetensorError
+from torch import Tensor
 
 from flowcore import networks
-from flowcore.networks import FlowNetwork, NetworkConfig
+from flowcore.networks import ExternalConfig, FlowNetwork, NetworkConfig
 from pipelines import tracking
 from pipelines.locations import absolute, write_whole
 
@@ -60,8 +62,12 @@ class ModelInfo:
 
 def save_model(folder: Path, network: FlowNetwork, provenance: Mapping[str, str]) -> str:
     """Writes `network` into `folder`, over the model that was there, and returns its digest."""
-    # A channels_last tensor isn't contiguous in the only order that safetensors knows.
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    # safetensors takes neither the order of channels_last nor one tensor under two names, as ptlflow's RAFT
+    # has some.
+    tensors = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in network.state_dict().items()
+    }
     weights = safetensors.torch.save(tensors)
     config = networks.to_dict(network.config)
     digest = _digest(weights, config)
@@ -103,6 +109,30 @@ def load_weights_into(network: FlowNetwork, folder: Path) -> ModelInfo:
     return info
 
 
+def starting_point(
+    init: str | None, network: NetworkConfig
+) -> tuple[NetworkConfig, dict[str, Tensor] | None, ModelInfo | None]:
+    """(the network that a training begins with, its weights, what is known of them): those of the model at
+    `init`, see `fetch_model`; without it `network`, and None for fresh weights.
+
+    ValueError for another library's network: those label, and aren't trained here.
+    """
+    if init is None:
+        return network, None, None
+    config: NetworkConfig | None = networks.external_network(init)
+    if config is None:
+        folder = fetch_model(init)
+        # Not loaded before it is known to be ours: its library may be missing where a student is trained.
+        config = _read(folder)[0].config
+    if isinstance(config, ExternalConfig):
+        raise ValueError(
+            f"{init} is {config.uri}, which labels and isn't trained here; give --init fresh to train the "
+            "recipe's network from fresh weights, or another model"
+        )
+    loaded, info = load_model(folder)
+    return config, loaded.state_dict(), info
+
+
 def model_digest(folder: Path) -> str:
     """What identifies a model: BLAKE2b of weights and configuration as 16 hexadecimal digits.
 
@@ -142,14 +172,17 @@ def fetch_model(uri: str) -> Path:
     """The local folder of the model at `uri`; a remote one is copied to where it vanishes with the process.
 
     `uri` is a local path, a URI that pyarrow reads (s3://, gs://, file://), `runs:/<run id>/model`,
-    `models:/<name>@<alias>` or `models:/<name>/<version>`. FileNotFoundError where there is no model.
+    `models:/<name>@<alias>` or `models:/<name>/<version>`; FileNotFoundError where there is no model. Or it
+    is `torchvision:<name>` or `ptlflow:<name>`, that library's network with the weights that it publishes;
+    raises what `ExternalConfig.build` and `ExternalNetwork.load_pretrained` raise.
     """
+    if (external := networks.external_network(uri)) is not None:
+        return _fetch_external(external)
     if tracking.is_mlflow_uri(uri):
         return _model_folder(tracking.download(uri), uri)
     if "://" not in uri:
         return _model_folder(Path(absolute(uri, "model")), uri)
-    folder = Path(tempfile.mkdtemp(prefix="distillflow-model-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = _vanishing_folder()
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
         for name in (WEIGHTS_FILE, CARD_FILE):
@@ -158,6 +191,26 @@ def fetch_model(uri: str) -> Path:
         raise FileNotFoundError(
             f"no model can be read at {uri} ({error}); {_CONTENTS}; check the address and the credentials"
         ) from error
+    return folder
+
+
+def _fetch_external(config: ExternalConfig) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        network = config.build()
+    provenance = {
+        "stage": "external",
+        "network": config.uri,
+        "weights": network.load_pretrained(),
+        "version": importlib.metadata.version(config.library),
+    }
+    folder = _vanishing_folder()
+    save_model(folder, network, provenance)
+    return folder
+
+
+def _vanishing_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="distillflow-model-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 

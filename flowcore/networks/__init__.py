@@ -8,6 +8,7 @@ checkpoint stores beside the weights.
 import dataclasses
 from typing import Any
 
+from flowcore.networks.external import ExternalConfig, external_network
 from flowcore.networks.flownet import FlowNetConfig
 from flowcore.networks.interface import BidirectionalFlow, FlowNetwork, NetworkConfig
 from flowcore.networks.pwcnet import PWCNet, PWCNetConfig
@@ -16,21 +17,25 @@ from flowcore.networks.raft import RAFTConfig
 __all__ = [
     "AnyNetworkConfig",
     "BidirectionalFlow",
+    "ExternalConfig",
     "FlowNetConfig",
     "FlowNetwork",
     "NetworkConfig",
     "PWCNet",
     "PWCNetConfig",
     "RAFTConfig",
+    "external_network",
     "from_dict",
     "to_dict",
 ]
 
 AnyNetworkConfig = PWCNetConfig | FlowNetConfig | RAFTConfig
+"""Those that can be trained."""
 _ARCHITECTURES: dict[str, type[NetworkConfig]] = {
     "pwcnet": PWCNetConfig,
     "flownet": FlowNetConfig,
     "raft": RAFTConfig,
+    "external": ExternalConfig,
 }
 
 

