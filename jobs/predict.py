@@ -23,7 +23,8 @@ class Predict:
     model: str
     """Checkpoint folder or its URI, runs:/<run id>/model, or models:/<name>@<alias>."""
     input: str
-    """Video, folder of images, folder of videos, glob, list file or URI."""
+    """Video, folder of images, folder of videos, glob, list file or URI, or a data set as train_teacher takes
+    it."""
     output: str
     """Folder for the flow, made if it is missing; on a cluster, one that all nodes share."""
     beside: Annotated[PredictionOptions, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff] = field(
@@ -38,9 +39,9 @@ def main(options: Predict) -> None:
     model = absolute(options.model, "--model")
     predictions = predict(model, options.input, options.output, options.beside, on_cluster=has_cluster())
     for prediction in predictions:
-        print(f"{prediction.source.uri}: flow of {prediction.num_pairs} pairs in {prediction.folder}")
+        print(f"{prediction.source.name}: flow of {prediction.num_pairs} pairs in {prediction.folder}")
     if problems := [prediction for prediction in predictions if prediction.problem is not None]:
-        reasons = "\n".join(f"{prediction.source.uri}: {prediction.problem}" for prediction in problems)
+        reasons = "\n".join(f"{prediction.source.name}: {prediction.problem}" for prediction in problems)
         raise ValueError(
             f"the flow of {len(problems)} of {len(predictions)} videos is incomplete; repair or remove "
             f"these:\n{reasons}"
