@@ -361,8 +361,8 @@ _BENCHMARKS: dict[str, tuple[str, Callable[[Path], Iterator[Sample]]]] = {
     ),
 }
 
-# Frames 10 and 11 of a scene are its pair with truth, or the test's. Leaving their neighbours out as well is a
-# choice, which DDFlow made before us.
+# Frames 10 and 11 of a scene are its pair with truth, or the test's. Leaving their neighbours out as well is
+# a choice, which DDFlow made before us.
 _KITTI_FRAME = r"\d{6}_(?P<frame>(?!09|10|11|12)\d\d)\.png"
 _SEQUENCES: dict[str, tuple[str, tuple[str, ...]]] = {
     "chairs": (
