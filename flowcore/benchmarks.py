@@ -1,13 +1,19 @@
-"""Which frame pairs of a benchmark have truth, and what is it?
+"""Which frame pairs of a benchmark have truth, and what is it? Which frames does it offer beside them?
 
 A sample is a flow file whose two frames exist, so partial downloads and scenes with truth for a few frames
 are fine. Occlusion truth is the benchmark's own and isn't repaired. MPI-Sintel's maps leave out part of what
 moves out of the frame (0.1 to 1.2 % of all pixels in five frames measured, mostly those that end within 10 px
 of the border). NOC and OCC errors are what the files say; an occlusion estimate that rightly marks those
 pixels is charged with false positives there.
+
+What is learnt from without truth are sequences: consecutive frames of one scene. They are found among names
+of files alone, so that a folder on object storage is searched like a local one.
 """
 
-from collections.abc import Callable, Iterator
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +112,67 @@ def load(sample: Sample) -> Truth:
         is_stereo=sample.disparity_scale is not None,
         occluded=occluded,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSequence:
+    """Consecutive frames of one scene, two or more."""
+
+    folder: str
+    """Relative to the data set's, with / between parts; empty where it is that folder itself."""
+    frames: tuple[str, ...]
+    """Their files' names within the folder, in order."""
+
+    @property
+    def name(self) -> str:
+        """Of the first frame, without extension: unique within the folder, which may hold many scenes."""
+        return posixpath.splitext(self.frames[0])[0]
+
+
+def find_sequences(benchmark: str, files: Collection[str], read: Callable[[str], str]) -> list[FrameSequence]:
+    """The sequences of a benchmark that a network may learn from without truth, in its unpacked folder.
+
+    files: those in the folder, relative to it, with / between parts. read: the text of one of them. A missing
+    frame ends a sequence, and the next frame begins another. Left out: the pairs with truth of KITTI and the
+    frames beside them, and the validation pairs of Flying Chairs where its split is there. Sintel's frames
+    are all taken, of both passes, in training/ and test/.
+
+    Raises ValueError for a benchmark without such frames, FileNotFoundError where there is no sequence in the
+    layout expected.
+    """
+    if benchmark not in _SEQUENCES:
+        raise ValueError(f"{benchmark!r} has no layout of frames; those known are {', '.join(_SEQUENCES)}")
+    layout, patterns = _SEQUENCES[benchmark]
+    sequences = next(filter(None, (_sequences(files, pattern) for pattern in patterns)), [])
+    split = next((file for file in files if posixpath.basename(file) == CHAIRS_SPLIT), None)
+    if benchmark == "chairs" and split is not None:
+        parts = read(split).split()
+        sequences = [pair for pair in sequences if not _is_validation(pair.name.split("_")[0], parts)]
+    if not sequences:
+        raise FileNotFoundError(
+            f"no sequence of two or more frames among {len(files)} files; {benchmark} is expected as {layout}"
+        )
+    return sequences
+
+
+def _sequences(files: Iterable[str], pattern: str) -> list[FrameSequence]:
+    """The runs of files that match `pattern` with the same scene and with frame numbers that follow each
+    other, sorted."""
+    scenes: dict[str, dict[int, str]] = defaultdict(dict)
+    for file in files:
+        if match := re.fullmatch(rf"(.*/)?{pattern}", file):
+            scenes[file[: match.start("frame")]][int(match["frame"])] = file
+    runs: list[list[str]] = []
+    for _, frames in sorted(scenes.items()):
+        for number in sorted(frames):
+            if number - 1 not in frames:
+                runs.append([])
+            runs[-1].append(frames[number])
+    return [
+        FrameSequence(folder=posixpath.dirname(run[0]), frames=tuple(map(posixpath.basename, run)))
+        for run in runs
+        if len(run) > 1
+    ]
 
 
 def _read_truth(
@@ -294,5 +361,32 @@ _BENCHMARKS: dict[str, tuple[str, Callable[[Path], Iterator[Sample]]]] = {
     ),
 }
 
+# Frames 10 and 11 of a scene are its pair with truth, or the test's. Leaving their neighbours out as well is
+# a choice, which DDFlow made before us.
+_KITTI_FRAME = r"\d{6}_(?P<frame>(?!09|10|11|12)\d\d)\.png"
+_SEQUENCES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "chairs": (
+        f"[data/]00001_img1.ppm and 00001_img2.ppm; beside {CHAIRS_SPLIT} only training pairs",
+        (r"\d{5}_img(?P<frame>[12])\.ppm",),
+    ),
+    "sintel": (
+        "{training,test}/{clean,final}/<scene>/frame_0001.png and so on",
+        (r"(clean|final)/[^/]+/frame_(?P<frame>\d{4})\.png",),
+    ),
+    "kitti2012": (
+        "the multi-view extension, {training,testing}/{colored_0 or image_0}/000000_00.png to _20.png, "
+        "of which frames 9 to 12 are left out",
+        (rf"colored_0/{_KITTI_FRAME}", rf"image_0/{_KITTI_FRAME}"),
+    ),
+    "kitti2015": (
+        "the multi-view extension, {training,testing}/image_2/000000_00.png to _20.png, "
+        "of which frames 9 to 12 are left out",
+        (rf"image_2/{_KITTI_FRAME}",),
+    ),
+}
+"""The layout in words, and patterns of the files' names, of which the first that finds something counts."""
+
 BENCHMARKS = tuple(_BENCHMARKS)
 """The names that `find_samples` knows."""
+SEQUENCES = tuple(_SEQUENCES)
+"""The names that `find_sequences` knows."""

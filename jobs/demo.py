@@ -23,6 +23,7 @@ from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, pseudolabel, recipes, train_teacher
 from jobs.command import connect, run
 from pipelines import evaluation, tracking
+from pipelines.clips import absolute_collection
 from pipelines.labels import PairSet
 from pipelines.locations import PROJECT_FOLDER, absolute
 
@@ -66,7 +67,7 @@ def main(options: Demo) -> None:
     )
     recipe = recipes.RECIPES[options.recipe]
     stages = Stages()
-    videos = absolute(options.videos, "--videos") if options.videos else str(folder / "videos")
+    videos = absolute_collection(options.videos, "--videos") if options.videos else str(folder / "videos")
     if not options.videos:
         with stages.stage("render", f"{len(_TRAINING_SCENES)} videos and {len(_TEST_SCENES)} test scenes"):
             render(folder, recipe.clips.size or (96, 128))

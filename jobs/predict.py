@@ -16,6 +16,7 @@ import tyro
 from jobs.command import connect, has_cluster, run
 from pipelines import tracking
 from pipelines.checkpoints import fetch_model, load_model
+from pipelines.clips import absolute_collection
 from pipelines.inference import PredictionOptions, predict
 from pipelines.locations import absolute
 
@@ -28,7 +29,8 @@ class Predict:
     """Checkpoint folder or its URI, runs:/<run id>/model, models:/<name>@<alias>, torchvision:<name> or
     ptlflow:<name>."""
     input: str
-    """Video, folder of images, folder of videos, glob, list file or URI."""
+    """Video, folder of images, folder of videos, glob, list file or URI, or a data set as train_teacher takes
+    it."""
     output: str
     """Folder for the flow, made if it is missing; on a cluster, one that all nodes share."""
     beside: Annotated[PredictionOptions, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff] = field(
@@ -40,12 +42,13 @@ def main(options: Predict) -> None:
     # One video needs no Ray, which takes seconds to start.
     if has_cluster():
         connect()
-    model, videos = absolute(options.model, "--model"), absolute(options.input, "--input")
+    model, videos = absolute(options.model, "--model"), absolute_collection(options.input, "--input")
     inputs = {"videos": videos, "model": model}
     with tracking.start("predict", parameters=options, inputs=inputs) as run:
-        run.link("model", load_model(fetch_model(model))[1].run_id)
+        folder = fetch_model(model)
+        run.link("model", load_model(folder)[1].run_id)
         started = time.monotonic()
-        predictions = predict(model, videos, options.output, options.beside, on_cluster=has_cluster())
+        predictions = predict(str(folder), videos, options.output, options.beside, on_cluster=has_cluster())
         seconds = time.monotonic() - started
         num_pairs = sum(prediction.num_pairs for prediction in predictions)
         run.summary(
@@ -57,9 +60,9 @@ def main(options: Predict) -> None:
             }
         )
         for prediction in predictions:
-            print(f"{prediction.source.uri}: flow of {prediction.num_pairs} pairs in {prediction.folder}")
+            print(f"{prediction.source.name}: flow of {prediction.num_pairs} pairs in {prediction.folder}")
         if problems := [prediction for prediction in predictions if prediction.problem is not None]:
-            reasons = "\n".join(f"{prediction.source.uri}: {prediction.problem}" for prediction in problems)
+            reasons = "\n".join(f"{prediction.source.name}: {prediction.problem}" for prediction in problems)
             raise ValueError(
                 f"the flow of {len(problems)} of {len(predictions)} videos is incomplete; repair or remove "
                 f"these:\n{reasons}"

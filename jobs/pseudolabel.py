@@ -21,6 +21,7 @@ from flowcore.drawing import comparison_panel
 from jobs.command import connect, run_recipe
 from jobs.recipes import RECIPES
 from pipelines import tracking
+from pipelines.clips import absolute_collection
 from pipelines.labelling import LabellingOptions, LabellingSummary, teacher_names, write_labels
 from pipelines.labels import PairSet
 from pipelines.locations import absolute
@@ -32,7 +33,8 @@ class Pseudolabel:
     """Options of pseudolabel."""
 
     videos: str
-    """Folder (searched through), glob, video, list file or URI."""
+    """Folder (searched through), glob, video, list file or URI; or a data set's unpacked folder, as
+    chairs:<folder>, sintel:<folder>, kitti2012:<folder> or kitti2015:<folder>."""
     teacher: tuple[str, ...]
     """Checkpoint folder, runs:/<run id>/model, models:/<name>@<alias>, torchvision:<name> or ptlflow:<name>;
     one or several."""
@@ -47,7 +49,7 @@ class Pseudolabel:
 
 def pseudolabel(recipe: str, options: Pseudolabel) -> LabellingSummary:
     """Runs the stage; returns what was written."""
-    videos, labels = absolute(options.videos, "--videos"), absolute(options.labels, "--labels")
+    videos, labels = absolute_collection(options.videos, "--videos"), absolute(options.labels, "--labels")
     teachers = [absolute(teacher, "--teacher") for teacher in options.teacher]
     names = teacher_names(len(teachers))
     inputs = {"videos": videos, **dict(zip(names, teachers, strict=True))}

@@ -1,18 +1,26 @@
 """Which settings go together? Each recipe is a full set of options for every stage; a job's flags change
 single ones.
 
-smoke: proves in a minute that the chain runs; it learns nothing. Any laptop.
-demo: frames of about 96x128 px and a small network; two CPU cores, five minutes for teacher and student. On
-    rendered scenes the student's error is about three quarters of its teacher's (README has the tables).
-video: your own videos at 384x640 px, the light PWC-Net of DDFlow and SelFlow and their schedule. Made for one
-    node with GPUs; not yet run to its end by us, so no hours and no score are quoted.
+Each says its hardware, hours and score. `smoke` and `demo` are ours, for a laptop; the others have the
+schedule of DDFlow and SelFlow (Liu et al., AAAI and CVPR 2019).
+
+From these papers: 100,000 steps without the occlusion mask and 300,000 with it, 300,000 of distillation,
+four pairs a step, Adam at 1e-4 halved stepwise, flips and channel permutation, the teacher's crop of KITTI,
+superpixel noise on the target frame, the light PWC-Net, and that KITTI begins at the chairs teacher. From
+ARFlow (Liu et al., CVPR 2020): the ranges of geometry and colour. Where they are silent, choices: when the
+rate is halved, the other crops, how often a pair gets noise, geometry or colour, all of fine-tuning, and
+that Sintel begins at the chairs teacher too.
+
+Hours are of teacher, student and fine-tuning together, from `python benchmarks/recipes.py`; its output,
+docs/results/recipes.md, has the arithmetic and the hours on CPUs. None of the four was run to its end by us:
+hours are estimates, and scores are DDFlow's own after distillation, on the sets' pairs with truth.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from flowcore.hallucination import Challenge, Crop
+from flowcore.hallucination import Challenge, Colour, Crop, Geometric, SuperpixelNoise
 from flowcore.networks import AnyNetworkConfig, FlowNetConfig, PWCNetConfig, RAFTConfig
 from flowcore.video import ClipOptions
 from pipelines.labelling import LabellingOptions
@@ -25,6 +33,7 @@ class Recipe:
 
     description: str
     clips: ClipOptions
+    """Smaller frames than the teacher's crop are left out."""
     networks: dict[str, AnyNetworkConfig]
     """By the name of the backbone, of a size that suits the recipe; the first is the one that it takes."""
     augmentation: Challenge
@@ -124,10 +133,31 @@ _FULL: dict[str, AnyNetworkConfig] = {
     "raft": RAFTConfig(),
 }
 
+_EVERY_PAIR = ClipOptions(cut_threshold=None, static_threshold=0.0)
+"""A data set's sequences are of one shot each, and the papers leave no pair out."""
+
+
+def _trained(steps: int, unmasked_steps: int = 0, halve_every: int = 100_000) -> TrainingOptions:
+    return TrainingOptions(
+        steps=steps,
+        unmasked_steps=unmasked_steps,
+        global_batch=4,
+        learning_rate=1e-4,
+        halve_every=halve_every,
+        readers=6,
+        log_every=100,
+        validate_every=5_000,
+    )
+
+
+_TEACHER = _trained(400_000, unmasked_steps=100_000)
+_STUDENT = _trained(300_000)
+_FINETUNE = _trained(50_000, halve_every=20_000)
+
 RECIPES = {
     "smoke": Recipe(
         description="Proves in a minute that the chain runs; learns nothing. Any laptop.",
-        clips=ClipOptions(size=(64, 96)),
+        clips=ClipOptions(size=(64, 96), min_size=(56, 88)),
         networks=_TINY,
         augmentation=Challenge(crop=Crop(height=56, width=88)),
         teacher=TrainingOptions(
@@ -141,7 +171,7 @@ RECIPES = {
     ),
     "demo": Recipe(
         description="Frames of about 96x128 px and a small network; two CPU cores, some five minutes.",
-        clips=ClipOptions(size=(96, 128)),
+        clips=ClipOptions(size=(96, 128), min_size=(96, 128)),
         networks=_SMALL,
         augmentation=Challenge(crop=Crop(height=96, width=128)),
         teacher=TrainingOptions(
@@ -160,37 +190,69 @@ RECIPES = {
             steps=400, global_batch=4, learning_rate=4e-4, schedule="cosine", validate_every=200
         ),
     ),
+    "chairs": Recipe(
+        description="Flying Chairs without its truth, where sintel and kitti start. A GPU and 8 cores; on an "
+        "A100 some 25 hours, estimated. We quote no score.",
+        clips=_EVERY_PAIR,
+        networks=_FULL,
+        augmentation=Challenge(crop=Crop(height=320, width=448)),
+        teacher=_TEACHER,
+        challenge=Challenge(crop=Crop(height=256, width=320), superpixels=SuperpixelNoise(chance=0.5)),
+        student=_STUDENT,
+        finetune=_FINETUNE,
+    ),
+    "sintel": Recipe(
+        description="MPI-Sintel; give --init the chairs teacher. A GPU and 8 cores; on an A100 some "
+        "50 hours, estimated. DDFlow's paper: EPE 2.92 on clean, 3.98 on final.",
+        clips=_EVERY_PAIR,
+        networks=_FULL,
+        augmentation=Challenge(crop=Crop(height=384, width=832)),
+        teacher=_TEACHER,
+        challenge=Challenge(
+            geometric=Geometric(chance=0.5),
+            crop=Crop(height=256, width=576),
+            colour=Colour(chance=0.5, noise=0.0),
+            superpixels=SuperpixelNoise(chance=0.5),
+        ),
+        student=_STUDENT,
+        finetune=_FINETUNE,
+    ),
+    "kitti": Recipe(
+        description="KITTI multi-view; give --init the chairs teacher. A GPU and 8 cores; on an A100 "
+        "some 50 hours, estimated. DDFlow's paper: EPE 2.35 on 2012, 5.72 on 2015.",
+        clips=_EVERY_PAIR,
+        networks=_FULL,
+        augmentation=Challenge(crop=Crop(height=320, width=896)),
+        teacher=_TEACHER,
+        challenge=Challenge(
+            geometric=Geometric(
+                chance=0.5,
+                zoom=(1.0, 1.4),
+                squeeze=(1.0, 1.0),
+                rotation=0.01,
+                translation=0.04,
+                delta_zoom=(0.99, 1.01),
+                delta_rotation=0.01,
+                delta_translation=0.005,
+            ),
+            # A deviation: 224x640 px in DDFlow, and a side of PWC-Net's is a multiple of 64 here.
+            crop=Crop(height=256, width=640),
+            colour=Colour(chance=0.5, contrast=0.0, saturation=0.0, gamma=(1.0, 1.0), noise=0.0),
+            superpixels=SuperpixelNoise(chance=0.5),
+        ),
+        student=_STUDENT,
+        finetune=_FINETUNE,
+    ),
     "video": Recipe(
-        description="Your own videos at 384x640 px, the networks and schedule of DDFlow and SelFlow; GPUs.",
-        clips=ClipOptions(size=(384, 640)),
+        description="Your own videos at 384x640 px, as the papers train. A GPU and 8 cores; on an A100 "
+        "some 30 hours, estimated. Its score depends on the videos.",
+        clips=ClipOptions(size=(384, 640), min_size=(320, 576)),
         networks=_FULL,
         augmentation=Challenge(crop=Crop(height=320, width=576)),
-        teacher=TrainingOptions(
-            steps=400_000,
-            unmasked_steps=100_000,
-            learning_rate=1e-4,
-            halve_every=100_000,
-            readers=6,
-            log_every=100,
-            validate_every=5_000,
-        ),
+        teacher=_TEACHER,
         challenge=Challenge(crop=Crop(height=256, width=448)),
-        student=TrainingOptions(
-            steps=300_000,
-            learning_rate=1e-4,
-            halve_every=100_000,
-            readers=6,
-            log_every=100,
-            validate_every=5_000,
-        ),
-        finetune=TrainingOptions(
-            steps=50_000,
-            learning_rate=1e-4,
-            halve_every=20_000,
-            readers=6,
-            log_every=100,
-            validate_every=2_500,
-        ),
+        student=_STUDENT,
+        finetune=_FINETUNE,
     ),
 }
 

@@ -20,6 +20,7 @@ from jobs.command import announce, connect, run_recipe
 from jobs.recipes import with_backbones
 from pipelines import tracking
 from pipelines.checkpoints import fetch_model, load_weights_into
+from pipelines.clips import absolute_collection
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.labels import PairSet
 from pipelines.locations import absolute, join
@@ -32,7 +33,8 @@ class TrainTeacher:
     """Options of train_teacher."""
 
     videos: str
-    """Folder (searched through), glob, video, list file or URI."""
+    """Folder (searched through), glob, video, list file or URI; or a data set's unpacked folder, as
+    chairs:<folder>, sintel:<folder>, kitti2012:<folder> or kitti2015:<folder>."""
     run_root: str
     """Folder or URI, shared by all nodes, for frame pairs, checkpoints and models."""
     clips: ClipOptions
@@ -52,7 +54,10 @@ class TrainTeacher:
 
 def train_teacher(recipe: str, options: TrainTeacher) -> str:
     """Runs the stage; returns the registered teacher's URI."""
-    videos, run_root = absolute(options.videos, "--videos"), absolute(options.run_root, "--run-root")
+    videos, run_root = (
+        absolute_collection(options.videos, "--videos"),
+        absolute(options.run_root, "--run-root"),
+    )
     inputs = {"videos": videos}
     network = options.network.build()
     info = None

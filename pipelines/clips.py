@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
+from flowcore.benchmarks import SEQUENCES, find_sequences
 from flowcore.video import (
     BinaryFile,
     Chunk,
@@ -42,6 +43,7 @@ from flowcore.video import (
     VideoReport,
     content_digest,
 )
+from pipelines.locations import absolute
 
 # fmt: off
 VIDEO_EXTENSIONS = frozenset({
@@ -61,11 +63,18 @@ class VideoSource:
     """One video of a collection.
 
     uri: absolute path or URI of a video file, or of the folder of an image sequence. frames: empty for a
-    file; for a sequence its files' names within the folder, in order.
+    file; for a sequence its files' names within the folder, in order. scene: tells the sequences of one
+    folder apart; empty where the folder is one sequence.
     """
 
     uri: str
     frames: tuple[str, ...] = ()
+    scene: str = ""
+
+    @property
+    def name(self) -> str:
+        """Unique in a collection: `uri`, and `scene` within it."""
+        return _within(self.uri, self.scene) if self.scene else self.uri
 
 
 @dataclass(frozen=True)
@@ -113,8 +122,22 @@ class EncodedChunk:
     width: int
 
 
+def split_collection(collection: str) -> tuple[str | None, str]:
+    """(the data set, the place) of `chairs:/data/FlyingChairs`; (None, the collection) for any other."""
+    name, mark, place = collection.partition(":")
+    # What begins with // is a URI's.
+    return (name, place) if mark and name in SEQUENCES and not place.startswith("//") else (None, collection)
+
+
+def absolute_collection(collection: str, option: str) -> str:
+    """`collection`, as `find_videos` takes it, for every process of a job; see `locations.absolute`."""
+    benchmark, place = split_collection(collection)
+    place = absolute(place, option)
+    return place if benchmark is None else f"{benchmark}:{place}"
+
+
 def find_videos(collection: str) -> list[VideoSource]:
-    """The videos of a collection, sorted by URI, each once.
+    """The videos of a collection, sorted by name, each once.
 
     collection: a folder, a glob, a video file of any extension, a list file (.txt: one of these a line,
     relative to the list's own folder; # begins a comment), or the URI of a folder, a video file or a list
@@ -123,20 +146,24 @@ def find_videos(collection: str) -> list[VideoSource]:
     natural order of their names. Lines that are URIs with a video's extension are believed without asking the
     storage for each.
 
+    A folder or its URI after a data set's name, such as kitti2015:/data/kitti, gives the sequences that
+    `flowcore.benchmarks.find_sequences` knows there, each a video.
+
     Raises FileNotFoundError if there is no such thing or no video in it.
     """
-    place = _absolute(collection)
-    if _extension(place) == "txt":
+    benchmark, place = split_collection(collection)
+    place = _absolute(place)
+    if benchmark is None and _extension(place) == "txt":
         videos = [video for line in _lines(place) for video in _videos_of_line(place, line)]
     else:
-        videos = _videos_at(place)
+        videos = _videos_at(benchmark, place)
     if not videos:
         raise FileNotFoundError(
             f"no video in {place}: looked for files that end in {', '.join(sorted(VIDEO_EXTENSIONS))} and "
             f"for folders of two or more images ({', '.join(sorted(IMAGE_EXTENSIONS))}); a video that ends "
             "otherwise must be named itself, alone or in a list file"
         )
-    return sorted(set(videos), key=lambda video: (video.uri, video.frames))
+    return sorted(set(videos), key=lambda video: (video.name, video.frames))
 
 
 def _lines(list_file: str) -> list[str]:
@@ -146,15 +173,38 @@ def _lines(list_file: str) -> list[str]:
 
 
 def _videos_of_line(list_file: str, line: str) -> list[VideoSource]:
+    benchmark, line = split_collection(line)
     is_relative = "://" not in line and not os.path.isabs(line)
     place = _absolute(_within(_folder_of(list_file), line) if is_relative else line)
-    if _is_remote(place) and _extension(place) in VIDEO_EXTENSIONS:
+    if benchmark is None and _is_remote(place) and _extension(place) in VIDEO_EXTENSIONS:
         return [VideoSource(place)]
-    return _videos_at(place)
+    return _videos_at(benchmark, place)
 
 
-def _videos_at(place: str) -> list[VideoSource]:
+def _videos_at(benchmark: str | None, place: str) -> list[VideoSource]:
+    if benchmark is not None:
+        return _sequences_at(benchmark, place)
     return _remote_videos_at(place) if _is_remote(place) else _local_videos_at(place)
+
+
+def _sequences_at(benchmark: str, folder: str) -> list[VideoSource]:
+    if _is_remote(folder):
+        files = _remote_files_under(folder)
+    else:
+        files = [os.path.relpath(file, folder) for file in _files_under(folder)]
+
+    def read(name: str) -> str:
+        with closing(_open(_within(folder, name))) as file:
+            return file.read().decode()
+
+    try:
+        sequences = find_sequences(benchmark, files, read)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{folder}: {error}") from None
+    return [
+        VideoSource(_within(folder, each.folder) if each.folder else folder, each.frames, each.name)
+        for each in sequences
+    ]
 
 
 def _local_videos_at(path: str) -> list[VideoSource]:
@@ -162,7 +212,10 @@ def _local_videos_at(path: str) -> list[VideoSource]:
         return [VideoSource(path)]
     found = [path] if os.path.isdir(path) else glob.glob(path, recursive=True)
     if not found:
-        raise FileNotFoundError(f"{path} is no file, no folder and no glob that matches one")
+        raise FileNotFoundError(
+            f"{path} is no file, no folder and no glob that matches one (of data sets, "
+            f"{', '.join(f'{name}:<folder>' for name in SEQUENCES)} are known)"
+        )
     return _videos_among(file for match in found for file in _files_under(match))
 
 
@@ -194,10 +247,16 @@ def _remote_videos_at(uri: str) -> list[VideoSource]:
         return [VideoSource(uri)]
     if kind != FileType.Directory:
         raise FileNotFoundError(f"{uri} is no file and no folder (globs work on local paths only)")
+    videos = _videos_among(_remote_files_under(uri))
+    return [VideoSource(_within(uri, video.uri), video.frames) for video in videos]
+
+
+def _remote_files_under(uri: str) -> list[str]:
+    """Relative to the folder, which must be there."""
+    filesystem, path = _filesystem(uri)
     found = filesystem.get_file_info(FileSelector(path, recursive=True))
     inside = [info.path[len(path) :].strip("/") for info in found if info.type == FileType.File]
-    visible = (name for name in inside if not any(part.startswith(".") for part in name.split("/")[:-1]))
-    return [VideoSource(_within(uri, video.uri), video.frames) for video in _videos_among(visible)]
+    return [name for name in inside if not any(part.startswith(".") for part in name.split("/")[:-1])]
 
 
 def _videos_among(files: Iterable[str]) -> list[VideoSource]:
@@ -490,7 +549,7 @@ def _answer(request: _Read | _Digest, send: Callable[[object], None]) -> None:
     except (VideoError, FileNotFoundError) as error:
         failure = VideoError(str(error))
     except OSError as error:
-        failure = OSError(f"{request.source.uri} can't be read now: {error}")
+        failure = OSError(f"{request.source.name} can't be read now: {error}")
     except Exception as error:
         # Nothing that a file can bring about may cost more than that file.
         traceback.print_exc()

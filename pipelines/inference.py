@@ -39,7 +39,9 @@ from pipelines.clips import (
     EncodedChunk,
     FrameCodec,
     VideoSource,
+    absolute_collection,
     find_videos,
+    split_collection,
 )
 from pipelines.locations import absolute
 
@@ -271,12 +273,14 @@ def _started(
 
 def _folders(videos: str, output: str) -> dict[VideoSource, Path]:
     """Where each video's flow goes."""
-    place, target = absolute(videos, "--input"), absolute(output, "--output")
+    collection, target = absolute_collection(videos, "--input"), absolute(output, "--output")
     if ":/" in target:
         raise ValueError(f"--output {target} is a URI; flow is written into a folder: give one, and copy it")
-    _refuse_ambiguous(place)
-    sources = find_videos(place)
-    if len(sources) == 1 and sources[0].uri == os.path.abspath(place):
+    benchmark, place = split_collection(collection)
+    if benchmark is None:
+        _refuse_ambiguous(place)
+    sources = find_videos(collection)
+    if len(sources) == 1 and sources[0].name == os.path.abspath(place):
         folders = {sources[0]: Path(target)}
     else:
         names = _folder_names(sources, place)
@@ -287,7 +291,7 @@ def _folders(videos: str, output: str) -> dict[VideoSource, Path]:
         stems = Counter(_name(source, index) for index in range(len(source.frames)))
         if twice := ", ".join(stem for stem, count in stems.items() if count > 1):
             raise ValueError(
-                f"{source.uri} has several images named {twice}, and flow is named after images; keep one "
+                f"{source.name} has several images named {twice}, and flow is named after images; keep one "
                 "kind of image in a folder"
             )
     return folders
@@ -311,7 +315,9 @@ def _refuse_ambiguous(place: str) -> None:
 
 def _folder_names(sources: list[VideoSource], place: str) -> list[str]:
     """For each video of a collection, its path inside it, without the extension where that suffices."""
-    paths = [unquote(urlsplit(source.uri).path) if "://" in source.uri else source.uri for source in sources]
+    paths = [
+        unquote(urlsplit(source.name).path) if "://" in source.name else source.name for source in sources
+    ]
     base = os.path.abspath(place) if os.path.isdir(place) else os.path.commonpath(map(os.path.dirname, paths))
     whole = [os.path.relpath(path, base) for path in paths]
     short = [

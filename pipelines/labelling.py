@@ -82,6 +82,9 @@ _STEP_PIXELS = {"cpu": 200_000, "cuda": 4_000_000}
 """Pixels of the pairs that a network labels at once. On a CPU the light PWC-Net took 530 ms and 0.7 GB for a
 pair of 384x640 px alone, 744 ms each and 2.3 GB for sixteen at once; at 96x128 px sixteen were fastest."""
 _STORAGE_THREADS = 32
+_MOST_ALIKE = 16
+"""Videos of one size that one task reads for the sake of the few that may be copies."""
+_SAMPLE_BYTES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +286,7 @@ def _write_set(
         describe_set(location, description)
         Folder(location).sweep()
         tally = _Tally(location, stamps, on_progress)
-        left = [source for source in sources if not tally.is_done(source.uri)]
+        left = [source for source in sources if not tally.is_done(source.name)]
         if left:
             _keep_teachers(location, model_files)
             plan = _Plan(
@@ -333,9 +336,9 @@ class _Stamp:
 
 
 def _stamps(sources: Sequence[VideoSource]) -> dict[str, _Stamp]:
-    """By URI."""
+    """By name."""
     with ThreadPoolExecutor(_STORAGE_THREADS) as threads:
-        return dict(zip((source.uri for source in sources), threads.map(_stamp, sources), strict=True))
+        return dict(zip((source.name for source in sources), threads.map(_stamp, sources), strict=True))
 
 
 def _stamp(source: VideoSource) -> _Stamp:
@@ -361,11 +364,31 @@ def _place_of(uri: str) -> tuple[FileSystem, str]:
 
 
 def _groups(sources: Sequence[VideoSource], stamps: Mapping[str, _Stamp]) -> list[list[VideoSource]]:
-    """Videos that may be copies of each other together, so that one task sees it, by the order of names."""
-    groups = defaultdict(list)
+    """Videos that may be copies of each other together, so that one task sees it, by the order of names.
+
+    A sample of the content is looked at only where many are of one size, as uncompressed ones are.
+    """
+    alike = defaultdict(list)
     for source in sources:
-        groups[len(source.frames), stamps[source.uri].size].append(source)
-    return list(groups.values())
+        alike[len(source.frames), stamps[source.name].size].append(source)
+    groups: list[list[VideoSource]] = []
+    with ThreadPoolExecutor(_STORAGE_THREADS) as threads:
+        for group in alike.values():
+            if len(group) <= _MOST_ALIKE:
+                groups.append(group)
+                continue
+            by_sample = defaultdict(list)
+            for source, sample in zip(group, threads.map(_sample, group), strict=True):
+                by_sample[sample].append(source)
+            groups += by_sample.values()
+    return groups
+
+
+def _sample(source: VideoSource) -> bytes:
+    """Some bytes from the middle of its first file; equal for equal content."""
+    filesystem, path = _place_of(source.uri)
+    with filesystem.open_input_file(f"{path}/{source.frames[0]}" if source.frames else path) as file:
+        return cast(bytes, file.read_at(_SAMPLE_BYTES, file.size() // 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -445,7 +468,7 @@ def _rows(
     """The rows that come out of the last stage, in no order."""
     groups = _groups(sources, stamps)
     items = [
-        {"group": json.dumps([(source.uri, source.frames, stamps[source.uri].text) for source in group])}
+        {"group": json.dumps([(dataclasses.asdict(source), stamps[source.name].text) for source in group])}
         for group in groups
     ]
     num_tasks = min(len(items), _MOST_TASKS)
@@ -532,21 +555,21 @@ class _Reader:
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         for group in table.column("group").to_pylist():
             first: dict[str, str] = {}
-            for uri, frames, stamp in json.loads(group):
-                source = VideoSource(uri, tuple(frames))
+            for fields, stamp in json.loads(group):
+                source = VideoSource(**fields | {"frames": tuple(fields["frames"])})
                 try:
                     folder = _decoder().digest(source)
                 except (VideoError, OSError) as error:
-                    yield _row(entry=_json(_failure(uri, error, VideoReport())))
+                    yield _row(entry=_json(_failure(source.name, error, VideoReport())))
                     continue
                 if folder in first:
-                    yield _row(entry=_json(_copy(uri, first[folder])))
+                    yield _row(entry=_json(_copy(source.name, first[folder])))
                     continue
-                first[folder] = uri
+                first[folder] = source.name
                 before = _record_at(self.plan.location, folder)
                 # Run anew by Ray, this must not see what this run wrote: it would yield other rows.
                 if before is not None and before.run != self.plan.run:
-                    yield _row(folder=folder, record=_json(replace(before, video=uri, stamp=stamp)))
+                    yield _row(folder=folder, record=_json(replace(before, video=source.name, stamp=stamp)))
                 else:
                     yield from self._read(source, stamp, folder)
 
@@ -567,7 +590,7 @@ class _Reader:
         except VideoError as error:
             reason = str(error)
         except OSError as error:
-            yield _row(entry=_json(_failure(source.uri, error, decoder.report)))
+            yield _row(entry=_json(_failure(source.name, error, decoder.report)))
             return
         if waiting:
             yield self._shard(source, folder, shards, waiting, time.monotonic() - started)
@@ -575,7 +598,7 @@ class _Reader:
         report = decoder.report
         reason = reason or report.truncated
         record = _Record(
-            video=source.uri,
+            video=source.name,
             stamp=stamp,
             folder=folder,
             outcome="nothing" if shards == 0 else "done" if reason is None else "cut short",
@@ -599,7 +622,7 @@ class _Reader:
         is_done = there is not None and there.pairs == num_pairs
         contents = [{name: getattr(chunk, name) for name in _CHUNK.names} for chunk in chunks]
         return _row(
-            video=source.uri,
+            video=source.name,
             folder=folder,
             shard=shard,
             pairs=num_pairs,
@@ -613,15 +636,17 @@ def _num_pairs(chunks: Sequence[EncodedChunk]) -> int:
     return sum(len(chunk.frames) - 1 for chunk in chunks)
 
 
-def _failure(uri: str, error: VideoError | OSError, report: VideoReport) -> LedgerEntry:
+def _failure(video: str, error: VideoError | OSError, report: VideoReport) -> LedgerEntry:
     """Of a video whose content isn't known, or isn't to be had now: another run tries again."""
     outcome: Outcome = "nothing" if isinstance(error, VideoError) else "unreadable now"
-    return LedgerEntry(video=uri, outcome=outcome, reason=str(error), frames_read=report.frames_read, pairs=0)
+    return LedgerEntry(
+        video=video, outcome=outcome, reason=str(error), frames_read=report.frames_read, pairs=0
+    )
 
 
-def _copy(uri: str, original: str) -> LedgerEntry:
+def _copy(video: str, original: str) -> LedgerEntry:
     reason = f"has the content of {original}"
-    return LedgerEntry(video=uri, outcome="duplicate", reason=reason, frames_read=0, pairs=0)
+    return LedgerEntry(video=video, outcome="duplicate", reason=reason, frames_read=0, pairs=0)
 
 
 def _record_at(location: str, folder: str) -> _Record | None:

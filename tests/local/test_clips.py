@@ -22,7 +22,14 @@ import ray
 from numpy.typing import NDArray
 
 from flowcore.video import ChunkReader, ClipOptions, VideoError, VideoReport, content_digest
-from pipelines.clips import DecoderProcess, EncodedChunk, FrameCodec, VideoSource, find_videos
+from pipelines.clips import (
+    DecoderProcess,
+    EncodedChunk,
+    FrameCodec,
+    VideoSource,
+    absolute_collection,
+    find_videos,
+)
 
 JPEG = FrameCodec("jpeg")
 OPTIONS = ClipOptions(chunk_pairs=4)
@@ -155,6 +162,59 @@ def test_a_collection_without_a_video_says_where_it_looked_and_for_what(
         find_videos(collection)
 
 
+def write_kitti(root: Path, scenes: int) -> list[VideoSource]:
+    """Scenes of frames 7 to 14, all in one folder; what they are as videos."""
+    names = [f"{scene:06d}_{frame:02d}.png" for scene in range(scenes) for frame in range(7, 15)]
+    write_images(root / "training" / "image_2", names)
+    return [
+        VideoSource(
+            str(root / "training" / "image_2"),
+            tuple(f"{scene:06d}_{frame:02d}.png" for frame in frames),
+            f"{scene:06d}_{frames[0]:02d}",
+        )
+        for scene in range(scenes)
+        for frames in ((7, 8), (13, 14))
+    ]
+
+
+def test_a_data_set_s_scenes_are_videos_of_names_of_their_own(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = write_kitti(tree / "kitti", 2)
+    assert find_videos(f"kitti2015:{tree / 'kitti'}") == expected
+    names = [video.name for video in expected]
+    assert names[:2] == [f"{tree}/kitti/training/image_2/000000_{frame}" for frame in ("07", "13")]
+    assert len(set(names)) == 4
+    monkeypatch.chdir(tree)
+    assert find_videos("kitti2015:kitti") == expected
+    (tree / "list.txt").write_text("b.mp4\nkitti2015:kitti/training\n")
+    assert find_videos("list.txt") == [VideoSource(f"{tree}/b.mp4"), *expected]
+    for absent in ("absent", "kitti/training/image_2/000000_07.png"):
+        with pytest.raises(FileNotFoundError, match=rf"/{absent}: no sequence .* expected as the multi-view"):
+            find_videos(f"kitti2015:{absent}")
+    with pytest.raises(FileNotFoundError, match=r"kitty:kitti is no file.*kitti2015:<folder>"):
+        find_videos("kitty:kitti")
+
+
+def test_a_data_set_s_folder_is_made_absolute_and_refused_in_a_job_where_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute_collection("chairs:data", "--videos") == f"chairs:{tmp_path}/data"
+    for collection in (
+        "chairs:/data",
+        "sintel:s3://bucket/sintel",
+        "s3://bucket/videos",
+        "chairs://bucket/x",
+    ):
+        assert absolute_collection(collection, "--videos") == collection
+    copy = tmp_path / "working_dir_files" / "_ray_pkg_1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(ValueError, match="--videos 'data' is a relative path"):
+        absolute_collection("chairs:data", "--videos")
+
+
 class ObjectStorage(BaseHTTPRequestHandler):
     """As much of S3 as listing a bucket and reading an object need, over a folder."""
 
@@ -242,6 +302,10 @@ def test_a_bucket_is_listed_and_read_as_a_folder_is(bucket: tuple[Path, str]) ->
     assert find_videos(found[0].uri) == found[:1]
     with pytest.raises(FileNotFoundError, match="is no file and no folder"):
         find_videos(f"s3://bucket/absent{query}")
+    scenes = write_kitti(folder / "kitti", 1)
+    there = find_videos(f"kitti2015:s3://bucket/kitti{query}")
+    assert [video.frames for video in there] == [video.frames for video in scenes]
+    assert there[0].name == f"s3://bucket/kitti/training/image_2/000000_07{query}"
     local = [VideoSource(str(film)), VideoSource(str(folder / "in" / "walk"), ("f9.png", "f10.png"))]
     with DecoderProcess() as decoder:
         for there, here in zip(found, local, strict=True):

@@ -271,3 +271,12 @@ def test_a_video_that_breaks_midway_is_predicted_up_to_there(
     assert prediction.num_pairs == len(written(tmp_path / "flow")) > 0
     assert prediction.problem is not None
     assert "breaks after" in prediction.problem
+
+
+def test_the_scenes_of_a_data_set_have_a_folder_each(model: str, frames: Frames, tmp_path: Path) -> None:
+    names = [f"{scene:06d}_{frame:02d}.png" for scene in (0, 1) for frame in (7, 8, 13)]
+    write_images(tmp_path / "kitti" / "training" / "image_2", frames, names)
+    predict(model, f"kitti2015:{tmp_path / 'kitti'}", str(tmp_path / "flow"), PLAIN)
+    assert written(tmp_path / "flow") == [
+        f"training/image_2/{scene:06d}_07/{scene:06d}_07.flo" for scene in (0, 1)
+    ]

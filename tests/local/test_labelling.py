@@ -523,3 +523,28 @@ def test_a_label_on_which_teachers_disagree_is_not_trusted(tmp_path: Path) -> No
     assert again.new_pairs == 0
     with pytest.raises(ValueError, match="teacher"):
         write_labels(str(tmp_path / "videos"), teachers[:1], str(tmp_path / "set"), OPTIONS)
+
+
+def test_scenes_that_share_a_folder_are_kept_apart_and_one_that_changed_is_written_anew(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "kitti" / "training" / "image_2"
+    for scene in range(3):
+        render_images(tmp_path / str(scene), scene, 4, height=48, width=64)
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(4):
+            shutil.copy(tmp_path / str(scene) / f"{number}.png", folder / f"{scene:06d}_{number:02d}.png")
+    collection, location = f"kitti2015:{tmp_path / 'kitti'}", str(tmp_path / "set")
+
+    def pairs() -> list[tuple[str, int]]:
+        found = duckdb.sql(f"select video, frame from '{location}/*/*.parquet' order by all").fetchall()
+        return [(Path(video).name, frame) for video, frame in found]
+
+    expected = [(f"{scene:06d}_00", frame) for scene in range(3) for frame in range(3)]
+    assert write_pairs(collection, location, OPTIONS).new_pairs == 9
+    assert pairs() == expected
+    render_images(tmp_path / "new", 9, 4, height=48, width=64)
+    for number in range(4):
+        shutil.copy(tmp_path / "new" / f"{number}.png", folder / f"000001_{number:02d}.png")
+    assert write_pairs(collection, location, OPTIONS).new_pairs == 3
+    assert pairs() == expected

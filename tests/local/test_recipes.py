@@ -1,0 +1,185 @@
+"""The papers' recipes: what fits what, and two steps of each on tiny folders laid out like the data sets."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+
+from flowcore.formats import write_flow, write_image, write_mask
+from flowcore.hallucination import Challenge, Crop
+from flowcore.scenes import Scene, SceneOptions, render_scene, write_video
+from jobs import distill, finetune, pseudolabel, train_teacher
+from jobs.recipes import RECIPES
+from pipelines.checkpoints import fetch_model, load_model, save_model
+from pipelines.training import TrainingOptions
+
+HEIGHT, WIDTH = 64, 96
+SMALLEST_FRAMES = {"chairs": (384, 512), "sintel": (436, 1024), "kitti": (370, 1224), "video": (384, 640)}
+
+
+@pytest.mark.parametrize("name", SMALLEST_FRAMES)
+def test_crops_suit_networks_and_frames_and_the_student_sees_less_than_the_teacher(name: str) -> None:
+    recipe = RECIPES[name]
+    teacher, student = recipe.augmentation.crop, recipe.challenge.crop
+    assert student.height <= teacher.height
+    assert student.width <= teacher.width
+    assert student != teacher
+    for network in recipe.networks.values():
+        multiple = network.build().multiple
+        for crop in (teacher, student):
+            assert crop.height % multiple == crop.width % multiple == 0
+    height, width = SMALLEST_FRAMES[name]
+    assert teacher.height <= height
+    assert teacher.width <= width
+
+
+@pytest.mark.parametrize("name", SMALLEST_FRAMES)
+def test_the_papers_recipes_have_the_papers_steps(name: str) -> None:
+    recipe = RECIPES[name]
+    assert (recipe.teacher.unmasked_steps, recipe.teacher.steps) == (100_000, 400_000)
+    assert (recipe.student.unmasked_steps, recipe.student.steps) == (0, 300_000)
+    for options in (recipe.teacher, recipe.student):
+        assert (options.global_batch, options.learning_rate, options.schedule) == (4, 1e-4, "halved")
+
+
+def rendered(seed: int, num_frames: int) -> Scene:
+    return render_scene(seed, SceneOptions(height=HEIGHT, width=WIDTH, num_frames=num_frames))
+
+
+def put_image(path: Path, frame: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(path, frame)
+
+
+def put_flow(path: Path, flow: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_flow(path, flow)
+
+
+def write_chairs(root: Path) -> int:
+    for pair in range(1, 6):
+        scene = rendered(pair, 2)
+        for number, frame in enumerate(scene.frames, start=1):
+            put_image(root / "data" / f"{pair:05d}_img{number}.ppm", frame)
+        put_flow(root / "data" / f"{pair:05d}_flow.flo", scene.flow_fw[0])
+    (root / "FlyingChairs_train_val.txt").write_text("1\n1\n2\n1\n1\n")
+    return 4
+
+
+def write_sintel(root: Path) -> int:
+    for name, seed in (("alley_1", 5), ("cave_2", 6)):
+        scene = rendered(seed, 3)
+        for number, frame in enumerate(scene.frames, start=1):
+            for look, image in (("clean", frame), ("final", 255 - frame)):
+                put_image(root / "training" / look / name / f"frame_{number:04d}.png", image)
+        for number, (flow, occluded) in enumerate(zip(scene.flow_fw, scene.occ_fw, strict=True), start=1):
+            put_flow(root / "training" / "flow" / name / f"frame_{number:04d}.flo", flow)
+            mask = root / "training" / "occlusions" / name / f"frame_{number:04d}.png"
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            write_mask(mask, occluded)
+    return 2 * 2 * 2
+
+
+def write_kitti(root: Path) -> int:
+    """Frames 7 to 14, of which two pairs a scene are learnt from."""
+    for number in range(3):
+        scene = rendered(7 + number, 8)
+        for frame, image in enumerate(scene.frames, start=7):
+            put_image(root / "training" / "image_2" / f"{number:06d}_{frame:02d}.png", image)
+        for truth in ("flow_occ", "flow_noc"):
+            put_flow(root / "training" / truth / f"{number:06d}_10.png", scene.flow_fw[3])
+    return 3 * 2
+
+
+def write_films(root: Path) -> int:
+    root.mkdir()
+    for seed in (10, 11):
+        write_video(root / f"{seed}.mp4", rendered(seed, 4).frames)
+    return 2 * 3
+
+
+SETS = {
+    "chairs": (write_chairs, "chairs:"),
+    "sintel": (write_sintel, "sintel:"),
+    "kitti": (write_kitti, "kitti2015:"),
+    "video": (write_films, ""),
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One MLflow store for all recipes, since making one takes seconds."""
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        yield folder
+
+
+def few(training: TrainingOptions) -> TrainingOptions:
+    return replace(training, steps=2, unmasked_steps=2, global_batch=2, readers=1, validate_every=2)
+
+
+def small(challenge: Challenge, height: int, width: int) -> Challenge:
+    return replace(challenge, crop=Crop(height=height, width=width))
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("name", SETS)
+def test_a_recipe_leads_from_its_data_set_s_folder_to_a_student(name: str, project: Path) -> None:
+    write, prefix = SETS[name]
+    root, run_root, labels = project / name, str(project / "runs"), str(project / f"labels-{name}")
+    num_pairs = write(root)
+    videos = f"{prefix}{root}"
+    is_second_set = name in ("sintel", "kitti")
+    if is_second_set:
+        save_model(project / "start", RECIPES["smoke"].network.build(), {"stage": "test"})
+    first = train_teacher.recipes()[name][1]
+    teacher = train_teacher.train_teacher(
+        name,
+        replace(
+            first,
+            videos=videos,
+            run_root=run_root,
+            network=RECIPES["smoke"].network,
+            augmentation=small(first.augmentation, 56, 88),
+            training=few(first.training),
+            init=str(project / "start") if is_second_set else None,
+        ),
+    )
+    labelling = pseudolabel.recipes()[name][1]
+    summary = pseudolabel.pseudolabel(
+        name, replace(labelling, videos=videos, teacher=(teacher,), labels=labels)
+    )
+    assert summary.num_pairs == num_pairs
+    assert not summary.ledger
+    sources = duckdb.sql(f"select distinct video from '{labels}/*/*.parquet'").fetchall()
+    assert len(sources) == summary.num_videos
+    second = distill.recipes()[name][1]
+    student = distill.distill(
+        name,
+        replace(
+            second,
+            labels=labels,
+            run_root=run_root,
+            challenge=small(second.challenge, 48, 64),
+            training=few(second.training),
+        ),
+    )
+    _, info = load_model(fetch_model(student))
+    assert info.generation == 1
+    if is_second_set:
+        third = finetune.recipes()[name][1]
+        finetune.finetune(
+            name,
+            replace(
+                third,
+                truth=videos,
+                run_root=run_root,
+                init=student,
+                augmentation=small(third.augmentation, 56, 88),
+                training=few(third.training),
+            ),
+        )
