@@ -5,14 +5,16 @@ that the user can mend is a message on stderr without a traceback, even where a 
 it; DISTILLFLOW_DEBUG=1 shows the traceback and the workers' output.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
 import logging
 import os
+import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NoReturn, TypeVar
 
 import ray
@@ -20,6 +22,7 @@ import ray.data
 import tyro
 from ray.exceptions import RayError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
+from ray.util import get_node_ip_address
 
 from pipelines.locations import PROJECT_FOLDER, is_shipped_copy
 from pipelines.tracking import Run
@@ -32,6 +35,8 @@ _REPORTING = ("flowcore", "pipelines", "jobs", "mlflow")
 """Packages whose exceptions say what to mend."""
 _ADDRESS = "RAY_ADDRESS"
 """The environment variable that Ray also sets for a job's driver."""
+_PORT = "RAY_GCS_SERVER_PORT"
+"""The environment variable of the port, one half of the address, that an embedded Ray takes."""
 _SPARE_CPUS = 2
 _FEWEST_CPUS = 4
 
@@ -91,7 +96,8 @@ def connect() -> None:
         inherited = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT_FOLDER), *([inherited] if inherited else [])])
         num_cpus = max(_FEWEST_CPUS, _num_cores() + _SPARE_CPUS)
-        start(address="local", num_cpus=num_cpus, include_dashboard=False)
+        with _known_address():
+            start(address="local", num_cpus=num_cpus, include_dashboard=False)
     elif address.startswith("http"):
         raise ConnectionError(
             f"RAY_ADDRESS {address} is a job server's: type `ray job submit --working-dir . -- python ...`, "
@@ -104,6 +110,28 @@ def connect() -> None:
     context = ray.data.DataContext.get_current()
     context.raise_original_map_exception = True
     context.enable_progress_bars = is_debugging
+
+
+@contextlib.contextmanager
+def _known_address() -> Iterator[None]:
+    """Ray's processes that start meanwhile inherit the address of their own cluster.
+
+    Without it Ray Train's watchman asks the cluster that `ray start` began last on this machine, one that is
+    gone or another's, whether the training still lives, and each training ends some seconds later.
+    """
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = str(probe.getsockname()[1])
+    host = get_node_ip_address()  # type: ignore[no-untyped-call]
+    before = {name: os.environ.pop(name, None) for name in (_ADDRESS, _PORT)}
+    os.environ.update({_ADDRESS: f"{host}:{port}", _PORT: port})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def announce(run: Run) -> None:

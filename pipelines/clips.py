@@ -456,13 +456,17 @@ def _start(timeout: float) -> tuple[subprocess.Popen[bytes], Connection]:
         pass_fds=[theirs.fileno()],
     )
     theirs.close()
+    is_late = not ours.poll(timeout)
     try:
-        if not ours.poll(timeout):
+        if is_late:
             process.kill()
         ours.recv()
     except (EOFError, OSError) as error:
-        raise RuntimeError(
-            f"the decoder process {_fate(process)} before it was ready, within {timeout:g} s: see its output"
+        fate = _fate(process)
+        # Whoever sends this one may do so to any process; every other end comes again with the next video.
+        kind = OSError if process.returncode == -signal.SIGKILL and not is_late else RuntimeError
+        raise kind(
+            f"the decoder process {fate} before it was ready, within {timeout:g} s: see its output"
         ) from error
     return process, ours
 

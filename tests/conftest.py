@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# How often, in seconds, Ray Train looks for what its workers report and wait to have taken; 2 by default.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import pytest
 import ray
 
+from jobs.command import connect
+
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """Four logical CPUs, however many there are, so that a feed has room beside its workers."""
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    connect()
     yield
     ray.shutdown()

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -393,6 +395,23 @@ def test_a_process_that_died_between_two_videos_is_replaced(video: VideoSource) 
         os.kill(decoder.pid or 0, signal.SIGKILL)
         psutil.Process(decoder.pid).wait(timeout=10)
         assert decoder.digest(video) == digest
+
+
+def test_a_process_killed_before_it_is_ready_costs_a_video_for_now(video: VideoSource) -> None:
+    def kill() -> None:
+        while True:
+            for process in psutil.Process().children():
+                if "pipelines.clips" in " ".join(process.cmdline()):
+                    process.kill()
+                    return
+            time.sleep(0.01)
+
+    with DecoderProcess() as decoder, ThreadPoolExecutor() as thread:
+        killed = thread.submit(kill)
+        with pytest.raises(OSError, match="SIGKILL, perhaps for want of memory before it was ready"):
+            decoder.digest(video)
+        killed.result()
+        assert decoder.digest(video)
 
 
 def test_a_process_without_a_sign_of_life_is_ended(video: VideoSource) -> None:

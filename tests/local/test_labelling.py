@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowcore.formats import write_image
 from flowcore.networks import FlowNetwork, PWCNetConfig
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
@@ -316,6 +317,19 @@ def test_changed_renamed_and_added_videos_leave_each_pair_once(tmp_path: Path) -
     after = {path: path.stat().st_mtime_ns for path in location.rglob("*.parquet")}
     assert len(before.items() & after.items()) == len(before) - 1
     assert write_pairs(str(videos), str(location), OPTIONS).new_pairs == 0
+
+
+def test_of_many_videos_of_one_size_only_a_copy_is_left_out(tmp_path: Path) -> None:
+    """Uncompressed images have one size whatever they show."""
+    for number in range(18):
+        scene = render_scene(min(number, 16), SceneOptions(height=48, width=64, num_frames=2))
+        folder = tmp_path / "collection" / f"{number:02d}"
+        folder.mkdir(parents=True)
+        for frame, image in enumerate(scene.frames):
+            write_image(folder / f"{frame}.bmp", image)
+    write_pairs(str(tmp_path / "collection"), str(tmp_path / "set"), OPTIONS)
+    assert len(pair_ids(tmp_path / "set")) == 17
+    assert ledger(tmp_path / "set") == {"17": "duplicate"}
 
 
 def test_what_an_unfinished_run_left_of_a_changed_video_goes(tmp_path: Path) -> None:

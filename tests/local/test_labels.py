@@ -272,8 +272,6 @@ def test_a_file_that_went_missing_is_named(tmp_path: Path) -> None:
 def test_two_makings_never_share_a_folder(tmp_path: Path) -> None:
     describe_set(str(tmp_path), DESCRIPTION)
     before = (tmp_path / "_label_set.json").read_bytes()
-    elsewhere = SetDescription(made_of=DESCRIPTION.made_of, provenance={"teacher": "y"})
-    describe_set(str(tmp_path), elsewhere)
     other = SetDescription(
         made_of={"clips": {"size": (96, 64), "stride": 1}, "teacher": {"digest": "bb"}}, provenance={}
     )
@@ -286,6 +284,18 @@ def test_two_makings_never_share_a_folder(tmp_path: Path) -> None:
             str(tmp_path), SetDescription(made_of={"clips": {"size": (48, 64), "stride": 1}}, provenance={})
         )
     assert (tmp_path / "_label_set.json").read_bytes() == before
+
+
+def test_the_run_that_finishes_a_set_is_its_provenance(tmp_path: Path) -> None:
+    killed, finishing, later = (
+        SetDescription(made_of=DESCRIPTION.made_of, provenance={"run_id": run})
+        for run in ("killed", "finishing", "later")
+    )
+    for run in (killed, finishing):
+        describe_set(str(tmp_path), run)
+    write_manifest(str(tmp_path), DESCRIPTION.digest, [])
+    describe_set(str(tmp_path), later)
+    assert json.loads((tmp_path / "_label_set.json").read_text())["provenance"] == {"run_id": "finishing"}
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:

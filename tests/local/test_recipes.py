@@ -1,5 +1,6 @@
 """The papers' recipes: what fits what, and two steps of each on tiny folders laid out like the data sets."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -104,7 +105,6 @@ def write_films(root: Path) -> int:
 SETS = {
     "chairs": (write_chairs, "chairs:"),
     "sintel": (write_sintel, "sintel:"),
-    "kitti": (write_kitti, "kitti2015:"),
     "video": (write_films, ""),
 }
 
@@ -126,60 +126,74 @@ def small(challenge: Challenge, height: int, width: int) -> Challenge:
     return replace(challenge, crop=Crop(height=height, width=width))
 
 
-@pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("name", SETS)
-def test_a_recipe_leads_from_its_data_set_s_folder_to_a_student(name: str, project: Path) -> None:
-    write, prefix = SETS[name]
-    root, run_root, labels = project / name, str(project / "runs"), str(project / f"labels-{name}")
-    num_pairs = write(root)
-    videos = f"{prefix}{root}"
+def teacher_of(name: str, videos: str, project: Path) -> str:
+    options = train_teacher.recipes()[name][1]
     is_second_set = name in ("sintel", "kitti")
     if is_second_set:
         save_model(project / "start", RECIPES["smoke"].network.build(), {"stage": "test"})
-    first = train_teacher.recipes()[name][1]
-    teacher = train_teacher.train_teacher(
+    return train_teacher.train_teacher(
         name,
         replace(
-            first,
+            options,
             videos=videos,
-            run_root=run_root,
+            run_root=str(project / "runs"),
+            clips=replace(options.clips, min_size=(56, 88)),
             network=RECIPES["smoke"].network,
-            augmentation=small(first.augmentation, 56, 88),
-            training=few(first.training),
+            augmentation=small(options.augmentation, 56, 88),
+            training=few(options.training),
             init=str(project / "start") if is_second_set else None,
         ),
     )
-    labelling = pseudolabel.recipes()[name][1]
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("name", ["chairs", "sintel", "video"])
+def test_a_recipe_learns_from_its_data_set_s_folder(name: str, project: Path) -> None:
+    write, prefix = SETS[name]
+    num_pairs = write(project / name)
+    teacher = teacher_of(name, f"{prefix}{project / name}", project)
+    load_model(fetch_model(teacher))
+    (index,) = duckdb.sql(f"select count(*) from '{project}/runs/pairs-*/*/*.parquet'").fetchall()
+    assert index == (num_pairs,)
+    shutil.rmtree(project / "runs")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_recipe_leads_from_a_data_set_s_folder_to_a_student_tuned_on_its_truth(project: Path) -> None:
+    root, labels = project / "kitti", str(project / "labels")
+    num_pairs = write_kitti(root)
+    videos = f"kitti2015:{root}"
+    teacher = teacher_of("kitti", videos, project)
+    labelling = pseudolabel.recipes()["kitti"][1]
     summary = pseudolabel.pseudolabel(
-        name, replace(labelling, videos=videos, teacher=(teacher,), labels=labels)
+        "kitti", replace(labelling, videos=videos, teacher=(teacher,), labels=labels)
     )
     assert summary.num_pairs == num_pairs
     assert not summary.ledger
     sources = duckdb.sql(f"select distinct video from '{labels}/*/*.parquet'").fetchall()
     assert len(sources) == summary.num_videos
-    second = distill.recipes()[name][1]
+    second = distill.recipes()["kitti"][1]
     student = distill.distill(
-        name,
+        "kitti",
         replace(
             second,
             labels=labels,
-            run_root=run_root,
+            run_root=str(project / "runs"),
             challenge=small(second.challenge, 48, 64),
             training=few(second.training),
         ),
     )
     _, info = load_model(fetch_model(student))
     assert info.generation == 1
-    if is_second_set:
-        third = finetune.recipes()[name][1]
-        finetune.finetune(
-            name,
-            replace(
-                third,
-                truth=videos,
-                run_root=run_root,
-                init=student,
-                augmentation=small(third.augmentation, 56, 88),
-                training=few(third.training),
-            ),
-        )
+    third = finetune.recipes()["kitti"][1]
+    finetune.finetune(
+        "kitti",
+        replace(
+            third,
+            truth=videos,
+            run_root=str(project / "runs"),
+            init=student,
+            augmentation=small(third.augmentation, 56, 88),
+            training=few(third.training),
+        ),
+    )
