@@ -78,7 +78,7 @@ def has_cluster() -> bool:
 
 
 def connect() -> None:
-    """Joins the cluster of the Ray job or of RAY_ADDRESS; without either, starts Ray inside this process.
+    """Joins the cluster of the Ray job or of RAY_ADDRESS; without either, starts Ray in this process, once.
 
     The embedded Ray has more logical CPUs than the machine, because training workers hold theirs while their
     feed needs some: with as many of both a job would wait for ever. ConnectionError where RAY_ADDRESS leads
@@ -92,6 +92,8 @@ def connect() -> None:
     )
     address = os.environ.get(_ADDRESS, "")
     if not has_cluster():
+        if ray.is_initialized():
+            return
         # Ray's processes inherit it; the workers then import the code that runs here.
         inherited = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT_FOLDER), *([inherited] if inherited else [])])

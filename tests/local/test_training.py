@@ -110,11 +110,10 @@ def several(pairs: PairSet) -> tuple[Source, ...]:
     return first, second
 
 
-@pytest.mark.parametrize("has_several", [False, True])
 def test_two_workers_and_one_worker_at_equal_global_batch_give_equal_gradients(
-    pairs: PairSet, project: Path, has_several: bool
+    pairs: PairSet, project: Path
 ) -> None:
-    sources = several(pairs) if has_several else ()
+    sources = several(pairs)
     one_step = replace(OPTIONS, steps=1, unmasked_steps=1, clip_norm=1e9)
     moments = []
     for workers in (1, 2):
