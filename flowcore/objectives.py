@@ -18,10 +18,9 @@ from flowcore.geometry import backward_warp, resize_image, upsample_flow
 from flowcore.networks import BidirectionalFlow
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.photometric import (
-    DISTANCES,
-    border_of,
     census_border,
     census_distance,
+    distance_everywhere,
     robust,
     smoothness,
 )
@@ -125,7 +124,9 @@ class Photometric:
     Deviation from the paper, which takes the loss on the final full-resolution flow: here each of the
     network's finest levels has its own loss at its own resolution, with frames averaged down to it. From
     random weights the loss on the final flow alone did not learn in 600 steps of a small trial, and full
-    resolution costs 16 times the pixels.
+    resolution costs 16 times the pixels. Hence the pixels at the frame's sides count too, their patches
+    filled by repetition: 3 px of a level left out, as UnFlow does at full resolution, are 12 px of the frame
+    at stride 4 and most of a small frame at stride 16, where nothing would teach the flow to point outwards.
     """
 
     distance: Literal["census", "rgb", "ssim"] = "census"
@@ -163,17 +164,16 @@ class Photometric:
                 resize_image(batch.image1, height, width),
                 resize_image(batch.image2, height, width),
             )
-            border = border_of(self.distance, image1)
             for name, here, there, flow, inside, occluded in (
                 ("fw", image1, image2, flow_fw, batch.inside1, occlusions and occlusions[0]),
                 ("bw", image2, image1, flow_bw, batch.inside2, occlusions and occlusions[1]),
             ):
-                counted = ~border
+                counted = torch.ones_like(here[:, :1], dtype=torch.bool)
                 if occluded is not None:
                     counted &= ~_shrink_mask(occluded, height, width)
                 if inside is not None:
                     counted &= _shrink_mask(inside, height, width)
-                distance = DISTANCES[self.distance][0](here, backward_warp(there, flow / stride))
+                distance = distance_everywhere(self.distance, here, backward_warp(there, flow / stride))
                 weights = counted.to(distance.dtype)
                 term = _weighted_term(f"photometric/stride{stride}/{name}", weight, distance, weights)
                 terms.append(replace(term, total=term.total / distance.shape[1]))

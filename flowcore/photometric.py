@@ -17,7 +17,7 @@ from torch.nn import functional
 from flowcore.shapes import Image, Mask
 
 PATCH_RADIUS = 3
-"""Of the census patch, in pixels; the border of this width has no full patch and is not counted."""
+"""Of the census patch, in pixels; the border of this width has no full patch."""
 _SOFT_SIGN = 0.81
 _SOFT_HAMMING = 0.1
 
@@ -51,12 +51,10 @@ def census_distance(image1: Image, image2: Image) -> Grey:
 
 def census_border(image: Float[Tensor, "batch _ height width"]) -> Mask:
     """True on the pixels whose 7x7 patch leaves the frame."""
-    return _border(image, PATCH_RADIUS)
-
-
-def _border(image: Float[Tensor, "batch _ height width"], radius: int) -> Mask:
     border = torch.ones_like(image[:, :1], dtype=torch.bool)
-    border[..., radius : image.shape[-2] - radius, radius : image.shape[-1] - radius] = False
+    border[
+        ..., PATCH_RADIUS : image.shape[-2] - PATCH_RADIUS, PATCH_RADIUS : image.shape[-1] - PATCH_RADIUS
+    ] = False
     return border
 
 
@@ -94,9 +92,14 @@ DISTANCES: dict[str, tuple[Callable[[Image, Image], Tensor], int]] = {
 """By name: the distance, of one channel or three, and the width of the border on which it means nothing."""
 
 
-def border_of(distance: str, image: Float[Tensor, "batch _ height width"]) -> Mask:
-    """True on the pixels where the distance of this name means nothing."""
-    return _border(image, DISTANCES[distance][1])
+def distance_everywhere(name: str, image1: Image, image2: Image) -> Tensor:
+    """The distance of this name with a meaning on every pixel: a patch that leaves the frames sees the pixels
+    at their sides repeated."""
+    distance, radius = DISTANCES[name]
+    if radius == 0:
+        return distance(image1, image2)
+    wider1, wider2 = (functional.pad(image, [radius] * 4, mode="replicate") for image in (image1, image2))
+    return distance(wider1, wider2)[..., radius:-radius, radius:-radius]
 
 
 def _offsets() -> Iterator[tuple[int, int]]:

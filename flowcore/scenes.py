@@ -39,6 +39,9 @@ class SceneOptions:
     """Largest rotation a frame, in radians, of the camera and of each layer."""
     zoom: float = 0.02
     """Largest relative change of scale a frame."""
+    lighting: float = 0.0
+    """How much the light changes: the brightness of each frame is multiplied by a factor drawn between
+    1 - lighting and 1 + lighting. 0 for constant light."""
     stereo: bool = False
     """Consecutive frames are a rectified stereo pair, the left one first: everything moves to the left along
     its row, nearer layers faster. Surfaces may slant (`rotation` shears them and `zoom` stretches them, along
@@ -50,6 +53,8 @@ class SceneOptions:
                 f"a scene of {self.num_frames} frames of ({self.height}, {self.width}) is too small; "
                 "at least 2 frames of 16 px a side"
             )
+        if not 0 <= self.lighting < 1:
+            raise ValueError(f"lighting {self.lighting} must lie in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +203,9 @@ def _grid(height: int, width: int, per_pixel: int = 1) -> Float[ndarray, "2 rows
     return np.stack([(x + 0.5) / per_pixel - 0.5, (y + 0.5) / per_pixel - 0.5])
 
 
-def _render(layers: list[_Layer], frame: int, height: int, width: int) -> UInt8[ndarray, "height width 3"]:
+def _render(
+    layers: list[_Layer], frame: int, height: int, width: int, brightness: float
+) -> UInt8[ndarray, "height width 3"]:
     grid = _grid(height, width, _SUPERSAMPLING)
     image = np.zeros((*grid.shape[1:], 3), np.float32)
     for layer in layers:
@@ -207,7 +214,7 @@ def _render(layers: list[_Layer], frame: int, height: int, width: int) -> UInt8[
         opacity = (inside * _SUPERSAMPLING + 0.5).clip(0, 1).astype(np.float32)[..., None]
         image += opacity * (layer.color(points) - image)
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    return (image * 255 + 0.5).clip(0, 255).astype(np.uint8)
+    return (image * (255 * brightness) + 0.5).clip(0, 255).astype(np.uint8)
 
 
 def _truth(
@@ -238,10 +245,17 @@ def render_scene(seed: int, options: SceneOptions) -> Scene:
     layers = _layers(np.random.default_rng((seed, 0x5CE4E)), options)
     size = options.height, options.width
     pairs = range(options.num_frames - 1)
+    # random numbers of its own, so that the same seed has the same scene in any light
+    light = np.random.default_rng((seed, 0x11647)).uniform(-1, 1, options.num_frames)
     forward = [_truth(layers, frame, frame + 1, *size) for frame in pairs]
     backward = [_truth(layers, frame + 1, frame, *size) for frame in pairs]
     return Scene(
-        frames=np.stack([_render(layers, frame, *size) for frame in range(options.num_frames)]),
+        frames=np.stack(
+            [
+                _render(layers, frame, *size, brightness=1 + options.lighting * light[frame])
+                for frame in range(options.num_frames)
+            ]
+        ),
         flow_fw=np.stack([flow for flow, _ in forward]),
         flow_bw=np.stack([flow for flow, _ in backward]),
         occ_fw=np.stack([occluded for _, occluded in forward]),

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from flowcore.photometric import (
     DISTANCES,
-    border_of,
     census_border,
     census_distance,
+    distance_everywhere,
     grey,
     rgb_distance,
     robust,
@@ -246,14 +246,29 @@ def test_every_distance_is_symmetric_not_negative_and_zero_between_equal_frames(
 
 
 @pytest.mark.parametrize("name", DISTANCES)
-def test_inside_its_border_a_distance_does_not_see_beyond_the_frame(name: str) -> None:
+def test_a_distance_is_meant_everywhere_and_at_the_sides_sees_their_pixels_repeated(name: str) -> None:
     image1, image2 = frames(3, 20, 24)
-    distance = DISTANCES[name][0]
-    whole = distance(image1, image2)[..., 2:-2, 2:-2]
-    cut = [image[..., 2:-2, 2:-2] for image in (image1, image2)]
-    part = distance(cut[0], cut[1])
-    inside = (~border_of(name, part)).expand_as(part)
-    torch.testing.assert_close(part[inside], whole[inside])
+    distance, radius = DISTANCES[name]
+    everywhere = distance_everywhere(name, image1, image2)
+    assert everywhere.shape == distance(image1, image2).shape
+    assert everywhere.gt(0).all()
+    inside = (..., slice(radius, 20 - radius), slice(radius, 24 - radius))
+    torch.testing.assert_close(everywhere[inside], distance(image1, image2)[inside])
+    wider = [torch.cat([image[..., :1]] * radius + [image], dim=-1) for image in (image1, image2)]
+    left_side = (..., slice(radius, 20 - radius), slice(0, 4))
+    torch.testing.assert_close(
+        everywhere[left_side], distance(wider[0], wider[1])[..., radius:][left_side], rtol=1e-9, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 9), (6, 7)])
+def test_a_level_smaller_than_a_patch_still_teaches(name: str, height: int, width: int) -> None:
+    image1, image2 = (image.requires_grad_() for image in frames(4, height, width))
+    distance_everywhere(name, image1, image2 if height * width > 1 else image2 + 0.01).sum().backward()
+    if height * width > 1:
+        assert image2.grad is not None
+        assert image2.grad.abs().sum() > 0
 
 
 def test_the_rgb_distance_is_the_difference_of_each_channel() -> None:
