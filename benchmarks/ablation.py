@@ -28,13 +28,16 @@ from functools import partial
 from pathlib import Path
 
 from flowcore.hallucination import Challenge, Colour, Geometric, RectangleNoise, SuperpixelNoise
+from flowcore.networks import AnyNetworkConfig, PWCNetConfig, RAFTConfig
 from flowcore.objectives import Photometric, StudentObjective, TeacherObjective
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, finetune, pseudolabel, train_teacher
 from jobs.command import connect
+from jobs.recipes import RECIPES
 from pipelines.checkpoints import fetch_model
 from pipelines.labels import MANIFEST_FILE
 from pipelines.locations import PROJECT_FOLDER
+from pipelines.training import TrainingOptions
 
 RESULTS = PROJECT_FOLDER / "docs" / "results"
 RECORDS = RESULTS / "ablation"
@@ -54,9 +57,30 @@ TRAINING_SCENES = range(25)
 TEST_SCENES = range(10_000, 10_040)
 
 SEEDS = (0, 1, 2)
-BACKBONES = ("flownets", "flownetc", "raft_small")
-LABEL_SHARES = (0.01, 0.05, 0.2, 1.0)
+TEACHER_STEPS, UNMASKED_STEPS = 600, 180
+STUDENT_STEPS = 500
 FINETUNE_STEPS = 300
+_DEMO = RECIPES["demo"].networks
+NETWORKS: dict[str, AnyNetworkConfig] = {
+    "pwcnet": PWCNetConfig(
+        encoder_widths=(16, 32, 48, 64), decoder_widths=(48, 32, 24), context_widths=(32, 32), radius=3
+    ),
+    "flownets": _DEMO["flownets"],
+    "flownetc": _DEMO["flownetc"],
+    "raft_small": RAFTConfig(
+        encoder_widths=(24, 32, 48),
+        feature_width=64,
+        hidden_width=48,
+        context_width=32,
+        motion_width=64,
+        iterations=4,
+        scales=3,
+        radius=3,
+    ),
+}
+"""Of a size that lets all cells be done in some hours on two cores: half the demo's work a step."""
+GENERALISED = tuple(NETWORKS)[1:]
+LABEL_SHARES = (0.01, 0.05, 0.2, 1.0)
 STAGE_2_RATE = 2e-4
 """The learning rate of students and controls, half the recipe's: with the recipe's the control of seed 0
 collapsed (all held-back pixels occluded after 200 steps)."""
@@ -87,8 +111,15 @@ class Cell:
 
 
 def teacher_options(backbone: str) -> train_teacher.TrainTeacher:
-    """Of the demo's size."""
-    return train_teacher.recipes()["demo" if backbone == "pwcnet" else f"demo:{backbone}"][1]
+    options = train_teacher.recipes()["demo"][1]
+    training = replace(options.training, steps=TEACHER_STEPS, unmasked_steps=UNMASKED_STEPS)
+    return replace(options, network=NETWORKS[backbone], training=training)
+
+
+def student_training(seed: int) -> TrainingOptions:
+    """The control's, too."""
+    training = distill.recipes()["demo"][1].training
+    return replace(training, seed=seed, steps=STUDENT_STEPS, learning_rate=STAGE_2_RATE)
 
 
 def teacher(
@@ -117,7 +148,7 @@ def teacher(
 
 def control(seed: int, *, of: str, crop: bool = True, kind: str = "mixed", backbone: str = "pwcnet") -> str:
     """The teacher trained on without distillation for the student's steps on the student's crops."""
-    options, student_options = teacher_options(backbone), distill.recipes()["demo"][1]
+    options = teacher_options(backbone)
     return train_teacher.train_teacher(
         "demo",
         replace(
@@ -125,8 +156,8 @@ def control(seed: int, *, of: str, crop: bool = True, kind: str = "mixed", backb
             videos=videos(kind),
             run_root=str(WORK),
             init=model(of, seed),
-            augmentation=student_options.challenge if crop else options.augmentation,
-            training=replace(student_options.training, seed=seed, learning_rate=STAGE_2_RATE),
+            augmentation=CROP if crop else WHOLE,
+            training=student_training(seed),
         ),
     )
 
@@ -161,13 +192,13 @@ def student(
             run_root=str(WORK),
             challenge=CHALLENGES[challenge],
             objective=objective or options.objective,
-            training=replace(options.training, seed=seed, learning_rate=STAGE_2_RATE),
+            training=student_training(seed),
         ),
     )
 
 
-def finetuned(seed: int, *, start: str | None, share: float) -> str:
-    """Supervised, with the truth of a share of the training pairs."""
+def finetuned(seed: int, *, start: str | None, share: float, unlabelled: bool = False) -> str:
+    """With the truth of a share of the training pairs; unlabelled: as a student of all pairs too."""
     _, options = finetune.recipes()["demo"]
     return finetune.finetune(
         "demo",
@@ -176,7 +207,9 @@ def finetuned(seed: int, *, start: str | None, share: float) -> str:
             truth=f"scenes:{truth('mixed', TRAINING_SCENES)}",
             run_root=str(WORK),
             init="fresh" if start is None else model(start, seed),
+            network=NETWORKS["pwcnet"],
             label_share=share,
+            labels=labels(seed, [BASE], "mixed") if unlabelled else None,
             training=replace(options.training, seed=seed, steps=FINETUNE_STEPS),
         ),
     )
@@ -213,7 +246,7 @@ CELLS: dict[str, Cell] = {
     "student/2 teachers": Cell(make=partial(student, of=[BASE, "teacher/second"])),
     "student/3 teachers": Cell(make=partial(student, of=[BASE, "teacher/second", "teacher/third"])),
 }
-for _backbone in BACKBONES:
+for _backbone in GENERALISED:
     CELLS[f"teacher/{_backbone}"] = Cell(make=partial(teacher, backbone=_backbone))
     CELLS[f"control/{_backbone}"] = Cell(make=partial(control, of=f"teacher/{_backbone}", backbone=_backbone))
     CELLS[f"student/{_backbone}"] = Cell(make=partial(student, of=[f"teacher/{_backbone}"]))
@@ -230,6 +263,9 @@ for _share in LABEL_SHARES:
         CELLS[f"finetuned/{_share:.0%} from {_start}"] = Cell(
             make=partial(finetuned, start=_from, share=_share)
         )
+    CELLS[f"finetuned/{_share:.0%} from student, semi-supervised"] = Cell(
+        make=partial(finetuned, start="student/crop", share=_share, unlabelled=True)
+    )
 
 
 def videos(kind: str) -> str:
@@ -257,7 +293,7 @@ def truth(kind: str, scenes: range) -> str:
 
 
 def file_name(cell: str) -> str:
-    return cell.replace("/", ".").replace(" ", "-").replace("%", "")
+    return cell.replace("/", ".").replace(",", "").replace(" ", "-").replace("%", "")
 
 
 def record_file(name: str, seed: int) -> Path:
@@ -419,7 +455,7 @@ def tables() -> str:
                     row(f"{backbone}: {part}", f"{part}/{backbone}", against=f"control/{backbone}")
                     if part == "student"
                     else row(f"{backbone}: {part}", f"{part}/{backbone}")
-                    for backbone in BACKBONES
+                    for backbone in GENERALISED
                     for part in ("teacher", "control", "student")
                 ),
             ],
@@ -429,7 +465,7 @@ def tables() -> str:
             [
                 row(f"{share:.0%} of the labels, from {start}", f"finetuned/{share:.0%} from {start}")
                 for share in LABEL_SHARES
-                for start in ("scratch", "teacher", "student")
+                for start in ("scratch", "teacher", "student", "student, semi-supervised")
             ],
         ),
         (
@@ -485,7 +521,10 @@ def claims() -> str:
                 worst = statistics.mean(changes) + statistics.stdev(changes)
                 text = f"{name}: {mean_and_spread(changes, 1)} % against {against}"
                 lines.append((f"distillation cuts EPE {key} by {least:g} %", worst <= -least, text))
-    for backbone, against in (("crop", "control/crop"), *((each, f"control/{each}") for each in BACKBONES)):
+    for backbone, against in (
+        ("crop", "control/crop"),
+        *((each, f"control/{each}") for each in GENERALISED),
+    ):
         claim = "every backbone's student beats its control on occluded pixels"
         lines.append((claim, *below(f"student/{backbone}", against, "occ")))
     one, three = seeds_of("student/crop"), seeds_of("student/3 teachers")
@@ -514,8 +553,9 @@ def report() -> str:
         "# The ablation\n\n"
         "Printed by `python benchmarks/ablation.py --print` from the cells in `docs/results/ablation`, each "
         f"written when it was done; {count} cells so far, {spent / 3600:.1f} hours on two CPU cores.\n\n"
-        f"Rendered scenes of 96x128 px, the `demo` recipe: {len(TRAINING_SCENES)} videos without labels, "
-        f"{len(TEST_SCENES)} other scenes for the test; EPE in px, mean ± standard deviation over seeds. "
+        f"Rendered scenes of 96x128 px, small networks: {len(TRAINING_SCENES)} videos without labels, "
+        f"{len(TEST_SCENES)} other scenes for the test; {TEACHER_STEPS} steps for a teacher, {STUDENT_STEPS} for "
+        "a student and for a control; EPE in px, mean ± standard deviation over seeds. "
         "`against control` is the change of the error against the teacher trained on without distillation "
         "for as many steps.\n\n"
         f"{tables()}\n\n{unfinished()}"

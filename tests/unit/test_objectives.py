@@ -122,14 +122,14 @@ def test_objectives_are_what_the_training_loop_takes(objective: object) -> None:
     assert isinstance(objective, Objective)
 
 
-def test_equal_frames_at_rest_cost_the_penalty_of_zero_at_every_pixel_that_has_a_patch() -> None:
+def test_equal_frames_at_rest_cost_the_penalty_of_zero_at_every_pixel_up_to_the_sides() -> None:
     image = random(0, 2, 3, 40, 48)
     still = [torch.zeros(2, 2, 10, 12)]
     flows = answer(still, still, (4,))
     terms = FINEST.terms(Batch(image1=image, image2=image), flows, None)
     assert [term.name for term in terms] == ["photometric/stride4/fw", "photometric/stride4/bw"]
     for term in terms:
-        assert term.count.item() == 2 * (10 - 6) * (12 - 6)
+        assert term.count.item() == 2 * 10 * 12
         assert term.total.item() == pytest.approx(term.count.item() * PSI_ZERO)
 
 
@@ -165,7 +165,7 @@ def test_pixels_deep_inside_the_occlusion_change_neither_the_loss_nor_the_gradie
         FINEST.terms(batch, before, (occluded, occluded))[0],
         FINEST.terms(other, after, (occluded, occluded))[0],
     )
-    assert term.count.item() == 14 * 14 - 12 * 12
+    assert term.count.item() == 20 * 20 - 12 * 12
     assert same.total.item() == term.total.item()
     (gradient,) = torch.autograd.grad(term.total, before.forward)
     (same_gradient,) = torch.autograd.grad(same.total, after.forward)
@@ -174,11 +174,11 @@ def test_pixels_deep_inside_the_occlusion_change_neither_the_loss_nor_the_gradie
     assert gradient.equal(same_gradient)
 
 
-@pytest.mark.parametrize(("occluded_pixels", "counted"), [(7, 1), (8, 0)])
+@pytest.mark.parametrize(("occluded_pixels", "counted"), [(7, 49), (8, 48)])
 def test_a_coarse_pixel_is_counted_where_more_than_half_of_what_is_under_it_is_visible(
     occluded_pixels: int, counted: int
 ) -> None:
-    batch = pairs(0, 1, 28, 28)  # at stride 4 one pixel has a whole patch
+    batch = pairs(0, 1, 28, 28)
     still = [torch.zeros(1, 2, 7, 7)]
     occluded = everywhere(batch, False)
     occluded[..., 12:16, 12:16] = (torch.arange(16) < occluded_pixels).view(4, 4)
@@ -358,7 +358,7 @@ def test_terms_of_a_batch_are_the_sum_of_the_terms_of_its_parts(
 @given(seed=seeds)
 def test_exchanging_the_frames_exchanges_forward_and_backward(seed: int) -> None:
     batch = pairs(seed, 1, 64, 80, labelled=True)
-    # Seven coarse pixels to the right and two down: more than the three of the border leave the frame.
+    # Seven coarse pixels to the right and two down leave the frame.
     motion = uniform(28, 8, 1, 16, 20)
     forward, backward = torch.stack([motion, -motion]) + (random(seed, 2, 1, 2, 16, 20) - 0.5) * 0.2
     objective = StudentObjective(photometric=FINEST)
@@ -403,9 +403,9 @@ def test_the_warm_up_counts_occluded_pixels_and_the_check_is_watched_all_the_sam
     flows = answer([forward], [backward], (1,))
     warm_up = TeacherObjective(photometric=FINEST)(estimator(flows), batch, masked=False)
     masked = TeacherObjective(photometric=FINEST)(estimator(flows), batch, masked=True)
-    assert {term.count.item() for term in warm_up.terms} == {10.0 * 26}
-    # Eight of 32 columns are occluded, three of them in the border that isn't counted anyway.
-    assert {term.count.item() for term in masked.terms} == {10.0 * (26 - 5)}
+    assert {term.count.item() for term in warm_up.terms} == {16.0 * 32}
+    # Eight of 32 columns are occluded.
+    assert {term.count.item() for term in masked.terms} == {16.0 * (32 - 8)}
     assert warm_up.watched == masked.watched
     assert masked.watched["occluded"].item() == pytest.approx(8 / 32)
 

@@ -128,6 +128,24 @@ def test_layers_move_by_at_most_their_speed_before_a_camera_at_rest(seed: int) -
     assert scene.occ_fw.any()
 
 
+def test_changing_light_changes_brightness_by_a_factor_a_frame_and_nothing_else() -> None:
+    constant = render_scene(1, OPTIONS)
+    scene = render_scene(1, replace(OPTIONS, lighting=0.3))
+    assert np.array_equal(scene.flow_fw, constant.flow_fw)
+    assert np.array_equal(scene.occ_fw, constant.occ_fw)
+    lit = constant.frames.astype(float)
+    dark = (lit > 80) & (lit < 180)  # neither rounded much nor cut off at white
+    factors = [
+        scene.frames[frame][dark[frame]] / lit[frame][dark[frame]] for frame in range(len(scene.frames))
+    ]
+    assert all(np.ptp(factor) < 0.03 for factor in factors)
+    means = [factor.mean() for factor in factors]
+    assert all(0.7 <= mean <= 1.3 for mean in means)
+    assert max(means) - min(means) > 0.1
+    with pytest.raises(ValueError, match=r"lighting 1.0 must lie in \[0, 1\)"):
+        replace(OPTIONS, lighting=1.0)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_stereo_moves_everything_left_along_its_row_and_the_nearer_the_faster(seed: int) -> None:
     scene = render_scene(seed, replace(OPTIONS, stereo=True))
