@@ -110,6 +110,11 @@ class Cell:
     kinds: tuple[str, ...] = ("mixed",)
 
 
+def run_root(seed: int) -> str:
+    """Of its own for each seed: two processes can't write frame pairs into one folder at once."""
+    return str(WORK / f"seed{seed}")
+
+
 def teacher_options(backbone: str) -> train_teacher.TrainTeacher:
     options = train_teacher.recipes()["demo"][1]
     training = replace(options.training, steps=TEACHER_STEPS, unmasked_steps=UNMASKED_STEPS)
@@ -139,7 +144,7 @@ def teacher(
         replace(
             options,
             videos=videos(kind),
-            run_root=str(WORK),
+            run_root=run_root(seed),
             objective=objective,
             training=replace(options.training, seed=seed, unmasked_steps=unmasked),
         ),
@@ -154,7 +159,7 @@ def control(seed: int, *, of: str, crop: bool = True, kind: str = "mixed", backb
         replace(
             options,
             videos=videos(kind),
-            run_root=str(WORK),
+            run_root=run_root(seed),
             init=model(of, seed),
             augmentation=CROP if crop else WHOLE,
             training=student_training(seed),
@@ -189,7 +194,7 @@ def student(
         replace(
             options,
             labels=labels(seed, of, kind),
-            run_root=str(WORK),
+            run_root=run_root(seed),
             challenge=CHALLENGES[challenge],
             objective=objective or options.objective,
             training=student_training(seed),
@@ -205,7 +210,7 @@ def finetuned(seed: int, *, start: str | None, share: float, unlabelled: bool = 
         replace(
             options,
             truth=f"scenes:{truth('mixed', TRAINING_SCENES)}",
-            run_root=str(WORK),
+            run_root=run_root(seed),
             init="fresh" if start is None else model(start, seed),
             network=NETWORKS["pwcnet"],
             label_share=share,
@@ -554,8 +559,8 @@ def report() -> str:
         "Printed by `python benchmarks/ablation.py --print` from the cells in `docs/results/ablation`, each "
         f"written when it was done; {count} cells so far, {spent / 3600:.1f} hours on two CPU cores.\n\n"
         f"Rendered scenes of 96x128 px, small networks: {len(TRAINING_SCENES)} videos without labels, "
-        f"{len(TEST_SCENES)} other scenes for the test; {TEACHER_STEPS} steps for a teacher, {STUDENT_STEPS} for "
-        "a student and for a control; EPE in px, mean ± standard deviation over seeds. "
+        f"{len(TEST_SCENES)} other scenes for the test; {TEACHER_STEPS} steps for a teacher, "
+        f"{STUDENT_STEPS} for a student and for a control; EPE in px, mean ± standard deviation over seeds. "
         "`against control` is the change of the error against the teacher trained on without distillation "
         "for as many steps.\n\n"
         f"{tables()}\n\n{unfinished()}"

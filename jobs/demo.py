@@ -112,7 +112,7 @@ def main(options: Demo) -> None:
     else:
         with stages.stage("evaluate", "zero flow, DIS, teacher and student on scenes never trained on"):
             results = evaluate.evaluate_models(
-                {"zero": "zero", "dis": "dis", **models},
+                {"zero": "zero", "dis": "opencv:dis_medium", **models},
                 evaluate.Evaluate(model=("zero",), benchmark="scenes", root=str(folder / "scenes")),
             )
             ranked = results["student"].ranked

@@ -1,6 +1,6 @@
 """Evaluates models on a benchmark: endpoint error, Fl and occlusion against the truth.
 
-    python jobs/evaluate.py --model models:/flow-student@champion zero dis --benchmark sintel --root my_sintel
+    python jobs/evaluate.py --model zero models:/flow-student@champion --benchmark sintel --root my_sintel
 
 Prints a table. Each model gets a run in MLflow, linked to the one that made it, with the metrics and with
 pictures of its median and its worst pair.
@@ -19,7 +19,7 @@ from flowcore.occlusion import ForwardBackwardCheck
 from jobs.command import connect, run
 from pipelines import tracking
 from pipelines.checkpoints import fetch_model, load_model
-from pipelines.evaluation import BUILT_IN, EvaluationResult, evaluate, example, load_estimator, table
+from pipelines.evaluation import ZERO, EvaluationResult, evaluate, example, load_estimator, table
 from pipelines.locations import absolute
 
 
@@ -28,8 +28,8 @@ class Evaluate:
     """Options of evaluate."""
 
     model: tuple[str, ...]
-    """Checkpoint folders or URIs, runs:/<run id>/model, models:/<name>@<alias>, torchvision:<name>,
-    ptlflow:<name>, `zero`, `dis` (OpenCV's)."""
+    """Checkpoint folders or URIs, runs:/<run id>/model, models:/<name>@<alias>, opencv:<name>,
+    torchvision:<name>, ptlflow:<name>; `zero` answers no motion."""
     benchmark: Literal[
         "sintel",
         "kitti2012",
@@ -57,9 +57,7 @@ class Evaluate:
 def evaluate_models(models: Mapping[str, str], options: Evaluate) -> dict[str, EvaluationResult]:
     """Runs the stage for models by name, whatever `options.model` says; returns their results by name."""
     root = absolute(options.root, "--root")
-    places = {
-        name: model if model in BUILT_IN else absolute(model, "--model") for name, model in models.items()
-    }
+    places = {name: model if model == ZERO else absolute(model, "--model") for name, model in models.items()}
     samples = find_samples(options.benchmark, Path(root))
     with ExitStack() as stack:
         runs = {
@@ -115,7 +113,7 @@ def _record(
     for rank, sample in {"median": ranked[len(ranked) // 2], "worst": ranked[-1]}.items():
         tracked.picture(f"evaluate/{rank}", example(sample, estimators, check), step=0)
         tracked.tag(f"picture.{rank}", f"{sample.group} {sample.name}")
-    if place not in BUILT_IN and not tracking.is_mlflow_uri(place):
+    if place != ZERO and not tracking.is_mlflow_uri(place):
         _, info = load_model(fetch_model(place))
         tracked.link("model", info.run_id)
 

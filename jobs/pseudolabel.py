@@ -4,7 +4,8 @@
     my_labels
 
 --teacher takes several: their mean is the label, and where they disagree it isn't trusted. A student may be
-the teacher of the next round, and so may another library's network: torchvision:raft_small, ptlflow:<name>.
+the teacher of the next round, and so may another library's network, torchvision:raft_small or ptlflow:<name>,
+or a classical method that needs no training: opencv:dis_medium.
 
 Killed at any moment, the same command again finishes the set: each pair is there once, and what was finished
 is not done again.
@@ -36,7 +37,8 @@ class Pseudolabel:
     """Folder (searched through), glob, video, list file or URI; or a data set's unpacked folder, as
     chairs:<folder>, sintel:<folder>, kitti2012:<folder> or kitti2015:<folder>."""
     teacher: tuple[str, ...]
-    """Checkpoint folder, runs:/<run id>/model, models:/<name>@<alias>, torchvision:<name> or ptlflow:<name>;
+    """Checkpoint folder, runs:/<run id>/model, models:/<name>@<alias>, opencv:<name>, torchvision:<name> or
+    ptlflow:<name>;
     one or several."""
     labels: str
     """Folder or URI, shared by all nodes, that the labels are written to."""

@@ -8,7 +8,6 @@ recognised instead of being loaded as a mixture.
 
 import atexit
 import hashlib
-import importlib.metadata
 import io
 import json
 import pickle
@@ -173,8 +172,9 @@ def fetch_model(uri: str) -> Path:
 
     `uri` is a local path, a URI that pyarrow reads (s3://, gs://, file://), `runs:/<run id>/model`,
     `models:/<name>@<alias>` or `models:/<name>/<version>`; FileNotFoundError where there is no model. Or it
-    is `torchvision:<name>` or `ptlflow:<name>`, that library's network with the weights that it publishes;
-    raises what `ExternalConfig.build` and `ExternalNetwork.load_pretrained` raise.
+    is `opencv:<name>`, a classical method, or `torchvision:<name>` or `ptlflow:<name>`, that library's
+    network with the weights that it publishes; raises what `ExternalConfig.build` and
+    `ExternalNetwork.load_pretrained` raise.
     """
     if (external := networks.external_network(uri)) is not None:
         return _fetch_external(external)
@@ -201,7 +201,7 @@ def _fetch_external(config: ExternalConfig) -> Path:
         "stage": "external",
         "network": config.uri,
         "weights": network.load_pretrained(),
-        "version": importlib.metadata.version(config.library),
+        "version": network.version,
     }
     folder = _vanishing_folder()
     save_model(folder, network, provenance)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
-import cv2
 import numpy as np
 import ray
 import ray.data
@@ -42,6 +41,8 @@ FlowArray = Float[ndarray, "2 height width"]
 DEFAULT_CHECK = ForwardBackwardCheck()
 """What says which pixels are occluded, with DDFlow's constants."""
 
+ZERO = "zero"
+"""The model that answers no motion."""
 _PAIRS_PER_BLOCK = 16
 """A block costs Ray some 40 ms, a pair at least as much."""
 
@@ -164,9 +165,9 @@ def evaluate(
 
 
 def load_estimator(model: str) -> Estimator:
-    """`zero` (no motion), `dis` (OpenCV's DIS, medium preset), or the network at a URI for `fetch_model`."""
-    if model in _BUILT_IN:
-        return _BUILT_IN[model]()
+    """`zero` (no motion), or the network at a URI for `fetch_model`."""
+    if model == ZERO:
+        return NoMotion()
     network, _ = load_model(fetch_model(model))
     return NetworkEstimator(network)
 
@@ -236,30 +237,6 @@ class NoMotion:
         pass
 
 
-class DenseInverseSearch:
-    """OpenCV's DIS flow (Kroeger et al., ECCV 2016), medium preset, on grey frames."""
-
-    def __call__(self, image1: Frame, image2: Frame) -> tuple[FlowArray, FlowArray]:
-        grey1, grey2 = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (image1, image2))
-        # Made anew for each pair, because it can't be sent to another process.
-        search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-
-        def flow(first: ndarray, second: ndarray) -> FlowArray:
-            result = np.zeros((*first.shape, 2), np.float32)
-            try:
-                search.calc(first, second, result)
-            except cv2.error as error:
-                raise ValueError(
-                    f"DIS can't do frames of {first.shape} px ({error.err}): leave it out"
-                ) from error
-            return np.ascontiguousarray(result.transpose(2, 0, 1))
-
-        return flow(grey1, grey2), flow(grey2, grey1)
-
-    def to(self, device: torch.device) -> None:
-        pass
-
-
 class NetworkEstimator:
     """A network of ours."""
 
@@ -277,11 +254,6 @@ class NetworkEstimator:
 
     def _tensor(self, image: Frame) -> torch.Tensor:
         return torch.from_numpy(image).to(self._device).movedim(-1, 0)[None].float() / 255
-
-
-_BUILT_IN: dict[str, type[Estimator]] = {"zero": NoMotion, "dis": DenseInverseSearch}
-BUILT_IN = tuple(_BUILT_IN)
-"""The models that `load_estimator` knows by name."""
 
 
 def _shared_folder(root: str | Path) -> Path:

@@ -1,16 +1,21 @@
-"""How can a network of torchvision or ptlflow label for a student? Behind the interface of our own ones.
+"""How can what another library estimates label for a student? Behind the interface of our own networks.
 
-The libraries are optional, so each is imported where a network is built. Such a network estimates and is
-saved like any other, but isn't trained here. It sees two frames at a time: there is nothing to encode once.
+Networks of torchvision and ptlflow, and OpenCV's classical methods, which need no training and no GPU. The
+first two libraries are optional, so each is imported where a network is built. Such a network estimates and
+is saved like any other, but isn't trained here. It sees two frames at a time: there is nothing to encode
+once.
 """
 
 import difflib
 import importlib
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
+import cv2
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,8 +24,9 @@ from torch.nn import functional
 from flowcore.networks.interface import FlowLevel, FlowNetwork, NetworkConfig
 from flowcore.shapes import Flow, Image
 
-Library = Literal["torchvision", "ptlflow"]
+Library = Literal["opencv", "torchvision", "ptlflow"]
 LIBRARIES: tuple[Library, ...] = get_args(Library)
+_MODULES = {"opencv": "cv2"}
 
 _SIDE_MULTIPLE, _SMALLEST_SIDE = 8, 128
 """Pixels. What torchvision's RAFT asks for; ptlflow's networks pad further by themselves."""
@@ -75,6 +81,11 @@ class ExternalNetwork(FlowNetwork):
         height, width = features1[0].shape[-2:]
         flow = self._flow(_padded(features1[0]), _padded(features2[0]))
         return [flow[..., :height, :width]]
+
+    @property
+    def version(self) -> str:
+        """The library's."""
+        return str(_imported(self.config.library).__version__)
 
     def load_pretrained(self) -> str:
         """Takes the weights that the library publishes, and returns their address.
@@ -150,13 +161,77 @@ class PTLFlowNetwork(ExternalNetwork):
         return str(checkpoints.get(_GENERAL_CHECKPOINT) or next(iter(checkpoints.values())))
 
 
-_NETWORKS: dict[str, type[ExternalNetwork]] = {"torchvision": TorchvisionNetwork, "ptlflow": PTLFlowNetwork}
+class OpenCVNetwork(ExternalNetwork):
+    """OpenCV's DIS (Kroeger et al., ECCV 2016) and Farneback (SCIA 2003), on grey frames and on a CPU. It has
+    no weights: as a teacher it is there at once, and it never saw truth."""
+
+    def _built(self, library: Any) -> nn.Module:
+        _require_known(self.config, list(_OPENCV))
+        return nn.Identity()
+
+    def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[FlowLevel]:
+        """ValueError for frames that are too small for the method."""
+        return [self._flow(features1[0], features2[0])]
+
+    def _flow(self, image1: Image, image2: Image) -> Flow:
+        flows = [
+            self._of_pair(_grey(first), _grey(second)) for first, second in zip(image1, image2, strict=True)
+        ]
+        return torch.from_numpy(np.stack(flows)).to(image1.device)
+
+    def _of_pair(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        try:
+            flow = _OPENCV[self.config.name](first, second)
+        except cv2.error as error:
+            raise ValueError(
+                f"{self.config.uri} can't do frames of {first.shape} px ({error.err}): leave it out"
+            ) from error
+        return np.ascontiguousarray(flow.transpose(2, 0, 1))
+
+    def load_pretrained(self) -> str:
+        """Nothing to load."""
+        return ""
+
+    def _weights_url(self, library: Any) -> str:
+        return ""
+
+
+def _grey(image: Float[Tensor, "3 height width"]) -> np.ndarray:
+    """uint8, as OpenCV converts it."""
+    frame = (image.movedim(0, -1) * 255).round().byte().cpu().numpy()
+    return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+
+
+def _dis(preset: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    # made anew for each pair, because it can't be sent to another process
+    start = np.zeros((*first.shape, 2), np.float32)
+    return cv2.DISOpticalFlow.create(preset).calc(first, second, start)
+
+
+def _farneback(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    # the numbers of OpenCV's own sample
+    start = np.zeros((*first.shape, 2), np.float32)
+    return cv2.calcOpticalFlowFarneback(first, second, start, 0.5, 3, 15, 3, 5, 1.2, 0)
+
+
+_OPENCV: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "dis_ultrafast": partial(_dis, cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST),
+    "dis_fast": partial(_dis, cv2.DISOPTICAL_FLOW_PRESET_FAST),
+    "dis_medium": partial(_dis, cv2.DISOPTICAL_FLOW_PRESET_MEDIUM),
+    "farneback": _farneback,
+}
+
+_NETWORKS: dict[str, type[ExternalNetwork]] = {
+    "opencv": OpenCVNetwork,
+    "torchvision": TorchvisionNetwork,
+    "ptlflow": PTLFlowNetwork,
+}
 
 
 def _imported(library: Library) -> Any:
     """The library; RuntimeError where it can't be imported."""
     try:
-        return importlib.import_module(library)
+        return importlib.import_module(_MODULES.get(library, library))
     except (ImportError, RuntimeError, OSError) as error:
         raise RuntimeError(
             f"{library} can't be imported here ({error}); networks of {library} need it on every node: "

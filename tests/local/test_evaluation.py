@@ -67,7 +67,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def results(scenes: Path, model: str, ray_session: None) -> dict[str, EvaluationResult]:
-    return evaluate({"zero": "zero", "dis": "dis", "net": model}, "scenes", scenes)
+    return evaluate({"zero": "zero", "dis": "opencv:dis_medium", "net": model}, "scenes", scenes)
 
 
 def motions(scenes: Path) -> Float[ndarray, " pixels"]:
@@ -91,7 +91,7 @@ def test_the_cluster_counts_what_one_process_counts(
 ) -> None:
     samples = benchmarks.find_samples("scenes", scenes)
     assert len(samples) == 21
-    for name, uri in {"zero": "zero", "dis": "dis"}.items():
+    for name, uri in {"zero": "zero", "dis": "opencv:dis_medium"}.items():
         estimator = load_estimator(uri)
         alone = [pair_errors(estimator, benchmarks.load(sample), DEFAULT_CHECK) for sample in samples]
         assert results[name].pairs == tuple(zip(samples, alone, strict=True))
@@ -202,7 +202,7 @@ def test_the_table_has_a_row_for_each_model() -> None:
 
 def test_the_example_shows_every_model(scenes: Path, model: str) -> None:
     sample = benchmarks.find_samples("scenes", scenes)[0]
-    both = {name: load_estimator(uri) for name, uri in {"dis": "dis", "net": model}.items()}
+    both = {name: load_estimator(uri) for name, uri in {"dis": "opencv:dis_medium", "net": model}.items()}
     one = example(sample, {"dis": both["dis"]}, DEFAULT_CHECK)
     two = example(sample, both, DEFAULT_CHECK)
     assert one.dtype == two.dtype == np.uint8
@@ -233,7 +233,7 @@ def test_each_pass_of_sintel_is_a_group(tmp_path: Path, ray_session: None) -> No
             write_image(training / render_pass / "alley_1" / f"frame_{index:04d}.png", scene.frames[index])
     write_flow(training / "flow/alley_1/frame_0000.flo", scene.flow_fw[0])
     write_mask(training / "occlusions/alley_1/frame_0000.png", scene.occ_fw[0])
-    result = evaluate({"dis": "dis"}, "sintel", tmp_path)["dis"]
+    result = evaluate({"dis": "opencv:dis_medium"}, "sintel", tmp_path)["dis"]
     clean, final = result.groups["sintel/clean"], result.groups["sintel/final"]
     assert clean == final
     assert result.total == clean + final
@@ -261,15 +261,15 @@ def test_what_cannot_be_evaluated_says_why(scenes: Path, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="is a URI; benchmarks are read from a folder"):
         evaluate({"zero": "zero"}, "scenes", "s3://bucket/scenes")
     tiny = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(ValueError, match=r"DIS can't do frames of \(8, 8\) px"):
-        load_estimator("dis")(tiny, tiny)
+    with pytest.raises(ValueError, match=r"opencv:dis_medium can't do frames of \(8, 8\) px"):
+        load_estimator("opencv:dis_medium")(tiny, tiny)
 
 
 @pytest.mark.parametrize(("benchmark", "folder"), [("sintel", "sintel"), ("kitti2012", "kitti2012")])
 def test_dis_is_better_than_no_motion_on_real_benchmarks(
     shared_data: Path, ray_session: None, benchmark: str, folder: str
 ) -> None:
-    results = evaluate({"zero": "zero", "dis": "dis"}, benchmark, shared_data / folder)
+    results = evaluate({"zero": "zero", "dis": "opencv:dis_medium"}, benchmark, shared_data / folder)
     assert results["zero"].groups.keys() == results["dis"].groups.keys()
     for group, zero in results["zero"].groups.items():
         dis = results["dis"].groups[group]

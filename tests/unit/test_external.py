@@ -1,4 +1,4 @@
-"""torchvision's and ptlflow's networks as our own; what needs a library skips where it isn't installed."""
+"""Other libraries' networks and methods as our own; what needs a library skips where it isn't installed."""
 
 import importlib
 import json
@@ -7,15 +7,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from flowcore.geometry import upsample_flow
 from flowcore.networks import ExternalConfig, FlowNetwork, external_network, from_dict, to_dict
+from flowcore.networks.external import ExternalNetwork
+from flowcore.scenes import SceneOptions, render_scene
 
 TORCHVISION = ExternalConfig(library="torchvision", name="raft_small")
+DIS = ExternalConfig(library="opencv", name="dis_medium")
 NETWORKS = [
+    DIS,
+    ExternalConfig(library="opencv", name="farneback"),
     TORCHVISION,
     ExternalConfig(library="ptlflow", name="raft_small"),
     ExternalConfig(library="ptlflow", name="irr_pwc"),
@@ -28,6 +35,8 @@ def random(seed: int, *shape: int) -> Tensor:
 
 
 def library(name: str) -> Any:
+    if name == "opencv":
+        return cv2
     return pytest.importorskip(name, reason=f"{name} isn't installed: pip install -e '.[{name}]'")
 
 
@@ -133,3 +142,33 @@ def test_ptlflows_network_answers_as_it_does_to_frames_prepared_by_ptlflow() -> 
     with torch.no_grad():
         theirs = network.model(inputs)["flows"][:, 0]
     torch.testing.assert_close(flow, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["dis_ultrafast", "dis_fast", "dis_medium", "farneback"])
+def test_a_classical_method_finds_the_motion_of_a_scene_and_has_nothing_to_load(name: str) -> None:
+    scene = render_scene(0, SceneOptions(num_frames=2))
+    network = ExternalConfig(library="opencv", name=name).build()
+    assert isinstance(network, ExternalNetwork)
+    assert network.load_pretrained() == ""
+    assert network.version == cv2.__version__
+    assert not network.state_dict()
+    image1, image2 = (torch.from_numpy(frame).movedim(-1, 0)[None] / 255 for frame in scene.frames)
+    for flow, truth in zip(network.estimate(image1, image2), (scene.flow_fw, scene.flow_bw), strict=True):
+        error = np.linalg.norm(flow[0].numpy() - truth[0], axis=0)
+        assert error.mean() < 0.6 * np.linalg.norm(truth[0], axis=0).mean()
+
+
+def test_dis_answers_as_opencv_does_to_the_frames_in_grey() -> None:
+    frames = render_scene(1, SceneOptions(num_frames=2)).frames
+    flow, _ = DIS.build().estimate(*(torch.from_numpy(frame).movedim(-1, 0)[None] / 255 for frame in frames))
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    grey1, grey2 = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)
+    theirs = search.calc(grey1, grey2, np.zeros((*grey1.shape, 2), np.float32))
+    assert np.array_equal(flow[0].movedim(0, -1).numpy(), theirs)
+
+
+def test_opencv_names_its_methods_to_who_asks_for_another() -> None:
+    network = external_network("opencv:tvl1")
+    assert network is not None
+    with pytest.raises(ValueError, match=r"opencv has no optical flow network 'tvl1'; it has .*dis_medium"):
+        network.build()
