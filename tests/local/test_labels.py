@@ -218,6 +218,24 @@ def test_reading_some_columns_leaves_the_other_labels_out(tmp_path: Path) -> Non
     assert pair.flow_fw is None
 
 
+def test_the_pair_to_look_at_moves_more_than_nine_tenths_of_them_do(tmp_path: Path) -> None:
+    shards: dict[str, list[pa.Table]] = {}
+    motion = np.random.default_rng(0).permutation(20)
+    for number, video in enumerate(("a", "b", "c", "d")):
+        table, _ = shard(5, 16, 24, 4, video)
+        moved = pa.array(motion[5 * number : 5 * number + 5], pa.float32())
+        shards[video] = [table.set_column(table.column_names.index("flow_p50"), "flow_p50", moved)]
+    write_set(tmp_path / "set", shards, row_group_pairs=2)
+    pairs = PairSet.open(str(tmp_path / "set"))
+    video, row = divmod(int(np.flatnonzero(motion == 18)[0]), 5)
+    shown = decode_row(pairs.read_group(pairs.files[video], row // 2)[row % 2])
+    example = pairs.example()
+    assert example.flow_fw is not None
+    assert shown.flow_fw is not None
+    assert np.array_equal(example.flow_fw, shown.flow_fw)
+    assert np.array_equal(example.image1, shown.image1)
+
+
 def test_a_pair_is_named_after_all_that_makes_it() -> None:
     names = {
         pair_id("aa", (0, 1), 1, 48, 64),
