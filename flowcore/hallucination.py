@@ -204,8 +204,7 @@ def affine(height: int, width: int, zoom: ndarray, angle: float, shift: ndarray)
 def warped(pair: FramePair, first: Affine, second: Affine, *, soft: bool = False) -> FramePair:
     """The pair with its frames mapped by `first` and `second`; see Geometric for flow and confidence."""
     height, width = pair.image1.shape[:2]
-    sources1, sources2 = _sources(first, height, width), _sources(second, height, width)
-    inside1, inside2 = _inside(sources1), _inside(sources2)
+    inside1, inside2 = (_inside(_sources(mapping, height, width)) for mapping in (first, second))
     values: dict[str, ndarray] = {
         "image1": _sampled(pair.image1, first, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE),
         "image2": _sampled(pair.image2, second, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE),
@@ -213,12 +212,12 @@ def warped(pair: FramePair, first: Affine, second: Affine, *, soft: bool = False
         "inside2": inside2,
     }
     nearest = cv2.INTER_LINEAR if soft else cv2.INTER_NEAREST
-    for end, flow, confidence, here, there, sources, inside in (
-        ("fw", pair.flow_fw, pair.confidence_fw, first, second, sources1, inside1),
-        ("bw", pair.flow_bw, pair.confidence_bw, second, first, sources2, inside2),
+    for end, flow, confidence, here, there, inside in (
+        ("fw", pair.flow_fw, pair.confidence_fw, first, second, inside1),
+        ("bw", pair.flow_bw, pair.confidence_bw, second, first, inside2),
     ):
         if flow is not None:
-            values[f"flow_{end}"] = _warped_flow(flow, here, there, sources)
+            values[f"flow_{end}"] = _warped_flow(flow, here, there)
         if confidence is not None:
             values[f"confidence_{end}"] = _sampled(confidence, here, nearest, cv2.BORDER_CONSTANT) * inside
     for name, before, here in (("inside1", pair.inside1, first), ("inside2", pair.inside2, second)):
@@ -236,11 +235,18 @@ def _sampled(image: ndarray, mapping: Affine, interpolation: int, border: int) -
 
 def _sources(mapping: Affine, height: int, width: int) -> Float[ndarray, "2 height width"]:
     """Where each pixel [x, y] of the mapped frame comes from."""
-    y, x = np.mgrid[:height, :width].astype(np.float64)
+    return _mapped_grid(_inverse(mapping), height, width)
+
+
+def _inverse(mapping: Affine) -> Affine:
     inverse = np.linalg.inv(mapping[:, :2])
-    points = np.stack([x, y]) - mapping[:, 2].reshape(2, 1, 1)
-    sources: ndarray = np.tensordot(inverse, points, axes=1)
-    return sources
+    return np.column_stack([inverse, -inverse @ mapping[:, 2]])
+
+
+def _mapped_grid(mapping: Affine, height: int, width: int) -> Float[ndarray, "2 height width"]:
+    """Where the map takes each pixel [x, y]."""
+    x, y = np.arange(width), np.arange(height)[:, None]
+    return np.stack([row[0] * x + row[1] * y + row[2] for row in mapping])
 
 
 def _inside(sources: Float[ndarray, "2 height width"]) -> Bool[ndarray, "height width"]:
@@ -251,16 +257,18 @@ def _inside(sources: Float[ndarray, "2 height width"]) -> Bool[ndarray, "height 
 
 
 def _warped_flow(
-    flow: Float[ndarray, "2 height width"],
-    here: Affine,
-    there: Affine,
-    sources: Float[ndarray, "2 height width"],
+    flow: Float[ndarray, "2 height width"], here: Affine, there: Affine
 ) -> Float[ndarray, "2 height width"]:
-    height, width = flow.shape[1:]
-    moved = np.stack([_sampled(each, here, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE) for each in flow])
-    landing = np.tensordot(there[:, :2], sources + moved, axes=1)
-    y, x = np.mgrid[:height, :width]
-    return np.asarray(landing + there[:, 2].reshape(2, 1, 1) - np.stack([x, y]), np.float32)
+    """A2(A1^-1 x + w) - x, which is M2 w plus what an affine map alone moves x by."""
+    u, v = (_sampled(each, here, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE) for each in flow)
+    linear = there[:, :2]
+    back = _inverse(here)
+    still = np.column_stack([linear @ back[:, :2], linear @ back[:, 2] + there[:, 2]])
+    moved = _mapped_grid(still - np.eye(2, 3), *flow.shape[1:]).astype(np.float32)
+    for row, (of_u, of_v) in zip(moved, linear.astype(np.float32), strict=True):
+        row += of_u * u
+        row += of_v * v
+    return moved
 
 
 @dataclass(frozen=True, kw_only=True)
