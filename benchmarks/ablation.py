@@ -81,10 +81,6 @@ NETWORKS: dict[str, AnyNetworkConfig] = {
 """Of a size that lets all cells be done in some hours on two cores: half the demo's work a step."""
 GENERALISED = tuple(NETWORKS)[1:]
 LABEL_SHARES = (0.01, 0.05, 0.2, 1.0)
-STAGE_2_RATE = 2e-4
-"""The learning rate of students and controls, half the recipe's: with the recipe's the control of seed 0
-collapsed (all held-back pixels occluded after 200 steps)."""
-
 CROP = distill.recipes()["demo"][1].challenge
 """What the demo's student sees: a crop, flips and a channel permutation."""
 WHOLE = replace(CROP, crop=train_teacher.recipes()["demo"][1].augmentation.crop)
@@ -124,7 +120,7 @@ def teacher_options(backbone: str) -> train_teacher.TrainTeacher:
 def student_training(seed: int) -> TrainingOptions:
     """The control's, too."""
     training = distill.recipes()["demo"][1].training
-    return replace(training, seed=seed, steps=STUDENT_STEPS, learning_rate=STAGE_2_RATE)
+    return replace(training, seed=seed, steps=STUDENT_STEPS)
 
 
 def teacher(
@@ -518,7 +514,7 @@ def claims() -> str:
         for other in list(STAGE_1)[:-1]:
             claim = "mask + census beats the other rows on occluded pixels"
             lines.append((claim, *below(f"{BASE}{where}", f"teacher/{other}{where}", "occ")))
-    for student_of in (*CHALLENGES, "confidence"):
+    for student_of in (*CHALLENGES, "confidence", "confidence+photometric"):
         name, against = f"student/{student_of}", control_of(student_of)
         for key, least in (("occ", 16.0), ("noc", 3.0)):
             changes = changes_against(name, against, key)

@@ -24,6 +24,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.util import get_node_ip_address
 
+from pipelines.execution import let_ray_data_rest
 from pipelines.locations import PROJECT_FOLDER, is_shipped_copy
 from pipelines.tracking import Run
 
@@ -109,6 +110,7 @@ def connect() -> None:
         # A Ray job's workers find its copy of the code; others look for it where it is here.
         here = {"env_vars": {"PYTHONPATH": str(PROJECT_FOLDER)}}
         start(address=address, runtime_env=None if is_shipped_copy() else here)
+    let_ray_data_rest()
     context = ray.data.DataContext.get_current()
     context.raise_original_map_exception = True
     context.enable_progress_bars = is_debugging

@@ -24,6 +24,7 @@ from numpy import ndarray
 
 from flowcore.hallucination import Transformation
 from flowcore.objectives import Batch
+from pipelines.execution import let_ray_data_rest
 from pipelines.labels import PairSet
 
 _WINDOW_STEPS = 16
@@ -157,6 +158,7 @@ def batches(
     step."""
     share = plan.global_batch // world_size
     windows = plan.windows(start, stop, rank, world_size)
+    let_ray_data_rest()
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
