@@ -24,8 +24,8 @@ Prediction = tuple[Float[np.ndarray, "2 height width"], Bool[np.ndarray, "height
 
 MAX_ERROR = 5.0
 """The error in pixels from which `error_colors` saturates."""
-MAX_WARP_ERROR = 64.0
-"""The grey levels from which a `warp_error` is drawn saturated: a quarter of what a pixel can differ by."""
+MAX_WARP_ERROR = 32.0
+"""The grey levels from which a `warp_error` is best drawn saturated: of good labels the mean is 1 to 5."""
 
 _MIN_WIDTH, _MAX_WIDTH = 256, 512
 _GAP = 6

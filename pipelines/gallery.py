@@ -170,10 +170,11 @@ def gallery_page(labels: GradedSet, other: GradedSet | None, options: GalleryOpt
     counterparts = None if other is None else other.positions_of(labels.index["pair_id"])
 
     def cards(positions: Sequence[int]) -> list[Markup]:
-        return [
+        shown = [
             _card(labels, position, other, None if counterparts is None else int(counterparts[position]))
             for position in positions
         ]
+        return shown or [tag("p", f"No pair has a value of {options.order_by}.", class_="note")]
 
     column = options.order_by
     kinds = [
@@ -187,7 +188,7 @@ def gallery_page(labels: GradedSet, other: GradedSet | None, options: GalleryOpt
         ("histograms", "Quality of all pairs", _histograms(labels, other)),
         ("legend", "How to read the pictures", _legend(is_compared=other is not None)),
         *((anchor, title, cards(positions)) for anchor, title, positions in kinds),
-        ("videos", "Videos", _videos(labels, column)),
+        ("videos", "Videos" if other is None else "Videos of A", _videos(labels, column)),
     ]
     title = f"Labels {labels.pairs.label_set}" + ("" if other is None else f" and {other.pairs.label_set}")
     body = tag(
@@ -245,7 +246,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], left_out: int 
 def _summary(labels: GradedSet, other: GradedSet | None) -> list[Markup]:
     facts = {"A": _facts(labels)} if other is None else {"A": _facts(labels), "B": _facts(other)}
     names = list(dict.fromkeys(name for each in facts.values() for name in each))
-    headings = ["", "value"] if other is None else ["", *facts]
+    headings = ["", ""] if other is None else ["", *facts]
     table = _table(headings, [[name, *(each.get(name, "-") for each in facts.values())] for name in names])
     made_of = [
         tag("details", tag("summary", f"What {each.pairs.label_set} is made of"), tag("pre", _options(each)))
@@ -284,7 +285,10 @@ def _legend(*, is_compared: bool) -> list[Markup]:
         "occlusion": "White is occluded: not visible in frame 2, as the forward-backward check says.",
         "confidence": "White is trusted: visible and, where several teachers labelled, agreed on.",
         "warp error": "|frame 1 - frame 2 fetched along the flow|, mean of the colours in grey levels (0 to "
-        f"255): black is 0, pale yellow {MAX_WARP_ERROR:g} and above, grey where the flow leaves the frame.",
+        f"255): black is 0, pale yellow {MAX_WARP_ERROR:g} and above, grey where the flow leaves the frame. "
+        "Large at occluded pixels, too, however right their flow is.",
+        "numbers": "Those above the pictures are the set's columns, means over both directions; those in the "
+        "captions are of the forward direction, which is drawn.",
     }
     if is_compared:
         lines["difference"] = (
@@ -305,7 +309,8 @@ def _card(labels: GradedSet, position: int, other: GradedSet | None, counterpart
         decoded["B"] = other.pairs.decode(rows["B"])
     flows = {name: _flow(pair) for name, pair in decoded.items()}
     scale = motion_scale(list(flows.values()))
-    cells = {name: _label_figures(rows[name], decoded[name], scale) for name in rows}
+    names = {name: "" if other is None else f"{name}: " for name in rows}
+    cells = {name: _label_figures(rows[name], decoded[name], scale, names[name]) for name in rows}
     frames = tag(
         "span",
         _image(decoded["A"].image1, "frame 1"),
@@ -313,7 +318,7 @@ def _card(labels: GradedSet, position: int, other: GradedSet | None, counterpart
         class_="blink",
         tabindex=0,
     )
-    lines = [[tag("figure", frames, tag("figcaption", "frame 1 (point: frame 2)")), *cells["A"]]]
+    lines = [[tag("figure", frames, tag("figcaption", "frame 1, pointed at: frame 2")), *cells["A"]]]
     if "B" in rows:
         distance = np.hypot(*(flows["A"] - flows["B"]))
         caption = f"difference, EPE {distance.mean():.2f} px"
@@ -344,7 +349,7 @@ def _flow(pair: FramePair) -> Float[ndarray, "2 height width"]:
     return pair.flow_fw
 
 
-def _label_figures(row: Mapping[str, Any], pair: FramePair, scale: float) -> list[Markup]:
+def _label_figures(row: Mapping[str, Any], pair: FramePair, scale: float, name: str) -> list[Markup]:
     flow = _flow(pair)
     assert pair.confidence_fw is not None
     occluded = np.asarray(row["occ_fw"], bool).reshape(row["height"], row["width"])
@@ -352,10 +357,12 @@ def _label_figures(row: Mapping[str, Any], pair: FramePair, scale: float) -> lis
     inside = error[np.isfinite(error)]
     mean = f", mean {inside.mean():.1f}" if inside.size else ""
     return [
-        _figure(flow_colors(flow, scale), f"flow, rim {scale:.1f} px"),
-        _figure(occlusion_image(occluded), f"occlusion, {occluded.mean():.1%}"),
-        _figure(confidence_image(pair.confidence_fw), f"confidence, {pair.confidence_fw.mean():.1%}"),
-        _figure(error_colors(error, MAX_WARP_ERROR), f"warp error{mean} of 255"),
+        _figure(flow_colors(flow, scale), f"{name}flow, rim {scale:.1f} px"),
+        _figure(occlusion_image(occluded), f"{name}occlusion, {100 * occluded.mean():.1f} %"),
+        _figure(
+            confidence_image(pair.confidence_fw), f"{name}confidence, {100 * pair.confidence_fw.mean():.1f} %"
+        ),
+        _figure(error_colors(error, MAX_WARP_ERROR), f"{name}warp error{mean} of 255"),
     ]
 
 
@@ -390,7 +397,8 @@ def _histogram(column: str, values: Mapping[str, Float[ndarray, "pairs"]]) -> Ma
     first = next(iter(values))
     marks = []
     for bar, (share, top) in enumerate(zip(shares[first], tops[first], strict=True)):
-        hint = f"{_amount(column, edges[bar])} to {_amount(column, edges[bar + 1])}: {share:.1%} of the pairs"
+        start, stop = (_amount(column, edges[edge]) for edge in (bar, bar + 1))
+        hint = f"{start} to {stop}: {100 * share:.1f} % of the pairs"
         place = {"x": f"{left + bar * step:.1f}", "y": f"{top:.1f}", "width": f"{step - 1:.1f}"}
         marks.append(tag("rect", tag("title", hint), **place, height=f"{base - top:.1f}"))
     for name in list(values)[1:]:
@@ -401,7 +409,7 @@ def _histogram(column: str, values: Mapping[str, Float[ndarray, "pairs"]]) -> Ma
         ]
         marks.append(tag("polyline", points=" ".join(corners)))
     axis = [
-        tag("text", f"{peak:.0%}", x=left, y=12),
+        tag("text", f"{100 * peak:.0f} %", x=left, y=12),
         tag("line", x1=left, x2=width - left, y1=base, y2=base),
         tag("text", "0", x=left, y=base + 16),
         tag("text", _amount(column, end), x=width - left, y=base + 16, class_="end"),
@@ -429,7 +437,7 @@ def _amount(column: str, value: float) -> str:
     unit = _QUALITIES[column][1]
     if not np.isfinite(value):
         return "-"
-    return f"{100 * value:.1f} %" if unit == "%" else f"{value:.3g} {unit}".rstrip()
+    return f"{100 * value:.1f} %" if unit == "%" else f"{round(value, 3):.3g} {unit}".rstrip()
 
 
 def _comparison(labels: GradedSet, other: GradedSet) -> list[Markup]:
@@ -489,10 +497,10 @@ def _videos(graded: GradedSet, column: str) -> list[Markup]:
         less = short.get(entry.video)
         told = ["", ""] if less is None else [less.outcome, less.reason]
         rows.append([graded.short_name(entry.video), str(entry.pairs), *map(str, read), mean, *told])
-    heads = ["video", "pairs", "frames read", "cuts", "static pairs left out", f"mean {column}"]
+    heads = ["video", "pairs", "frames read", "cuts", "static pairs", f"mean {column}"]
     note = (
-        "First what gave less than it might, then by falling mean. Cuts are the ends of shots within the video, "
-        "which no pair crosses; static pairs show no change. What isn't recorded is -."
+        "First what gave less than it might, then by falling mean. Cuts are the ends of shots within the "
+        "video, which no pair crosses; static pairs show no change and are left out; - is not recorded."
     )
     left_out = len(nothing) + len(entries) - len(rows)
     return [tag("p", note, class_="note"), _table([*heads, "outcome", "reason"], rows, left_out)]
@@ -527,11 +535,13 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .table { overflow-x: auto; margin: 8px 0; }
 th, td { text-align: left; vertical-align: top; padding: 4px 14px 4px 0; border-bottom: 1px solid #e3e7eb;
   overflow-wrap: anywhere; }
-th { font-size: 13px; color: #4a5560; }
+th { font-size: 13px; color: #4a5560; white-space: nowrap; }
+#summary td:first-child, #videos td:not(:first-child, :last-child) { white-space: nowrap; }
 pre { overflow-x: auto; padding: 10px; background: #f4f6f8; font-size: 13px; }
 figure { margin: 0; min-width: 0; }
 figure p { margin: 0; }
-img { display: block; width: 100%; }
+img { display: block; width: 100%; box-sizing: border-box; border: 1px solid #c9d1d9; }
+.legend img { border: none; }
 article { margin: 0 0 22px; padding: 10px 12px; border: 1px solid #d5dbe1; border-radius: 6px;
   break-inside: avoid; }
 .grades { margin: 0 0 6px; font-size: 13px; display: flex; flex-wrap: wrap; gap: 0 16px; }
@@ -541,6 +551,7 @@ article { margin: 0 0 22px; padding: 10px 12px; border: 1px solid #d5dbe1; borde
 .blink:hover img + img, .blink:focus img + img { visibility: visible; animation: blink 1s steps(1) infinite; }
 @keyframes blink { 0% { opacity: 1; } 50% { opacity: 0; } }
 @media (prefers-reduced-motion: reduce) { .blink img + img { animation: none !important; } }
+.histograms h3 + p { min-height: 2.9em; }
 .histograms { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 22px; }
 svg { width: 100%; max-width: 480px; font: 12px system-ui, "DejaVu Sans", sans-serif; fill: #4a5560; }
 svg rect { fill: #5b8db8; }
