@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, UInt8
+
+from flowcore.geometry import backward_warp, in_frame
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
 """uint8 [height, width, 3], RGB."""
@@ -21,6 +24,8 @@ Prediction = tuple[Float[np.ndarray, "2 height width"], Bool[np.ndarray, "height
 
 MAX_ERROR = 5.0
 """The error in pixels from which `error_colors` saturates."""
+MAX_WARP_ERROR = 32.0
+"""The grey levels from which a `warp_error` is best drawn saturated: of good labels the mean is 1 to 5."""
 
 _MIN_WIDTH, _MAX_WIDTH = 256, 512
 _GAP = 6
@@ -50,7 +55,7 @@ def flow_colors(flow: Float[np.ndarray, "2 height width"], max_motion: float | N
 
 
 def error_colors(error: Float[np.ndarray, "height width"], max_error: float = MAX_ERROR) -> Picture:
-    """Endpoint error in pixels, black (0) to pale yellow (`max_error` and above); grey = not finite,
+    """An error, of a flow in pixels, black (0) to pale yellow (`max_error` and above); grey = not finite,
     unknown."""
     known = np.isfinite(error)
     level = np.rint(np.clip(np.where(known, error, 0) / max_error, 0, 1) * 255).astype(np.uint8)
@@ -63,6 +68,50 @@ def occlusion_image(occluded: Bool[np.ndarray, "height width"]) -> Picture:
     return np.repeat(occluded.astype(np.uint8)[..., None] * 255, 3, axis=2)
 
 
+def confidence_image(confidence: Float[np.ndarray, "height width"]) -> Picture:
+    """White = trusted (1), black = not (0)."""
+    return np.repeat(np.rint(255 * confidence).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def warp_error(
+    image1: UInt8[np.ndarray, "height width 3"],
+    image2: UInt8[np.ndarray, "height width 3"],
+    flow: Float[np.ndarray, "2 height width"],
+) -> Float[np.ndarray, "height width"]:
+    """|image1 - image2 at p + flow(p)|, the mean over the colours, in grey levels (0 to 255); nan where
+    p + flow(p) lies outside the frame. Flow in pixels.
+
+    Large where the flow is wrong or the light changed, and at occluded pixels, however right their flow is.
+    """
+    first, second = (
+        torch.from_numpy(image).permute(2, 0, 1)[None].to(torch.float32) for image in (image1, image2)
+    )
+    forward = torch.from_numpy(flow)[None].to(torch.float32)
+    error = (first - backward_warp(second, forward)).abs().mean(dim=1, keepdim=True)
+    return error.masked_fill(~in_frame(forward), torch.nan)[0, 0].numpy()
+
+
+def motion_scale(flows: Sequence[Float[np.ndarray, "2 height width"]], percentile: int = 99) -> float:
+    """The speed in pixels, for `flow_colors`, that so many percent of the flows' known pixels stay below; 0
+    where none is known. Not the largest: a few wild pixels would turn the rest white."""
+    speeds = np.concatenate([np.hypot(*flow).ravel() for flow in flows]) if flows else np.zeros(0)
+    speeds = speeds[np.isfinite(speeds)]
+    return float(np.percentile(speeds, percentile)) if speeds.size else 0.0
+
+
+def fitted(picture: Picture) -> Picture:
+    """The picture 256 to 512 px wide: a small one grows by a whole factor with its pixels kept sharp; a large
+    one is averaged down."""
+    height, width = picture.shape[:2]
+    if width < _MIN_WIDTH:
+        factor = -(-_MIN_WIDTH // width)
+        return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    if width > _MAX_WIDTH:
+        size = (_MAX_WIDTH, max(1, round(height * _MAX_WIDTH / width)))
+        return cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_AREA)
+    return picture
+
+
 def flow_legend(height: int, width: int) -> Picture:
     """The colour wheel as a disc: at each place the colour of the motion from the disc's centre to it."""
     v, u = np.mgrid[:height, :width].astype(np.float64) - (np.array([[[height - 1]], [[width - 1]]]) / 2)
@@ -71,11 +120,7 @@ def flow_legend(height: int, width: int) -> Picture:
 
 
 def panel(rows: Sequence[Sequence[Cell | None]]) -> Picture:
-    """Captioned pictures in a grid (None = an empty place), each shown 256 to 512 px wide.
-
-    Small pictures grow by a whole factor with their pixels kept sharp; large ones are averaged down.
-    Raises ValueError when there is no picture.
-    """
+    """Captioned pictures in a grid (None = an empty place), each `fitted`; ValueError when there is none."""
     shown = [[None if cell is None else _captioned(*cell) for cell in row] for row in rows]
     drawn = [cell for row in shown for cell in row if cell is not None]
     if not drawn:
@@ -108,7 +153,7 @@ def comparison_panel(
     """
     known_truth = truth if truth is None or valid is None else np.where(valid, truth, np.float32(np.nan))
     flows = [flow for flow, _ in predictions.values()] if known_truth is None else [known_truth]
-    scale = _scale(flows, percentile=99 if known_truth is None else 100)
+    scale = motion_scale(flows, percentile=99 if known_truth is None else 100)
     rows: list[list[Cell | None]] = [
         [
             ("frame 1", image1),
@@ -148,20 +193,8 @@ def _color_wheel() -> Float[np.ndarray, "55 3"]:
     return np.concatenate([np.linspace(start, end, steps, endpoint=False) for start, end, steps in arcs])
 
 
-def _scale(flows: Sequence[Float[np.ndarray, "2 height width"]], *, percentile: int) -> float:
-    speeds = np.concatenate([np.hypot(*flow).ravel() for flow in flows]) if flows else np.zeros(0)
-    speeds = speeds[np.isfinite(speeds)]
-    return float(np.percentile(speeds, percentile)) if speeds.size else 0.0
-
-
 def _captioned(caption: str, picture: Picture) -> Picture:
-    height, width = picture.shape[:2]
-    if width < _MIN_WIDTH:
-        factor = -(-_MIN_WIDTH // width)
-        picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
-    elif width > _MAX_WIDTH:
-        size = (_MAX_WIDTH, max(1, round(height * _MAX_WIDTH / width)))
-        picture = cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_AREA)
+    picture = fitted(picture)
     strip = np.full((_CAPTION_HEIGHT, picture.shape[1], 3), _BACKGROUND, np.uint8)
     (text_width, _), _ = cv2.getTextSize(caption, _FONT, _FONT_SCALE, 1)
     font_scale = _FONT_SCALE * min(1.0, (picture.shape[1] - 4) / max(text_width, 1))

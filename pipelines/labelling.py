@@ -60,6 +60,7 @@ from pipelines.labels import (
     Outcome,
     SetDescription,
     VideoEntry,
+    VideoRecord,
     describe_set,
     encode_shard,
     label_grid,
@@ -70,6 +71,7 @@ from pipelines.labels import (
     shard_name,
     storage_of,
     video_of_shards,
+    video_record,
     write_ledger,
     write_manifest,
 )
@@ -402,27 +404,6 @@ class _Plan:
     options: LabellingOptions
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Record:
-    """What became of a video whose content is known: its `_video.json`.
-
-    run: the run that wrote it. outcome, reason: as in the ledger; "done" if it was read to its end.
-    """
-
-    video: str
-    stamp: str
-    folder: str
-    outcome: Literal["done", "nothing", "cut short"]
-    reason: str
-    frames_read: int
-    cuts: int
-    static_pairs: int
-    pairs: int
-    shards: int
-    bytes: int
-    run: str
-
-
 _CHUNK = pa.struct(
     [
         ("frames", pa.list_(pa.binary())),
@@ -566,7 +547,7 @@ class _Reader:
                     yield _row(entry=_json(_copy(source.name, first[folder])))
                     continue
                 first[folder] = source.name
-                before = _record_at(self.plan.location, folder)
+                before = video_record(self.plan.location, folder)
                 # Run anew by Ray, this must not see what this run wrote: it would yield other rows.
                 if before is not None and before.run != self.plan.run:
                     yield _row(folder=folder, record=_json(replace(before, video=source.name, stamp=stamp)))
@@ -597,7 +578,7 @@ class _Reader:
             shards += 1
         report = decoder.report
         reason = reason or report.truncated
-        record = _Record(
+        record = VideoRecord(
             video=source.name,
             stamp=stamp,
             folder=folder,
@@ -649,13 +630,6 @@ def _copy(video: str, original: str) -> LedgerEntry:
     return LedgerEntry(video=video, outcome="duplicate", reason=reason, frames_read=0, pairs=0)
 
 
-def _record_at(location: str, folder: str) -> _Record | None:
-    try:
-        return _Record(**json.loads(Folder(location).read(f"{folder}/{VIDEO_FILE}")))
-    except FileNotFoundError:
-        return None
-
-
 def _stream(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
@@ -663,7 +637,7 @@ def _stream(table: pa.Table) -> bytes:
     return cast(bytes, sink.getvalue().to_pybytes())
 
 
-def _json(values: _Record | LedgerEntry) -> str:
+def _json(values: VideoRecord | LedgerEntry) -> str:
     return json.dumps(vars(values), indent=1)
 
 
@@ -834,7 +808,7 @@ class _Tally:
         self._started = time.monotonic()
         self._threads = ThreadPoolExecutor(_STORAGE_THREADS)
         self._folders = [name for name in Folder(location).folders() if not name.startswith(TEACHER_FOLDER)]
-        found = self._threads.map(partial(_record_at, location), self._folders)
+        found = self._threads.map(partial(video_record, location), self._folders)
         self._before = {record.folder: record for record in found if record is not None}
         self._current = {
             record.video: record
@@ -843,7 +817,7 @@ class _Tally:
         }
         """By video, the records that tell of the content that the collection has now."""
         self._entries: list[LedgerEntry] = []
-        self._ends: dict[str, _Record] = {}
+        self._ends: dict[str, VideoRecord] = {}
         self._written: dict[str, _Written] = defaultdict(_Written)
         self._writes: list[Future[None]] = []
         self._new_pairs = 0
@@ -860,7 +834,7 @@ class _Tally:
         if row["entry"] is not None:
             self._entries.append(LedgerEntry(**json.loads(row["entry"])))
         elif row["record"] is not None:
-            self._end(_Record(**json.loads(row["record"])))
+            self._end(VideoRecord(**json.loads(row["record"])))
         else:
             written = self._written[row["folder"]]
             written.shards += 1
@@ -870,7 +844,7 @@ class _Tally:
             self._close(row["folder"])
         self._report()
 
-    def _end(self, record: _Record) -> None:
+    def _end(self, record: VideoRecord) -> None:
         before = self._before.get(record.folder)
         if before is None:
             self._ends[record.folder] = record
@@ -888,7 +862,7 @@ class _Tally:
             del self._ends[folder], self._written[folder]
             self._keep(replace(end, pairs=written.pairs, bytes=written.bytes))
 
-    def _keep(self, record: _Record) -> None:
+    def _keep(self, record: VideoRecord) -> None:
         self._current[record.video] = record
         name, content = f"{record.folder}/{VIDEO_FILE}", _json(record).encode()
         self._writes.append(self._threads.submit(Folder(self._location).write, name, content))
@@ -977,7 +951,7 @@ class _Tally:
         )
 
 
-def _ledger_entry(record: _Record) -> LedgerEntry:
+def _ledger_entry(record: VideoRecord) -> LedgerEntry:
     assert record.outcome != "done"
     return LedgerEntry(
         video=record.video,

@@ -20,7 +20,7 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, Literal, Self, cast
 
@@ -339,6 +339,37 @@ class VideoEntry:
     bytes: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class VideoRecord:
+    """What became of a video whose content is known: its `_video.json`.
+
+    stamp: tells a changed file. folder: its content's digest. run: the run that wrote it. outcome, reason: as
+    in the ledger; "done" if it was read to its end. cuts, static_pairs: as in `flowcore.video.VideoReport`.
+    bytes: of its shards.
+    """
+
+    video: str
+    stamp: str
+    folder: str
+    outcome: Literal["done", "nothing", "cut short"]
+    reason: str
+    frames_read: int
+    cuts: int
+    static_pairs: int
+    pairs: int
+    shards: int
+    bytes: int
+    run: str
+
+
+def video_record(location: str, folder: str) -> VideoRecord | None:
+    """The record in a video's folder of the set, None where no run came to its end."""
+    try:
+        return VideoRecord(**json.loads(Folder(location).read(f"{folder}/{VIDEO_FILE}")))
+    except FileNotFoundError:
+        return None
+
+
 def write_ledger(location: str, ledger: Sequence[LedgerEntry]) -> None:
     """Writes the ledger over the one before, sorted by video."""
     entries = sorted(ledger, key=lambda entry: (entry.video, entry.outcome))
@@ -459,16 +490,34 @@ class PairSet:
         place, mark, query = self.location.partition("?")
         return f"{place}/{TEACHER_FOLDER}{mark}{query}" if self.has_labels else None
 
-    def index(self) -> pa.Table:
-        """Every pair: pair_id string, height and width; file int32, the position in `files`; row_group and
-        row, int32.
+    @property
+    def quality_columns(self) -> tuple[str, ...]:
+        """The columns that grade a label with a number; none without labels."""
+        if not self.has_labels:
+            return ()
+        is_one_teachers = "digest" in self.description.made_of["teacher"]
+        schemas = (LABEL_SCHEMA,) if is_one_teachers else (LABEL_SCHEMA, SPREAD_SCHEMA)
+        return tuple(field.name for schema in schemas for field in schema if pa.types.is_float32(field.type))
 
-        In the order of the last three; reads footers and three small columns. FileNotFoundError where a file
-        is missing.
+    def videos(self) -> list[VideoEntry]:
+        """The videos that gave pairs, as the manifest lists them; FileNotFoundError of an unfinished set."""
+        manifest = json.loads(Folder(self.location).read(MANIFEST_FILE))
+        return [VideoEntry(**entry) for entry in manifest["videos"]]
+
+    def ledger(self) -> list[LedgerEntry]:
+        """The inputs that gave less than they might; FileNotFoundError of an unfinished set."""
+        return [LedgerEntry(**entry) for entry in json.loads(Folder(self.location).read(LEDGER_FILE))]
+
+    def index(self, columns: Sequence[str] = ()) -> pa.Table:
+        """Every pair: pair_id string, height and width; file int32, the position in `files`; row_group and
+        row, int32; and the given columns of numbers, such as the `quality_columns`.
+
+        In the order of file, row_group and row; reads footers and small columns. FileNotFoundError where a
+        file is missing.
         """
         with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as threads:
-            parts = list(threads.map(self._index_of, range(len(self.files))))
-        return pa.concat_tables([_INDEX_SCHEMA.empty_table(), *parts])
+            parts = list(threads.map(partial(self._index_of, columns=columns), range(len(self.files))))
+        return pa.concat_tables([_index_schema(columns).empty_table(), *parts])
 
     def read_group(
         self, file: str, row_group: int, columns: Sequence[str] | None = None
@@ -507,15 +556,15 @@ class PairSet:
         _, file, group, row = sorted(places)[int(0.9 * len(places))]
         return self.decode(self.read_group(file, group)[row])
 
-    def _index_of(self, file: int) -> pa.Table:
+    def _index_of(self, file: int, columns: Sequence[str]) -> pa.Table:
         with self._opened(self.files[file]) as parquet:
             rows = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
-            identity = parquet.read(list(_INDEXED)).select(_INDEXED)
+            read = parquet.read([*_INDEXED, *columns])
         groups = np.repeat(np.arange(len(rows), dtype=np.int32), rows)
         within = np.concatenate([np.arange(count, dtype=np.int32) for count in (0, *rows)])
-        return pa.table(
-            [*identity.columns, np.full(len(groups), file, np.int32), groups, within], schema=_INDEX_SCHEMA
-        )
+        place = [np.full(len(groups), file, np.int32), groups, within]
+        values = [*read.select(_INDEXED).columns, *place, *read.select(columns).columns]
+        return pa.table(values, schema=_index_schema(columns))
 
     def _opened(self, file: str) -> pq.ParquetFile:
         filesystem, root = storage_of(self.location)
@@ -526,6 +575,11 @@ class PairSet:
                 f"{file} is missing in {self.location}, though {MANIFEST_FILE} lists it; delete "
                 f"{posixpath.dirname(file)}/{VIDEO_FILE} there and run the command that made the set again"
             ) from error
+
+
+def _index_schema(columns: Sequence[str]) -> pa.Schema:
+    known = pa.unify_schemas([PAIR_SCHEMA, LABEL_SCHEMA, SPREAD_SCHEMA])
+    return pa.schema([*_INDEX_SCHEMA, *(known.field(name) for name in columns)])
 
 
 def _column(array: pa.Array) -> Sequence[Any]:

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -331,6 +332,25 @@ def is_mlflow_uri(uri: str) -> bool:
 def run_of(uri: str, project_folder: Path = PROJECT_FOLDER) -> str | None:
     """The id of the run that made the model at a runs:/ or models:/ URI; raises as `download` does."""
     return _resolved(uri, project_folder)[0]
+
+
+def origin(run_id: str, project_folder: Path = PROJECT_FOLDER) -> dict[str, str]:
+    """When a run began, in UTC, its command and its code's revision; empty where this MLflow doesn't have it,
+    as of labels that were made elsewhere."""
+    client = MlflowClient(tracking_uri(project_folder))
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in _ABSENT:
+            raise
+        return {}
+    began = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
+    tags = run.data.tags
+    return {
+        "began": f"{began:%Y-%m-%d %H:%M} UTC",
+        "command": tags["command"],
+        "revision": tags["mlflow.source.git.commit"],
+    }
 
 
 def download(uri: str, project_folder: Path = PROJECT_FOLDER) -> Path:

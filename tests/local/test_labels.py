@@ -187,6 +187,19 @@ def test_the_index_names_each_pair_once_and_where_it_is(tmp_path: Path) -> None:
         assert rows[entry["row"]] == {"pair_id": entry["pair_id"]}
 
 
+def test_the_index_has_the_columns_that_were_asked_for_beside_each_pair(tmp_path: Path) -> None:
+    table, _ = shard(5, 16, 24, 4)
+    motion = pa.array(np.arange(5), pa.float32())
+    table = table.set_column(table.column_names.index("flow_p50"), "flow_p50", motion)
+    write_set(tmp_path / "set", {"v": [table]})
+    pairs = PairSet.open(str(tmp_path / "set"))
+    index = pairs.index(["flow_p50", "occluded"])
+    assert index.select(pairs.index().column_names) == pairs.index()
+    assert index["flow_p50"].to_pylist() == [0, 1, 2, 3, 4]
+    assert set(index["occluded"].to_pylist()) == {0.5}
+    assert pairs.quality_columns == tuple(LABEL_SCHEMA.names[5:11])
+
+
 def test_a_set_goes_to_another_process(tmp_path: Path) -> None:
     write_set(tmp_path / "set", {"v": [shard(2, 16, 24, 4)[0]]})
     pairs = PairSet.open(str(tmp_path / "set"))

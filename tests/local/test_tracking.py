@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -363,6 +364,18 @@ def test_a_student_is_linked_to_the_run_of_its_teacher(project: Path) -> None:
     assert tags["from.labels"] == "the labels' run"
     assert tags["input.videos"] == "/videos"
     assert "from.videos" not in tags
+
+
+def test_a_run_tells_when_and_how_it_began_and_an_unknown_one_nothing(project: Path) -> None:
+    before = datetime.now(UTC).replace(second=0, microsecond=0)
+    with tracking.start("pseudolabel", parameters={}, project_folder=project) as run:
+        pass
+    told = tracking.origin(run.run_id, project)
+    began = datetime.strptime(told["began"], "%Y-%m-%d %H:%M UTC").replace(tzinfo=UTC)
+    assert before <= began <= datetime.now(UTC)
+    assert told["command"] == shlex.join(sys.argv)[:5000]
+    assert told["revision"] == "unknown"
+    assert tracking.origin("0123", project) == {}
 
 
 def test_the_default_store_is_an_absolute_file_in_the_project_folder(project: Path) -> None:

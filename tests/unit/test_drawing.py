@@ -10,11 +10,14 @@ from flowcore.benchmarks import find_samples, load
 from flowcore.drawing import (
     MAX_ERROR,
     comparison_panel,
+    confidence_image,
     error_colors,
     flow_colors,
     flow_legend,
+    motion_scale,
     occlusion_image,
     panel,
+    warp_error,
 )
 
 BACKGROUND = 225
@@ -100,6 +103,35 @@ def test_errors_get_brighter_up_to_the_fixed_range_and_unknown_is_grey() -> None
 
 def test_occluded_pixels_are_white() -> None:
     assert occlusion_image(np.array([[True, False]])).tolist() == [[[255] * 3, [0] * 3]]
+
+
+def test_trusted_pixels_are_white_and_half_trusted_ones_grey() -> None:
+    drawn = confidence_image(np.array([[1.0, 0.0, 0.5]], np.float32))
+    assert drawn[0].tolist() == [[255] * 3, [0] * 3, [128] * 3]
+
+
+@given(st.integers(-5, 5), st.integers(-4, 4))
+def test_the_flow_that_moved_a_frame_has_no_warp_error_where_it_stays_inside(u: int, v: int) -> None:
+    image1 = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    image2 = np.roll(image1, (v, u), axis=(0, 1))
+    error = warp_error(image1, image2, motion(u, v, 12, 16))
+    y, x = np.mgrid[:12, :16]
+    inside = (x + u >= 0) & (x + u < 16) & (y + v >= 0) & (y + v < 12)
+    assert np.array_equal(np.isfinite(error), inside)
+    assert np.abs(error[inside]).max() < 0.01
+
+
+def test_without_motion_the_warp_error_is_the_mean_difference_of_the_colours() -> None:
+    image1, image2 = (np.full((2, 3, 3), color, np.uint8) for color in ((200, 10, 50), (190, 30, 50)))
+    np.testing.assert_allclose(warp_error(image1, image2, motion(0, 0, 2, 3)), 10, atol=1e-3)
+
+
+def test_one_wild_pixel_of_many_does_not_set_the_scale() -> None:
+    flow = motion(3, 4, 20, 20)
+    flow[:, 0, 0] = 1000
+    flow[:, 1, 1] = np.nan
+    assert motion_scale([flow]) == 5
+    assert motion_scale([motion(np.nan, 0)]) == motion_scale([]) == 0
 
 
 def test_the_legend_shows_at_each_place_the_color_of_the_motion_towards_it() -> None:

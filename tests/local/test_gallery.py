@@ -1,0 +1,314 @@
+"""The page about a label set: what it shows is what the set holds, and it is a page whatever a name holds."""
+
+import base64
+import re
+import shutil
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flowcore.scenes import SceneOptions, render_scene, write_video
+from flowcore.video import ClipOptions
+from jobs.command import run
+from jobs.gallery import Gallery, main
+from pipelines import tracking
+from pipelines.gallery import GalleryOptions, GradedSet, choose, gallery_page
+from pipelines.labelling import LabellingOptions, write_labels, write_pairs
+from pipelines.labels import MANIFEST_FILE, PairSet
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+OPTIONS = LabellingOptions(
+    clips=ClipOptions(chunk_pairs=3), shard_pairs=5, row_group_pairs=2, max_bad_share=0.7
+)
+HOSTILE = """<img src=x onerror=alert(1)>&amp;"'.mp4"""
+HOSTILE_BROKEN = '"><script>alert(2)</script>'.replace("/", "\u2044") + ".mp4"
+PAIRS = {"a.mp4": 8, HOSTILE: 6}
+
+
+def render(path: Path, seed: int, num_frames: int) -> None:
+    options = SceneOptions(height=48, width=64, num_frames=num_frames, camera_speed=3.0, layer_speed=2.0)
+    write_video(path, render_scene(seed, options).frames)
+
+
+@pytest.fixture(scope="module")
+def collections(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two good videos, a copy and a broken one; and of another collection one of these and one of its own."""
+    first, second = (tmp_path_factory.mktemp(name) for name in ("first", "second"))
+    render(first / "a.mp4", 1, 9)
+    render(first / HOSTILE, 2, 7)
+    shutil.copy(first / "a.mp4", first / "copy.mp4")
+    (first / HOSTILE_BROKEN).write_bytes(b"no video" * 99)
+    shutil.copy(first / "a.mp4", second / "same.mp4")
+    render(second / "own.mp4", 3, 4)
+    return first, second
+
+
+@pytest.fixture(scope="module")
+def sets(
+    tmp_path_factory: pytest.TempPathFactory, collections: tuple[Path, Path], ray_session: None
+) -> tuple[str, str]:
+    """Labels of both collections, by two methods."""
+    folder = tmp_path_factory.mktemp("labels")
+    locations = str(folder / "dis"), str(folder / "farneback")
+    for location, videos, teacher in zip(locations, collections, ("dis_ultrafast", "farneback"), strict=True):
+        write_labels(str(videos), [f"opencv:{teacher}"], location, OPTIONS, run_id="abcd")
+    return locations
+
+
+@pytest.fixture(scope="module")
+def labels(sets: tuple[str, str]) -> GradedSet:
+    return GradedSet.read(PairSet.open(sets[0]))
+
+
+@pytest.fixture(scope="module")
+def other(sets: tuple[str, str]) -> GradedSet:
+    return GradedSet.read(PairSet.open(sets[1]))
+
+
+@dataclass
+class Page(HTMLParser):
+    """What a browser would make of the page: elements with their attributes, and the text by section."""
+
+    source: str
+    elements: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
+    text: dict[str, str] = field(default_factory=dict)
+    section: str = ""
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag == "section":
+            self.section = dict(attrs)["id"] or ""
+        if tag in ("article", "tr", "td", "p", "figure"):
+            self.handle_data("\n")
+
+    def handle_data(self, data: str) -> None:
+        self.text[self.section] = self.text.get(self.section, "") + data
+
+    def numbers(self, section: str, pattern: str) -> list[float]:
+        return [float(number) for number in re.findall(pattern, self.text[section])]
+
+
+def page(labels: GradedSet, other: GradedSet | None = None, options: GalleryOptions | None = None) -> Page:
+    return Page(gallery_page(labels, other, options or GalleryOptions(count=3)).decode())
+
+
+def identities(graded: GradedSet, positions: list[int]) -> list[str]:
+    ids = graded.index["pair_id"].to_pylist()
+    return [ids[position] for position in positions]
+
+
+@pytest.mark.parametrize("column", ["photometric", "occluded", "flow_max"])
+def test_the_worst_have_the_largest_values_and_the_best_the_smallest(labels: GradedSet, column: str) -> None:
+    choice = choose(labels, GalleryOptions(count=4, order_by=column))
+    query = f"select {column} from '{labels.pairs.location}/*/*.parquet' order by 1"
+    values = [value for (value,) in duckdb.sql(query).fetchall()]
+    assert len(values) == sum(PAIRS.values())
+    assert [labels.row(position)[column] for position in choice.best] == values[:4]
+    assert [labels.row(position)[column] for position in choice.worst] == values[:-5:-1]
+    shown = page(labels, options=GalleryOptions(count=4, order_by=column))
+    factor = 100 if column == "occluded" else 1
+    assert shown.numbers("worst", rf"{column} ([\d.]+)") == pytest.approx(
+        [factor * value for value in values[:-5:-1]], rel=0.01, abs=0.05
+    )
+
+
+def test_a_pair_without_a_value_is_neither_worst_nor_best(labels: GradedSet) -> None:
+    values = labels.quality("photometric").copy()
+    unknown = [int(values.argmax()), int(values.argmin())]
+    values[unknown] = np.nan
+    place = labels.index.schema.get_field_index("photometric")
+    index = labels.index.set_column(place, "photometric", pa.array(values, pa.float32()))
+    partly = replace(labels, index=index)
+    choice = choose(partly, GalleryOptions(count=99))
+    assert sorted(choice.worst) == sorted(choice.best)
+    assert sorted([*choice.worst, *unknown]) == sorted(choice.random) == list(range(len(values)))
+    assert partly.means()["photometric"] == pytest.approx(np.nanmean(values))
+
+
+def test_a_seed_draws_the_same_pairs_whatever_else_the_set_holds(labels: GradedSet, other: GradedSet) -> None:
+    everything = identities(labels, list(choose(labels, GalleryOptions(count=99, seed=5)).random))
+    same = [pair for pair in everything if pair in set(other.index["pair_id"].to_pylist())]
+    others = identities(other, list(choose(other, GalleryOptions(count=99, seed=5)).random))
+    assert [pair for pair in others if pair in set(same)] == same
+    assert len(same) == PAIRS["a.mp4"]
+    assert identities(labels, list(choose(labels, GalleryOptions(count=99, seed=6)).random)) != everything
+    few = identities(labels, list(choose(labels, GalleryOptions(count=2, seed=5)).random))
+    assert few == everything[:2]
+
+
+def test_choosing_reads_no_flow_and_no_picture(tmp_path: Path, labels: GradedSet) -> None:
+    location = tmp_path / "set"
+    shutil.copytree(labels.pairs.location, location)
+    for path in location.rglob("*.parquet"):
+        metadata = pq.read_metadata(path)
+        content = bytearray(path.read_bytes())
+        for group in range(metadata.num_row_groups):
+            for number in range(metadata.num_columns):
+                column = metadata.row_group(group).column(number)
+                if column.path_in_schema.startswith(("image", "flow_fw", "flow_bw", "occ_")):
+                    start = column.data_page_offset
+                    content[start : start + column.total_compressed_size] = bytes(
+                        column.total_compressed_size
+                    )
+        path.write_bytes(content)
+    damaged = GradedSet.read(PairSet.open(str(location)))
+    assert choose(damaged, GalleryOptions()) == choose(labels, GalleryOptions())
+    with pytest.raises(OSError):  # noqa: PT011
+        damaged.row(0)
+
+
+def test_every_image_of_the_page_decodes(labels: GradedSet, other: GradedSet) -> None:
+    images = [attributes for tag, attributes in page(labels, other).elements if tag == "img"]
+    # The wheel, and of each pair two frames and four pictures of its label at least.
+    assert len(images) >= 1 + 9 * 6
+    for attributes in images:
+        assert attributes["alt"]
+        kind, _, data = (attributes["src"] or "").partition(",")
+        assert kind == "data:image/jpeg;base64"
+        image = cv2.imdecode(np.frombuffer(base64.b64decode(data, validate=True), np.uint8), cv2.IMREAD_COLOR)
+        assert 256 <= image.shape[1] <= 512
+
+
+def test_the_page_refers_to_nothing_outside_itself(labels: GradedSet, other: GradedSet) -> None:
+    shown = page(labels, other)
+    assert "http://" not in shown.source
+    assert "https://" not in shown.source
+    assert "url(" not in shown.source
+    assert "@import" not in shown.source
+    anchors = {attributes.get("id") for _, attributes in shown.elements}
+    for tag, attributes in shown.elements:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base", "form")
+        assert not any(name.startswith("on") for name in attributes)
+        assert attributes.get("src", "data:").startswith("data:")
+        assert attributes.get("href", "#summary").startswith("#")
+        if "href" in attributes:
+            assert attributes["href"].removeprefix("#") in anchors
+
+
+def test_a_name_that_looks_like_markup_is_text(labels: GradedSet, other: GradedSet) -> None:
+    for shown in (page(labels), page(labels, other)):
+        assert HOSTILE in shown.text["videos"]
+        assert HOSTILE_BROKEN in shown.text["videos"]
+        assert HOSTILE in shown.text["worst"] + shown.text["best"] + shown.text["random"]
+        assert "<script" not in shown.source
+        assert "onerror=alert(1)>" not in shown.source
+    assert HOSTILE in page(labels, other).text["comparison"]
+
+
+def test_the_histogram_counts_every_pair(labels: GradedSet, other: GradedSet) -> None:
+    for shown in (page(labels), page(labels, other)):
+        shares = shown.numbers("histograms", r": ([\d.]+) % of the pairs")
+        columns = len(labels.pairs.quality_columns)
+        assert len(shares) == 30 * columns
+        for column in range(columns):
+            assert sum(shares[30 * column : 30 * (column + 1)]) == pytest.approx(100, abs=30 * 0.05)
+
+
+def test_each_input_says_what_became_of_it(labels: GradedSet, collections: tuple[Path, Path]) -> None:
+    rows = [[cell for cell in line.split("\n") if cell] for line in page(labels).text["videos"].split("\n\n")]
+    by_name = {cells[0]: cells[1:] for cells in rows if cells}
+    reasons = {Path(entry.video).name: entry.reason for entry in labels.pairs.ledger()}
+    assert by_name[HOSTILE_BROKEN] == ["0", "0", "-", "-", "-", "nothing", reasons[HOSTILE_BROKEN]]
+    assert by_name["copy.mp4"][-2:] == ["duplicate", f"has the content of {collections[0] / 'a.mp4'}"]
+    for name, pairs in PAIRS.items():
+        # Pairs, frames read, cuts, static pairs.
+        assert by_name[name][:4] == [str(pairs), str(pairs + 1), "0", "0"]
+
+
+def test_a_set_compared_with_itself_differs_nowhere(labels: GradedSet) -> None:
+    shown = page(labels, labels)
+    total = sum(PAIRS.values())
+    assert f"{total} pairs are in both, 0 only in A, 0 only in B." in shown.text["comparison"]
+    for section in ("worst", "best", "random"):
+        assert shown.numbers(section, r"EPE ([\d.]+) px") == [0.0] * 3
+
+
+def test_two_sets_are_compared_pair_by_pair(labels: GradedSet, other: GradedSet) -> None:
+    shown = page(labels, other, GalleryOptions(count=99))
+    assert "8 pairs are in both, 6 only in A, 3 only in B." in shown.text["comparison"]
+    assert "own.mp4\n3" in shown.text["comparison"]
+    position = {pair: i for i, pair in enumerate(other.index["pair_id"].to_pylist())}
+    errors = []
+    for place in choose(labels, GalleryOptions(count=99)).worst:
+        row = labels.row(place)
+        if row["pair_id"] not in position:
+            continue
+        ours = labels.pairs.decode(row).flow_fw
+        theirs = other.pairs.decode(other.row(position[row["pair_id"]])).flow_fw
+        assert ours is not None
+        assert theirs is not None
+        errors.append(np.sqrt(((ours - theirs) ** 2).sum(axis=0)).mean())
+    assert len(errors) == 8
+    assert max(errors) > 0.1
+    assert shown.numbers("worst", r"EPE ([\d.]+) px") == pytest.approx(errors, abs=0.006)
+    assert shown.text["worst"].count("B doesn't have this pair.") == 6
+
+
+def test_the_job_writes_the_page_and_its_run_leads_to_the_labels(
+    sets: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    output = tmp_path / "pages" / "gallery.html"
+    arguments = ["--labels", sets[0], "--output", str(output), "--other", sets[1], "--count", "1"]
+    run(main, Gallery, [*arguments, "--order-by", "flow_p99"])
+    assert str(output) in capsys.readouterr().out
+    shown = Page(output.read_text())
+    assert len(re.findall("flow_p99", shown.text["worst"])) >= 1
+    client = tracking.MlflowClient(store)
+    (experiment,) = (e for e in client.search_experiments() if e.name == tracking.EXPERIMENT)
+    (made,) = client.search_runs([experiment.experiment_id])
+    assert made.info.status == "FINISHED"
+    assert made.data.tags["stage"] == "gallery"
+    assert made.data.tags["from.labels"] == made.data.tags["from.other"] == "abcd"
+    artifact = Path(client.download_artifacts(made.info.run_id, "gallery.html", str(tmp_path)))
+    assert artifact.read_bytes() == output.read_bytes()
+    ((mean,),) = duckdb.sql(f"select avg(photometric) from '{sets[0]}/*/*.parquet'").fetchall()
+    assert made.data.metrics["labels/photometric"] == pytest.approx(mean, rel=1e-5)
+
+
+def test_what_is_no_finished_label_set_is_refused_with_a_remedy(
+    sets: tuple[str, str], collections: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    output = str(tmp_path / "gallery.html")
+    with pytest.raises(FileNotFoundError, match=f"there is no folder {tmp_path / 'nothing'}"):
+        main(Gallery(labels=str(tmp_path / "nothing"), output=output))
+    shutil.copytree(sets[0], tmp_path / "unfinished")
+    (tmp_path / "unfinished" / MANIFEST_FILE).unlink()
+    with pytest.raises(ValueError, match="isn't finished"):
+        main(Gallery(labels=str(tmp_path / "unfinished"), output=output))
+    write_pairs(str(collections[1]), str(tmp_path / "frames"), OPTIONS)
+    with pytest.raises(ValueError, match="frame pairs without pseudo-labels"):
+        main(Gallery(labels=sets[0], output=output, other=str(tmp_path / "frames")))
+    with pytest.raises(ValueError, match=r"'sharpness' is no quality column .* occluded, forward_backward"):
+        main(Gallery(labels=sets[0], output=output, shown=GalleryOptions(order_by="sharpness")))
+    with pytest.raises(ValueError, match="spread"):
+        # Of one teacher there is none.
+        choose(GradedSet.read(PairSet.open(sets[0])), GalleryOptions(order_by="spread"))
+    with pytest.raises(ValueError, match="count 0 must be at least 1"):
+        GalleryOptions(count=0)
+    assert not Path(output).exists()
+
+
+def test_several_teachers_are_graded_by_their_spread_too(
+    collections: tuple[Path, Path], tmp_path: Path
+) -> None:
+    teachers = ["opencv:dis_ultrafast", "opencv:farneback"]
+    write_labels(str(collections[1]), teachers, str(tmp_path / "set"), OPTIONS)
+    graded = GradedSet.read(PairSet.open(str(tmp_path / "set")))
+    (worst,) = choose(graded, GalleryOptions(count=1, order_by="spread")).worst
+    assert graded.row(worst)["spread"] == graded.quality("spread").max() > 0
+    assert "spread" in page(graded).text["histograms"]
