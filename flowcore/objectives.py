@@ -309,6 +309,11 @@ class StudentObjective:
         return Outcome(terms=terms, watched={**_watched(flows, occlusions), "hallucinated": share})
 
     @property
+    def learns_from_frames(self) -> bool:
+        """Whether visible pixels teach, so that nothing is learnt where the check finds none."""
+        return self._photometric_weight > 0
+
+    @property
     def _photometric_weight(self) -> float:
         if self.photometric_weight is None:
             return 1.0 if self.view == "occlusion" else 0.0

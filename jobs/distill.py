@@ -21,7 +21,7 @@ from pipelines import tracking
 from pipelines.checkpoints import starting_point
 from pipelines.labels import DEFAULT_MAX_SPREAD, PairSet
 from pipelines.locations import absolute
-from pipelines.training import Source, Training, TrainingOptions, finish, train
+from pipelines.training import CollapseAlarm, Source, Training, TrainingOptions, finish, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +100,10 @@ def distill(recipe: str, options: Distill) -> str:
                 options=options.training,
                 provenance=provenance,
                 run=run.handle,
+                # labels alone teach a network whose own two flows don't agree yet
+                alarm=CollapseAlarm()
+                if options.objective.learns_from_frames
+                else CollapseAlarm(max_occluded=1.0),
             ),
             run_root,
         )
