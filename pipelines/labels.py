@@ -17,15 +17,17 @@ import hashlib
 import json
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float
@@ -37,7 +39,10 @@ from flowcore.geometry import upsample_flow
 from flowcore.hallucination import FramePair
 from flowcore.video import SAMPLER_VERSION
 from pipelines.clips import FrameCodec
+from pipelines.filters import PairFilter
 from pipelines.locations import PARTIAL, write_whole
+
+Result = TypeVar("Result")
 
 FORMAT = 1
 """Version of the layout and of the rows' meaning; another one is refused."""
@@ -397,13 +402,14 @@ class PairSet:
     """A pair set that is open for reading, here or in any process that it is sent to.
 
     files: the Parquet files, relative to the location, sorted. max_spread: px by which several teachers may
-    disagree on a label that is trusted.
+    disagree on a label that is trusted. where: which pairs the index has; None for all.
     """
 
     location: str
     description: SetDescription
     files: tuple[str, ...]
     max_spread: float = DEFAULT_MAX_SPREAD
+    where: PairFilter | None = None
 
     @classmethod
     def open(cls, location: str, *, allow_unfinished: bool = False) -> Self:
@@ -460,15 +466,22 @@ class PairSet:
         return f"{place}/{TEACHER_FOLDER}{mark}{query}" if self.has_labels else None
 
     def index(self) -> pa.Table:
-        """Every pair: pair_id string, height and width; file int32, the position in `files`; row_group and
-        row, int32.
+        """Every pair that `where` keeps: pair_id string, height and width; file int32, the position in
+        `files`; row_group and row, int32.
 
-        In the order of the last three; reads footers and three small columns. FileNotFoundError where a file
-        is missing.
+        In the order of the last three; reads footers and three small columns, and those that `where` compares
+        in the row groups that it doesn't rule out. FileNotFoundError where a file is missing, ValueError
+        where `where` fits none of the pairs or not their columns.
         """
-        with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as threads:
-            parts = list(threads.map(self._index_of, range(len(self.files))))
-        return pa.concat_tables([_INDEX_SCHEMA.empty_table(), *parts])
+        parts = self._of_files(self._index_of)
+        index = pa.concat_tables([_INDEX_SCHEMA.empty_table(), *parts])
+        if self.where is not None and index.num_rows == 0:
+            raise self._nothing_kept(self.where)
+        return index
+
+    def num_pairs(self) -> int:
+        """The pairs of the set, whatever `where` keeps; reads footers."""
+        return sum(self._of_files(self._num_pairs_of))
 
     def read_group(
         self, file: str, row_group: int, columns: Sequence[str] | None = None
@@ -507,14 +520,46 @@ class PairSet:
         _, file, group, row = sorted(places)[int(0.9 * len(places))]
         return self.decode(self.read_group(file, group)[row])
 
+    def _of_files(self, work: Callable[[int], Result]) -> list[Result]:
+        """What `work` makes of each file's position, in their order."""
+        with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as threads:
+            return list(threads.map(work, range(len(self.files))))
+
+    def _num_pairs_of(self, file: int) -> int:
+        with self._opened(self.files[file]) as parquet:
+            return cast(int, parquet.metadata.num_rows)
+
     def _index_of(self, file: int) -> pa.Table:
         with self._opened(self.files[file]) as parquet:
-            rows = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
-            identity = parquet.read(list(_INDEXED)).select(_INDEXED)
-        groups = np.repeat(np.arange(len(rows), dtype=np.int32), rows)
-        within = np.concatenate([np.arange(count, dtype=np.int32) for count in (0, *rows)])
-        return pa.table(
-            [*identity.columns, np.full(len(groups), file, np.int32), groups, within], schema=_INDEX_SCHEMA
+            sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+            groups, columns = list(range(len(sizes))), list(_INDEXED)
+            if self.where is not None:
+                filesystem, root = storage_of(self.location)
+                path = f"{root}/{self.files[file]}"
+                groups = self.where.row_groups(ds.ParquetFileFormat().make_fragment(path, filesystem))
+                columns += [name for name in self.where.columns if name not in _INDEXED]
+            table = parquet.read_row_groups(groups, columns=columns)
+        read = [sizes[group] for group in groups]
+        place = (
+            np.full(table.num_rows, file, np.int32),
+            np.repeat(np.array(groups, np.int32), read),
+            np.concatenate([np.arange(size, dtype=np.int32) for size in (0, *read)]),
+        )
+        index = pa.table([*table.select(_INDEXED).columns, *place], schema=_INDEX_SCHEMA)
+        return index if self.where is None else index.take(self.where.rows(table))
+
+    def _columns_of(self, names: Sequence[str], file: int) -> pa.Table:
+        with self._opened(self.files[file]) as parquet:
+            return parquet.read(list(names))
+
+    def _nothing_kept(self, where: PairFilter) -> ValueError:
+        """The error, which tells what there is to be kept."""
+        table = pa.concat_tables(self._of_files(partial(self._columns_of, where.columns)))
+        ranges = {name: pc.min_max(table[name]).as_py() for name in where.columns}
+        there = "; ".join(f"{name} is {each['min']} to {each['max']}" for name, each in ranges.items())
+        return ValueError(
+            f"where {where.text!r} keeps none of the {table.num_rows} pairs of {self.location}, in which "
+            f"{there}; loosen it"
         )
 
     def _opened(self, file: str) -> pq.ParquetFile:
