@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 from torch import Tensor
 
 from flowcore.geometry import upsample_flow
@@ -260,7 +260,7 @@ def describe_set(location: str, description: SetDescription) -> None:
     The provenance is that of the run that finished the set first, not of one that was killed before.
     """
     folder = Folder(location)
-    before = _description_at(folder)
+    before = description_at(folder)
     if before is None and folder.files():
         raise ValueError(f"{location} holds other files and is no pair set; give a new folder")
     if before is not None and before.digest != description.digest:
@@ -284,7 +284,8 @@ def describe_set(location: str, description: SetDescription) -> None:
         folder.write(DESCRIPTION_FILE, _json(values))
 
 
-def _description_at(folder: "Folder") -> SetDescription | None:
+def description_at(folder: "Folder") -> SetDescription | None:
+    """What the folder's set is made of, None where none was begun; ValueError as `PairSet.open`."""
     try:
         text = folder.read(DESCRIPTION_FILE)
     except FileNotFoundError:
@@ -419,7 +420,7 @@ class PairSet:
         allow_unfinished takes the files that are there.
         """
         folder = Folder(location)
-        description = _description_at(folder)
+        description = description_at(folder)
         if description is None:
             if not folder.exists():
                 raise FileNotFoundError(f"there is no folder {location}; make it with jobs/pseudolabel.py")
@@ -597,16 +598,19 @@ class Folder:
 
     def files(self, ending: str = "", *, within: str = "") -> list[str]:
         """The names of the files in it, or in a folder of it, sorted, without those that `.` or `_` hides."""
+        return sorted(
+            name
+            for name in self.infos(within=within)
+            if name.endswith(ending) and not any(part.startswith((".", "_")) for part in name.split("/"))
+        )
+
+    def infos(self, *, within: str = "") -> dict[str, FileInfo]:
+        """Every file in it, or in a folder of it, by name, with its size and when it was written."""
         filesystem, root = storage_of(self.location)
         found = filesystem.get_file_info(
             FileSelector(f"{root}/{within}", allow_not_found=True, recursive=True)
         )
-        names = (info.path[len(root) :].strip("/") for info in found if info.type == FileType.File)
-        return sorted(
-            name
-            for name in names
-            if name.endswith(ending) and not any(part.startswith((".", "_")) for part in name.split("/"))
-        )
+        return {info.path[len(root) :].strip("/"): info for info in found if info.type == FileType.File}
 
     def folders(self) -> list[str]:
         """The names of the folders in it, sorted."""
