@@ -9,8 +9,9 @@ that it doesn't know is taken: 0.1 < occluded < 0.6.
 
 The choice that isn't obvious is nan, which stands where there was nothing to measure: it is above every
 number, as in SQL, so that an upper bound leaves such a pair out. Parquet's statistics don't count nan, and
-Arrow, which simplifies a filter by them, takes a bound that all the others pass for one that nan passes too.
-So negations are carried down to the comparisons, and one that nan passes never rules a row group out.
+both Arrow and DuckDB 2.0, which simplify a filter by them, take a bound that all the other values pass for
+one that nan passes too. So negations are carried down to the comparisons, one that nan passes never rules a
+row group out, and what is read is compared without statistics.
 """
 
 import ast

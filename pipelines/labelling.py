@@ -281,8 +281,8 @@ def labelling_status(location: str, videos: str | None = None) -> LabellingStatu
     videos' records, the ledger, and the footers of what isn't finished.
 
     videos: the collection; None for that of the folder's description, of which ValueError if there is none.
-    FileNotFoundError where the collection has no video. A file that can't be decoded, and a copy, is left
-    until a run has ended: only then is it in the ledger.
+    FileNotFoundError where the collection has no video. A copy, and a file that can't be read at all, is left
+    until a run has ended: they have no record, and the ledger is written last.
     """
     folder = Folder(location)
     description = description_at(folder)
@@ -304,11 +304,13 @@ def labelling_status(location: str, videos: str | None = None) -> LabellingStatu
         sizes = threads.map(partial(shard_at, location), begun)
         begun_pairs = sum(size.pairs for size in sizes if size is not None)
     current = _current_of(records.values(), stamps)
+    # Of what has a record, that knows whether it tells of the content that is there now.
+    without_record = stamps.keys() - {record.video for record in records.values()}
     entries = json.loads(folder.read(LEDGER_FILE)) if LEDGER_FILE in files else []
     skipped = {
         entry["video"]: _REASONS.get(entry["outcome"], entry["reason"])
         for entry in entries
-        if entry["video"] in stamps and entry["video"] not in current
+        if entry["video"] in without_record
     }
     skipped |= {video: record.reason for video, record in current.items() if record.pairs == 0}
     left = stamps.keys() - current.keys() - skipped.keys()

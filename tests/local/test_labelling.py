@@ -645,6 +645,18 @@ def test_runs_that_finished_a_set_one_after_the_other_have_their_own_speeds(tmp_
     assert labelling_status(str(location)).pairs_per_second == pytest.approx(0.55)
 
 
+def test_a_video_that_was_mended_is_left_and_not_skipped(tmp_path: Path) -> None:
+    videos, location = tmp_path / "videos", tmp_path / "set"
+    render(videos / "good.mp4", 0)
+    render(videos / "mended.mp4", 1, height=16, width=16)
+    write_pairs(str(videos), str(location), OPTIONS)
+    status = labelling_status(str(location))
+    assert (status.finished, status.left, sum(status.skipped.values())) == (1, 0, 1)
+    render(videos / "mended.mp4", 1)
+    status = labelling_status(str(location))
+    assert (status.state, status.finished, status.left, status.skipped) == ("unfinished", 1, 1, {})
+
+
 def test_while_a_run_goes_on_its_status_only_rises(tmp_path: Path) -> None:
     videos, location = tmp_path / "videos", str(tmp_path / "set")
     for seed in range(3):
