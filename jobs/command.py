@@ -25,6 +25,7 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.util import get_node_ip_address
 
 from pipelines.execution import let_ray_data_rest
+from pipelines.labels import PairSet
 from pipelines.locations import PROJECT_FOLDER, is_shipped_copy
 from pipelines.tracking import Run
 
@@ -141,6 +142,16 @@ def _known_address() -> Iterator[None]:
 def announce(run: Run) -> None:
     """Tells where the training can be watched, and how it goes on if it is killed."""
     print(f"run {run.run_id}: {run.url_hint}\nif it is killed: the same command with --resume {run.run_id}")
+
+
+def kept_pairs(pairs: PairSet) -> dict[str, float]:
+    """How many pairs of a set its filter keeps, and of how many: told, and returned as metrics. Without a
+    filter, nothing. Raises as `PairSet.index`."""
+    if pairs.where is None:
+        return {}
+    kept, found = pairs.index().num_rows, pairs.num_pairs()
+    print(f"where {pairs.where.text!r} keeps {kept} of {found} pairs")
+    return {"labels/pairs": found, "labels/pairs_kept": kept}
 
 
 def _parse(

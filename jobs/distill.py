@@ -6,6 +6,12 @@ The student starts from the weights of the teacher that made the labels, unless 
 is `fresh`: then it is the recipe's network, whatever the teacher was, and demo:raft_small names another one.
 Prints the URI of the student, which evaluate and predict take. With --resume RUN_ID a run that was killed
 goes on from its last checkpoint.
+
+    python jobs/distill.py demo --labels my_labels --run-root runs
+    --where "occluded < 0.6 and photometric < 4"
+
+--where takes the pairs that it keeps, for validation too: students of two filters are judged on different
+pairs, and of two such the later one becomes the champion.
 """
 
 from dataclasses import dataclass, field, replace
@@ -15,10 +21,11 @@ import tyro
 from flowcore.hallucination import Challenge
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import StudentObjective
-from jobs.command import announce, connect, run_recipe
+from jobs.command import announce, connect, kept_pairs, run_recipe
 from jobs.recipes import with_backbones
 from pipelines import tracking
 from pipelines.checkpoints import starting_point
+from pipelines.filters import PairFilter
 from pipelines.labels import DEFAULT_MAX_SPREAD, PairSet
 from pipelines.locations import absolute
 from pipelines.training import CollapseAlarm, Source, Training, TrainingOptions, finish, train
@@ -44,18 +51,27 @@ class Distill:
     with fresh weights, as the student of an external teacher has to."""
     max_spread: float = DEFAULT_MAX_SPREAD
     """Pixels by which several teachers may disagree on a label that is learnt from."""
+    where: str | None = None
+    """The pairs to take, for validation too, by columns of the labels: "occluded < 0.6 and photometric < 4".
+    Numbers, texts in single quotes, < <= > >= == !=, and, or, not, parentheses; SQL takes the same text."""
     resume: str | None = None
     """The id of an MLflow run of this job to go on with."""
+
+    def __post_init__(self) -> None:
+        if self.where is not None:
+            PairFilter(self.where)
 
 
 def distill(recipe: str, options: Distill) -> str:
     """Runs the stage; returns the registered student's URI."""
     labels, run_root = absolute(options.labels, "--labels"), absolute(options.run_root, "--run-root")
-    pairs = replace(PairSet.open(labels), max_spread=options.max_spread)
+    where = None if options.where is None else PairFilter(options.where)
+    pairs = replace(PairSet.open(labels), max_spread=options.max_spread, where=where)
     if (teacher := pairs.teacher) is None:
         raise ValueError(
             f"--labels {labels} has frame pairs without labels; make labels with jobs/pseudolabel.py"
         )
+    kept = kept_pairs(pairs)
     inputs = {"labels": labels}
     if options.init != "fresh":
         if ":" in recipe:
@@ -70,6 +86,7 @@ def distill(recipe: str, options: Distill) -> str:
     ) as run:
         announce(run)
         run.dataset("labels", labels, pairs.label_set, "training")
+        run.log(0, kept)
         run.tag("label_set", pairs.label_set)
         run.link("labels", pairs.description.provenance.get("run_id"))
         generation = str(int(pairs.description.provenance.get("generation", "0")) + 1)
@@ -82,6 +99,8 @@ def distill(recipe: str, options: Distill) -> str:
             "generation": generation,
             "run_id": run.run_id,
         }
+        if options.where is not None:
+            provenance["where"] = options.where
         if info is not None:
             provenance["init"] = info.digest
             run.link("init", info.run_id)

@@ -4,12 +4,13 @@
     runs
 
 --truth names a benchmark and its unpacked folder. With --labels, a folder that pseudolabel wrote, every step
-also learns from a batch of those pairs as the student did: semi-supervised. --label-share takes a part of the
-pairs with truth. Prints the URI of the network, which evaluate and predict take. With --resume RUN_ID a run
-that was killed goes on from its last checkpoint.
+also learns from a batch of those pairs as the student did: semi-supervised; --where takes the ones that it
+keeps, as in distill, and validation's pairs, which have truth, stay the same. --label-share takes a part of
+the pairs with truth. Prints the URI of the network, which evaluate and predict take. With --resume RUN_ID a
+run that was killed goes on from its last checkpoint.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tyro
@@ -17,10 +18,11 @@ import tyro
 from flowcore.hallucination import Challenge
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import StudentObjective, SupervisedObjective
-from jobs.command import announce, connect, run_recipe
+from jobs.command import announce, connect, kept_pairs, run_recipe
 from jobs.recipes import with_backbones
 from pipelines import tracking
 from pipelines.checkpoints import starting_point
+from pipelines.filters import PairFilter
 from pipelines.labels import PairSet
 from pipelines.locations import absolute
 from pipelines.training import CollapseAlarm, Source, Training, TrainingOptions, finish, train
@@ -51,6 +53,8 @@ class Finetune:
     objective: SupervisedObjective = field(default_factory=SupervisedObjective)
     labels: str | None = None
     """Folder or URI that pseudolabel wrote, to learn from as a student beside the truth."""
+    where: str | None = None
+    """Those of the pairs that are learnt from, by columns of the labels, as in distill: "occluded < 0.6"."""
     challenge: Challenge
     """What is done to those pairs."""
     student: StudentObjective = field(default_factory=StudentObjective)
@@ -59,6 +63,12 @@ class Finetune:
     """Of that loss against the supervised one."""
     resume: str | None = None
     """The id of an MLflow run of this job to go on with."""
+
+    def __post_init__(self) -> None:
+        if self.where is not None:
+            PairFilter(self.where)
+            if self.labels is None:
+                raise ValueError(f"--where {self.where!r} is about pseudo-labels; give --labels too")
 
 
 def finetune(recipe: str, options: Finetune) -> str:
@@ -73,8 +83,12 @@ def finetune(recipe: str, options: Finetune) -> str:
     inputs = {"truth": f"{benchmark}:{root}"}
     if options.init != "fresh":
         inputs["init"] = absolute(options.init, "--init")
+    unlabelled, kept = None, {}
     if options.labels is not None:
         inputs["labels"] = absolute(options.labels, "--labels")
+        where = None if options.where is None else PairFilter(options.where)
+        unlabelled = replace(PairSet.open(inputs["labels"]), where=where)
+        kept = kept_pairs(unlabelled)
     with tracking.start(
         "finetune", recipe=recipe, parameters=options, inputs=inputs, resume_run_id=options.resume
     ) as run:
@@ -89,8 +103,8 @@ def finetune(recipe: str, options: Finetune) -> str:
                 share=options.label_share,
             )
         ]
-        if options.labels is not None:
-            unlabelled = PairSet.open(inputs["labels"])
+        if unlabelled is not None:
+            run.log(0, kept)
             run.dataset("labels", inputs["labels"], unlabelled.label_set, "training")
             run.link("labels", unlabelled.description.provenance.get("run_id"))
             sources.append(
@@ -103,6 +117,8 @@ def finetune(recipe: str, options: Finetune) -> str:
             )
         config, initial, info = starting_point(inputs.get("init"), options.network)
         provenance = {"stage": "finetune", "recipe": recipe, "truth": inputs["truth"], "run_id": run.run_id}
+        if options.where is not None:
+            provenance["where"] = options.where
         if info is not None:
             provenance |= {"init": info.digest, "generation": str(info.generation)}
             run.link("init", info.run_id)

@@ -8,12 +8,20 @@ the teacher of the next round, and so may another library's network, torchvision
 or a classical method that needs no training: opencv:dis_medium.
 
 Killed at any moment, the same command again finishes the set: each pair is there once, and what was finished
-is not done again.
+is not done again. How far it is tells, meanwhile or later,
+
+    python jobs/pseudolabel.py demo --labels my_labels --status
+
+from the files in the folder alone, without Ray and without labelling anything. --videos and --teacher may
+stay in that line; --videos, if it isn't left out, is the collection that is counted.
 """
 
 import json
+import sys
 import tempfile
+from collections import Counter
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import tyro
@@ -23,10 +31,19 @@ from jobs.command import connect, run_recipe
 from jobs.recipes import RECIPES
 from pipelines import tracking
 from pipelines.clips import absolute_collection
-from pipelines.labelling import LabellingOptions, LabellingSummary, teacher_names, write_labels
-from pipelines.labels import PairSet
+from pipelines.labelling import (
+    LabellingOptions,
+    LabellingStatus,
+    LabellingSummary,
+    labelling_status,
+    teacher_names,
+    write_labels,
+)
+from pipelines.labels import LEDGER_FILE, PairSet
 from pipelines.locations import absolute
 from pipelines.progress import video_bar
+
+_MOST_REASONS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +60,13 @@ class Pseudolabel:
     labels: str
     """Folder or URI, shared by all nodes, that the labels are written to."""
     labelling: LabellingOptions
+    status: bool = False
+    """Label nothing and start no Ray: tell how many videos are done, left and skipped in --labels, and when
+    it will be finished. Needs --labels alone; the collection is the one that is labelled there, or --videos.
+    """
 
     def __post_init__(self) -> None:
-        if not self.teacher:
+        if not self.teacher and not self.status:
             raise ValueError("--teacher is empty; name at least one, such as models:/flow-teacher@champion")
 
 
@@ -80,7 +101,48 @@ def pseudolabel(recipe: str, options: Pseudolabel) -> LabellingSummary:
         return summary
 
 
+def status_table(labels: str, status: LabellingStatus, now: datetime) -> str:
+    """What --status prints. now: a local time."""
+    lines = [
+        ("labels", f"{labels}, {status.state}"),
+        ("videos found", status.videos),
+        ("  finished", status.finished),
+        ("  left", status.left),
+        ("  skipped", sum(status.skipped.values())),
+    ]
+    reasons = Counter(status.skipped).most_common()
+    lines += [(f"{count:>9}", reason) for reason, count in reasons[:_MOST_REASONS]]
+    if others := sum(count for _, count in reasons[_MOST_REASONS:]):
+        lines.append((f"{others:>9}", f"for other reasons, see {LEDGER_FILE}"))
+    speed = status.pairs_per_second
+    lines += [("pairs so far", status.pairs), ("pairs/s", "unknown" if speed is None else f"{speed:.1f}")]
+    if status.last_written is not None:
+        written = datetime.fromtimestamp(status.last_written)
+        lines.append(
+            ("last shard", f"{written:%Y-%m-%d %H:%M:%S}, {_clock((now - written).total_seconds())} ago")
+        )
+    if status.state != "finished":
+        lines.append(("expected finish", _expected_finish(status, now)))
+    return "\n".join(f"{name:<17}{value}" for name, value in lines)
+
+
+def _expected_finish(status: LabellingStatus, now: datetime) -> str:
+    if status.seconds_left is None:
+        return "unknown before a run has finished a video and written two shards"
+    finish = now + timedelta(seconds=status.seconds_left)
+    return f"{finish:%Y-%m-%d %H:%M}, in {_clock(status.seconds_left)}, if a run goes on from now"
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
 def main(recipe: str, options: Pseudolabel) -> None:
+    if options.status:
+        labels = absolute(options.labels, "--labels")
+        videos = absolute_collection(options.videos, "--videos") if options.videos else None
+        print(status_table(labels, labelling_status(labels, videos), datetime.now()))
+        return
     connect()
     summary = pseudolabel(recipe, options)
     print(f"labels: {summary.location}")
@@ -91,13 +153,18 @@ def main(recipe: str, options: Pseudolabel) -> None:
     print(f"look at it: {tracking.ui_command()}")
 
 
-def recipes() -> dict[str, tuple[str, Pseudolabel]]:
-    """This job's options by recipe."""
+def recipes(*, for_status: bool = False) -> dict[str, tuple[str, Pseudolabel]]:
+    """This job's options by recipe; of the status, --labels alone must be given."""
+    videos, teacher = ("", ()) if for_status else (tyro.MISSING, tyro.MISSING)
     return {
         name: (
             recipe.description,
             Pseudolabel(
-                videos=tyro.MISSING, teacher=tyro.MISSING, labels=tyro.MISSING, labelling=recipe.labelling
+                videos=videos,
+                teacher=teacher,
+                labels=tyro.MISSING,
+                labelling=recipe.labelling,
+                status=for_status,
             ),
         )
         for name, recipe in RECIPES.items()
@@ -105,4 +172,4 @@ def recipes() -> dict[str, tuple[str, Pseudolabel]]:
 
 
 if __name__ == "__main__":
-    run_recipe(main, recipes())
+    run_recipe(main, recipes(for_status="--status" in sys.argv))

@@ -15,9 +15,10 @@ import fcntl
 import hashlib
 import json
 import os
+import posixpath
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,7 @@ import safetensors.torch
 import torch
 from jaxtyping import Float
 from numpy import ndarray
-from pyarrow.fs import FileSystem, LocalFileSystem
+from pyarrow.fs import FileInfo, FileSystem, LocalFileSystem
 from torch import Tensor
 from torch.nn import functional
 
@@ -49,8 +50,10 @@ from flowcore.shapes import Flow, Mask
 from flowcore.video import SAMPLER_VERSION, ClipOptions, VideoError, VideoReport
 from pipelines.clips import DecoderProcess, EncodedChunk, FrameCodec, VideoSource, find_videos
 from pipelines.labels import (
+    DESCRIPTION_FILE,
     LABEL_SCHEMA,
     LEDGER_FILE,
+    MANIFEST_FILE,
     PAIR_SCHEMA,
     SPREAD_SCHEMA,
     TEACHER_FOLDER,
@@ -62,6 +65,7 @@ from pipelines.labels import (
     VideoEntry,
     VideoRecord,
     describe_set,
+    description_at,
     encode_shard,
     label_grid,
     masks,
@@ -87,6 +91,11 @@ _STORAGE_THREADS = 32
 _MOST_ALIKE = 16
 """Videos of one size that one task reads for the sake of the few that may be copies."""
 _SAMPLE_BYTES = 4096
+_REASONS = {
+    "duplicate": "has the content of another video",
+    "unreadable now": "unreadable then; a run of the same command tries again",
+}
+"""What a status says of the ledger's outcomes whose own reasons name a file each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +182,32 @@ class LabellingSummary:
         return {f"{prefix}/{name}": float(value) for name, value in values.items()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabellingStatus:
+    """How far the labelling of a collection into a folder is, by what lies in the folder.
+
+    videos: in the collection. finished: those of them that gave pairs and need no more work. skipped: by
+    reason, how many gave none. pairs: in the folder. pairs_per_second: of the run that wrote last, between
+    its first shard and its last; None with less than two. seconds_left: at that speed, if a byte of video
+    gives as many pairs as so far; None where that can't be told. last_written: the newest shard's time, in
+    seconds since 1970; None without a shard.
+    """
+
+    state: Literal["not begun", "unfinished", "finished"]
+    videos: int
+    finished: int
+    skipped: Mapping[str, int]
+    pairs: int
+    pairs_per_second: float | None
+    seconds_left: float | None
+    last_written: float | None
+
+    @property
+    def left(self) -> int:
+        """Videos that a run of the same command has yet to look at, or is looking at."""
+        return self.videos - self.finished - sum(self.skipped.values())
+
+
 OnProgress = Callable[[LabellingProgress], None]
 
 
@@ -241,6 +276,70 @@ def write_labels(
     }
     description = SetDescription(made_of=made_of, provenance=provenance)
     return _write_set(videos, location, options, description, on_progress, models, files)
+
+
+def labelling_status(location: str, videos: str | None = None) -> LabellingStatus:
+    """How far a folder is, without Ray and without a trace: reads the listings of folder and collection, the
+    videos' records, the ledger, and the footers of what isn't finished.
+
+    videos: the collection; None for that of the folder's description, of which ValueError if there is none.
+    FileNotFoundError where the collection has no video. A copy, and a file that can't be read at all, is left
+    until a run has ended: they have no record, and the ledger is written last.
+    """
+    folder = Folder(location)
+    description = description_at(folder)
+    if videos is None:
+        if description is None or "videos" not in description.provenance:
+            raise ValueError(f"{location} names no collection, nothing was labelled there yet; add --videos")
+        videos = description.provenance["videos"]
+    stamps = _stamps(find_videos(videos))
+    files = folder.infos()
+    shards: dict[str, list[str]] = defaultdict(list)
+    for name in files:
+        if name.endswith(".parquet"):
+            shards[posixpath.dirname(name)].append(name)
+    with ThreadPoolExecutor(_STORAGE_THREADS) as threads:
+        recorded = [posixpath.dirname(name) for name in files if name.endswith(f"/{VIDEO_FILE}")]
+        found = threads.map(partial(video_record, location), recorded)
+        records = {record.folder: record for record in found if record is not None}
+        begun = [name for each in shards.keys() - records.keys() for name in shards[each]]
+        sizes = threads.map(partial(shard_at, location), begun)
+        begun_pairs = sum(size.pairs for size in sizes if size is not None)
+    current = _current_of(records.values(), stamps)
+    # Of what has a record, that knows whether it tells of the content that is there now.
+    without_record = stamps.keys() - {record.video for record in records.values()}
+    entries = json.loads(folder.read(LEDGER_FILE)) if LEDGER_FILE in files else []
+    skipped = {
+        entry["video"]: _REASONS.get(entry["outcome"], entry["reason"])
+        for entry in entries
+        if entry["video"] in without_record
+    }
+    skipped |= {video: record.reason for video, record in current.items() if record.pairs == 0}
+    left = stamps.keys() - current.keys() - skipped.keys()
+    pairs = begun_pairs + sum(record.pairs for record in records.values())
+    times = _times_of_last_run(files, shards, records)
+    speed = None
+    if len(times) > 1 and times[-1] > times[0]:
+        num_shards = sum(len(names) for names in shards.values())
+        speed = pairs / num_shards * (len(times) - 1) / (times[-1] - times[0])
+    seconds_left = None if left else 0.0
+    if left and speed and (bytes_done := sum(stamps[video].size for video in current)):
+        pairs_a_byte = sum(record.pairs for record in current.values()) / bytes_done
+        expected = pairs_a_byte * sum(stamps[video].size for video in left) - begun_pairs
+        seconds_left = max(0.0, expected) / speed
+    is_finished = not left and MANIFEST_FILE in files
+    return LabellingStatus(
+        state="finished" if is_finished else "not begun" if description is None else "unfinished",
+        videos=len(stamps),
+        finished=len(current) - sum(record.pairs == 0 for record in current.values()),
+        skipped=Counter(skipped.values()),
+        pairs=pairs,
+        pairs_per_second=speed,
+        seconds_left=seconds_left,
+        last_written=max(
+            (_written(files[name]) for names in shards.values() for name in names), default=None
+        ),
+    )
 
 
 def teacher_names(count: int) -> list[str]:
@@ -630,6 +729,40 @@ def _copy(video: str, original: str) -> LedgerEntry:
     return LedgerEntry(video=video, outcome="duplicate", reason=reason, frames_read=0, pairs=0)
 
 
+def _current_of(records: Iterable[VideoRecord], stamps: Mapping[str, _Stamp]) -> dict[str, VideoRecord]:
+    """By video, the records that tell of the content that the collection has now."""
+    return {
+        record.video: record
+        for record in records
+        if record.video in stamps and stamps[record.video].text == record.stamp
+    }
+
+
+def _times_of_last_run(
+    files: Mapping[str, FileInfo], shards: Mapping[str, Sequence[str]], records: Mapping[str, VideoRecord]
+) -> list[float]:
+    """When the run that wrote the newest shard wrote each of its own, sorted.
+
+    A run that finds the set unfinished writes its description first, and one that ends its manifest; what
+    came before the last of these that isn't newer than all shards is another run's. Of a set that was
+    finished more than once, records tell the runs apart.
+    """
+    every = {name: _written(files[name]) for names in shards.values() for name in names}
+    newest = max(every.values(), default=0.0)
+    marks = [_written(files[name]) for name in (DESCRIPTION_FILE, MANIFEST_FILE) if name in files]
+    since = max((mark for mark in marks if mark <= newest), default=0.0)
+    late = {name: time for name, time in every.items() if time >= since}
+    runs = {
+        name: records[folder].run for folder in records for name in shards.get(folder, ()) if name in late
+    }
+    last = runs[max(runs, key=lambda name: late[name])] if runs else None
+    return sorted(time for name, time in late.items() if runs.get(name, last) == last)
+
+
+def _written(info: FileInfo) -> float:
+    return float(info.mtime_ns or 0) / 1e9
+
+
 def _stream(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
@@ -810,12 +943,7 @@ class _Tally:
         self._folders = [name for name in Folder(location).folders() if not name.startswith(TEACHER_FOLDER)]
         found = self._threads.map(partial(video_record, location), self._folders)
         self._before = {record.folder: record for record in found if record is not None}
-        self._current = {
-            record.video: record
-            for record in self._before.values()
-            if record.video in stamps and stamps[record.video].text == record.stamp
-        }
-        """By video, the records that tell of the content that the collection has now."""
+        self._current = _current_of(self._before.values(), stamps)
         self._entries: list[LedgerEntry] = []
         self._ends: dict[str, VideoRecord] = {}
         self._written: dict[str, _Written] = defaultdict(_Written)

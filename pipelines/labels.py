@@ -17,27 +17,32 @@ import hashlib
 import json
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 from torch import Tensor
 
 from flowcore.geometry import upsample_flow
 from flowcore.hallucination import FramePair
 from flowcore.video import SAMPLER_VERSION
 from pipelines.clips import FrameCodec
+from pipelines.filters import PairFilter
 from pipelines.locations import PARTIAL, write_whole
+
+Result = TypeVar("Result")
 
 FORMAT = 1
 """Version of the layout and of the rows' meaning; another one is refused."""
@@ -255,7 +260,7 @@ def describe_set(location: str, description: SetDescription) -> None:
     The provenance is that of the run that finished the set first, not of one that was killed before.
     """
     folder = Folder(location)
-    before = _description_at(folder)
+    before = description_at(folder)
     if before is None and folder.files():
         raise ValueError(f"{location} holds other files and is no pair set; give a new folder")
     if before is not None and before.digest != description.digest:
@@ -279,7 +284,8 @@ def describe_set(location: str, description: SetDescription) -> None:
         folder.write(DESCRIPTION_FILE, _json(values))
 
 
-def _description_at(folder: "Folder") -> SetDescription | None:
+def description_at(folder: "Folder") -> SetDescription | None:
+    """What the folder's set is made of, None where none was begun; ValueError as `PairSet.open`."""
     try:
         text = folder.read(DESCRIPTION_FILE)
     except FileNotFoundError:
@@ -428,13 +434,14 @@ class PairSet:
     """A pair set that is open for reading, here or in any process that it is sent to.
 
     files: the Parquet files, relative to the location, sorted. max_spread: px by which several teachers may
-    disagree on a label that is trusted.
+    disagree on a label that is trusted. where: which pairs the index has; None for all.
     """
 
     location: str
     description: SetDescription
     files: tuple[str, ...]
     max_spread: float = DEFAULT_MAX_SPREAD
+    where: PairFilter | None = None
 
     @classmethod
     def open(cls, location: str, *, allow_unfinished: bool = False) -> Self:
@@ -444,7 +451,7 @@ class PairSet:
         allow_unfinished takes the files that are there.
         """
         folder = Folder(location)
-        description = _description_at(folder)
+        description = description_at(folder)
         if description is None:
             if not folder.exists():
                 raise FileNotFoundError(f"there is no folder {location}; make it with jobs/pseudolabel.py")
@@ -509,15 +516,22 @@ class PairSet:
         return [LedgerEntry(**entry) for entry in json.loads(Folder(self.location).read(LEDGER_FILE))]
 
     def index(self, columns: Sequence[str] = ()) -> pa.Table:
-        """Every pair: pair_id string, height and width; file int32, the position in `files`; row_group and
-        row, int32; and the given columns of numbers, such as the `quality_columns`.
+        """Every pair that `where` keeps: pair_id string, height and width; file int32, the position in
+        `files`; row_group and row, int32; and the given columns of numbers, such as the `quality_columns`.
 
-        In the order of file, row_group and row; reads footers and small columns. FileNotFoundError where a
-        file is missing.
+        In the order of file, row_group and row; reads footers and small columns, and those that `where`
+        compares in the row groups that it doesn't rule out. FileNotFoundError where a file is missing,
+        ValueError where `where` fits none of the pairs or not their columns.
         """
-        with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as threads:
-            parts = list(threads.map(partial(self._index_of, columns=columns), range(len(self.files))))
-        return pa.concat_tables([_index_schema(columns).empty_table(), *parts])
+        parts = self._of_files(partial(self._index_of, columns))
+        index = pa.concat_tables([_index_schema(columns).empty_table(), *parts])
+        if self.where is not None and index.num_rows == 0:
+            raise self._nothing_kept(self.where)
+        return index
+
+    def num_pairs(self) -> int:
+        """The pairs of the set, whatever `where` keeps; reads footers."""
+        return sum(self._of_files(self._num_pairs_of))
 
     def read_group(
         self, file: str, row_group: int, columns: Sequence[str] | None = None
@@ -556,15 +570,49 @@ class PairSet:
         _, file, group, row = sorted(places)[int(0.9 * len(places))]
         return self.decode(self.read_group(file, group)[row])
 
-    def _index_of(self, file: int, columns: Sequence[str]) -> pa.Table:
+    def _of_files(self, work: Callable[[int], Result]) -> list[Result]:
+        """What `work` makes of each file's position, in their order."""
+        with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as threads:
+            return list(threads.map(work, range(len(self.files))))
+
+    def _num_pairs_of(self, file: int) -> int:
         with self._opened(self.files[file]) as parquet:
-            rows = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
-            read = parquet.read([*_INDEXED, *columns])
-        groups = np.repeat(np.arange(len(rows), dtype=np.int32), rows)
-        within = np.concatenate([np.arange(count, dtype=np.int32) for count in (0, *rows)])
-        place = [np.full(len(groups), file, np.int32), groups, within]
-        values = [*read.select(_INDEXED).columns, *place, *read.select(columns).columns]
-        return pa.table(values, schema=_index_schema(columns))
+            return cast(int, parquet.metadata.num_rows)
+
+    def _index_of(self, columns: Sequence[str], file: int) -> pa.Table:
+        with self._opened(self.files[file]) as parquet:
+            sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+            groups, compared = list(range(len(sizes))), list[str]()
+            if self.where is not None:
+                filesystem, root = storage_of(self.location)
+                path = f"{root}/{self.files[file]}"
+                groups = self.where.row_groups(ds.ParquetFileFormat().make_fragment(path, filesystem))
+                compared = self.where.columns
+            names = list(dict.fromkeys((*_INDEXED, *columns, *compared)))
+            table = parquet.read_row_groups(groups, columns=names)
+        read = [sizes[group] for group in groups]
+        place = (
+            np.full(table.num_rows, file, np.int32),
+            np.repeat(np.array(groups, np.int32), read),
+            np.concatenate([np.arange(size, dtype=np.int32) for size in (0, *read)]),
+        )
+        values = [*table.select(_INDEXED).columns, *place, *table.select(columns).columns]
+        index = pa.table(values, schema=_index_schema(columns))
+        return index if self.where is None else index.take(self.where.rows(table))
+
+    def _columns_of(self, names: Sequence[str], file: int) -> pa.Table:
+        with self._opened(self.files[file]) as parquet:
+            return parquet.read(list(names))
+
+    def _nothing_kept(self, where: PairFilter) -> ValueError:
+        """The error, which tells what there is to be kept."""
+        table = pa.concat_tables(self._of_files(partial(self._columns_of, where.columns)))
+        ranges = {name: pc.min_max(table[name]).as_py() for name in where.columns}
+        there = "; ".join(f"{name} is {each['min']} to {each['max']}" for name, each in ranges.items())
+        return ValueError(
+            f"where {where.text!r} keeps none of the {table.num_rows} pairs of {self.location}, in which "
+            f"{there}; loosen it"
+        )
 
     def _opened(self, file: str) -> pq.ParquetFile:
         filesystem, root = storage_of(self.location)
@@ -606,16 +654,19 @@ class Folder:
 
     def files(self, ending: str = "", *, within: str = "") -> list[str]:
         """The names of the files in it, or in a folder of it, sorted, without those that `.` or `_` hides."""
+        return sorted(
+            name
+            for name in self.infos(within=within)
+            if name.endswith(ending) and not any(part.startswith((".", "_")) for part in name.split("/"))
+        )
+
+    def infos(self, *, within: str = "") -> dict[str, FileInfo]:
+        """Every file in it, or in a folder of it, by name, with its size and when it was written."""
         filesystem, root = storage_of(self.location)
         found = filesystem.get_file_info(
             FileSelector(f"{root}/{within}", allow_not_found=True, recursive=True)
         )
-        names = (info.path[len(root) :].strip("/") for info in found if info.type == FileType.File)
-        return sorted(
-            name
-            for name in names
-            if name.endswith(ending) and not any(part.startswith((".", "_")) for part in name.split("/"))
-        )
+        return {info.path[len(root) :].strip("/"): info for info in found if info.type == FileType.File}
 
     def folders(self) -> list[str]:
         """The names of the folders in it, sorted."""

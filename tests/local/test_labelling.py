@@ -4,6 +4,9 @@ import fcntl
 import json
 import os
 import shutil
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +27,15 @@ from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
 from pipelines.checkpoints import fetch_model, model_digest, save_model
 from pipelines.clips import find_videos
-from pipelines.labelling import LabellingOptions, LabellingProgress, label_chunk, write_labels, write_pairs
+from pipelines.labelling import (
+    LabellingOptions,
+    LabellingProgress,
+    LabellingStatus,
+    label_chunk,
+    labelling_status,
+    write_labels,
+    write_pairs,
+)
 from pipelines.labels import LEDGER_FILE, MANIFEST_FILE, PAIR_SCHEMA, PairSet, decode_row
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -562,3 +573,141 @@ def test_scenes_that_share_a_folder_are_kept_apart_and_one_that_changed_is_writt
         shutil.copy(tmp_path / "new" / f"{number}.png", folder / f"000001_{number:02d}.png")
     assert write_pairs(collection, location, OPTIONS).new_pairs == 3
     assert pairs() == expected
+
+
+def test_the_status_of_a_finished_set_accounts_for_every_video(labels: PairSet, collection: Path) -> None:
+    status = labelling_status(labels.location)
+    assert status == labelling_status(labels.location, str(collection))
+    assert (status.state, status.videos, status.finished, status.left, status.pairs) == (
+        *("finished", 7, 3, 0),
+        *(22,),
+    )
+    entries = json.loads((Path(labels.location) / LEDGER_FILE).read_text())
+    assert sum(status.skipped.values()) == len(entries) == 4
+    assert status.skipped["has the content of another video"] == 1
+    reasons = Counter(entry["reason"] for entry in entries if entry["outcome"] == "nothing")
+    assert reasons.items() <= status.skipped.items()
+    assert status.seconds_left == 0
+
+
+def test_the_status_of_a_killed_run_by_hand(tmp_path: Path) -> None:
+    videos, location = tmp_path / "videos", tmp_path / "set"
+    for name, num_frames in (("a", 12), ("b", 7), ("c", 9)):
+        render(videos / f"{name}.mp4", num_frames, num_frames)
+    write_pairs(str(videos), str(location), OPTIONS)
+    folders = {
+        Path(video).stem: folder
+        for video, folder in (
+            (json.loads(path.read_text())["video"], path.parent) for path in location.glob("*/_video.json")
+        )
+    }
+    # Of a, the second of two shards is missing; nobody has looked at c.
+    for name in (MANIFEST_FILE, LEDGER_FILE):
+        (location / name).unlink()
+    (folders["a"] / "_video.json").unlink()
+    (folders["a"] / "00001.parquet").unlink()
+    shutil.rmtree(folders["c"])
+    os.utime(location / "_label_set.json", (1000, 1000))
+    for path, seconds in ((folders["a"] / "00000.parquet", 1010), (folders["b"] / "00000.parquet", 1030)):
+        os.utime(path, (seconds, seconds))
+    status = labelling_status(str(location))
+    # Six pairs each; of two shards in twenty seconds, one was made between them.
+    assert (status.state, status.finished, status.left, status.pairs) == ("unfinished", 1, 2, 12)
+    assert status.skipped == {}
+    assert status.last_written == 1030
+    assert status.pairs_per_second == pytest.approx(6 / 20)
+    size = {name: (videos / f"{name}.mp4").stat().st_size for name in "abc"}
+    assert status.seconds_left == pytest.approx((6 * (size["a"] + size["c"]) / size["b"] - 6) / (6 / 20))
+    # The first shard was an earlier run's, which a later one began long after.
+    os.utime(location / "_label_set.json", (1020, 1020))
+    status = labelling_status(str(location))
+    assert (status.pairs, status.pairs_per_second, status.seconds_left) == (12, None, None)
+    # A changed video is to be done again.
+    render(videos / "b.mp4", 3, 7)
+    status = labelling_status(str(location))
+    assert (status.finished, status.left) == (0, 3)
+
+
+def test_runs_that_finished_a_set_one_after_the_other_have_their_own_speeds(tmp_path: Path) -> None:
+    videos, location = tmp_path / "videos", tmp_path / "set"
+    render(videos / "a.mp4", 0)
+    write_pairs(str(videos), str(location), OPTIONS)
+    for number, path in enumerate(sorted(location.glob("*/*.parquet"))):
+        os.utime(path, (2000 + number, 2000 + number))
+    os.utime(location / "_label_set.json", (1999, 1999))
+    os.utime(location / MANIFEST_FILE, (2002, 2002))
+    assert labelling_status(str(location)).pairs_per_second == pytest.approx(5.5)
+    before = set(location.glob("*/*.parquet"))
+    render(videos / "b.mp4", 1)
+    write_pairs(str(videos), str(location), OPTIONS)
+    for number, path in enumerate(sorted(set(location.glob("*/*.parquet")) - before)):
+        os.utime(path, (9000 + 10 * number, 9000 + 10 * number))
+    assert labelling_status(str(location)).pairs_per_second == pytest.approx(0.55)
+
+
+def test_a_video_that_was_mended_is_left_and_not_skipped(tmp_path: Path) -> None:
+    videos, location = tmp_path / "videos", tmp_path / "set"
+    render(videos / "good.mp4", 0)
+    render(videos / "mended.mp4", 1, height=16, width=16)
+    write_pairs(str(videos), str(location), OPTIONS)
+    status = labelling_status(str(location))
+    assert (status.finished, status.left, sum(status.skipped.values())) == (1, 0, 1)
+    render(videos / "mended.mp4", 1)
+    status = labelling_status(str(location))
+    assert (status.state, status.finished, status.left, status.skipped) == ("unfinished", 1, 1, {})
+
+
+def test_while_a_run_goes_on_its_status_only_rises(tmp_path: Path) -> None:
+    videos, location = tmp_path / "videos", str(tmp_path / "set")
+    for seed in range(3):
+        render(videos / f"{seed}.mp4", seed)
+    seen: list[LabellingStatus] = []
+    write_pairs(str(videos), location, OPTIONS, on_progress=lambda _: seen.append(labelling_status(location)))
+    assert {status.state for status in seen} == {"unfinished"}
+    seen.append(labelling_status(location))
+    assert (seen[-1].state, seen[-1].finished, seen[-1].left, seen[-1].pairs) == ("finished", 3, 0, 33)
+    for name in ("finished", "pairs"):
+        values = [getattr(status, name) for status in seen]
+        assert values == sorted(values)
+    assert seen[0].pairs > 0
+
+
+def test_before_labelling_has_begun_everything_is_left(tmp_path: Path, collection: Path) -> None:
+    location = str(tmp_path / "set")
+    with pytest.raises(ValueError, match="nothing was labelled there yet; add --videos"):
+        labelling_status(location)
+    status = labelling_status(location, str(collection))
+    assert (status.state, status.videos, status.left, status.pairs) == ("not begun", 7, 7, 0)
+    assert status.pairs_per_second is status.seconds_left is status.last_written is None
+    assert not Path(location).exists()
+
+
+def test_the_command_tells_the_status_without_ray_and_leaves_no_trace(labels: PairSet) -> None:
+    before = {path: path.stat().st_mtime_ns for path in Path(labels.location).rglob("*")}
+    script = """
+import runpy, sys
+import ray
+sys.argv = ["jobs/pseudolabel.py", "smoke", *sys.argv[1:]]
+runpy.run_path("jobs/pseudolabel.py", run_name="__main__")
+assert not ray.is_initialized()
+"""
+    repository = Path(__file__).resolve().parents[2]
+    ended = subprocess.run(
+        [sys.executable, "-c", script, "--labels", labels.location, "--status"],
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    rows = [line.split(maxsplit=1) for line in ended.stdout.splitlines()]
+    assert ["labels", f"{labels.location}, finished"] in rows
+    for row in (
+        ["finished", "3"],
+        ["left", "0"],
+        ["skipped", "4"],
+        ["1", "has the content of another video"],
+    ):
+        assert row in rows
+    assert {path: path.stat().st_mtime_ns for path in Path(labels.location).rglob("*")} == before
