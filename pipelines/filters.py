@@ -19,7 +19,7 @@ import math
 import operator
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from itertools import pairwise
 from typing import Any, cast
@@ -97,29 +97,23 @@ class PairFilter:
 
     text: str
 
-    def __post_init__(self) -> None:
-        self._condition()
+    # Parsed once: CPython 3.11's ast.parse fails now and then where several threads call it, as those that
+    # read the files of a set would.
+    _condition: _Comparison | _Junction = field(init=False, repr=False, compare=False)
 
-    def _condition(self) -> _Comparison | _Junction:
-        # A text of several lines is one condition in SQL.
-        text = self.text.replace("\n", " ").strip()
-        try:
-            tree = ast.parse(text, mode="eval")
-        except SyntaxError as error:
-            # Python gives the text's end the offset 0.
-            raise _refusal(text, error.offset - 1 if error.offset else len(text), error.msg) from None
-        return _condition(text, tree.body, is_negated=False)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_condition", _parsed(self.text))
 
     @property
     def columns(self) -> list[str]:
         """The columns that it compares, sorted."""
-        return sorted({leaf.column for leaf in self._condition().leaves()})
+        return sorted({leaf.column for leaf in self._condition.leaves()})
 
     def row_groups(self, fragment: ds.ParquetFileFragment) -> list[int]:
         """The row groups of a file that may hold a pair to keep, or a null to complain of, by their
         statistics; ValueError where a column isn't there or not of the type of what it is compared with."""
         self._require_columns(fragment.physical_schema)
-        condition = self._condition().expression(fragment.physical_schema, to_prune=True)
+        condition = self._condition.expression(fragment.physical_schema, to_prune=True)
         nulls = (pc.field(column).is_null() for column in self.columns)
         return [group.id for group in fragment.subset(reduce(operator.or_, nulls, condition)).row_groups]
 
@@ -132,12 +126,12 @@ class PairFilter:
                     "comparison tells; write their labels anew, or leave the column out of the filter"
                 )
         numbered = table.select(self.columns).append_column("", pa.array(np.arange(table.num_rows)))
-        kept = numbered.filter(self._condition().expression(table.schema, to_prune=False))
+        kept = numbered.filter(self._condition.expression(table.schema, to_prune=False))
         return cast(ndarray, kept[""].to_numpy())
 
     def _require_columns(self, schema: pa.Schema) -> None:
         comparable = [field.name for field in schema if _is_text(field.type) or _is_number(field.type)]
-        for leaf in self._condition().leaves():
+        for leaf in self._condition.leaves():
             if leaf.column not in comparable:
                 raise ValueError(
                     f"where {self.text!r}: there is no column {leaf.column!r} to compare; these pairs have "
@@ -148,6 +142,17 @@ class PairFilter:
                 raise ValueError(
                     f"where {self.text!r}: {leaf.column} can't be compared with {leaf.value!r}; give {remedy}"
                 )
+
+
+def _parsed(text: str) -> _Comparison | _Junction:
+    # A text of several lines is one condition in SQL.
+    text = text.replace("\n", " ").strip()
+    try:
+        tree = ast.parse(text, mode="eval")
+    except SyntaxError as error:
+        # Python gives the text's end the offset 0.
+        raise _refusal(text, error.offset - 1 if error.offset else len(text), error.msg) from None
+    return _condition(text, tree.body, is_negated=False)
 
 
 def _condition(text: str, node: ast.expr, *, is_negated: bool) -> _Comparison | _Junction:
