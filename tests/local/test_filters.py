@@ -358,12 +358,6 @@ def test_a_student_learns_from_what_its_filter_keeps_and_says_so(
     _, info = load_model(fetch_model(uri))
     assert info.provenance["where"] == options.where
 
-    longer = replace(training, steps=4, unmasked_steps=4)
-    again = distill.distill("smoke", replace(options, resume=run_id, training=longer))
-    assert tracking.run_of(again) == run_id
-    assert len(client.get_metric_history(run_id, "labels/pairs_kept")) == 1
-    assert client.get_run(run_id).data.metrics["labels/pairs_kept"] == 6
-
     runs = len(client.search_runs([client.get_run(run_id).info.experiment_id]))
     with pytest.raises(ValueError, match="keeps none of the 16 pairs"):
         distill.distill("smoke", replace(options, where="frame < 0"))
