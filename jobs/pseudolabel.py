@@ -55,8 +55,7 @@ class Pseudolabel:
     chairs:<folder>, sintel:<folder>, kitti2012:<folder> or kitti2015:<folder>."""
     teacher: tuple[str, ...]
     """Checkpoint folder, runs:/<run id>/model, models:/<name>@<alias>, opencv:<name>, torchvision:<name> or
-    ptlflow:<name>;
-    one or several."""
+    ptlflow:<name>; one or several."""
     labels: str
     """Folder or URI, shared by all nodes, that the labels are written to."""
     labelling: LabellingOptions

@@ -71,6 +71,7 @@ from pipelines.labels import (
     masks,
     pair_id,
     quantized,
+    read_ledger,
     shard_at,
     shard_name,
     storage_of,
@@ -308,11 +309,11 @@ def labelling_status(location: str, videos: str | None = None) -> LabellingStatu
     current = _current_of(records.values(), stamps)
     # Of what has a record, that knows whether it tells of the content that is there now.
     without_record = stamps.keys() - {record.video for record in records.values()}
-    entries = json.loads(folder.read(LEDGER_FILE)) if LEDGER_FILE in files else []
+    ledger = read_ledger(location) if LEDGER_FILE in files else []
     skipped = {
-        entry["video"]: _REASONS.get(entry["outcome"], entry["reason"])
-        for entry in entries
-        if entry["video"] in without_record
+        entry.video: _REASONS.get(entry.outcome, entry.reason)
+        for entry in ledger
+        if entry.video in without_record
     }
     skipped |= {video: record.reason for video, record in current.items() if record.pairs == 0}
     left = stamps.keys() - current.keys() - skipped.keys()

@@ -376,6 +376,11 @@ def video_record(location: str, folder: str) -> VideoRecord | None:
         return None
 
 
+def read_ledger(location: str) -> list[LedgerEntry]:
+    """The ledger of a folder; FileNotFoundError where no run has ended."""
+    return [LedgerEntry(**entry) for entry in json.loads(Folder(location).read(LEDGER_FILE))]
+
+
 def write_ledger(location: str, ledger: Sequence[LedgerEntry]) -> None:
     """Writes the ledger over the one before, sorted by video."""
     entries = sorted(ledger, key=lambda entry: (entry.video, entry.outcome))
@@ -513,7 +518,7 @@ class PairSet:
 
     def ledger(self) -> list[LedgerEntry]:
         """The inputs that gave less than they might; FileNotFoundError of an unfinished set."""
-        return [LedgerEntry(**entry) for entry in json.loads(Folder(self.location).read(LEDGER_FILE))]
+        return read_ledger(self.location)
 
     def index(self, columns: Sequence[str] = ()) -> pa.Table:
         """Every pair that `where` keeps: pair_id string, height and width; file int32, the position in
@@ -561,14 +566,12 @@ class PairSet:
     def example(self) -> FramePair:
         """A labelled pair to look at: of a few files all over the set, the one that moves more (`flow_p50`)
         than nine tenths of theirs do. The first of them may be the label of a cut that nobody found."""
-        places = []
-        for file in self.files[:: -(-len(self.files) // _FILES_LOOKED_AT)]:
-            with self._opened(file) as parquet:
-                for group in range(parquet.num_row_groups):
-                    motion = parquet.read_row_group(group, columns=["flow_p50"])["flow_p50"].to_pylist()
-                    places += [(moved, file, group, row) for row, moved in enumerate(motion)]
-        _, file, group, row = sorted(places)[int(0.9 * len(places))]
-        return self.decode(self.read_group(file, group)[row])
+        every = -(-len(self.files) // _FILES_LOOKED_AT)
+        columns = ("flow_p50",)
+        places = pa.concat_tables(self._index_of(columns, file) for file in range(0, len(self.files), every))
+        ranked = places.sort_by([(name, "ascending") for name in (*columns, "file", "row_group", "row")])
+        (place,) = ranked.slice(int(0.9 * len(ranked)), 1).to_pylist()
+        return self.decode(self.read(place))
 
     def _of_files(self, work: Callable[[int], Result]) -> list[Result]:
         """What `work` makes of each file's position, in their order."""

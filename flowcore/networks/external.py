@@ -63,7 +63,7 @@ def external_network(uri: str) -> ExternalConfig | None:
 
 
 class ExternalNetwork(FlowNetwork):
-    """Another library's network, for frames of any size: padded inside, and the flow cropped back."""
+    """Another library's network or method, for frames of any size."""
 
     multiple = 1
     strides = (1,)
@@ -71,21 +71,38 @@ class ExternalNetwork(FlowNetwork):
     def __init__(self, config: ExternalConfig) -> None:
         super().__init__()
         self.config: ExternalConfig = config
-        self.model = self._built(_imported(config.library))
 
     def encode(self, images: Image) -> list[Tensor]:
         """The frames themselves."""
         return [images]
 
     def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[FlowLevel]:
-        height, width = features1[0].shape[-2:]
-        flow = self._flow(_padded(features1[0]), _padded(features2[0]))
-        return [flow[..., :height, :width]]
+        return [self._flow(features1[0], features2[0])]
 
     @property
     def version(self) -> str:
         """The library's."""
         return str(_imported(self.config.library).__version__)
+
+    @abstractmethod
+    def load_pretrained(self) -> str:
+        """Takes the weights that the library publishes, and returns their address; "" where it needs none."""
+
+    @abstractmethod
+    def _flow(self, image1: Image, image2: Image) -> Flow:
+        """What the library answers."""
+
+
+class _PublishedNetwork(ExternalNetwork):
+    """A torch module whose weights its library publishes. Frames are padded, and the flow cropped back."""
+
+    def __init__(self, config: ExternalConfig) -> None:
+        super().__init__(config)
+        self.model = self._built(_imported(config.library))
+
+    def _flow(self, image1: Image, image2: Image) -> Flow:
+        height, width = image1.shape[-2:]
+        return self._padded_flow(_padded(image1), _padded(image2))[..., :height, :width]
 
     def load_pretrained(self) -> str:
         """Takes the weights that the library publishes, and returns their address.
@@ -111,15 +128,15 @@ class ExternalNetwork(FlowNetwork):
         """The library's module with fresh weights."""
 
     @abstractmethod
-    def _flow(self, image1: Image, image2: Image) -> Flow:
-        """What the library's network answers for frames of a size that it takes."""
+    def _padded_flow(self, image1: Image, image2: Image) -> Flow:
+        """What the module answers for frames of a size that it takes."""
 
     @abstractmethod
     def _weights_url(self, library: Any) -> str:
         """Where the library says that the weights are."""
 
 
-class TorchvisionNetwork(ExternalNetwork):
+class TorchvisionNetwork(_PublishedNetwork):
     """torchvision.models.optical_flow, on frames in [-1, 1]."""
 
     def _built(self, library: Any) -> nn.Module:
@@ -128,7 +145,7 @@ class TorchvisionNetwork(ExternalNetwork):
         model: nn.Module = models.get_model(self.config.name, weights=None)
         return model
 
-    def _flow(self, image1: Image, image2: Image) -> Flow:
+    def _padded_flow(self, image1: Image, image2: Image) -> Flow:
         # a flow after each of its iterations
         flow: Tensor = self.model(2 * image1 - 1, 2 * image2 - 1)[-1]
         return flow
@@ -137,7 +154,7 @@ class TorchvisionNetwork(ExternalNetwork):
         return str(library.models.get_model_weights(self.config.name).DEFAULT.url)
 
 
-class PTLFlowNetwork(ExternalNetwork):
+class PTLFlowNetwork(_PublishedNetwork):
     """ptlflow, on pairs of frames in [0, 1] whose channels are blue, green, red.
 
     The FlowFormers see whole frames here; ptlflow cuts them into tiles of the size that they were trained on,
@@ -149,7 +166,7 @@ class PTLFlowNetwork(ExternalNetwork):
         model: nn.Module = library.get_model(self.config.name)
         return model
 
-    def _flow(self, image1: Image, image2: Image) -> Flow:
+    def _padded_flow(self, image1: Image, image2: Image) -> Flow:
         pairs = torch.stack([image1, image2], dim=1).flip(2)
         # One by one, as ptlflow measures them: with some networks a pair's flow depends on its batch.
         return torch.cat([self.model({"images": pair})["flows"][:, 0] for pair in pairs.split(1)])
@@ -165,15 +182,12 @@ class OpenCVNetwork(ExternalNetwork):
     """OpenCV's DIS (Kroeger et al., ECCV 2016) and Farneback (SCIA 2003), on grey frames and on a CPU. It has
     no weights: as a teacher it is there at once, and it never saw truth."""
 
-    def _built(self, library: Any) -> nn.Module:
-        _require_known(self.config, list(_OPENCV))
-        return nn.Identity()
-
-    def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[FlowLevel]:
-        """ValueError for frames that are too small for the method."""
-        return [self._flow(features1[0], features2[0])]
+    def __init__(self, config: ExternalConfig) -> None:
+        super().__init__(config)
+        _require_known(config, list(_OPENCV))
 
     def _flow(self, image1: Image, image2: Image) -> Flow:
+        """ValueError for frames that are too small for the method."""
         flows = [
             self._of_pair(_grey(first), _grey(second)) for first, second in zip(image1, image2, strict=True)
         ]
@@ -190,9 +204,6 @@ class OpenCVNetwork(ExternalNetwork):
 
     def load_pretrained(self) -> str:
         """Nothing to load."""
-        return ""
-
-    def _weights_url(self, library: Any) -> str:
         return ""
 
 
