@@ -71,7 +71,10 @@ class Crop:
 
     def __call__(self, pair: FramePair, rng: np.random.Generator) -> FramePair:
         """ValueError where the crop is larger than the frames."""
-        height, width = pair.image1.shape[:2]
+        return _cut(pair, self.window(*pair.image1.shape[:2], rng))
+
+    def window(self, height: int, width: int, rng: np.random.Generator) -> "Window":
+        """Where in frames of this size; ValueError where the crop is larger."""
         if self.height > height or self.width > width:
             raise ValueError(
                 f"crop ({self.height}, {self.width}) is larger than the frames ({height}, {width}), in px; "
@@ -79,12 +82,27 @@ class Crop:
             )
         top = int(rng.integers(height - self.height + 1))
         left = int(rng.integers(width - self.width + 1))
-        rows, columns = slice(top, top + self.height), slice(left, left + self.width)
-        return pair.map(
-            image=lambda image: image[rows, columns],
-            flow=lambda flow: flow[:, rows, columns],
-            mask=lambda mask: mask[rows, columns],
-        )
+        return Window(top=top, left=left, height=self.height, width=self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A part of a frame, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def _cut(pair: FramePair, window: Window) -> FramePair:
+    rows = slice(window.top, window.top + window.height)
+    columns = slice(window.left, window.left + window.width)
+    return pair.map(
+        image=lambda image: image[rows, columns],
+        flow=lambda flow: flow[:, rows, columns],
+        mask=lambda mask: mask[rows, columns],
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +196,14 @@ class Geometric:
             _check_range(name, getattr(self, name), 0.01)
 
     def __call__(self, pair: FramePair, rng: np.random.Generator) -> FramePair:
-        if not _happens(self.chance, rng):
-            return pair
         height, width = pair.image1.shape[:2]
+        maps = self.maps(height, width, rng)
+        return pair if maps is None else warped(pair, *maps, soft=self.soft)
+
+    def maps(self, height: int, width: int, rng: np.random.Generator) -> "tuple[Affine, Affine] | None":
+        """What the first and the second frame of this size are mapped by; None where nothing happens."""
+        if not _happens(self.chance, rng):
+            return None
         squeeze = rng.uniform(*self.squeeze)
         zoom = rng.uniform(*self.zoom) * np.array([squeeze, 1 / squeeze])
         angle = rng.uniform(-self.rotation, self.rotation)
@@ -189,7 +212,7 @@ class Geometric:
         zoom = zoom * rng.uniform(*self.delta_zoom)
         angle += rng.uniform(-self.delta_rotation, self.delta_rotation)
         shift = shift + rng.uniform(-self.delta_translation, self.delta_translation, 2)
-        return warped(pair, first, affine(height, width, zoom, angle, shift), soft=self.soft)
+        return first, affine(height, width, zoom, angle, shift)
 
 
 def affine(height: int, width: int, zoom: ndarray, angle: float, shift: ndarray) -> Affine:
@@ -201,13 +224,30 @@ def affine(height: int, width: int, zoom: ndarray, angle: float, shift: ndarray)
     return np.column_stack([matrix, centre + shift * centre - matrix @ centre])
 
 
-def warped(pair: FramePair, first: Affine, second: Affine, *, soft: bool = False) -> FramePair:
-    """The pair with its frames mapped by `first` and `second`; see Geometric for flow and confidence."""
+def warped(
+    pair: FramePair, first: Affine, second: Affine, *, window: Window | None = None, soft: bool = False
+) -> FramePair:
+    """The pair with its frames mapped by `first` and `second`; see Geometric for flow and confidence.
+
+    Of the mapped frames only the window is computed, where there is one: to cut it out is to shift both maps.
+    """
     height, width = pair.image1.shape[:2]
-    inside1, inside2 = (_inside(_sources(mapping, height, width)) for mapping in (first, second))
+    if window is not None:
+        first, second = (mapping - [[0, 0, window.left], [0, 0, window.top]] for mapping in (first, second))
+        height, width = window.height, window.width
+
+    def sampled(image: ndarray, mapping: Affine, interpolation: int, border: int) -> ndarray:
+        flags = {"flags": interpolation, "borderMode": border}
+        result: ndarray = cv2.warpAffine(image, mapping, (width, height), **flags)
+        return result
+
+    inside1, inside2 = (
+        _inside(_mapped_grid(_inverse(mapping), height, width), *pair.image1.shape[:2])
+        for mapping in (first, second)
+    )
     values: dict[str, ndarray] = {
-        "image1": _sampled(pair.image1, first, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE),
-        "image2": _sampled(pair.image2, second, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE),
+        "image1": sampled(pair.image1, first, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE),
+        "image2": sampled(pair.image2, second, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE),
         "inside1": inside1,
         "inside2": inside2,
     }
@@ -217,25 +257,15 @@ def warped(pair: FramePair, first: Affine, second: Affine, *, soft: bool = False
         ("bw", pair.flow_bw, pair.confidence_bw, second, first, inside2),
     ):
         if flow is not None:
-            values[f"flow_{end}"] = _warped_flow(flow, here, there)
+            u, v = (sampled(each, here, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE) for each in flow)
+            values[f"flow_{end}"] = _transformed_flow(u, v, here, there)
         if confidence is not None:
-            values[f"confidence_{end}"] = _sampled(confidence, here, nearest, cv2.BORDER_CONSTANT) * inside
+            values[f"confidence_{end}"] = sampled(confidence, here, nearest, cv2.BORDER_CONSTANT) * inside
     for name, before, here in (("inside1", pair.inside1, first), ("inside2", pair.inside2, second)):
         if before is not None:
-            sampled = _sampled(before.astype(np.uint8), here, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT)
-            values[name] = values[name] & (sampled > 0)
+            found = sampled(before.astype(np.uint8), here, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT)
+            values[name] = values[name] & (found > 0)
     return FramePair(**values)
-
-
-def _sampled(image: ndarray, mapping: Affine, interpolation: int, border: int) -> ndarray:
-    height, width = image.shape[:2]
-    sampled: ndarray = cv2.warpAffine(image, mapping, (width, height), flags=interpolation, borderMode=border)
-    return sampled
-
-
-def _sources(mapping: Affine, height: int, width: int) -> Float[ndarray, "2 height width"]:
-    """Where each pixel [x, y] of the mapped frame comes from."""
-    return _mapped_grid(_inverse(mapping), height, width)
 
 
 def _inverse(mapping: Affine) -> Affine:
@@ -249,22 +279,22 @@ def _mapped_grid(mapping: Affine, height: int, width: int) -> Float[ndarray, "2 
     return np.stack([row[0] * x + row[1] * y + row[2] for row in mapping])
 
 
-def _inside(sources: Float[ndarray, "2 height width"]) -> Bool[ndarray, "height width"]:
-    x, y = sources
-    height, width = x.shape
+def _inside(points: Float[ndarray, "2 *grid"], height: int, width: int) -> Bool[ndarray, "*grid"]:
+    """Which points [x, y] lie in a frame of this size."""
+    x, y = points
     # half a thousandth of a pixel: the identity must not lose its border to rounding
     return np.asarray((x > -5e-4) & (x < width - 1 + 5e-4) & (y > -5e-4) & (y < height - 1 + 5e-4))
 
 
-def _warped_flow(
-    flow: Float[ndarray, "2 height width"], here: Affine, there: Affine
+def _transformed_flow(
+    u: Float[ndarray, "height width"], v: Float[ndarray, "height width"], here: Affine, there: Affine
 ) -> Float[ndarray, "2 height width"]:
-    """A2(A1^-1 x + w) - x, which is M2 w plus what an affine map alone moves x by."""
-    u, v = (_sampled(each, here, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE) for each in flow)
+    """A2(A1^-1 x + w) - x, which is M2 w plus what an affine map alone moves x by; w = (u, v), at x of the
+    mapped frame."""
     linear = there[:, :2]
     back = _inverse(here)
     still = np.column_stack([linear @ back[:, :2], linear @ back[:, 2] + there[:, 2]])
-    moved = _mapped_grid(still - np.eye(2, 3), *flow.shape[1:]).astype(np.float32)
+    moved = _mapped_grid(still - np.eye(2, 3), *u.shape).astype(np.float32)
     for row, (of_u, of_v) in zip(moved, linear.astype(np.float32), strict=True):
         row += of_u * u
         row += of_v * v
@@ -399,8 +429,8 @@ def _filled(image: ndarray, where: Bool[ndarray, "height width"], rng: np.random
 class Challenge:
     """What is done to a pair before a network trains on it, in this order; a chance of 0 leaves a part out.
 
-    Crop, flips and the channel permutation are the augmentation of both stages. Geometry comes first, on the
-    whole frames, so that little comes in from outside; noise last, so that nothing transforms it.
+    Crop, flips and the channel permutation are the augmentation of both stages. Geometry comes first, from
+    the whole frames, so that little comes in from outside; noise last, so that nothing transforms it.
     """
 
     geometric: Geometric = field(default_factory=Geometric)
@@ -416,9 +446,13 @@ class Challenge:
             # a batch has a field for all of its pairs or for none
             whole = np.ones(pair.image1.shape[:2], bool)
             pair = replace(pair, inside1=whole, inside2=whole)
-        for step in (
-            *(self.geometric, self.crop, self.flips, self.channels),
-            *(self.colour, self.superpixels, self.rectangles),
-        ):
+        height, width = pair.image1.shape[:2]
+        maps = self.geometric.maps(height, width, rng)
+        window = self.crop.window(height, width, rng)
+        if maps is None:
+            pair = _cut(pair, window)
+        else:
+            pair = warped(pair, *maps, window=window, soft=self.geometric.soft)
+        for step in (self.flips, self.channels, self.colour, self.superpixels, self.rectangles):
             pair = step(pair, rng)
         return pair

@@ -173,6 +173,29 @@ def test_the_identity_changes_nothing() -> None:
             np.testing.assert_allclose(getattr(same, name), value, atol=1e-4)
 
 
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_a_challenge_gives_what_a_crop_of_the_whole_transformed_frames_gives(seed: int, soft: bool) -> None:
+    """It computes the window alone, which is fast, and draws the same numbers."""
+    geometric, crop = Geometric(chance=1.0, soft=soft), Crop(height=40, width=56)
+    rng = np.random.default_rng(seed)
+    whole = crop(geometric(pair(), rng), rng)
+    challenge = Challenge(
+        geometric=geometric,
+        crop=crop,
+        flips=Flips(left_right=0.0, up_down=0.0),
+        channels=ChannelPermutation(chance=0.0),
+    )
+    window = challenge(pair(), np.random.default_rng(seed))
+    for name, expected in vars(whole).items():
+        found = getattr(window, name)
+        assert found.shape == expected.shape and found.dtype == expected.dtype
+        # OpenCV rounds where it samples to 1/32 px
+        difference = np.abs(found.astype(float) - expected.astype(float))
+        limit = 0.01 if name.startswith("flow") else (2.0 if name.startswith("image") else 0.05)
+        assert np.median(difference) <= limit and (difference > limit).mean() < 0.02
+
+
 def test_zoom_by_two_and_three_multiplies_u_and_v_by_them() -> None:
     flow = np.broadcast_to(np.array([1.0, 1.0], np.float32).reshape(2, 1, 1), (2, 64, 80))
     zoom = affine(64, 80, np.array([2.0, 3.0]), 0.0, np.zeros(2))
