@@ -233,12 +233,13 @@ def warped(
     """
     height, width = pair.image1.shape[:2]
     if window is not None:
-        first, second = (mapping - [[0, 0, window.left], [0, 0, window.top]] for mapping in (first, second))
+        corner = np.array([[0, 0, window.left], [0, 0, window.top]])
+        first, second = first - corner, second - corner
         height, width = window.height, window.width
 
     def sampled(image: ndarray, mapping: Affine, interpolation: int, border: int) -> ndarray:
-        flags = {"flags": interpolation, "borderMode": border}
-        result: ndarray = cv2.warpAffine(image, mapping, (width, height), **flags)
+        size = (width, height)
+        result: ndarray = cv2.warpAffine(image, mapping, size, flags=interpolation, borderMode=border)
         return result
 
     inside1, inside2 = (

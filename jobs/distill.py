@@ -144,6 +144,7 @@ def recipes() -> dict[str, tuple[str, Distill]]:
             challenge=recipe.challenge,
             network=network,
             training=recipe.student,
+            objective=recipe.objective,
         )
     )
 

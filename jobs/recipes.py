@@ -1,8 +1,8 @@
 """Which settings go together? Each recipe is a full set of options for every stage; a job's flags change
 single ones.
 
-Each says its hardware, hours and score. `smoke` and `demo` are ours, for a laptop; the others have the
-schedule of DDFlow and SelFlow (Liu et al., AAAI and CVPR 2019).
+Each says its hardware, hours and score. `smoke`, `demo` and `laptop` are ours, for a laptop; the others have
+the schedule of DDFlow and SelFlow (Liu et al., AAAI and CVPR 2019).
 
 From these papers: 100,000 steps without the occlusion mask and 300,000 with it, 300,000 of distillation,
 four pairs a step, Adam at 1e-4 halved stepwise, flips and channel permutation, the teacher's crop of KITTI,
@@ -17,11 +17,19 @@ hours are estimates, and scores are DDFlow's own after distillation, on the sets
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
-from flowcore.hallucination import Challenge, Colour, Crop, Geometric, SuperpixelNoise
+from flowcore.hallucination import (
+    Challenge,
+    Colour,
+    Crop,
+    Geometric,
+    RectangleNoise,
+    SuperpixelNoise,
+)
 from flowcore.networks import AnyNetworkConfig, FlowNetConfig, PWCNetConfig, RAFTConfig
+from flowcore.objectives import Photometric, StudentObjective
 from flowcore.video import ClipOptions
 from pipelines.labelling import LabellingOptions
 from pipelines.training import TrainingOptions
@@ -43,6 +51,7 @@ class Recipe:
     """The student's."""
     student: TrainingOptions
     finetune: TrainingOptions
+    objective: StudentObjective = field(default_factory=StudentObjective)
 
     @property
     def network(self) -> AnyNetworkConfig:
@@ -133,6 +142,22 @@ _FULL: dict[str, AnyNetworkConfig] = {
     "raft": RAFTConfig(),
 }
 
+_LIGHT: dict[str, AnyNetworkConfig] = {
+    "pwcnet": PWCNetConfig(
+        encoder_widths=(16, 32, 48, 64, 80), decoder_widths=(48, 32, 24), context_widths=(32, 32), radius=3
+    ),
+}
+_CAMERA = Geometric(
+    chance=0.85,
+    zoom=(0.8, 1.6),
+    rotation=0.3,
+    delta_zoom=(0.94, 1.06),
+    delta_rotation=0.06,
+    delta_translation=0.06,
+    soft=True,
+)
+"""Moves the camera where it stood still, as it does in most clips: what never moves teaches no flow."""
+
 _EVERY_PAIR = ClipOptions(cut_threshold=None, static_threshold=0.0)
 """A data set's sequences are of one shot each, and the papers leave no pair out."""
 
@@ -147,6 +172,18 @@ def _trained(steps: int, unmasked_steps: int = 0, halve_every: int = 100_000) ->
         readers=6,
         log_every=100,
         validate_every=5_000,
+    )
+
+
+def _on_a_laptop(steps: int, unmasked_steps: int = 0, learning_rate: float = 4e-4) -> TrainingOptions:
+    return TrainingOptions(
+        steps=steps,
+        unmasked_steps=unmasked_steps,
+        global_batch=4,
+        learning_rate=learning_rate,
+        schedule="cosine",
+        readers=1,
+        validate_every=1_000,
     )
 
 
@@ -188,6 +225,26 @@ RECIPES = {
         ),
         finetune=TrainingOptions(
             steps=400, global_batch=4, learning_rate=4e-4, schedule="cosine", validate_every=200
+        ),
+    ),
+    "laptop": Recipe(
+        description="Your own videos without a GPU, at about 320x448 px. Label with --teacher "
+        "opencv:dis_medium, then distill with --init fresh; two CPU cores, STEPS. Its errors on real pairs "
+        "are in docs/results/real-pixels.md.",
+        clips=ClipOptions(size=(320, 448), min_size=(192, 256), stride=2, max_pairs_per_video=160),
+        networks=_LIGHT,
+        augmentation=Challenge(geometric=_CAMERA, crop=Crop(height=192, width=256)),
+        teacher=_on_a_laptop(8_000, unmasked_steps=2_400),
+        challenge=Challenge(
+            geometric=_CAMERA,
+            crop=Crop(height=160, width=224),
+            colour=Colour(chance=0.5, blur_chance=0.3),
+            rectangles=RectangleNoise(chance=0.5),
+        ),
+        student=_on_a_laptop(8_000, learning_rate=1e-3),
+        finetune=_on_a_laptop(2_000),
+        objective=StudentObjective(
+            view="confidence", photometric=Photometric(level_weights=(1.0, 0.5, 0.25, 0.125))
         ),
     ),
     "chairs": Recipe(

@@ -21,7 +21,7 @@ HEIGHT, WIDTH = 64, 96
 SMALLEST_FRAMES = {"chairs": (384, 512), "sintel": (436, 1024), "kitti": (370, 1224), "video": (384, 640)}
 
 
-@pytest.mark.parametrize("name", SMALLEST_FRAMES)
+@pytest.mark.parametrize("name", [*SMALLEST_FRAMES, "laptop"])
 def test_crops_suit_networks_and_frames_and_the_student_sees_less_than_the_teacher(name: str) -> None:
     recipe = RECIPES[name]
     teacher, student = recipe.augmentation.crop, recipe.challenge.crop
@@ -32,7 +32,7 @@ def test_crops_suit_networks_and_frames_and_the_student_sees_less_than_the_teach
         multiple = network.build().multiple
         for crop in (teacher, student):
             assert crop.height % multiple == crop.width % multiple == 0
-    height, width = SMALLEST_FRAMES[name]
+    height, width = SMALLEST_FRAMES.get(name, recipe.clips.min_size)
     assert teacher.height <= height
     assert teacher.width <= width
 
@@ -95,11 +95,11 @@ def write_kitti(root: Path) -> int:
     return 3 * 2
 
 
-def write_films(root: Path) -> int:
+def write_films(root: Path, num_frames: int = 4) -> int:
     root.mkdir()
     for seed in (10, 11):
-        write_video(root / f"{seed}.mp4", rendered(seed, 4).frames)
-    return 2 * 3
+        write_video(root / f"{seed}.mp4", rendered(seed, num_frames).frames)
+    return 2 * (num_frames - 1)
 
 
 SETS = {
@@ -197,3 +197,38 @@ def test_a_recipe_leads_from_a_data_set_s_folder_to_a_student_tuned_on_its_truth
             training=few(third.training),
         ),
     )
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_on_a_laptop_a_fresh_network_learns_from_labels_that_needed_no_training(project: Path) -> None:
+    films, labels = project / "my_films", str(project / "laptop-labels")
+    write_films(films, num_frames=7)
+    labelling = pseudolabel.recipes()["laptop"][1]
+    smallest = replace(labelling.labelling.clips, min_size=(56, 88))
+    summary = pseudolabel.pseudolabel(
+        "laptop",
+        replace(
+            labelling,
+            videos=str(films),
+            teacher=("opencv:dis_medium",),
+            labels=labels,
+            labelling=replace(labelling.labelling, clips=smallest),
+        ),
+    )
+    # frames 0 and 2, 2 and 4, 4 and 6 of each
+    assert summary.num_pairs == 2 * 3
+    options = distill.recipes()["laptop"][1]
+    student = distill.distill(
+        "laptop",
+        replace(
+            options,
+            labels=labels,
+            run_root=str(project / "runs"),
+            init="fresh",
+            challenge=small(options.challenge, 48, 64),
+            network=RECIPES["smoke"].network,
+            training=few(options.training),
+        ),
+    )
+    _, info = load_model(fetch_model(student))
+    assert (info.generation, info.config) == (1, RECIPES["smoke"].network)

@@ -189,11 +189,13 @@ def test_a_challenge_gives_what_a_crop_of_the_whole_transformed_frames_gives(see
     window = challenge(pair(), np.random.default_rng(seed))
     for name, expected in vars(whole).items():
         found = getattr(window, name)
-        assert found.shape == expected.shape and found.dtype == expected.dtype
+        assert found.shape == expected.shape
+        assert found.dtype == expected.dtype
         # OpenCV rounds where it samples to 1/32 px
         difference = np.abs(found.astype(float) - expected.astype(float))
         limit = 0.01 if name.startswith("flow") else (2.0 if name.startswith("image") else 0.05)
-        assert np.median(difference) <= limit and (difference > limit).mean() < 0.02
+        assert np.median(difference) <= limit
+        assert (difference > limit).mean() < 0.02
 
 
 def test_zoom_by_two_and_three_multiplies_u_and_v_by_them() -> None:
