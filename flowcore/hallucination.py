@@ -71,7 +71,8 @@ class Crop:
 
     def __call__(self, pair: FramePair, rng: np.random.Generator) -> FramePair:
         """ValueError where the crop is larger than the frames."""
-        return _cut(pair, self.window(*pair.image1.shape[:2], rng))
+        height, width = pair.image1.shape[:2]
+        return _cut(pair, self.window(height, width, rng))
 
     def window(self, height: int, width: int, rng: np.random.Generator) -> "Window":
         """Where in frames of this size; ValueError where the crop is larger."""
