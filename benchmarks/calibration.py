@@ -4,8 +4,9 @@
 
 On pairs whose truth is known, labelled as jobs/pseudolabel.py labels: for every quality column, the mean
 error of the labels that are kept when the worst quarter, half and three quarters of the pairs by that column
-are left out, beside what leaving out the truly worst would give (`error itself`). The error is the EPE on the pixels that the label calls visible, which are those that a student learns from. AUSE
-is the area between a column's curve and the error's own (sparsification), over the mean error: 0 is perfect.
+are left out, beside what leaving out the truly worst would give (`error itself`). The error is the EPE on the
+pixels that the label calls visible, which are those that a student learns from. AUSE is the area between a
+column's curve and the error's own (sparsification), over the mean error: 0 is perfect.
 
 Rendered scenes of many speeds and of changing light, 288 pairs, and with DATA the real pairs of its Sintel,
 Middlebury, Chairs and KITTI too. Writes docs/results/calibration.md.
@@ -139,8 +140,8 @@ def main() -> None:
     text = (
         "# Which quality column tells a bad label\n\n"
         f"Printed by `python benchmarks/calibration.py {arguments.teacher}"
-        f"{' --data DATA' if arguments.data else ''}`: EPE in px on the pixels that the label calls visible, of "
-        "the pairs that are kept by each column, best first.\n\n" + "\n\n".join(parts) + "\n"
+        f"{' --data DATA' if arguments.data else ''}`: EPE in px on the pixels that the label calls "
+        "visible, of the pairs that are kept by each column, best first.\n\n" + "\n\n".join(parts) + "\n"
     )
     PAGE.write_text(text)
     print(text)
