@@ -188,6 +188,9 @@ class Geometric:
     """What the second frame has on top of the first one's."""
     delta_rotation: float = 0.015
     delta_translation: float = 0.015
+    delta_exponent: float = 1.0
+    """A rotation or translation of the second frame is its largest times |s|^this, s uniform in [-1, 1]:
+    above 1, small ones are likelier than large ones."""
     soft: bool = False
     """Confidence is sampled bilinearly and lies in [0, 1], in place of the nearest pixel's 0 or 1."""
 
@@ -211,9 +214,15 @@ class Geometric:
         shift = rng.uniform(-self.translation, self.translation, 2)
         first = affine(height, width, zoom, angle, shift)
         zoom = zoom * rng.uniform(*self.delta_zoom)
-        angle += rng.uniform(-self.delta_rotation, self.delta_rotation)
-        shift = shift + rng.uniform(-self.delta_translation, self.delta_translation, 2)
+        angle += _small_first(self.delta_rotation, self.delta_exponent, rng)
+        shift = shift + [_small_first(self.delta_translation, self.delta_exponent, rng) for _ in range(2)]
         return first, affine(height, width, zoom, angle, shift)
+
+
+def _small_first(most: float, exponent: float, rng: np.random.Generator) -> float:
+    """Between -most and most; small values are the likelier, the larger the exponent is above 1."""
+    part = rng.uniform(-1, 1)
+    return float(most * np.sign(part) * np.abs(part) ** exponent)
 
 
 def affine(height: int, width: int, zoom: ndarray, angle: float, shift: ndarray) -> Affine:
@@ -428,6 +437,100 @@ def _filled(image: ndarray, where: Bool[ndarray, "height width"], rng: np.random
 
 
 @dataclass(frozen=True, kw_only=True)
+class CopyPaste:
+    """Pastes pieces of the reference frame over both frames, each turned, scaled and with a motion of its
+    own.
+
+    What a piece covers in one frame alone is occluded for the student and not for the teacher, along an
+    outline that moves; the piece's own flow is known exactly, wherever it goes, and has confidence 1. So
+    pairs of one rigid motion, which most clips are full of, get moving things and motion boundaries. A choice
+    beside superpixel noise, after what Flying Chairs (Dosovitskiy et al., ICCV 2015) does to still photos.
+    """
+
+    chance: float = 0.0
+    count: tuple[int, int] = (1, 3)
+    """Fewest and most pieces."""
+    radius: tuple[float, float] = (0.08, 0.3)
+    """Smallest and largest mean radius, as a share of the frame's height."""
+    translation: float = 0.3
+    """The largest motion along either axis, as a share of the frame's height; small ones are likelier, by
+    the square."""
+    rotation: float = 0.2
+    """The largest rotation between the frames, radians; so too."""
+    zoom: tuple[float, float] = (0.9, 1.1)
+    """Between the frames."""
+
+    def __post_init__(self) -> None:
+        _check_chance(self.chance)
+        _check_range("count", self.count, 1)
+        _check_range("radius", self.radius, 0.01)
+        _check_range("zoom", self.zoom, 0.01)
+
+    def __call__(self, pair: FramePair, rng: np.random.Generator) -> FramePair:
+        if not _happens(self.chance, rng):
+            return pair
+        source = np.ascontiguousarray(pair.image1)
+        values = {name: value.copy() for name, value in vars(pair).items() if value is not None}
+        for _ in range(int(rng.integers(self.count[0], self.count[1] + 1))):
+            self._paste(source, values, rng)
+        return FramePair(**values)
+
+    def _paste(self, source: ndarray, values: dict[str, ndarray], rng: np.random.Generator) -> None:
+        height, width = source.shape[:2]
+        centre = rng.uniform(0, 1, 2) * [width, height]
+        outline = centre + height * rng.uniform(*self.radius) * _outline(rng)
+        moved = [_small_first(height * self.translation, 2.0, rng) for _ in range(2)]
+        angle = _small_first(self.rotation, 2.0, rng)
+        motion = _about(centre, rng.uniform(*self.zoom), angle, np.array(moved))
+        # the piece is any other place of the frame, under any angle
+        elsewhere = (rng.uniform(0, 1, 2) - rng.uniform(0, 1, 2)) * [width, height]
+        placement = _about(centre, rng.uniform(0.7, 1.5), rng.uniform(-np.pi, np.pi), elsewhere)
+        for number, to_frame, end, flow in (
+            (1, np.eye(2, 3), "fw", motion),
+            (2, motion, "bw", _inverse(motion)),
+        ):
+            corners = outline @ to_frame[:, :2].T + to_frame[:, 2]
+            opacity = np.zeros((height, width), np.uint8)
+            # vertices in 1/16 px
+            cv2.fillPoly(opacity, [np.round(corners * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
+            texture = cv2.warpAffine(
+                source,
+                to_frame @ np.vstack([placement, [0, 0, 1]]),
+                (width, height),
+                flags=cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_REFLECT_101,
+            )
+            share = opacity[..., None].astype(np.float32) / 255
+            below = values[f"image{number}"]
+            values[f"image{number}"] = (below + share * (texture - below.astype(np.float32)) + 0.5).astype(
+                np.uint8
+            )
+            covered = opacity >= 128
+            if f"flow_{end}" in values:
+                own = _mapped_grid(flow - np.eye(2, 3), height, width)
+                values[f"flow_{end}"] = np.where(covered, own, values[f"flow_{end}"]).astype(np.float32)
+            for name in (f"confidence_{end}", f"inside{number}"):
+                if name in values:
+                    values[name][covered] = 1
+
+
+def _outline(rng: np.random.Generator) -> Float[ndarray, "corners 2"]:
+    """A smooth closed curve around 0, of mean radius about 1."""
+    around = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    radius = np.ones_like(around)
+    for waves in range(2, 6):
+        radius += rng.uniform(0, 0.4 / waves) * np.cos(waves * around + rng.uniform(0, 2 * np.pi))
+    points: ndarray = radius[:, None] * np.column_stack([np.cos(around), np.sin(around)])
+    return points
+
+
+def _about(centre: ndarray, zoom: float, angle: float, moved: ndarray) -> Affine:
+    """Scales and turns about a point, then moves, in pixels."""
+    matrix = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return np.column_stack([matrix, centre + moved - matrix @ centre])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Challenge:
     """What is done to a pair before a network trains on it, in this order; a chance of 0 leaves a part out.
 
@@ -437,6 +540,7 @@ class Challenge:
 
     geometric: Geometric = field(default_factory=Geometric)
     crop: Crop
+    pasted: CopyPaste = field(default_factory=CopyPaste)
     flips: Flips = field(default_factory=Flips)
     channels: ChannelPermutation = field(default_factory=ChannelPermutation)
     colour: Colour = field(default_factory=Colour)
@@ -455,6 +559,9 @@ class Challenge:
             pair = _cut(pair, window)
         else:
             pair = warped(pair, *maps, window=window, soft=self.geometric.soft)
-        for step in (self.flips, self.channels, self.colour, self.superpixels, self.rectangles):
+        for step in (
+            *(self.pasted, self.flips, self.channels),
+            *(self.colour, self.superpixels, self.rectangles),
+        ):
             pair = step(pair, rng)
         return pair

@@ -17,6 +17,7 @@ from flowcore.hallucination import (
     Challenge,
     ChannelPermutation,
     Colour,
+    CopyPaste,
     Crop,
     Flips,
     FramePair,
@@ -91,9 +92,11 @@ EVERY_TRANSFORMATION: list[Transformation] = [
     Colour(chance=1.0),
     SuperpixelNoise(chance=1.0),
     RectangleNoise(chance=1.0),
+    CopyPaste(chance=1.0),
     Challenge(
         crop=Crop(height=32, width=40),
         geometric=Geometric(chance=0.5),
+        pasted=CopyPaste(chance=0.5),
         colour=Colour(chance=0.5),
         superpixels=SuperpixelNoise(chance=0.5),
         rectangles=RectangleNoise(chance=0.5),
@@ -112,7 +115,10 @@ def test_equal_keys_transform_alike_and_other_keys_otherwise(transformation: Tra
 
 def test_what_has_no_chance_changes_nothing_and_draws_nothing() -> None:
     rng = np.random.default_rng(4)
-    for off in (Geometric(), Colour(), SuperpixelNoise(), RectangleNoise(), ChannelPermutation(chance=0.0)):
+    for off in (
+        *(Geometric(), Colour(), CopyPaste(), SuperpixelNoise(), RectangleNoise()),
+        ChannelPermutation(chance=0.0),
+    ):
         assert vars(off(pair(), rng)).keys() == vars(pair()).keys()
         np.testing.assert_array_equal(off(pair(), rng).image2, SCENE.frames[1])
     assert rng.random() == np.random.default_rng(4).random()
@@ -217,6 +223,40 @@ def test_what_comes_from_outside_the_frame_is_neither_inside_nor_trusted() -> No
     assert small.inside1[16:48, 20:60].all()
     assert small.confidence_fw is not None
     assert (small.confidence_fw == small.inside1).all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32 - 1))
+def test_what_is_pasted_moves_as_its_flow_says_and_is_trusted(seed: int) -> None:
+    before = pair()
+    pasted = CopyPaste(chance=1.0, count=(1, 1), radius=(0.2, 0.3))(before, np.random.default_rng(seed))
+    assert pasted.flow_fw is not None
+    assert before.flow_fw is not None
+    assert pasted.confidence_fw is not None
+    changed = (pasted.flow_fw != before.flow_fw).any(axis=0)
+    assert (pasted.confidence_fw[changed] == 1).all()
+    # beside the outline the frame below shines through, and what the piece covers in image2 is not seen there
+    within = cv2.erode(changed.astype(np.float32), np.ones((5, 5), np.uint8))
+    if within.any():
+        moved = replace(pasted, confidence_fw=within)
+        if np.isfinite(error := warp_error(moved)):
+            # a piece that is partly covered by nothing is found where its flow points
+            assert error < 12.0
+
+
+def test_a_pasted_piece_hides_from_the_student_what_the_teacher_saw() -> None:
+    before = pair()
+    pasted = CopyPaste(chance=1.0, count=(3, 3), radius=(0.2, 0.3))(before, np.random.default_rng(1))
+    assert pasted.flow_fw is not None
+    assert before.flow_fw is not None
+    assert pasted.confidence_fw is not None
+    same = (pasted.flow_fw == before.flow_fw).all(axis=0)
+    np.testing.assert_array_equal(pasted.confidence_fw[same & (before.confidence_fw == 1)], 1.0)
+    landing = pasted.flow_fw + np.mgrid[:64, :80][::-1]
+    x, y = np.clip(np.round(landing), 0, [[[79]], [[63]]]).astype(int)
+    other = np.abs(pasted.image2.astype(int) - before.image2).max(axis=-1) > 0
+    # trusted pixels of the background whose place in image2 is covered
+    assert (same & other[y, x] & (pasted.confidence_fw == 1)).sum() > 20
 
 
 @pytest.mark.parametrize("noise", [SuperpixelNoise(chance=1.0), RectangleNoise(chance=1.0)])
