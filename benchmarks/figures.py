@@ -13,7 +13,7 @@ from numpy import ndarray
 
 from flowcore.drawing import Picture, flow_colors, occlusion_image, panel
 from flowcore.formats import write_image
-from flowcore.hallucination import Crop, FramePair, Geometric, SuperpixelNoise
+from flowcore.hallucination import CopyPaste, Crop, FramePair, Geometric, SuperpixelNoise
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene
 
@@ -110,6 +110,15 @@ def main() -> None:
             ("A2 image2", turned.image2),
             ("w' = A2(x + w(x)) - x'", flow(turned)),
             ("confidence: 0 outside the frame", occlusion_image(trusted(turned))),
+        ]
+    ]
+    pasted = CopyPaste(chance=1.0, count=(2, 2), radius=(0.15, 0.25))(PAIR, np.random.default_rng(8))
+    figures["pasted"] = [
+        [
+            ("image1 with pieces of itself", pasted.image1),
+            ("image2, where they moved", pasted.image2),
+            ("T(w_f), the label", flow(pasted)),
+            ("what the pieces hide of image1", occlusion_image(check(pasted) & ~occluded)),
         ]
     ]
     for name, rows in figures.items():

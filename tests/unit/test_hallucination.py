@@ -169,6 +169,25 @@ def test_uniform_flow_under_two_affine_maps_is_what_the_vector_law_says(seed: in
         assert confidence[y, x] == inside
 
 
+def test_small_deltas_are_likelier_the_larger_the_exponent() -> None:
+    def shifts(exponent: float) -> NDArray[np.float64]:
+        geometric = Geometric(
+            chance=1.0,
+            delta_zoom=(1.0, 1.0),
+            delta_rotation=0.0,
+            delta_translation=0.2,
+            delta_exponent=exponent,
+        )
+        maps = [geometric.maps(101, 101, np.random.default_rng(seed)) for seed in range(200)]
+        return np.array([np.abs(second - first)[:, 2] for first, second in (both for both in maps if both)])
+
+    even, steep = shifts(1.0), shifts(3.0)
+    # a fifth of half the frame's side
+    assert max(even.max(), steep.max()) <= 10.0 + 1e-9
+    assert np.median(even) == pytest.approx(5.0, abs=0.7)
+    assert np.median(steep) == pytest.approx(10 * 0.5**3, abs=0.5)
+
+
 def test_the_identity_changes_nothing() -> None:
     identity = affine(64, 80, np.ones(2), 0.0, np.zeros(2))
     same = warped(pair(), identity, identity)
