@@ -23,14 +23,13 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from flowcore.benchmarks import find_samples, load
-from flowcore.geometry import upsample_flow
 from flowcore.metrics import endpoint_error
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.labelling import label_chunk
-from pipelines.labels import FLOW_UNITS, label_grid
+from pipelines.labels import decode_flow
 from pipelines.locations import PROJECT_FOLDER
 
 PAGE = PROJECT_FOLDER / "docs" / "results" / "calibration.md"
@@ -81,10 +80,9 @@ def judged(network: FlowNetwork, pair: tuple[ndarray, ndarray, ndarray, ndarray]
     frames = torch.from_numpy(np.stack([image1, image2])).permute(0, 3, 1, 2).float() / 255
     row = label_chunk([network], frames, ForwardBackwardCheck()).to_pylist()[0]
     height, width = image1.shape[:2]
-    grid = torch.tensor(row["flow_fw"]).view(1, 2, *label_grid(height, width, row["flow_stride"]))
-    label = upsample_flow(grid / FLOW_UNITS, row["flow_stride"], height, width)
+    label = decode_flow(row["flow_fw"], row["flow_stride"], height, width)
     counted = known & ~np.array(row["occ_fw"]).reshape(height, width)
-    error = endpoint_error(label, torch.from_numpy(flow)[None])[0, 0].numpy()
+    error = endpoint_error(torch.from_numpy(label)[None], torch.from_numpy(flow)[None])[0, 0].numpy()
     return Judged(
         error=float(error[counted].mean()) if counted.any() else float("nan"),
         quality={name: row[name] for name in COLUMNS},

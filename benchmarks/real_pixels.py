@@ -68,7 +68,7 @@ def make_student(data: Path, workers: int) -> None:
     seconds["distillation"] = time.monotonic() - started
     network, info = load_model(fetch_model(uri))
     kept = ("stage", "recipe", "label_set", "where", "generation")
-    save_model(STUDENT, network, {name: info.provenance[name] for name in kept if name in info.provenance})
+    save_model(STUDENT, network, {name: info.provenance[name] for name in kept})
     facts = {
         "videos": written.num_videos,
         "pairs": written.num_pairs,

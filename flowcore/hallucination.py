@@ -229,9 +229,13 @@ def affine(height: int, width: int, zoom: ndarray, angle: float, shift: ndarray)
     """The map that scales x and y by `zoom`, turns by `angle` radians about the frame's centre and shifts by
     `shift` times half the frame's width and height."""
     centre = np.array([(width - 1) / 2, (height - 1) / 2])
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    matrix = turn * zoom
-    return np.column_stack([matrix, centre + shift * centre - matrix @ centre])
+    return _about(centre, zoom, angle, shift * centre)
+
+
+def _about(centre: ndarray, zoom: float | ndarray, angle: float, moved: ndarray) -> Affine:
+    """Scales and turns about a point, then moves, in pixels."""
+    matrix = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return np.column_stack([matrix, centre + moved - matrix @ centre])
 
 
 def warped(
@@ -522,12 +526,6 @@ def _outline(rng: np.random.Generator) -> Float[ndarray, "corners 2"]:
         radius += rng.uniform(0, 0.4 / waves) * np.cos(waves * around + rng.uniform(0, 2 * np.pi))
     points: ndarray = radius[:, None] * np.column_stack([np.cos(around), np.sin(around)])
     return points
-
-
-def _about(centre: ndarray, zoom: float, angle: float, moved: ndarray) -> Affine:
-    """Scales and turns about a point, then moves, in pixels."""
-    matrix = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return np.column_stack([matrix, centre + moved - matrix @ centre])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -204,8 +204,8 @@ def decode_row(row: Mapping[str, Any], max_spread: float = DEFAULT_MAX_SPREAD) -
     return FramePair(
         image1=codec.decode(row["image1"]),
         image2=codec.decode(row["image2"]),
-        flow_fw=_flow(row["flow_fw"], row["flow_stride"], height, width) if "flow_fw" in row else None,
-        flow_bw=_flow(row["flow_bw"], row["flow_stride"], height, width) if "flow_bw" in row else None,
+        flow_fw=decode_flow(row["flow_fw"], row["flow_stride"], height, width) if "flow_fw" in row else None,
+        flow_bw=decode_flow(row["flow_bw"], row["flow_stride"], height, width) if "flow_bw" in row else None,
         confidence_fw=_confidence(row, "fw", max_spread),
         confidence_bw=_confidence(row, "bw", max_spread),
     )
@@ -231,7 +231,10 @@ def _confidence(
     return confidence
 
 
-def _flow(units: Sequence[int], stride: int, height: int, width: int) -> Float[ndarray, "2 height width"]:
+def decode_flow(
+    units: Sequence[int], stride: int, height: int, width: int
+) -> Float[ndarray, "2 height width"]:
+    """The teacher's flow in pixels from a `flow_fw` or `flow_bw` of a row."""
     grid = np.asarray(units, np.float32).reshape(1, 2, *label_grid(height, width, stride)) / FLOW_UNITS
     return upsample_flow(torch.from_numpy(grid), stride, height, width)[0].numpy()
 
