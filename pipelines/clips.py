@@ -340,13 +340,17 @@ def _open(place: str) -> BinaryFile:
     return cast(BinaryFile, filesystem.open_input_file(path))
 
 
+_READY_WITHIN = 120.0
+"""Seconds for a decoder process to start, which no video can prolong but a busy machine does."""
+
+
 class DecoderProcess:
     """Decodes one video after another in a process of its own, which is started when needed and again after a
     crash.
 
     report tells about the video that was read last, as far as is known if its reading failed. timeout:
-    seconds without a sign of life (a chunk, a frame, a block of a file) after which the process counts as
-    hanging. The process ends when its parent does, even by kill -9.
+    seconds without a sign of life (a chunk, a frame, a block of a file) after which a started process
+    counts as hanging. The process ends when its parent does, even by kill -9.
     """
 
     def __init__(self, *, timeout: float = 120.0) -> None:
@@ -441,11 +445,11 @@ class DecoderProcess:
         if self._child is not None and self._child[0].poll() is not None:
             self.close()
         if self._child is None:
-            self._child = _start(self._timeout)
+            self._child = _start()
         return self._child
 
 
-def _start(timeout: float) -> tuple[subprocess.Popen[bytes], Connection]:
+def _start() -> tuple[subprocess.Popen[bytes], Connection]:
     ours, theirs = Pipe()
     code = f"import {__name__} as module; module._serve({theirs.fileno()})"
     process = subprocess.Popen(
@@ -456,7 +460,7 @@ def _start(timeout: float) -> tuple[subprocess.Popen[bytes], Connection]:
         pass_fds=[theirs.fileno()],
     )
     theirs.close()
-    is_late = not ours.poll(timeout)
+    is_late = not ours.poll(_READY_WITHIN)
     try:
         if is_late:
             process.kill()
@@ -466,7 +470,7 @@ def _start(timeout: float) -> tuple[subprocess.Popen[bytes], Connection]:
         # Whoever sends this one may do so to any process; every other end comes again with the next video.
         kind = OSError if process.returncode == -signal.SIGKILL and not is_late else RuntimeError
         raise kind(
-            f"the decoder process {fate} before it was ready, within {timeout:g} s: see its output"
+            f"the decoder process {fate} before it was ready, within {_READY_WITHIN:g} s: see its output"
         ) from error
     return process, ours
 
