@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from flowcore.hallucination import Challenge, Colour, Crop, Geometric, RectangleNoise, SuperpixelNoise
+from flowcore.hallucination import Challenge, Colour, CopyPaste, Crop, Geometric, RectangleNoise, SuperpixelNoise
 from flowcore.networks import AnyNetworkConfig, FlowNetConfig, PWCNetConfig, RAFTConfig
 from flowcore.objectives import Photometric, StudentObjective
 from flowcore.video import ClipOptions
@@ -233,8 +233,9 @@ RECIPES = {
             crop=Crop(height=160, width=224),
             colour=Colour(chance=0.5, blur_chance=0.3),
             rectangles=RectangleNoise(chance=0.5),
+            pasted=CopyPaste(chance=0.5),
         ),
-        student=_on_a_laptop(8_000, learning_rate=1e-3),
+        student=_on_a_laptop(10_000, learning_rate=1e-3),
         finetune=_on_a_laptop(2_000),
         objective=StudentObjective(
             view="confidence", photometric=Photometric(level_weights=(1.0, 0.5, 0.25, 0.125))
