@@ -20,7 +20,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from flowcore.hallucination import Challenge, Colour, CopyPaste, Crop, Geometric, RectangleNoise, SuperpixelNoise
+from flowcore.hallucination import (
+    Challenge,
+    Colour,
+    CopyPaste,
+    Crop,
+    Geometric,
+    RectangleNoise,
+    SuperpixelNoise,
+)
 from flowcore.networks import AnyNetworkConfig, FlowNetConfig, PWCNetConfig, RAFTConfig
 from flowcore.objectives import Photometric, StudentObjective
 from flowcore.video import ClipOptions
