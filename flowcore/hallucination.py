@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
-from skimage.segmentation import slic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,6 +397,9 @@ class SuperpixelNoise:
         return replace(pair, image1=image1, image2=image2)
 
     def _noisy(self, image: ndarray, rng: np.random.Generator) -> ndarray:
+        # Brings SciPy, which would cost each process of a job half a second, with or without superpixels.
+        from skimage.segmentation import slic
+
         labels = slic(image, n_segments=self.segments, compactness=self.compactness, start_label=0)
         present = np.unique(labels)
         count = min(len(present), int(rng.integers(self.filled[0], self.filled[1] + 1)))

@@ -24,11 +24,11 @@ from flowcore.objectives import StudentObjective
 from jobs.command import announce, connect, kept_pairs, run_recipe
 from jobs.recipes import with_backbones
 from pipelines import tracking
-from pipelines.checkpoints import starting_point
+from pipelines.checkpoints import absolute_model, starting_point
 from pipelines.filters import PairFilter
 from pipelines.labels import DEFAULT_MAX_SPREAD, PairSet
 from pipelines.locations import absolute
-from pipelines.training import CollapseAlarm, Source, Training, TrainingOptions, finish, train
+from pipelines.training import CollapseAlarm, Source, Training, TrainingOptions, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def distill(recipe: str, options: Distill) -> str:
                 f"recipe {recipe} names a network, which only fresh weights take; add --init fresh, or give "
                 f"{recipe.partition(':')[0]} to start from a model"
             )
-        inputs["init"] = absolute(options.init, "--init") if options.init else teacher
+        inputs["init"] = absolute_model(options.init, "--init") if options.init else teacher
     network, initial, info = starting_point(inputs.get("init"), options.network)
     with tracking.start(
         "distill", recipe=recipe, parameters=options, inputs=inputs, resume_run_id=options.resume
@@ -118,7 +118,8 @@ def distill(recipe: str, options: Distill) -> str:
                 ),
                 options=options.training,
                 provenance=provenance,
-                run=run.handle,
+                tracking_uri=run.uri,
+                run_id=run.run_id,
                 # labels alone teach a network whose own two flows don't agree yet
                 alarm=CollapseAlarm()
                 if options.objective.learns_from_frames
@@ -126,7 +127,13 @@ def distill(recipe: str, options: Distill) -> str:
             ),
             run_root,
         )
-        return finish(run, result, "flow-student")
+        return tracking.store_model(
+            run,
+            "flow-student",
+            result.model,
+            validation=result.validation,
+            validation_digest=result.validation_digest,
+        )
 
 
 def main(recipe: str, options: Distill) -> None:

@@ -18,7 +18,7 @@ from flowcore.benchmarks import Sample, find_samples
 from flowcore.occlusion import ForwardBackwardCheck
 from jobs.command import connect, run
 from pipelines import tracking
-from pipelines.checkpoints import fetch_model, load_model
+from pipelines.checkpoints import absolute_model, fetch_model, load_model
 from pipelines.evaluation import ZERO, EvaluationResult, evaluate, example, load_estimator, table
 from pipelines.locations import absolute
 
@@ -57,7 +57,9 @@ class Evaluate:
 def evaluate_models(models: Mapping[str, str], options: Evaluate) -> dict[str, EvaluationResult]:
     """Runs the stage for models by name, whatever `options.model` says; returns their results by name."""
     root = absolute(options.root, "--root")
-    places = {name: model if model == ZERO else absolute(model, "--model") for name, model in models.items()}
+    places = {
+        name: model if model == ZERO else absolute_model(model, "--model") for name, model in models.items()
+    }
     samples = find_samples(options.benchmark, Path(root))
     with ExitStack() as stack:
         runs = {

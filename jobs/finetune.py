@@ -21,11 +21,11 @@ from flowcore.objectives import StudentObjective, SupervisedObjective
 from jobs.command import announce, connect, kept_pairs, run_recipe
 from jobs.recipes import with_backbones
 from pipelines import tracking
-from pipelines.checkpoints import starting_point
+from pipelines.checkpoints import absolute_model, starting_point
 from pipelines.filters import PairFilter
 from pipelines.labels import PairSet
 from pipelines.locations import absolute
-from pipelines.training import CollapseAlarm, Source, Training, TrainingOptions, finish, train
+from pipelines.training import CollapseAlarm, Source, Training, TrainingOptions, train
 from pipelines.truth import truth_set
 
 _NO_ALARM = CollapseAlarm(max_occluded=1.0, min_flow_variance=0.0, must_improve=False)
@@ -82,7 +82,7 @@ def finetune(recipe: str, options: Finetune) -> str:
     root = absolute(root, "--truth")
     inputs = {"truth": f"{benchmark}:{root}"}
     if options.init != "fresh":
-        inputs["init"] = absolute(options.init, "--init")
+        inputs["init"] = absolute_model(options.init, "--init")
     unlabelled, kept = None, {}
     if options.labels is not None:
         inputs["labels"] = absolute(options.labels, "--labels")
@@ -130,12 +130,19 @@ def finetune(recipe: str, options: Finetune) -> str:
                 sources=tuple(sources),
                 options=options.training,
                 provenance=provenance,
-                run=run.handle,
+                tracking_uri=run.uri,
+                run_id=run.run_id,
                 alarm=_NO_ALARM,
             ),
             run_root,
         )
-        return finish(run, result, "flow-finetuned")
+        return tracking.store_model(
+            run,
+            "flow-finetuned",
+            result.model,
+            validation=result.validation,
+            validation_digest=result.validation_digest,
+        )
 
 
 def main(recipe: str, options: Finetune) -> None:

@@ -15,10 +15,9 @@ import tyro
 
 from jobs.command import connect, has_cluster, run
 from pipelines import tracking
-from pipelines.checkpoints import fetch_model, load_model
+from pipelines.checkpoints import absolute_model, fetch_model, load_model
 from pipelines.clips import absolute_collection
 from pipelines.inference import PredictionOptions, predict
-from pipelines.locations import absolute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ def main(options: Predict) -> None:
     # One video needs no Ray, which takes seconds to start.
     if has_cluster():
         connect()
-    model, videos = absolute(options.model, "--model"), absolute_collection(options.input, "--input")
+    model, videos = absolute_model(options.model, "--model"), absolute_collection(options.input, "--input")
     inputs = {"videos": videos, "model": model}
     with tracking.start("predict", parameters=options, inputs=inputs) as run:
         folder = fetch_model(model)

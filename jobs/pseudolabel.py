@@ -30,6 +30,7 @@ from flowcore.drawing import comparison_panel
 from jobs.command import connect, run_recipe
 from jobs.recipes import RECIPES
 from pipelines import tracking
+from pipelines.checkpoints import absolute_model
 from pipelines.clips import absolute_collection
 from pipelines.labelling import (
     LabellingOptions,
@@ -72,7 +73,7 @@ class Pseudolabel:
 def pseudolabel(recipe: str, options: Pseudolabel) -> LabellingSummary:
     """Runs the stage; returns what was written."""
     videos, labels = absolute_collection(options.videos, "--videos"), absolute(options.labels, "--labels")
-    teachers = [absolute(teacher, "--teacher") for teacher in options.teacher]
+    teachers = [absolute_model(teacher, "--teacher") for teacher in options.teacher]
     names = teacher_names(len(teachers))
     inputs = {"videos": videos, **dict(zip(names, teachers, strict=True))}
     with tracking.start("pseudolabel", recipe=recipe, parameters=options, inputs=inputs) as run:

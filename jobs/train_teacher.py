@@ -19,13 +19,13 @@ from flowcore.video import ClipOptions
 from jobs.command import announce, connect, run_recipe
 from jobs.recipes import with_backbones
 from pipelines import tracking
-from pipelines.checkpoints import fetch_model, load_weights_into
+from pipelines.checkpoints import absolute_model, fetch_model, load_weights_into
 from pipelines.clips import absolute_collection
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.labels import PairSet
 from pipelines.locations import absolute, join
 from pipelines.progress import video_bar
-from pipelines.training import Source, Training, TrainingOptions, finish, train
+from pipelines.training import Source, Training, TrainingOptions, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
     network = options.network.build()
     info = None
     if options.init is not None:
-        inputs["init"] = absolute(options.init, "--init")
+        inputs["init"] = absolute_model(options.init, "--init")
         info = load_weights_into(network, fetch_model(inputs["init"]))
     provenance = {"init": info.digest, "generation": str(info.generation)} if info else {"generation": "0"}
     with tracking.start(
@@ -103,11 +103,18 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
                     "run_id": run.run_id,
                     **provenance,
                 },
-                run=run.handle,
+                tracking_uri=run.uri,
+                run_id=run.run_id,
             ),
             run_root,
         )
-        return finish(run, result, "flow-teacher")
+        return tracking.store_model(
+            run,
+            "flow-teacher",
+            result.model,
+            validation=result.validation,
+            validation_digest=result.validation_digest,
+        )
 
 
 def main(recipe: str, options: TrainTeacher) -> None:

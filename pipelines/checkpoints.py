@@ -26,7 +26,6 @@ from torch import Tensor
 
 from flowcore import networks
 from flowcore.networks import ExternalConfig, FlowNetwork, NetworkConfig
-from pipelines import tracking
 from pipelines.locations import absolute, write_whole
 
 FORMAT = 1
@@ -167,6 +166,11 @@ def load_training_state(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged or no training state; resume from an earlier one") from error
 
 
+def absolute_model(uri: str, option: str) -> str:
+    """As `locations.absolute`, of what `fetch_model` takes: the name of another library's network stays."""
+    return uri if networks.external_network(uri) is not None else absolute(uri, option)
+
+
 def fetch_model(uri: str) -> Path:
     """The local folder of the model at `uri`; a remote one is copied to where it vanishes with the process.
 
@@ -178,7 +182,10 @@ def fetch_model(uri: str) -> Path:
     """
     if (external := networks.external_network(uri)) is not None:
         return _fetch_external(external)
-    if tracking.is_mlflow_uri(uri):
+    if uri.startswith(("models:/", "runs:/")):
+        # Brings MLflow, which would cost each of Ray's workers a second: they import this module.
+        from pipelines import tracking
+
         return _model_folder(tracking.download(uri), uri)
     if "://" not in uri:
         return _model_folder(Path(absolute(uri, "model")), uri)

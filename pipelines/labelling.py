@@ -48,6 +48,7 @@ from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.photometric import census_border, census_distance
 from flowcore.shapes import Flow, Mask
 from flowcore.video import SAMPLER_VERSION, ClipOptions, VideoError, VideoReport
+from pipelines import checkpoints
 from pipelines.clips import DecoderProcess, EncodedChunk, FrameCodec, VideoSource, find_videos
 from pipelines.labels import (
     DESCRIPTION_FILE,
@@ -246,9 +247,6 @@ def write_labels(
     The label of several teachers is their mean, occluded where any of their checks says so, with their spread
     beside it. The rule is a choice: DistillFlow, which names it model distillation, doesn't publish its own.
     """
-    # Brings MLflow, which would cost each of Ray's workers seconds: they import this module.
-    from pipelines import checkpoints
-
     folders = [checkpoints.fetch_model(teacher) for teacher in teachers]
     infos = [checkpoints.load_model(folder)[1] for folder in folders]
     names = teacher_names(len(teachers))

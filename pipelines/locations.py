@@ -9,8 +9,6 @@ import os
 from pathlib import Path
 from uuid import uuid4
 
-from flowcore.networks import external_network
-
 PARTIAL = ".partial"
 """How the hidden name of a file ends that isn't whole yet."""
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
@@ -23,12 +21,11 @@ def is_shipped_copy(folder: Path = PROJECT_FOLDER) -> bool:
 
 
 def absolute(location: str, option: str) -> str:
-    """`location` as every process of the job can read it: a URI as it is, as is an external network's name; a
-    local path made absolute.
+    """`location` as every process of the job can read it: a URI as it is, a local path made absolute.
 
     `option` is what the user wrote it under, for the error. ValueError for a relative path under a Ray job.
     """
-    if ":/" in location or external_network(location) is not None:
+    if ":/" in location:
         return location
     path = Path(location).expanduser()
     if not path.is_absolute() and is_shipped_copy(Path.cwd()):

@@ -7,13 +7,16 @@ and a thread of the driver draws them.
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
 from tqdm import tqdm
 
-from pipelines.labelling import LabellingProgress
+if TYPE_CHECKING:
+    # Brings torch, for which the process that carries the numbers would wait seconds.
+    from pipelines.labelling import LabellingProgress
+
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -76,11 +79,11 @@ def shown(description: str, total: int, unit: str) -> Iterator[Reporter]:
 
 
 @contextlib.contextmanager
-def video_bar(description: str) -> Iterator[Callable[[LabellingProgress], None]]:
+def video_bar(description: str) -> "Iterator[Callable[[LabellingProgress], None]]":
     """A bar of the videos of a collection, for `on_progress` of `pipelines.labelling`."""
     with tqdm(desc=description, unit="video", dynamic_ncols=True) as bar:
 
-        def draw(progress: LabellingProgress) -> None:
+        def draw(progress: "LabellingProgress") -> None:
             bar.total, bar.n = progress.num_videos, progress.videos_done
             bar.set_postfix(pairs=progress.new_pairs, pairs_per_s=f"{progress.pairs_per_second:.1f}")
 

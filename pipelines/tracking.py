@@ -91,42 +91,35 @@ def ui_command(project_folder: Path = PROJECT_FOLDER) -> str:
     return shlex.join([program, "ui", "--backend-store-uri", uri])
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunHandle:
-    """What another process needs to go on with a run."""
-
-    uri: str
-    run_id: str
-
-
 class Run:
     """A run of one stage. One process logs to it at a time."""
 
-    def __init__(self, client: MlflowClient, handle: RunHandle) -> None:
-        run = client.get_run(handle.run_id)
-        self.handle = handle
-        self.run_id = handle.run_id
+    def __init__(self, client: MlflowClient, uri: str, run_id: str) -> None:
+        run = client.get_run(run_id)
+        self.uri = uri
+        """Where it is recorded: with the id, what another process needs to go on with it."""
+        self.run_id = run_id
         self._client = client
         self._experiment_id = run.info.experiment_id
         self._artifact_uri = run.info.artifact_uri
         self._last_step = {metric.key: metric.step for metric in run.data.to_proto().metrics}
 
     @classmethod
-    def reopen(cls, handle: RunHandle) -> "Run":
+    def reopen(cls, uri: str, run_id: str) -> "Run":
         """The run in this process; ConnectionError where its store is a file on another machine."""
-        file = _sqlite_file(handle.uri)
+        file = _sqlite_file(uri)
         # MLflow would make an empty database here, and then miss the run in it.
         if file is not None and not file.exists():
             raise ConnectionError(
-                f"run {handle.run_id} is recorded in {file}, which this machine doesn't have; for several "
+                f"run {run_id} is recorded in {file}, which this machine doesn't have; for several "
                 "machines start `mlflow server` and set MLFLOW_TRACKING_URI to its address"
             )
-        return cls(MlflowClient(handle.uri), handle)
+        return cls(MlflowClient(uri), uri, run_id)
 
     @property
     def url_hint(self) -> str:
         """The page of the run, on the server or on the one that `ui_command` starts."""
-        server = self.handle.uri if self.handle.uri.startswith("http") else "http://127.0.0.1:5000"
+        server = self.uri if self.uri.startswith("http") else "http://127.0.0.1:5000"
         page = f"#/experiments/{self._experiment_id}/runs/{self.run_id}"
         return f"{_without_secrets(server).rstrip('/')}/{page}"
 
@@ -236,7 +229,7 @@ def start(
         _resume(client, run_id, stage, uri)
         for name, value in code.items():
             client.set_tag(run_id, name, value)
-    run = Run(client, RunHandle(uri=uri, run_id=run_id))
+    run = Run(client, uri, run_id)
     # Of the machine that the driver runs on; a point a minute.
     monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
         run_id, sampling_interval=10, samples_before_logging=6, resume_logging=True, tracking_uri=uri
@@ -322,6 +315,21 @@ def register(
     if is_champion:
         client.set_registered_model_alias(name, CHAMPION, str(version.version))
     return RegisteredVersion(name=name, version=str(version.version), is_champion=is_champion)
+
+
+def store_model(
+    run: Run, name: str, model: Path, *, validation: Mapping[str, float], validation_digest: str
+) -> str:
+    """Stores a trained model's folder and its validation in its run, and registers it as a version of `name`;
+    returns that version's URI."""
+    run.artifact(model, "model")
+    run.summary({f"final/{key}": value for key, value in validation.items()})
+    return register(
+        run,
+        name,
+        validation_loss=validation.get("epe", validation["photometric"]),
+        validation_digest=validation_digest,
+    ).uri
 
 
 def is_mlflow_uri(uri: str) -> bool:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import ray
@@ -37,7 +37,9 @@ from pipelines.checkpoints import load_training_state, load_weights_into, save_m
 from pipelines.feed import Plan, batches, hold_back, part_of, to_batch
 from pipelines.labels import Folder, PairSet
 from pipelines.locations import join
-from pipelines.tracking import Run, RunHandle, register
+
+if TYPE_CHECKING:
+    from pipelines.tracking import Run
 
 
 class TrainingStopped(RuntimeError):  # noqa: N818 - not every stop is an error of the program
@@ -184,7 +186,9 @@ class Training:
     options: TrainingOptions
     provenance: dict[str, str]
     """Written into every checkpoint: what the model was made from."""
-    run: RunHandle
+    tracking_uri: str
+    run_id: str
+    """The MLflow run that this is, and where it is recorded."""
     alarm: CollapseAlarm = field(default_factory=CollapseAlarm)
 
 
@@ -209,12 +213,12 @@ def train(training: Training, run_root: str) -> TrainingResult:
     finite or the network collapsed; the last checkpoint before that stays.
     """
     options = training.options
-    if Run.reopen(training.run).has("validation/photometric"):
+    if _run_of(training).has("validation/photometric"):
         # without its state Ray Train would silently begin anew
-        state = join(run_root, training.run.run_id)
+        state = join(run_root, training.run_id)
         if not Folder(state).exists():
             raise FileNotFoundError(
-                f"run {training.run.run_id} has left no checkpoint in {state}; resume it with the --run-root "
+                f"run {training.run_id} has left no checkpoint in {state}; resume it with the --run-root "
                 "that it was started with"
             )
     _require_fitting_crops(training)
@@ -225,7 +229,7 @@ def train(training: Training, run_root: str) -> TrainingResult:
             train_loop_config={"training": training, "reporter": reporter},
             scaling_config=ray.train.ScalingConfig(num_workers=options.workers, use_gpu=use_gpu),
             run_config=ray.train.RunConfig(
-                name=training.run.run_id,
+                name=training.run_id,
                 storage_path=run_root,
                 failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=options.keep_checkpoints),
@@ -250,18 +254,11 @@ def train(training: Training, run_root: str) -> TrainingResult:
     )
 
 
-def finish(run: Run, result: TrainingResult, name: str) -> str:
-    """Stores the trained model in its run and registers it as a version of `name`; returns that version's
-    URI."""
-    run.artifact(result.model, "model")
-    run.summary({f"final/{key}": value for key, value in result.validation.items()})
-    version = register(
-        run,
-        name,
-        validation_loss=result.validation.get("epe", result.validation["photometric"]),
-        validation_digest=result.validation_digest,
-    )
-    return version.uri
+def _run_of(training: Training) -> "Run":
+    # Brings MLflow, which would cost Ray's other processes a second each: they import this module.
+    from pipelines.tracking import Run
+
+    return Run.reopen(training.tracking_uri, training.run_id)
 
 
 def _require_fitting_crops(training: Training) -> None:
@@ -334,7 +331,7 @@ class _Worker:
         self.first_validation: dict[str, float] | None = None
         self.validation: dict[str, float] = {}
         self._resume()
-        self.log = Run.reopen(training.run) if self.rank == 0 else None
+        self.log = _run_of(training) if self.rank == 0 else None
         self.parallel = ray.train.torch.prepare_model(self.network, move_to_device=False)
 
     def _initial_network(self) -> FlowNetwork:

@@ -29,6 +29,18 @@ def same_weights(one: FlowNetwork, other: FlowNetwork) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_only_a_folder_s_name_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert checkpoints.absolute_model("teacher", "--teacher") == str(tmp_path / "teacher")
+    for uri in (
+        "torchvision:raft_small",
+        "opencv:dis_medium",
+        "models:/flow-teacher@champion",
+        "s3://b/model",
+    ):
+        assert checkpoints.absolute_model(uri, "--teacher") == uri
+
+
 def test_a_saved_model_comes_back_with_its_weights_configuration_and_provenance(tmp_path: Path) -> None:
     saved = network()
     digest = checkpoints.save_model(tmp_path / "m", saved, {"stage": "train teacher", "run_id": "abc"})

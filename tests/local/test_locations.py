@@ -14,7 +14,7 @@ def test_a_relative_path_is_made_absolute_and_uris_and_absolute_paths_stay(
     monkeypatch.chdir(tmp_path)
     assert locations.absolute("videos", "--videos") == str(tmp_path / "videos")
     assert locations.absolute("~/videos", "--videos") == str(Path.home() / "videos")
-    for location in ("s3://bucket/videos", "models:/teacher@champion", "/videos", "torchvision:raft_small"):
+    for location in ("s3://bucket/videos", "models:/teacher@champion", "/videos"):
         assert locations.absolute(location, "--videos") == location
 
 

@@ -20,7 +20,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines import tracking
-from pipelines.tracking import Run, RunHandle
+from pipelines.tracking import Run
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -69,7 +69,7 @@ def client(project: Path) -> MlflowClient:
 
 
 def history(run: Run, key: str) -> list[tuple[int, float]]:
-    points = MlflowClient(run.handle.uri).get_metric_history(run.run_id, key)
+    points = MlflowClient(run.uri).get_metric_history(run.run_id, key)
     return sorted((point.step, point.value) for point in points)
 
 
@@ -178,7 +178,7 @@ def test_steps_replayed_after_a_kill_are_logged_once(project: Path) -> None:
 def test_a_worker_goes_on_with_the_run_of_its_driver(project: Path) -> None:
     with tracking.start("distill", recipe="smoke", parameters={}, project_folder=project) as run:
         run.log(1, {"loss": 3.0})
-        worker = Run.reopen(RunHandle(uri=run.handle.uri, run_id=run.run_id))
+        worker = Run.reopen(run.uri, run.run_id)
         worker.log(1, {"loss": 3.0})
         worker.log(2, {"loss": 2.0})
     assert history(run, "loss") == [(1, 3.0), (2, 2.0)]
@@ -187,7 +187,7 @@ def test_a_worker_goes_on_with_the_run_of_its_driver(project: Path) -> None:
 def test_a_run_in_a_file_of_another_machine_is_refused_and_no_file_is_made(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
     with pytest.raises(ConnectionError, match="mlflow server"):
-        Run.reopen(RunHandle(uri=f"sqlite:///{file}", run_id="0" * 32))
+        Run.reopen(f"sqlite:///{file}", "0" * 32)
     assert not file.exists()
 
 
@@ -262,7 +262,7 @@ def test_a_picture_of_a_step_is_stored_once_also_after_reopening(project: Path) 
     with tracking.start("distill", recipe="smoke", parameters={}, project_folder=project) as run:
         run.picture("held out/flow_fw", image, 1)
         run.picture("held out/flow_fw", image, 10)
-        reopened = Run.reopen(run.handle)
+        reopened = Run.reopen(run.uri, run.run_id)
         reopened.picture("held out/flow_fw", image, 10)
         reopened.picture("held out/flow_bw", image, 10)
         with pytest.raises(ValueError, match=r"float64 \[8, 12, 3\] and must be uint8"):
@@ -448,8 +448,8 @@ def test_the_revision_is_read_from_git_or_told_or_unknown(
 
 LOGGING_BESIDE = """
 import sys
-from pipelines.tracking import Run, RunHandle
-run = Run.reopen(RunHandle(uri=sys.argv[1], run_id=sys.argv[2]))
+from pipelines.tracking import Run
+run = Run.reopen(sys.argv[1], sys.argv[2])
 print("ready", flush=True)
 for step in range(30):
     run.log(step, {"worker": step})
@@ -458,7 +458,7 @@ for step in range(30):
 
 def test_two_processes_log_to_one_file_without_losing_a_point(project: Path) -> None:
     with tracking.start("distill", recipe="smoke", parameters={}, project_folder=project) as run:
-        command = [sys.executable, "-c", LOGGING_BESIDE, run.handle.uri, run.run_id]
+        command = [sys.executable, "-c", LOGGING_BESIDE, run.uri, run.run_id]
         with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as worker:
             assert worker.stdout is not None
             assert worker.stdout.readline() == "ready\n"
@@ -529,7 +529,7 @@ def test_runs_models_and_pictures_go_through_a_server(
     (tmp_path / "made" / "model.safetensors").write_bytes(b"weights")
     with tracking.start("distill", recipe="smoke", parameters=Options()) as run:
         run.log(1, {"loss": 2.0})
-        Run.reopen(run.handle).log(1, {"loss": 2.0})
+        Run.reopen(run.uri, run.run_id).log(1, {"loss": 2.0})
         for _ in range(2):
             run.picture("held out/flow_fw", np.zeros((8, 12, 3), np.uint8), 1)
         run.artifact(tmp_path / "made", "model")

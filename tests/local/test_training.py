@@ -89,7 +89,8 @@ def trained(
             ),
             options=options,
             provenance={"stage": "train_teacher", "run_id": run.run_id},
-            run=run.handle,
+            tracking_uri=run.uri,
+            run_id=run.run_id,
             alarm=alarm or CollapseAlarm(max_occluded=2.0, min_flow_variance=-1.0, must_improve=False),
         )
         return train(training, str(project_folder / "runs")), run.run_id
@@ -127,14 +128,23 @@ def test_two_workers_and_one_worker_at_equal_global_batch_give_equal_gradients(
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5 * float(one.abs().max()))
 
 
-def test_a_seed_gives_the_same_weights_bit_for_bit(pairs: PairSet, project: Path) -> None:
-    two_steps = replace(OPTIONS, steps=2, unmasked_steps=2, seed=5)
-    first, again = (load_model(trained(pairs, project, two_steps)[0].model)[1].digest for _ in range(2))
-    assert first == again
+@pytest.fixture(scope="module")
+def finished(pairs: PairSet, project: Path) -> tuple[TrainingResult, str]:
+    """A training that nothing disturbed, and its run."""
+    return trained(pairs, project, OPTIONS)
 
 
-def test_training_is_one_run_with_every_loss_logged_once_a_step(pairs: PairSet, project: Path) -> None:
-    result, run_id = trained(pairs, project, OPTIONS)
+def test_a_seed_gives_the_same_weights_bit_for_bit(
+    pairs: PairSet, project: Path, finished: tuple[TrainingResult, str]
+) -> None:
+    again, _ = trained(pairs, project, OPTIONS)
+    assert load_model(again.model)[1].digest == load_model(finished[0].model)[1].digest
+
+
+def test_training_is_one_run_with_every_loss_logged_once_a_step(
+    project: Path, finished: tuple[TrainingResult, str]
+) -> None:
+    result, run_id = finished
     client = tracking.MlflowClient(tracking.tracking_uri(project))
     history = client.get_metric_history(run_id, "train/loss")
     assert [metric.step for metric in history] == [2, 4]
@@ -228,9 +238,13 @@ def test_a_crop_is_tried_on_every_size_of_frame(ray_session: None, tmp_path: Pat
 
 
 def test_a_run_is_resumed_where_it_was_and_with_its_network_or_not_at_all(
-    pairs: PairSet, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pairs: PairSet,
+    project: Path,
+    tmp_path: Path,
+    finished: tuple[TrainingResult, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    _, run_id = trained(pairs, project, OPTIONS)
+    _, run_id = finished
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(project))
     with pytest.raises(FileNotFoundError, match=f"{run_id} has left no checkpoint in .*--run-root"):
         trained(pairs, tmp_path, replace(OPTIONS, steps=8), resume=run_id)

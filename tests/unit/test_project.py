@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pytest
 import ray
 import yaml
 from importlinter.cli import lint_imports
@@ -37,6 +39,27 @@ def cluster() -> dict[str, Any]:
 def test_every_import_points_down_from_jobs_over_pipelines_to_flowcore() -> None:
     # The report that names the offending import is in the captured output.
     assert lint_imports(config_filename=str(REPOSITORY / "pyproject.toml"), no_cache=True) == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        # a decoder process
+        ("pipelines.clips", ("torch", "ray", "mlflow")),
+        # the process that carries a progress bar's numbers
+        ("pipelines.progress", ("torch", "mlflow")),
+        # every reader and teacher, every training worker but the first
+        ("pipelines.labelling", ("mlflow", "scipy", "ray.train")),
+        ("pipelines.feed", ("mlflow", "scipy")),
+        ("pipelines.training", ("mlflow", "scipy")),
+    ],
+)
+def test_a_cluster_s_processes_import_nothing_that_takes_seconds_and_that_they_do_not_need(
+    module: str, heavy: tuple[str, ...]
+) -> None:
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    imported = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, check=True)
+    assert imported.stdout.decode().strip() == "[]"
 
 
 def test_no_script_hides_a_standard_module_or_a_dependency() -> None:
