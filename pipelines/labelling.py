@@ -135,12 +135,14 @@ class LabellingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LabellingProgress:
-    """How far a run is; pairs_per_second counts the pairs that this run made."""
+    """How far a run is; pairs_per_second counts the pairs that this run made. stage_shares: of the work done
+    so far, by stage; they add up to 1 once there is some."""
 
     videos_done: int
     num_videos: int
     new_pairs: int
     pairs_per_second: float
+    stage_shares: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +150,9 @@ class LabellingSummary:
     """What the set holds after a run, and what the run did.
 
     digest: of what the set is made of. num_*, bytes: of the whole set. new_pairs: made by this run in
-    `seconds`; pairs_per_second is their quotient. stage_seconds: work by stage, of all processes together.
-    ledger: every input that gave less than it might.
+    `seconds`; pairs_per_second is their quotient. stage_seconds: work by stage, of all processes together;
+    processes: how many each stage had at most, none in a run that found nothing to do. ledger: every input
+    that gave less than it might.
     """
 
     location: str
@@ -161,11 +164,33 @@ class LabellingSummary:
     new_pairs: int
     seconds: float
     stage_seconds: Mapping[str, float]
+    processes: Mapping[str, int]
     ledger: tuple[LedgerEntry, ...]
 
     @property
     def pairs_per_second(self) -> float:
         return self.new_pairs / self.seconds
+
+    @property
+    def busy(self) -> dict[str, float]:
+        """The share of the run that each stage's processes worked, 1 where all of them always did."""
+        return {
+            stage: self.stage_seconds[stage] / (count * self.seconds)
+            for stage, count in self.processes.items()
+        }
+
+    @property
+    def verdict(self) -> str:
+        """Which stage the others waited for, and what would help; empty where this run had nothing to do."""
+        if not self.busy:
+            return ""
+        stage, share = max(self.busy.items(), key=lambda item: item[1])
+        if share < _BUSY:
+            return (
+                "no stage was busy most of the time: starting up took longer than the work, as it does for "
+                "few videos, or more than Ray's processes share these cores"
+            )
+        return _REMEDIES[stage]
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """The numbers under paths that begin with prefix, the ledger counted by outcome."""
@@ -179,6 +204,7 @@ class LabellingSummary:
             "seconds": self.seconds,
             "pairs_per_second": self.pairs_per_second,
             **{f"seconds/{stage}": seconds for stage, seconds in self.stage_seconds.items()},
+            **{f"busy/{stage}": share for stage, share in self.busy.items()},
             **{f"ledger/{outcome}": count for outcome, count in outcomes.items()},
         }
         return {f"{prefix}/{name}": float(value) for name, value in values.items()}
@@ -386,6 +412,7 @@ def _write_set(
         describe_set(location, description)
         Folder(location).sweep()
         tally = _Tally(location, stamps, on_progress)
+        processes: dict[str, int] = {}
         left = [source for source in sources if not tally.is_done(source.name)]
         if left:
             _keep_teachers(location, model_files)
@@ -396,9 +423,11 @@ def _write_set(
                 teachers=teachers,
                 options=options,
             )
-            for row in _rows(left, stamps, plan):
+            room = _room(plan)
+            processes = room.processes()
+            for row in _rows(left, stamps, plan, room):
                 tally.add(row)
-        return tally.finish(description.digest, options.max_bad_share)
+        return tally.finish(description.digest, options.max_bad_share, processes)
 
 
 def _keep_teachers(location: str, files: Mapping[str, bytes]) -> None:
@@ -534,6 +563,16 @@ chunks: empty for a shard that was there before, and once it is written. labels:
 LABEL_SCHEMA. The last three are seconds of work.
 """
 _STAGES = ("reading", "labelling", "writing")
+_BUSY = 0.5
+"""The share of a run from which on a stage is what the others wait for."""
+_REMEDIES = {
+    "reading": "decode-bound: the teachers waited for frames; give Ray more CPUs, or let fewer processes "
+    "label (--labelling.num-teachers) so that more can decode",
+    "labelling": "teacher-bound: frames waited for the teachers; give Ray more GPUs, or CPUs where there are "
+    "none, or take smaller frames (--labelling.clips.size)",
+    "writing": "write-bound: labels waited for the storage; write to a faster or nearer one, or in larger "
+    "files (--labelling.shard-pairs)",
+}
 
 
 def _row(**values: object) -> pa.Table:
@@ -542,7 +581,7 @@ def _row(**values: object) -> pa.Table:
 
 
 def _rows(
-    sources: Sequence[VideoSource], stamps: Mapping[str, _Stamp], plan: _Plan
+    sources: Sequence[VideoSource], stamps: Mapping[str, _Stamp], plan: _Plan, room: "_Room"
 ) -> Iterator[dict[str, Any]]:
     """The rows that come out of the last stage, in no order."""
     groups = _groups(sources, stamps)
@@ -560,7 +599,6 @@ def _rows(
     # An hour of a still scene gives no row; whether a decoder hangs is the decoder's to say.
     context.execution_no_progress_timeout_s = -1
     settings: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
-    room = _room(plan)
     readers = min(num_tasks, room.readers or num_tasks)
     data = data.map_batches(_Reader(plan), compute=_tasks(readers), num_cpus=_READ_CPUS, **settings)
     if plan.teachers:
@@ -591,6 +629,13 @@ class _Room:
     teachers: int
     writers: int
     gpus: int
+
+    def processes(self) -> dict[str, int]:
+        """By stage; of readers without a limit as many as the CPUs have room for now."""
+        cpus = cast(dict[str, float], ray.cluster_resources()).get("CPU", 0.0)  # type: ignore[no-untyped-call]
+        left = cpus - self.teachers * _TEACHER_CPUS - self.writers * _WRITE_CPUS
+        counts = (self.readers or max(1, int(left / _READ_CPUS)), self.teachers, self.writers)
+        return {stage: count for stage, count in zip(_STAGES, counts, strict=True) if count}
 
 
 def _room(plan: _Plan) -> _Room:
@@ -996,16 +1041,18 @@ class _Tally:
 
     def _report(self) -> None:
         if self._on_progress is not None:
+            work = sum(self._stage_seconds.values()) or 1.0
             self._on_progress(
                 LabellingProgress(
                     videos_done=len(self._current) + len(self._entries),
                     num_videos=len(self._stamps),
                     new_pairs=self._new_pairs,
                     pairs_per_second=self._new_pairs / (time.monotonic() - self._started),
+                    stage_shares={stage: each / work for stage, each in self._stage_seconds.items()},
                 )
             )
 
-    def finish(self, label_set: str, max_bad_share: float) -> LabellingSummary:
+    def finish(self, label_set: str, max_bad_share: float, processes: Mapping[str, int]) -> LabellingSummary:
         """Writes ledger and manifest, clears away what changed videos left; RuntimeError as `write_pairs`."""
         seconds = time.monotonic() - self._started
         for write in self._writes:
@@ -1046,6 +1093,7 @@ class _Tally:
             new_pairs=self._new_pairs,
             seconds=seconds,
             stage_seconds=self._stage_seconds,
+            processes=processes,
             ledger=tuple(ledger),
         )
 

@@ -85,6 +85,9 @@ def video_bar(description: str) -> "Iterator[Callable[[LabellingProgress], None]
 
         def draw(progress: "LabellingProgress") -> None:
             bar.total, bar.n = progress.num_videos, progress.videos_done
-            bar.set_postfix(pairs=progress.new_pairs, pairs_per_s=f"{progress.pairs_per_second:.1f}")
+            shares = {stage: f"{share:.0%}" for stage, share in progress.stage_shares.items() if share}
+            bar.set_postfix(
+                pairs=progress.new_pairs, pairs_per_s=f"{progress.pairs_per_second:.1f}", **shares
+            )
 
         yield draw

@@ -30,6 +30,7 @@ from pipelines.clips import find_videos
 from pipelines.labelling import (
     LabellingOptions,
     LabellingProgress,
+    LabellingSummary,
     LabellingStatus,
     label_chunk,
     labelling_status,
@@ -222,13 +223,49 @@ def test_a_rerun_touches_nothing(labels: PairSet, collection: Path, teacher: tup
     assert {path: path.stat().st_mtime_ns for path in Path(labels.location).rglob("*.parquet")} == before
     assert len(summary.ledger) == 4
     assert summary.metrics("labels")["labels/ledger/duplicate"] == 1
+    assert not summary.busy
+    assert summary.verdict == ""
 
 
 def test_labels_dont_depend_on_the_number_of_teachers(
     tmp_path: Path, labels: PairSet, collection: Path, teacher: tuple[str, FlowNetwork]
 ) -> None:
-    write_labels(str(collection), [teacher[0]], str(tmp_path / "set"), replace(OPTIONS, num_teachers=2))
+    summary = write_labels(
+        str(collection), [teacher[0]], str(tmp_path / "set"), replace(OPTIONS, num_teachers=2)
+    )
     assert contents(tmp_path / "set") == contents(labels.location)
+    assert summary.processes["labelling"] == 2
+    assert summary.busy.keys() == {"reading", "labelling", "writing"}
+    assert all(0 < share <= 1 for share in summary.busy.values())
+
+
+@pytest.mark.parametrize(
+    ("busy", "begins"),
+    [
+        ((9.0, 10.0, 0.1), "decode-bound"),
+        ((1.0, 36.0, 0.1), "teacher-bound"),
+        ((1.0, 10.0, 9.9), "write-bound"),
+        ((1.0, 3.0, 0.2), "no stage was busy"),
+    ],
+)
+def test_the_verdict_names_the_stage_that_the_others_waited_for(
+    busy: tuple[float, float, float], begins: str
+) -> None:
+    stages = ("reading", "labelling", "writing")
+    summary = LabellingSummary(
+        location="labels",
+        digest="0",
+        num_videos=1,
+        num_pairs=100,
+        num_shards=2,
+        bytes=1,
+        new_pairs=100,
+        seconds=10.0,
+        stage_seconds=dict(zip(stages, busy, strict=True)),
+        processes=dict(zip(stages, (1, 4, 1), strict=True)),
+        ledger=(),
+    )
+    assert summary.verdict.startswith(begins)
 
 
 def test_a_lost_shard_comes_back_the_same(
@@ -305,6 +342,9 @@ def test_frames_alone_have_the_same_pairs(tmp_path: Path, labels: PairSet, colle
         pq.read_table(Path(labels.location) / pairs.files[0]).column("image1")
     )
     assert (seen[-1].videos_done, seen[-1].num_videos, seen[-1].new_pairs) == (7, 7, 22)
+    assert sum(seen[-1].stage_shares.values()) == pytest.approx(1)
+    assert seen[-1].stage_shares["reading"] > 0
+    assert seen[-1].stage_shares["labelling"] == 0
 
 
 def test_changed_renamed_and_added_videos_leave_each_pair_once(tmp_path: Path) -> None:
