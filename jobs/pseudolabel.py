@@ -147,7 +147,7 @@ def main(recipe: str, options: Pseudolabel) -> None:
     summary = pseudolabel(recipe, options)
     print(f"labels: {summary.location}")
     print(f"{summary.num_pairs} pairs of {summary.num_videos} videos; {summary.new_pairs} of them are new")
-    if summary.busy:
+    if summary.verdict:
         busy = ", ".join(f"{stage} {share:.0%}" for stage, share in summary.busy.items())
         print(f"how long each stage's processes worked: {busy}\n{summary.verdict}")
     print(f"{summary.pairs_per_second:.1f} pairs/s; {len(summary.ledger)} inputs gave less than they might:")

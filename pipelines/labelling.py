@@ -181,8 +181,8 @@ class LabellingSummary:
 
     @property
     def verdict(self) -> str:
-        """Which stage the others waited for, and what would help; empty where this run had nothing to do."""
-        if not self.busy:
+        """Which stage the others waited for, and what would help; empty where this run made no pair."""
+        if not self.new_pairs:
             return ""
         stage, share = max(self.busy.items(), key=lambda item: item[1])
         if share < _BUSY:
