@@ -271,7 +271,14 @@ def warped(
         ("bw", pair.flow_bw, pair.confidence_bw, second, first, inside2),
     ):
         if flow is not None:
-            u, v = (sampled(each, here, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE) for each in flow)
+            # What isn't known, as most of sparse truth isn't, counts only where nothing is.
+            known = np.float32(1) if confidence is None else np.where(confidence > 0, 1, 1e-6)
+            weight = np.broadcast_to(known, flow[0].shape).astype(np.float32)
+            u, v, total = (
+                sampled(each, here, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+                for each in (flow[0] * weight, flow[1] * weight, weight)
+            )
+            u, v = u / total, v / total
             values[f"flow_{end}"] = _transformed_flow(u, v, here, there)
         if confidence is not None:
             values[f"confidence_{end}"] = sampled(confidence, here, nearest, cv2.BORDER_CONSTANT) * inside

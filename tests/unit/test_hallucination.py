@@ -169,6 +169,23 @@ def test_uniform_flow_under_two_affine_maps_is_what_the_vector_law_says(seed: in
         assert confidence[y, x] == inside
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_sparse_truth_keeps_its_flow_between_unknown_pixels(soft: bool) -> None:
+    known = np.random.default_rng(3).uniform(size=(64, 80)) < 0.3
+    flow = np.where(known, np.array([20.0, -4.0]).reshape(2, 1, 1), 0.0).astype(np.float32)
+    sparse = replace(
+        pair(), flow_fw=flow, flow_bw=None, confidence_fw=known.astype(np.float32), confidence_bw=None
+    )
+    shift = np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 0.25]])
+    after = warped(sparse, shift, shift, soft=soft)
+    assert after.flow_fw is not None
+    assert after.confidence_fw is not None
+    counted = after.confidence_fw > 0
+    assert counted.mean() > 0.2
+    np.testing.assert_allclose(after.flow_fw[0, counted], 20.0, atol=1e-3)
+    np.testing.assert_allclose(after.flow_fw[1, counted], -4.0, atol=1e-3)
+
+
 def test_small_deltas_are_likelier_the_larger_the_exponent() -> None:
     def shifts(exponent: float) -> NDArray[np.float64]:
         geometric = Geometric(
