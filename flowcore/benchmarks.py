@@ -10,12 +10,14 @@ What is learnt from without truth are sequences: consecutive frames of one scene
 of files alone, so that a folder on object storage is searched like a local one.
 """
 
+import hashlib
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -46,6 +48,8 @@ class Sample:
     """Flow that is known at non-occluded pixels only (KITTI)."""
     disparity_scale: float | None = None
     """For rectified stereo pairs, the left frame first: the truth's files hold disparity times this."""
+    split: Literal["training", "validation"] | None = None
+    """Where the set's own split file says."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,8 +67,9 @@ class Truth:
     """True = image2 doesn't show this pixel of image1; counts where `valid`. None = no such truth."""
 
 
-def find_samples(benchmark: str, root: Path) -> list[Sample]:
-    """The samples in a benchmark's unpacked folder (or its `training` folder), sorted by group and name.
+def find_samples(benchmark: str, root: Path, *, to_learn_from: bool = False) -> list[Sample]:
+    """The samples in a benchmark's unpacked folder (or its `training` folder), sorted by group and name: of a
+    set with a split file those of validation, or of training if they are to learn from.
 
     Raises ValueError for an unknown benchmark, FileNotFoundError when no sample is there in the layout
     expected.
@@ -75,13 +80,27 @@ def find_samples(benchmark: str, root: Path) -> list[Sample]:
     samples = [
         sample
         for sample in find(root)
-        if all(path.is_file() for path in (sample.image1, sample.image2, sample.flow))
+        if sample.split != ("validation" if to_learn_from else "training")
+        and all(path.is_file() for path in (sample.image1, sample.image2, sample.flow))
     ]
     if not samples:
         raise FileNotFoundError(
             f"no frame pair with truth in {root.absolute()}; {benchmark} is expected as {layout}"
         )
     return sorted(samples, key=lambda sample: (sample.group, sample.name))
+
+
+def samples_digest(samples: Sequence[Sample]) -> str:
+    """Names the pairs and the sizes of their files, not every byte of them."""
+    listed = [
+        (
+            sample.group,
+            sample.name,
+            *(file.stat().st_size for file in (sample.image1, sample.image2, sample.flow)),
+        )
+        for sample in samples
+    ]
+    return hashlib.blake2b(repr(listed).encode(), digest_size=16).hexdigest()
 
 
 def load(sample: Sample) -> Truth:
@@ -264,14 +283,13 @@ def _find_chairs(root: Path) -> Iterator[Sample]:
     parts = None if split is None else split.read_text().split()
     for flow in pairs.glob("[0-9]*_flow.flo"):
         name = flow.name.removesuffix("_flow.flo")
-        if parts is not None and not _is_validation(name, parts):
-            continue
         yield Sample(
             name=name,
             group="chairs",
             image1=pairs / f"{name}_img1.ppm",
             image2=pairs / f"{name}_img2.ppm",
             flow=flow,
+            split=None if parts is None else "validation" if _is_validation(name, parts) else "training",
         )
 
 

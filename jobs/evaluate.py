@@ -6,21 +6,20 @@ Prints a table. Each model gets a run in MLflow, linked to the one that made it,
 pictures of its median and its worst pair.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from flowcore.benchmarks import Sample, find_samples
+from flowcore.benchmarks import find_samples, samples_digest
 from flowcore.occlusion import ForwardBackwardCheck
 from jobs.command import connect, run
 from pipelines import tracking
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
 from pipelines.evaluation import ZERO, EvaluationResult, evaluate, example, load_estimator, table
-from pipelines.locations import absolute
+from pipelines.locations import absolute, shared_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +55,12 @@ class Evaluate:
 
 def evaluate_models(models: Mapping[str, str], options: Evaluate) -> dict[str, EvaluationResult]:
     """Runs the stage for models by name, whatever `options.model` says; returns their results by name."""
-    root = absolute(options.root, "--root")
+    folder = shared_folder(options.root, "--root")
+    root = str(folder)
     places = {
         name: model if model == ZERO else absolute_model(model, "--model") for name, model in models.items()
     }
-    samples = find_samples(options.benchmark, Path(root))
+    samples = find_samples(options.benchmark, folder)
     with ExitStack() as stack:
         runs = {
             name: stack.enter_context(
@@ -75,7 +75,7 @@ def evaluate_models(models: Mapping[str, str], options: Evaluate) -> dict[str, E
         }
         results = evaluate(places, options.benchmark, root, check=options.check)
         for name, tracked in runs.items():
-            tracked.dataset(options.benchmark, root, _digest(samples), "evaluation")
+            tracked.dataset(options.benchmark, root, samples_digest(samples), "evaluation")
             tracked.tag("model.name", name)
             _record(tracked, name, places[name], results[name], options.check)
     return results
@@ -118,12 +118,6 @@ def _record(
     if place != ZERO and not tracking.is_mlflow_uri(place):
         _, info = load_model(fetch_model(place))
         tracked.link("model", info.run_id)
-
-
-def _digest(samples: Sequence[Sample]) -> str:
-    """Names the pairs that were evaluated and the sizes of their files' content, not every byte of them."""
-    listed = [(sample.group, sample.name, sample.flow.stat().st_size) for sample in samples]
-    return hashlib.blake2b(repr(listed).encode(), digest_size=16).hexdigest()
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@
 --truth names a benchmark and its unpacked folder. With --labels, a folder that pseudolabel wrote, every step
 also learns from a batch of those pairs as the student did: semi-supervised; --where takes the ones that it
 keeps, as in distill, and validation's pairs, which have truth, stay the same. --label-share takes a part of
-the pairs with truth. Prints the URI of the network, which evaluate and predict take. With --resume RUN_ID a
+the pairs with truth. Of Flying Chairs with its split file the training pairs are learnt from and evaluate
+judges those of validation; of the other sets it judges every pair, also those that were learnt from. Prints the URI of the network, which evaluate and predict take. With --resume RUN_ID a
 run that was killed goes on from its last checkpoint.
 """
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import tyro
 
@@ -24,7 +24,7 @@ from pipelines import tracking
 from pipelines.checkpoints import absolute_model, starting_point
 from pipelines.filters import PairFilter
 from pipelines.labels import PairSet
-from pipelines.locations import absolute
+from pipelines.locations import absolute, shared_folder
 from pipelines.training import CollapseAlarm, Source, Training, TrainingOptions, train
 from pipelines.truth import truth_set
 
@@ -79,8 +79,8 @@ def finetune(recipe: str, options: Finetune) -> str:
         raise ValueError(
             f"--truth {options.truth!r} must be <benchmark>:<folder>, such as kitti2015:/data/kitti2015"
         )
-    root = absolute(root, "--truth")
-    inputs = {"truth": f"{benchmark}:{root}"}
+    folder = shared_folder(root, "--truth")
+    inputs = {"truth": f"{benchmark}:{folder}"}
     if options.init != "fresh":
         inputs["init"] = absolute_model(options.init, "--init")
     unlabelled, kept = None, {}
@@ -93,7 +93,7 @@ def finetune(recipe: str, options: Finetune) -> str:
         "finetune", recipe=recipe, parameters=options, inputs=inputs, resume_run_id=options.resume
     ) as run:
         announce(run)
-        pairs = truth_set(benchmark, Path(root), run_root)
+        pairs = truth_set(benchmark, folder, run_root)
         run.dataset("truth", inputs["truth"], pairs.label_set, "training")
         sources = [
             Source(
@@ -161,6 +161,7 @@ def recipes() -> dict[str, tuple[str, Finetune]]:
             network=network,
             augmentation=recipe.augmentation,
             challenge=recipe.challenge,
+            student=recipe.objective,
             training=recipe.finetune,
         )
     )

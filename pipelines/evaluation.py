@@ -32,7 +32,7 @@ from flowcore.metrics import (
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import ForwardBackwardCheck
 from pipelines.checkpoints import fetch_model, load_model
-from pipelines.locations import absolute
+from pipelines.locations import shared_folder
 
 Frame = UInt8[ndarray, "height width 3"]
 """RGB."""
@@ -148,7 +148,7 @@ def evaluate(
     `root` is the benchmark's folder, which all nodes must share. Raises what `find_samples` and `fetch_model`
     raise, and ValueError where a model can't do a pair.
     """
-    samples = benchmarks.find_samples(benchmark, _shared_folder(root))
+    samples = benchmarks.find_samples(benchmark, shared_folder(str(root), "--root"))
     estimators = {name: load_estimator(model) for name, model in models.items()}
     errors: dict[tuple[str, int], Errors] = {}
     with tqdm(desc=f"evaluate {benchmark}", total=len(samples), unit="pair", dynamic_ncols=True) as bar:
@@ -254,15 +254,6 @@ class NetworkEstimator:
 
     def _tensor(self, image: Frame) -> torch.Tensor:
         return torch.from_numpy(image).to(self._device).movedim(-1, 0)[None].float() / 255
-
-
-def _shared_folder(root: str | Path) -> Path:
-    place = absolute(str(root), "--root")
-    if ":/" in place:
-        raise ValueError(
-            f"--root {place} is a URI; benchmarks are read from a folder: copy it to one that all nodes share"
-        )
-    return Path(place)
 
 
 class _Evaluator:

@@ -36,6 +36,16 @@ def absolute(location: str, option: str) -> str:
     return str(path.absolute())
 
 
+def shared_folder(location: str, option: str) -> Path:
+    """As `absolute`, for what is read from a folder alone; ValueError for a URI."""
+    place = absolute(location, option)
+    if ":/" in place:
+        raise ValueError(
+            f"{option} {place} is a URI; benchmarks are read from a folder: copy it to one that all nodes share"
+        )
+    return Path(place)
+
+
 def join(location: str, name: str) -> str:
     """`name` inside the folder or URI `location`."""
     return f"{location.rstrip('/')}/{name}"

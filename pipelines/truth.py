@@ -14,7 +14,7 @@ import ray
 import torch
 from tqdm import tqdm
 
-from flowcore.benchmarks import Sample, find_samples, load
+from flowcore.benchmarks import Sample, find_samples, load, samples_digest
 from pipelines.clips import FrameCodec
 from pipelines.labels import (
     MANIFEST_FILE,
@@ -40,15 +40,15 @@ _ROW_GROUP_PAIRS = 4
 
 
 def truth_set(benchmark: str, root: Path, run_root: str) -> PairSet:
-    """The pair set of a benchmark's samples with truth, in a folder of its own in `run_root`.
+    """The pair set of a benchmark's samples to learn from, in a folder of its own in `run_root`.
 
     It is written where it isn't there; Ray has to be running.
 
     Raises as `flowcore.benchmarks.find_samples`, and ValueError for a sample that can't be read.
     """
-    samples = find_samples(benchmark, root)
+    samples = find_samples(benchmark, root, to_learn_from=True)
     description = SetDescription(
-        made_of={"truth": benchmark, "samples": _digest(samples)}, provenance={"root": str(root)}
+        made_of={"truth": benchmark, "samples": samples_digest(samples)}, provenance={"root": str(root)}
     )
     location = join(run_root, f"truth-{description.digest}")
     if Folder(location).size(MANIFEST_FILE) is None:
@@ -67,16 +67,6 @@ def truth_set(benchmark: str, root: Path, run_root: str) -> PairSet:
                 bar.update(entries[-1].pairs)
         write_manifest(location, description.digest, entries)
     return PairSet.open(location)
-
-
-def _digest(samples: Sequence[Sample]) -> str:
-    """Names the pairs and the sizes of their files, not every byte of them."""
-    files = [(sample.image1, sample.image2, sample.flow) for sample in samples]
-    listed = [
-        (sample.group, sample.name, *(file.stat().st_size for file in each))
-        for sample, each in zip(samples, files, strict=True)
-    ]
-    return hashlib.blake2b(repr(listed).encode(), digest_size=16).hexdigest()
 
 
 def _write_shard(location: str, folder: str, samples: Sequence[Sample], label_set: str) -> VideoEntry:

@@ -140,6 +140,7 @@ def test_chairs_are_all_pairs_or_those_of_validation_where_the_split_is_there(
     split = tmp_path / CHAIRS_SPLIT
     split.write_text("1\n2\n1\n2\n")
     assert [sample.name for sample in find_samples("chairs", tmp_path)] == ["00002", "00004"]
+    assert [sample.name for sample in find_samples("chairs", tmp_path, to_learn_from=True)] == ["00001"]
     split.write_text("1\n2\n")
     with pytest.raises(ValueError, match="2 lines and none for pair 00004"):
         find_samples("chairs", tmp_path)
