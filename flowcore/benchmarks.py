@@ -92,13 +92,10 @@ def find_samples(benchmark: str, root: Path, *, to_learn_from: bool = False) -> 
 
 def samples_digest(samples: Sequence[Sample]) -> str:
     """Names the pairs and the sizes of their files, not every byte of them."""
+    files = [(sample.image1, sample.image2, sample.flow) for sample in samples]
     listed = [
-        (
-            sample.group,
-            sample.name,
-            *(file.stat().st_size for file in (sample.image1, sample.image2, sample.flow)),
-        )
-        for sample in samples
+        (sample.group, sample.name, *(file.stat().st_size for file in each))
+        for sample, each in zip(samples, files, strict=True)
     ]
     return hashlib.blake2b(repr(listed).encode(), digest_size=16).hexdigest()
 

@@ -6,9 +6,10 @@
 --truth names a benchmark and its unpacked folder. With --labels, a folder that pseudolabel wrote, every step
 also learns from a batch of those pairs as the student did: semi-supervised; --where takes the ones that it
 keeps, as in distill, and validation's pairs, which have truth, stay the same. --label-share takes a part of
-the pairs with truth. Of Flying Chairs with its split file the training pairs are learnt from and evaluate
-judges those of validation; of the other sets it judges every pair, also those that were learnt from. Prints the URI of the network, which evaluate and predict take. With --resume RUN_ID a
-run that was killed goes on from its last checkpoint.
+the pairs with truth. Of Flying Chairs with its split file the training pairs are learnt from, and evaluate
+judges those of validation; of the other sets it judges every pair, also those that were learnt from. Prints
+the URI of the network, which evaluate and predict take. With --resume RUN_ID a run that was killed goes on
+from its last checkpoint.
 """
 
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from jobs.recipes import with_backbones
 from pipelines import tracking
 from pipelines.checkpoints import absolute_model, starting_point
 from pipelines.filters import PairFilter
-from pipelines.labels import PairSet
+from pipelines.labels import DEFAULT_MAX_SPREAD, PairSet
 from pipelines.locations import absolute, shared_folder
 from pipelines.training import CollapseAlarm, Source, Training, TrainingOptions, train
 from pipelines.truth import truth_set
@@ -55,6 +56,8 @@ class Finetune:
     """Folder or URI that pseudolabel wrote, to learn from as a student beside the truth."""
     where: str | None = None
     """Those of the pairs that are learnt from, by columns of the labels, as in distill: "occluded < 0.6"."""
+    max_spread: float = DEFAULT_MAX_SPREAD
+    """Pixels by which several teachers may disagree on a label that is learnt from."""
     challenge: Challenge
     """What is done to those pairs."""
     student: StudentObjective = field(default_factory=StudentObjective)
@@ -87,7 +90,7 @@ def finetune(recipe: str, options: Finetune) -> str:
     if options.labels is not None:
         inputs["labels"] = absolute(options.labels, "--labels")
         where = None if options.where is None else PairFilter(options.where)
-        unlabelled = replace(PairSet.open(inputs["labels"]), where=where)
+        unlabelled = replace(PairSet.open(inputs["labels"]), max_spread=options.max_spread, where=where)
         kept = kept_pairs(unlabelled)
     with tracking.start(
         "finetune", recipe=recipe, parameters=options, inputs=inputs, resume_run_id=options.resume

@@ -41,7 +41,8 @@ def shared_folder(location: str, option: str) -> Path:
     place = absolute(location, option)
     if ":/" in place:
         raise ValueError(
-            f"{option} {place} is a URI; benchmarks are read from a folder: copy it to one that all nodes share"
+            f"{option} {place} is a URI; benchmarks are read from a folder: copy it to one that all nodes "
+            "share"
         )
     return Path(place)
 
