@@ -84,6 +84,8 @@ from pipelines.labels import (
 
 _READ_CPUS, _WRITE_CPUS, _TEACHER_CPUS = 0.75, 0.25, 1.0
 """What a process of each stage asks of Ray: together two CPUs, so that a small machine has one of each."""
+_FEW_WRITERS = 8
+"""Where the number of teachers isn't known; each writes for many."""
 _MOST_TASKS = 1000
 """Reading tasks of a run, as Ray's driver pays for each; in larger collections one reads several videos."""
 _STEP_PIXELS = {"cpu": 200_000, "cuda": 4_000_000}
@@ -114,7 +116,8 @@ class LabellingOptions:
     max_bad_share: float = 0.5
     """Share of the inputs that may give nothing; above it the run fails."""
     num_teachers: int | None = None
-    """Most processes that label; None takes one a GPU, or without GPUs most of the CPUs."""
+    """Most processes that label; None takes one a GPU, with `gpu` also of those that an autoscaler brings, or
+    without GPUs most of the CPUs."""
     accelerator: Literal["auto", "gpu", "cpu"] = "auto"
     """What they run on. `auto` takes GPUs if the cluster has any at the start; `gpu` waits for an autoscaler
     to bring them."""
@@ -411,22 +414,23 @@ def _write_set(
     with _alone_in(location):
         describe_set(location, description)
         Folder(location).sweep()
-        tally = _Tally(location, stamps, on_progress)
+        run = uuid4().hex
+        tally = _Tally(location, run, stamps, on_progress)
         processes: dict[str, int] = {}
         left = [source for source in sources if not tally.is_done(source.name)]
         if left:
             _keep_teachers(location, model_files)
             plan = _Plan(
-                run=uuid4().hex,
+                run=run,
                 location=location,
                 label_set=description.digest,
                 teachers=teachers,
                 options=options,
             )
-            room = _room(plan)
-            processes = room.processes()
+            room = _room(options, _resources(), has_teachers=bool(teachers))
             for row in _rows(left, stamps, plan, room):
                 tally.add(row)
+            processes = room.processes(_resources())
         return tally.finish(description.digest, options.max_bad_share, processes)
 
 
@@ -439,7 +443,8 @@ def _keep_teachers(location: str, files: Mapping[str, bytes]) -> None:
 
 @contextmanager
 def _alone_in(location: str) -> Iterator[None]:
-    """Keeps a second run out of a local folder; object storage needs no such care, nothing is swept there."""
+    """Keeps a second run out of a local folder. Object storage can't: nothing is swept there, and each run's
+    manifest lists what the other has finished."""
     filesystem, root = storage_of(location)
     if not isinstance(filesystem, LocalFileSystem):
         yield
@@ -514,10 +519,14 @@ def _groups(sources: Sequence[VideoSource], stamps: Mapping[str, _Stamp]) -> lis
 
 
 def _sample(source: VideoSource) -> bytes:
-    """Some bytes from the middle of its first file; equal for equal content."""
+    """Some bytes from the middle of its first file; equal for equal content. None where it can't be read,
+    which is for the task to say that reads it."""
     filesystem, path = _place_of(source.uri)
-    with filesystem.open_input_file(f"{path}/{source.frames[0]}" if source.frames else path) as file:
-        return cast(bytes, file.read_at(_SAMPLE_BYTES, file.size() // 2))
+    try:
+        with filesystem.open_input_file(f"{path}/{source.frames[0]}" if source.frames else path) as file:
+            return cast(bytes, file.read_at(_SAMPLE_BYTES, file.size() // 2))
+    except OSError:
+        return b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -549,7 +558,7 @@ _ROW = pa.schema(
         ("bytes", pa.int64()),
         ("is_new", pa.bool_()),
         ("chunks", pa.list_(_CHUNK)),
-        ("labels", pa.binary()),
+        ("labels", pa.large_binary()),
         ("record", pa.string()),
         ("entry", pa.string()),
         ("reading", pa.float64()),
@@ -626,36 +635,47 @@ class _Room:
     """The most processes of each stage, None for as many as fit; gpus: those of each teacher."""
 
     readers: int | None
-    teachers: int
+    teachers: int | None
     writers: int
     gpus: int
 
-    def processes(self) -> dict[str, int]:
-        """By stage; of readers without a limit as many as the CPUs have room for now."""
-        cpus = cast(dict[str, float], ray.cluster_resources()).get("CPU", 0.0)  # type: ignore[no-untyped-call]
-        left = cpus - self.teachers * _TEACHER_CPUS - self.writers * _WRITE_CPUS
-        counts = (self.readers or max(1, int(left / _READ_CPUS)), self.teachers, self.writers)
+    def processes(self, have: Mapping[str, float]) -> dict[str, int]:
+        """By stage; of those without a limit as many as a cluster with these resources has room for."""
+        cpus = have.get("CPU", 0.0)
+        teachers = (
+            int(have.get("GPU", 0.0) if self.gpus else cpus) if self.teachers is None else self.teachers
+        )
+        left = cpus - teachers * _TEACHER_CPUS - self.writers * _WRITE_CPUS
+        counts = (self.readers or max(1, int(left / _READ_CPUS)), teachers, self.writers)
         return {stage: count for stage, count in zip(_STAGES, counts, strict=True) if count}
 
 
-def _room(plan: _Plan) -> _Room:
-    """RuntimeError where one of each stage doesn't fit and the run would wait for ever."""
-    have = cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]
+def _resources() -> dict[str, float]:
+    return cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
+def _room(options: LabellingOptions, have: Mapping[str, float], *, has_teachers: bool) -> _Room:
+    """In a cluster that has these resources now; RuntimeError where one of each stage doesn't fit and the run
+    would wait for ever."""
     cpus, gpus = have.get("CPU", 0.0), int(have.get("GPU", 0))
-    needed = _READ_CPUS + _WRITE_CPUS + (_TEACHER_CPUS if plan.teachers else 0.0)
-    # Where there is none at all an autoscaler has yet to begin.
+    needed = _READ_CPUS + _WRITE_CPUS + (_TEACHER_CPUS if has_teachers else 0.0)
     if 0 < cpus < needed:
         raise RuntimeError(
             f"reading, labelling and writing need {needed:g} CPUs and Ray has {cpus:g}; start it with more "
             "(logical) CPUs or add a node"
         )
-    accelerator, wanted = plan.options.accelerator, plan.options.num_teachers
-    if not plan.teachers:
+    wanted = options.num_teachers
+    if not has_teachers:
         readers = max(1, int(cpus) - 2) if cpus else None
         return _Room(readers=readers, teachers=0, writers=max(1, int(cpus) // 8), gpus=0)
-    if accelerator == "gpu" or (accelerator == "auto" and gpus > 0):
-        teachers = wanted or max(1, gpus)
-        return _Room(readers=None, teachers=teachers, writers=teachers, gpus=1)
+    if options.accelerator == "gpu":
+        # an autoscaler may bring more than there are now
+        return _Room(readers=None, teachers=wanted, writers=wanted or max(_FEW_WRITERS, gpus), gpus=1)
+    if options.accelerator == "auto" and gpus > 0:
+        return _Room(readers=None, teachers=wanted or gpus, writers=wanted or gpus, gpus=1)
+    if cpus == 0:
+        # so it may where there is nothing at all
+        return _Room(readers=None, teachers=wanted, writers=_FEW_WRITERS, gpus=0)
     # A teacher takes at least ten times as long as reading and writing do. Readers may not take the CPUs that
     # teachers, who come later, are to have.
     teachers = wanted or max(1, min(int(cpus) - 2, int(0.8 * cpus)))
@@ -978,8 +998,11 @@ class _Written:
 class _Tally:
     """What has become of each video; holds a few numbers a video, none a pair."""
 
-    def __init__(self, location: str, stamps: Mapping[str, _Stamp], on_progress: OnProgress | None) -> None:
+    def __init__(
+        self, location: str, run: str, stamps: Mapping[str, _Stamp], on_progress: OnProgress | None
+    ) -> None:
         self._location = location
+        self._run = run
         self._stamps = stamps
         self._on_progress = on_progress
         self._started = time.monotonic()
@@ -1018,10 +1041,10 @@ class _Tally:
 
     def _end(self, record: VideoRecord) -> None:
         before = self._before.get(record.folder)
-        if before is None:
+        if before is None and record.run == self._run:
             self._ends[record.folder] = record
             self._close(record.folder)
-        elif before.video in self._current:
+        elif before is not None and before.video in self._current:
             self._entries.append(_copy(record.video, before.video))
         else:
             self._keep(record)
@@ -1066,6 +1089,7 @@ class _Tally:
         stale = self._stale()
         records = self._before | {record.folder: record for record in self._current.values()}
         records = {folder: record for folder, record in records.items() if folder not in stale}
+        records |= self._meanwhile(records)
         ledger = [
             *self._entries,
             *(_ledger_entry(each) for each in records.values() if each.outcome != "done"),
@@ -1096,6 +1120,17 @@ class _Tally:
             processes=processes,
             ledger=tuple(ledger),
         )
+
+    def _meanwhile(self, records: Mapping[str, VideoRecord]) -> dict[str, VideoRecord]:
+        """By folder, what another run has finished beside this one, as object storage can't keep it from."""
+        known = records.keys() | set(self._folders)
+        folders = [
+            name
+            for name in Folder(self._location).folders()
+            if name not in known and not name.startswith(TEACHER_FOLDER)
+        ]
+        found = self._threads.map(partial(video_record, self._location), folders)
+        return {record.folder: record for record in found if record is not None}
 
     def _stale(self) -> set[str]:
         """The folders of content that a video of the collection no longer has."""

@@ -40,7 +40,7 @@ from flowcore.hallucination import FramePair
 from flowcore.video import SAMPLER_VERSION
 from pipelines.clips import FrameCodec
 from pipelines.filters import PairFilter
-from pipelines.locations import PARTIAL, write_whole
+from pipelines.locations import PARTIAL, join, write_whole
 
 Result = TypeVar("Result")
 
@@ -502,8 +502,7 @@ class PairSet:
     @property
     def teacher(self) -> str | None:
         """Where the model that made the labels lies, for `checkpoints.fetch_model`; None without labels."""
-        place, mark, query = self.location.partition("?")
-        return f"{place}/{TEACHER_FOLDER}{mark}{query}" if self.has_labels else None
+        return join(self.location, TEACHER_FOLDER) if self.has_labels else None
 
     @property
     def quality_columns(self) -> tuple[str, ...]:

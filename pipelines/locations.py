@@ -48,8 +48,9 @@ def shared_folder(location: str, option: str) -> Path:
 
 
 def join(location: str, name: str) -> str:
-    """`name` inside the folder or URI `location`."""
-    return f"{location.rstrip('/')}/{name}"
+    """`name` inside the folder or URI `location`, whose query stays at its end."""
+    place, mark, query = location.partition("?") if "://" in location else (location, "", "")
+    return f"{place.rstrip('/')}/{name}{mark}{query}"
 
 
 def write_whole(path: str | Path, content: bytes) -> None:

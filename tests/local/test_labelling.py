@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -25,6 +26,7 @@ from flowcore.networks import FlowNetwork, PWCNetConfig
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
+from pipelines import labelling
 from pipelines.checkpoints import fetch_model, model_digest, save_model
 from pipelines.clips import find_videos
 from pipelines.labelling import (
@@ -750,3 +752,61 @@ assert not ray.is_initialized()
     ):
         assert row in rows
     assert {path: path.stat().st_mtime_ns for path in Path(labels.location).rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "have", "expected"),
+    [
+        # an embedded Ray on two cores
+        ({}, {"CPU": 4.0}, (2, 2, 1, 0)),
+        ({}, {"CPU": 16.0, "GPU": 4.0}, (None, 4, 4, 1)),
+        # nodes that an autoscaler has yet to bring are not left out
+        ({"accelerator": "gpu"}, {}, (None, None, 8, 1)),
+        ({"accelerator": "gpu"}, {"CPU": 16.0, "GPU": 1.0}, (None, None, 8, 1)),
+        ({}, {}, (None, None, 8, 0)),
+        ({"accelerator": "gpu", "num_teachers": 3}, {}, (None, 3, 3, 1)),
+    ],
+)
+def test_there_are_as_many_teachers_as_the_cluster_has_room_for_now_or_later(
+    options: dict[str, Any],
+    have: dict[str, float],
+    expected: tuple[int | None, int | None, int, int],
+) -> None:
+    room = labelling._room(replace(LabellingOptions(), **options), have, has_teachers=True)
+    assert (room.readers, room.teachers, room.writers, room.gpus) == expected
+    grown = {"CPU": 64.0, "GPU": 8.0}
+    assert room.processes(grown)["labelling"] == (expected[1] or (8 if room.gpus else 64))
+
+
+def test_a_file_that_vanishes_among_many_of_its_size_costs_itself_alone(tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"{number:02}.y4m").write_bytes(bytes([number]) * 1000)
+    sources = find_videos(str(tmp_path))
+    stamps = labelling._stamps(sources)
+    (tmp_path / "07.y4m").unlink()
+    groups = labelling._groups(sources, stamps)
+    assert sorted(source.name for group in groups for source in group) == [each.name for each in sources]
+
+
+def test_what_another_run_finishes_in_object_storage_meanwhile_is_neither_lost_nor_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate(("first", "second", "elsewhere")):
+        render(tmp_path / "all" / f"{name}.mp4", number, num_frames=5)
+    (tmp_path / "ours").mkdir()
+    for name in ("first", "second"):
+        shutil.copy2(tmp_path / "all" / f"{name}.mp4", tmp_path / "ours")
+    write_pairs(str(tmp_path / "all"), str(tmp_path / "other"), OPTIONS)
+    others = {Path(each.video).stem: each.folder for each in PairSet.open(str(tmp_path / "other")).videos()}
+    begun = labelling._rows
+
+    def rows(*arguments: Any) -> Any:
+        # the other run, just after this one has looked what is there
+        for name in ("second", "elsewhere"):
+            shutil.copytree(tmp_path / "other" / others[name], tmp_path / "set" / others[name])
+        yield from begun(*arguments)
+
+    monkeypatch.setattr(labelling, "_rows", rows)
+    summary = write_pairs(str(tmp_path / "ours"), str(tmp_path / "set"), OPTIONS)
+    assert summary.new_pairs == 4
+    assert pair_ids(tmp_path / "set") == pair_ids(tmp_path / "other")

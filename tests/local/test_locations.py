@@ -18,6 +18,19 @@ def test_a_relative_path_is_made_absolute_and_uris_and_absolute_paths_stay(
         assert locations.absolute(location, "--videos") == location
 
 
+@pytest.mark.parametrize(
+    ("location", "joined"),
+    [
+        ("/data/runs/", "/data/runs/step"),
+        ("/data/what?", "/data/what?/step"),
+        ("s3://bucket/runs/", "s3://bucket/runs/step"),
+        ("s3://bucket/runs?region=us-east-1", "s3://bucket/runs/step?region=us-east-1"),
+    ],
+)
+def test_a_name_goes_inside_a_folder_and_before_a_uri_s_query(location: str, joined: str) -> None:
+    assert locations.join(location, "step") == joined
+
+
 def test_a_relative_path_is_refused_in_the_working_folder_of_a_ray_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
