@@ -64,12 +64,6 @@ def resize_image(
     return functional.interpolate(image, (height, width), mode="bilinear", align_corners=False)
 
 
-def resize_flow(flow: Flow, height: int, width: int) -> Float[Tensor, "batch 2 new_height new_width"]:
-    """`flow` on another grid and in that grid's pixels: u scales with the width, v with the height."""
-    scale = flow.new_tensor([width / flow.shape[-1], height / flow.shape[-2]]).view(1, 2, 1, 1)
-    return resize_image(flow, height, width) * scale
-
-
 def upsample_flow(
     flow: Flow, stride: int, height: int, width: int
 ) -> Float[Tensor, "batch 2 {height} {width}"]:

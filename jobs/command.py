@@ -139,9 +139,12 @@ def _known_address() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def announce(run: Run) -> None:
+def announce(run: Run, stage: str) -> None:
     """Tells where the training can be watched, and how it goes on if it is killed."""
-    print(f"run {run.run_id}: {run.url_hint}\nif it is killed: the same command with --resume {run.run_id}")
+    print(
+        f"run {run.run_id}: {run.url_hint}\n"
+        f"if it is killed: jobs/{stage}.py with the same options and --resume {run.run_id}"
+    )
 
 
 def kept_pairs(pairs: PairSet) -> dict[str, float]:

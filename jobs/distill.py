@@ -84,7 +84,7 @@ def distill(recipe: str, options: Distill) -> str:
     with tracking.start(
         "distill", recipe=recipe, parameters=options, inputs=inputs, resume_run_id=options.resume
     ) as run:
-        announce(run)
+        announce(run, "distill")
         run.dataset("labels", labels, pairs.label_set, "training")
         run.log(0, kept)
         run.tag("label_set", pairs.label_set)

@@ -95,7 +95,7 @@ def finetune(recipe: str, options: Finetune) -> str:
     with tracking.start(
         "finetune", recipe=recipe, parameters=options, inputs=inputs, resume_run_id=options.resume
     ) as run:
-        announce(run)
+        announce(run, "finetune")
         pairs = truth_set(benchmark, folder, run_root)
         run.dataset("truth", inputs["truth"], pairs.label_set, "training")
         sources = [

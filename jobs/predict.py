@@ -25,8 +25,8 @@ class Predict:
     """Options of predict."""
 
     model: str
-    """Checkpoint folder or its URI, runs:/<run id>/model, models:/<name>@<alias>, torchvision:<name> or
-    ptlflow:<name>."""
+    """Checkpoint folder or its URI, runs:/<run id>/model, models:/<name>@<alias>, opencv:<name>,
+    torchvision:<name> or ptlflow:<name>."""
     input: str
     """Video, folder of images, folder of videos, glob, list file or URI, or a data set as train_teacher takes
     it."""

@@ -42,7 +42,7 @@ class Recipe:
 
     description: str
     clips: ClipOptions
-    """Smaller frames than the teacher's crop are left out."""
+    """What frame pairs are made of."""
     networks: dict[str, AnyNetworkConfig]
     """By the name of the backbone, of a size that suits the recipe; the first is the one that it takes."""
     augmentation: Challenge
@@ -208,7 +208,7 @@ RECIPES = {
         finetune=TrainingOptions(steps=8, global_batch=2, learning_rate=4e-4, log_every=2, validate_every=4),
     ),
     "demo": Recipe(
-        description="Frames of about 96x128 px and a small network; two CPU cores, some five minutes.",
+        description="Frames of about 96x128 px and a small network; two CPU cores, some nine minutes.",
         clips=ClipOptions(size=(96, 128), min_size=(96, 128)),
         networks=_SMALL,
         augmentation=Challenge(crop=Crop(height=96, width=128)),
@@ -229,9 +229,9 @@ RECIPES = {
         ),
     ),
     "laptop": Recipe(
-        description="Your own videos without a GPU, at about 320x448 px. Label with --teacher "
-        "opencv:dis_medium, then distill with --init fresh; two CPU cores, an hour. Its errors on real pairs "
-        "are in docs/results/real-pixels.md.",
+        description="Your own videos without a GPU, at about 320x448 px, every second frame, at most 160 pairs "
+        "a video. Label with --teacher opencv:dis_medium, then distill with --init fresh; two CPU cores, an "
+        "hour and a half. Its errors on real pairs are in docs/results/real-pixels.md.",
         clips=ClipOptions(size=(320, 448), min_size=(192, 256), stride=2, max_pairs_per_video=160),
         networks=_LIGHT,
         augmentation=Challenge(geometric=_CAMERA, crop=Crop(height=192, width=256)),

@@ -72,7 +72,7 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
         inputs=inputs,
         resume_run_id=options.resume,
     ) as run:
-        announce(run)
+        announce(run, "train_teacher")
         made_from = hashlib.blake2b(repr((videos, options.clips)).encode(), digest_size=6).hexdigest()
         location = join(run_root, f"pairs-{made_from}")
         with video_bar("frame pairs") as draw:

@@ -189,7 +189,7 @@ def fetch_model(uri: str) -> Path:
         return _model_folder(tracking.download(uri), uri)
     if "://" not in uri:
         return _model_folder(Path(absolute(uri, "model")), uri)
-    folder = _vanishing_folder()
+    folder = vanishing_folder()
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
         for name in (WEIGHTS_FILE, CARD_FILE):
@@ -210,12 +210,13 @@ def _fetch_external(config: ExternalConfig) -> Path:
         "weights": network.load_pretrained(),
         "version": network.version,
     }
-    folder = _vanishing_folder()
+    folder = vanishing_folder()
     save_model(folder, network, provenance)
     return folder
 
 
-def _vanishing_folder() -> Path:
+def vanishing_folder() -> Path:
+    """An empty one that goes with this process."""
     folder = Path(tempfile.mkdtemp(prefix="distillflow-model-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

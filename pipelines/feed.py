@@ -10,6 +10,7 @@ Ray Data reads, decodes and transforms windows of a few batches as tasks on any 
 of the training step.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -56,6 +57,13 @@ class Plan:
         """Whole batches in an epoch; the rows beyond the last one, other ones each epoch, wait for the
         next."""
         return int(self.index.num_rows // self.global_batch)
+
+    def digest(self) -> str:
+        """Of what decides which pair has which place."""
+        digest = hashlib.blake2b(f"{self.global_batch} {self.seed}".encode(), digest_size=16)
+        for part in self.index.select(["pair_id"]).to_batches(max_chunksize=65_536):
+            digest.update("".join(part.column(0).to_pylist()).encode())
+        return digest.hexdigest()
 
     def epoch(self, epoch: int) -> Int[ndarray, "steps places"]:
         """The rows of the index that each step of the epoch takes."""

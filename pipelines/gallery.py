@@ -67,7 +67,7 @@ class GalleryOptions:
 
     count: int = 12
     """Pairs of each kind: worst, best and random."""
-    order_by: str = "photometric"
+    order_by: str = "forward_backward"
     """Quality column whose largest values are the worst: occluded, forward_backward, photometric, flow_p50,
     flow_p99, flow_max, or of several teachers spread."""
     seed: int = 0

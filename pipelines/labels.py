@@ -452,11 +452,10 @@ class PairSet:
     where: PairFilter | None = None
 
     @classmethod
-    def open(cls, location: str, *, allow_unfinished: bool = False) -> Self:
+    def open(cls, location: str) -> Self:
         """The set in a folder or at a URI.
 
-        FileNotFoundError where there is no set, ValueError where it is another version's or isn't finished;
-        allow_unfinished takes the files that are there.
+        FileNotFoundError where there is no set, ValueError where it is another version's or isn't finished.
         """
         folder = Folder(location)
         description = description_at(folder)
@@ -470,13 +469,11 @@ class PairSet:
         try:
             manifest = json.loads(folder.read(MANIFEST_FILE))
         except FileNotFoundError:
-            if not allow_unfinished:
-                raise ValueError(
-                    f"{location} isn't finished, it has no {MANIFEST_FILE}; run the command that writes it, "
-                    "jobs/pseudolabel.py RECIPE --videos ... --teacher ... --labels ..., again: it adds only "
-                    "what is missing"
-                ) from None
-            return cls(location=location, description=description, files=tuple(folder.files(".parquet")))
+            raise ValueError(
+                f"{location} isn't finished, it has no {MANIFEST_FILE}; run the command that writes it, "
+                "jobs/pseudolabel.py RECIPE --videos ... --teacher ... --labels ..., again: it adds only "
+                "what is missing"
+            ) from None
         files = [
             shard_name(video["folder"], shard)
             for video in manifest["videos"]

@@ -11,6 +11,7 @@ Losses are normalised over the global batch: the workers add up each term's sum 
 import hashlib
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,15 @@ from flowcore.networks import FlowNetwork, NetworkConfig
 from flowcore.objectives import Batch, Objective, Outcome, validate_pair
 from flowcore.occlusion import ForwardBackwardCheck
 from pipelines import progress
-from pipelines.checkpoints import load_training_state, load_weights_into, save_model, save_training_state
+from pipelines.checkpoints import (
+    CARD_FILE,
+    WEIGHTS_FILE,
+    load_training_state,
+    load_weights_into,
+    save_model,
+    save_training_state,
+    vanishing_folder,
+)
 from pipelines.feed import Plan, batches, hold_back, part_of, to_batch
 from pipelines.labels import Folder, PairSet
 from pipelines.locations import join
@@ -197,12 +206,11 @@ class TrainingResult:
     """What a finished training leaves."""
 
     model: Path
-    """The folder of the trained model."""
+    """The folder of the trained model, which goes with this process."""
     validation: dict[str, float]
     """At the last step, on the held-back pairs."""
     validation_digest: str
     """Of the held-back pairs, so that two models judged on the same ones can be compared."""
-    steps: int
 
 
 def train(training: Training, run_root: str) -> TrainingResult:
@@ -244,13 +252,15 @@ def train(training: Training, run_root: str) -> TrainingResult:
         )
         raise TrainingStopped(f"{outcome['stopped']} ({where})")
     assert result.checkpoint is not None
-    folder = Path(tempfile.mkdtemp(prefix="model-"))
-    result.checkpoint.to_directory(str(folder))
+    folder = vanishing_folder()
+    with result.checkpoint.as_directory() as whole:
+        # without the optimiser's state, which is twice as large
+        for name in (WEIGHTS_FILE, CARD_FILE):
+            shutil.copy2(Path(whole) / name, folder)
     return TrainingResult(
         model=folder,
         validation=outcome["validation"],
         validation_digest=outcome["validation_digest"],
-        steps=outcome["step"],
     )
 
 
@@ -323,6 +333,7 @@ class _Worker:
             self.plans.append(
                 Plan(index=rows, global_batch=self.options.global_batch, seed=self.options.seed)
             )
+        self._plan_digests = [plan.digest() for plan in self.plans]
         self.network = self._initial_network().to(self.device)
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=self.options.learning_rate, betas=(0.9, 0.999)
@@ -348,6 +359,11 @@ class _Worker:
         with checkpoint.as_directory() as folder:
             load_weights_into(self.network, Path(folder))
             state = load_training_state(Path(folder))
+        if state["plans"] != self._plan_digests:
+            raise ValueError(
+                "the run began with other pairs, another global_batch or another seed; resume it with the "
+                "same videos or labels, --where and options, or start a new one"
+            )
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         self.first_validation, self.validation = state["first_validation"], state["validation"]
@@ -513,6 +529,7 @@ class _Worker:
                 {
                     "optimizer": self.optimizer.state_dict(),
                     "step": self.step,
+                    "plans": self._plan_digests,
                     "first_validation": self.first_validation,
                     "validation": self.validation,
                 },

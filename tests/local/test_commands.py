@@ -243,7 +243,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def test_predict_as_a_command(model: str, tmp_path: Path) -> None:
+def test_predict_as_a_command(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     frames = render_scene(0, SceneOptions(height=37, width=53, num_frames=3)).frames
     (tmp_path / "images").mkdir()
     for index, frame in enumerate(frames):

@@ -18,7 +18,7 @@ from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
 from jobs import train_teacher
 from pipelines import tracking
-from pipelines.checkpoints import load_model, load_training_state, save_model
+from pipelines.checkpoints import CARD_FILE, WEIGHTS_FILE, load_model, load_training_state, save_model
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.labels import PairSet
 from pipelines.training import (
@@ -118,8 +118,9 @@ def test_two_workers_and_one_worker_at_equal_global_batch_give_equal_gradients(
     one_step = replace(OPTIONS, steps=1, unmasked_steps=1, clip_norm=1e9)
     moments = []
     for workers in (1, 2):
-        result, _ = trained(pairs, project, replace(one_step, workers=workers), sources=sources)
-        state = load_training_state(result.model)["optimizer"]["state"]
+        _, run_id = trained(pairs, project, replace(one_step, workers=workers), sources=sources)
+        checkpoint = project / "runs" / run_id / "step-00000001"
+        state = load_training_state(checkpoint)["optimizer"]["state"]
         # after Adam's first step its first moment is a tenth of the gradient
         moments.append([state[number]["exp_avg"] for number in sorted(state)])
     assert len(moments[0]) == len(list(NETWORK.build().parameters()))
@@ -151,7 +152,7 @@ def test_training_is_one_run_with_every_loss_logged_once_a_step(
     assert all(math.isfinite(metric.value) for metric in history)
     assert [m.step for m in client.get_metric_history(run_id, "validation/photometric")] == [0, 2, 4]
     assert client.get_run(run_id).info.status == "FINISHED"
-    assert result.steps == 4
+    assert {path.name for path in result.model.iterdir()} == {WEIGHTS_FILE, CARD_FILE}
     assert result.validation["photometric"] == pytest.approx(
         client.get_metric_history(run_id, "validation/photometric")[-1].value
     )
@@ -251,6 +252,8 @@ def test_a_run_is_resumed_where_it_was_and_with_its_network_or_not_at_all(
     other = replace(NETWORK, context_widths=(16,))
     with pytest.raises(WorkerGroupError) as failed:
         trained(pairs, project, replace(OPTIONS, steps=8, max_failures=0), resume=run_id, network=other)
+    with pytest.raises(WorkerGroupError, match="the run began with other pairs, another global_batch or"):
+        trained(pairs, project, replace(OPTIONS, steps=8, seed=1, max_failures=0), resume=run_id)
     assert "context_widths is (12,)" in str(failed.value).replace("[12]", "(12,)")
 
 
