@@ -230,8 +230,8 @@ RECIPES = {
     ),
     "laptop": Recipe(
         description="Your own videos without a GPU, at about 320x448 px, every second frame, at most 160 "
-        "pairs a video. Label with --teacher opencv:dis_medium, then distill with --init fresh; two CPU cores, an "
-        "hour and a half. Its errors on real pairs are in docs/results/real-pixels.md.",
+        "pairs a video. Label with --teacher opencv:dis_medium, then distill with --init fresh; two CPU "
+        "cores, an hour and a half. Its errors on real pairs are in docs/results/real-pixels.md.",
         clips=ClipOptions(size=(320, 448), min_size=(192, 256), stride=2, max_pairs_per_video=160),
         networks=_LIGHT,
         augmentation=Challenge(geometric=_CAMERA, crop=Crop(height=192, width=256)),
