@@ -26,7 +26,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python jobs/demo.py $(if $(VIDEOS),--videos '$(VIDEOS)') --seed $(SEED) $(ARGS)
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check .

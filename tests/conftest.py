@@ -7,6 +7,8 @@ import pytest
 
 # How often, in seconds, Ray Train looks for what its workers report and wait to have taken; 2 by default.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# Two test processes share the cores, and tiny networks gain nothing from threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # It would cost each of the many short trainings a process that nothing here asks for.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 

@@ -29,7 +29,7 @@ from pipelines.labelling import LabellingOptions, write_labels
 if __name__ == "__main__":
     videos, teacher, labels = sys.argv[1:]
     options = LabellingOptions(clips=ClipOptions(chunk_pairs=4), shard_pairs=8, num_teachers=1)
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     report = lambda step: print("step", flush=True)
     summary = write_labels(videos, [teacher], labels, options, on_progress=report)
     print("new_pairs", summary.new_pairs, flush=True)
@@ -44,7 +44,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
         options = SceneOptions(height=48, width=64, num_frames=14, camera_speed=3.0, layer_speed=2.0)
         write_video(folder / f"{seed}.mp4", render_scene(seed, options).frames)
     texture = render_scene(9, SceneOptions(height=48, width=400, num_frames=2)).frames[0]
-    left = [abs((2 * i + 300) % 600 - 300) for i in range(500)]
+    left = [abs((2 * i + 300) % 600 - 300) for i in range(300)]
     write_video(folder / "long.mp4", np.stack([texture[:, x : x + 64] for x in left]))
     return folder
 
