@@ -1,6 +1,7 @@
 """The shapes that travel through flowcore, as annotations that tests assert."""
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
+from numpy import ndarray
 from torch import Tensor
 
 Image = Float[Tensor, "batch 3 height width"]
@@ -9,3 +10,8 @@ Flow = Float[Tensor, "batch 2 height width"]
 """[u, v] in pixels, u to the right, v down."""
 Mask = Bool[Tensor, "batch 1 height width"]
 """True = what the name says."""
+
+Frame = UInt8[ndarray, "height width 3"]
+"""RGB, of one frame as files hold it."""
+FlowArray = Float[ndarray, "2 height width"]
+"""[u, v] in pixels, of one frame pair."""

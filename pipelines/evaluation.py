@@ -14,8 +14,6 @@ import numpy as np
 import ray
 import ray.data
 import torch
-from jaxtyping import Float, UInt8
-from numpy import ndarray
 from tqdm import tqdm
 
 from flowcore import benchmarks
@@ -31,13 +29,10 @@ from flowcore.metrics import (
 )
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.shapes import FlowArray, Frame
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.locations import shared_folder
 
-Frame = UInt8[ndarray, "height width 3"]
-"""RGB."""
-FlowArray = Float[ndarray, "2 height width"]
-"""In pixels."""
 DEFAULT_CHECK = ForwardBackwardCheck()
 """What says which pixels are occluded, with DDFlow's constants."""
 

@@ -21,8 +21,6 @@ import numpy as np
 import ray
 import torch
 from av.container import OutputContainer
-from jaxtyping import Float, UInt8
-from numpy import ndarray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,6 +28,7 @@ from flowcore.drawing import Picture, flow_colors
 from flowcore.formats import write_flow, write_image
 from flowcore.geometry import pad_to_multiple, upsample_flow
 from flowcore.networks import FlowNetwork
+from flowcore.shapes import FlowArray, Frame
 from flowcore.video import ClipOptions, VideoError, VideoReport
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.clips import (
@@ -44,11 +43,6 @@ from pipelines.clips import (
     split_collection,
 )
 from pipelines.locations import absolute
-
-Frame = UInt8[ndarray, "height width 3"]
-"""RGB."""
-FlowArray = Float[ndarray, "2 height width"]
-"""In pixels."""
 
 FILM_NAME = "flow.mp4"
 
