@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
@@ -140,13 +140,11 @@ def joined(conditions: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 CONDITIONS = st.recursive(comparisons(), joined, max_leaves=6)
 
 
-@settings(deadline=None)
 @given(text=CONDITIONS)
 def test_a_filter_keeps_the_pairs_that_sql_keeps(measured: PairSet, text: str) -> None:
     assert kept(measured, text) == kept_by_sql(f"'{measured.location}/*/*.parquet'", text)
 
 
-@settings(deadline=None)
 @given(text=CONDITIONS)
 def test_nan_is_above_every_number_as_in_sql(with_nan: PairSet, text: str) -> None:
     """Against a table of DuckDB's own: reading Parquet it trusts statistics, which know nothing of nan."""
@@ -163,7 +161,6 @@ def test_nan_is_above_every_number_as_in_sql(with_nan: PairSet, text: str) -> No
     assert kept(with_nan, text) == [each for (each,) in found]
 
 
-@settings(deadline=None)
 @given(text=CONDITIONS)
 def test_a_filter_and_its_negation_share_the_pairs(with_nan: PairSet, text: str) -> None:
     both = kept(with_nan, text) + kept(with_nan, f"not ({text})")

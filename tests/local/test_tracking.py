@@ -425,7 +425,7 @@ def test_a_server_that_does_not_answer_is_named_within_seconds(
             tracking.start("distill", recipe="smoke", parameters={}),
         ):
             pass
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
         assert "secret" not in str(failure.value)
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 

@@ -69,7 +69,7 @@ def test_motion_beyond_the_scale_is_darker() -> None:
     assert color(1000, 0) == [191, 0, 0]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(0, 2 * np.pi), st.floats(0.01, 100), st.floats(0.01, 100))
 def test_only_speed_relative_to_the_scale_matters(angle: float, speed: float, factor: float) -> None:
     u, v = speed * np.cos(angle), speed * np.sin(angle)

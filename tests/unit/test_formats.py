@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 
 from flowcore.formats import read_flow, read_image, read_mask, write_flow, write_image, write_mask
 
-in_one_folder = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+in_one_folder = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @st.composite

@@ -17,7 +17,7 @@ from flowcore.geometry import (
     upsample_flow,
 )
 
-few = settings(max_examples=50, deadline=None)
+few = settings(max_examples=50)
 seeds = st.integers(0, 2**31)
 sides = st.integers(1, 9)
 

@@ -67,7 +67,6 @@ def warp_error(transformed: FramePair) -> float:
     return float(np.abs(warped - transformed.image1.astype(np.float32)).mean(axis=-1)[seen].mean())
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_after_any_crop_and_flip_the_flow_still_explains_the_second_frame(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -124,7 +123,7 @@ def test_what_has_no_chance_changes_nothing_and_draws_nothing() -> None:
     assert rng.random() == np.random.default_rng(4).random()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_after_any_geometric_transformation_the_flow_still_explains_the_second_frame(
     seed: int, soft: bool
@@ -139,7 +138,7 @@ def trusted(confidence: NDArray[np.float32] | None) -> NDArray[np.float32]:
     return cv2.erode((confidence == 1).astype(np.float32), np.ones((5, 5), np.uint8))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1))
 def test_uniform_flow_under_two_affine_maps_is_what_the_vector_law_says(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -215,7 +214,7 @@ def test_the_identity_changes_nothing() -> None:
             np.testing.assert_allclose(getattr(same, name), value, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_a_challenge_gives_what_a_crop_of_the_whole_transformed_frames_gives(seed: int, soft: bool) -> None:
     """It computes the window alone, which is fast, and draws the same numbers."""
@@ -261,7 +260,7 @@ def test_what_comes_from_outside_the_frame_is_neither_inside_nor_trusted() -> No
     assert (small.confidence_fw == small.inside1).all()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1))
 def test_what_is_pasted_moves_as_its_flow_says_and_is_trusted(seed: int) -> None:
     before = pair()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowcore.metrics import FlowErrors, OcclusionCounts, endpoint_error, flow_errors, occlusion_counts
 
-few = settings(max_examples=50, deadline=None)
+few = settings(max_examples=50)
 
 
 def uniform(u: float, v: float, height: int = 2, width: int = 3) -> Tensor:

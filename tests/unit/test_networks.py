@@ -26,7 +26,7 @@ from flowcore.networks.raft import _all_pairs, _doubled, _lookup
 from flowcore.objectives import Batch, TeacherObjective
 from jobs.recipes import RECIPES
 
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=30)
 seeds = st.integers(0, 2**31)
 
 SMALL = PWCNetConfig(

@@ -25,7 +25,7 @@ from flowcore.objectives import (
 )
 from flowcore.occlusion import ForwardBackwardCheck
 
-few = settings(max_examples=10, deadline=None)
+few = settings(max_examples=10)
 seeds = st.integers(0, 2**31)
 
 PSI_ZERO = 0.01**0.4

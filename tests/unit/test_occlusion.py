@@ -9,7 +9,7 @@ from torch import Tensor
 from flowcore.geometry import flip_left_right, flip_up_down, in_frame
 from flowcore.occlusion import ForwardBackwardCheck
 
-few = settings(max_examples=50, deadline=None)
+few = settings(max_examples=50)
 seeds = st.integers(0, 2**31)
 check = ForwardBackwardCheck()
 

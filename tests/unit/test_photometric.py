@@ -19,7 +19,7 @@ from flowcore.photometric import (
     ssim_distance,
 )
 
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=30)
 seeds = st.integers(0, 2**31)
 sides = st.integers(1, 12)
 

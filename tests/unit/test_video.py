@@ -142,7 +142,7 @@ def test_duplicates_and_still_stretches_are_left_out(tmp_path: Path) -> None:
     assert len(pairs(read(tmp_path / "a.mp4", static_threshold=0.0)[0])) == len(frames) - 1
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(stride=st.integers(1, 5), chunk_pairs=st.integers(1, 6), first_shot=st.integers(1, 20))
 def test_stride_and_chunk_length_only_select_and_group(
     tmp_path_factory: pytest.TempPathFactory, stride: int, chunk_pairs: int, first_shot: int
