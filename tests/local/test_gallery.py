@@ -131,7 +131,7 @@ def test_a_pair_without_a_value_is_neither_worst_nor_best(labels: GradedSet) -> 
     place = labels.index.schema.get_field_index("photometric")
     index = labels.index.set_column(place, "photometric", pa.array(values, pa.float32()))
     partly = replace(labels, index=index)
-    choice = choose(partly, GalleryOptions(count=99))
+    choice = choose(partly, GalleryOptions(count=99, order_by="photometric"))
     assert sorted(choice.worst) == sorted(choice.best)
     assert sorted([*choice.worst, *unknown]) == sorted(choice.random) == list(range(len(values)))
     assert partly.means()["photometric"] == pytest.approx(np.nanmean(values))
