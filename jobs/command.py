@@ -15,7 +15,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import ray
 import ray.data
@@ -27,7 +27,11 @@ from ray.util import get_node_ip_address
 from pipelines.execution import let_ray_data_rest
 from pipelines.labels import PairSet
 from pipelines.locations import PROJECT_FOLDER, is_shipped_copy
-from pipelines.tracking import Run
+from pipelines.tracking import Run, register
+
+if TYPE_CHECKING:
+    # Brings Ray Train's torch, for which commands that train nothing would wait.
+    from pipelines.training import TrainingResult
 
 Options = TypeVar("Options")
 Recipes = Mapping[str, tuple[str, Options]]
@@ -145,6 +149,19 @@ def announce(run: Run, stage: str) -> None:
         f"run {run.run_id}: {run.url_hint}\n"
         f"if it is killed: jobs/{stage}.py with the same options and --resume {run.run_id}"
     )
+
+
+def finish(run: Run, result: "TrainingResult", name: str) -> str:
+    """Stores the trained model in its run and registers it as a version of `name`; returns that version's
+    URI."""
+    run.artifact(result.model, "model")
+    run.summary({f"final/{key}": value for key, value in result.validation.items()})
+    return register(
+        run,
+        name,
+        validation_loss=result.validation.get("epe", result.validation["photometric"]),
+        validation_digest=result.validation_digest,
+    ).uri
 
 
 def kept_pairs(pairs: PairSet) -> dict[str, float]:

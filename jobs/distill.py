@@ -21,7 +21,7 @@ import tyro
 from flowcore.hallucination import Challenge
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import StudentObjective
-from jobs.command import announce, connect, kept_pairs, run_recipe
+from jobs.command import announce, connect, finish, kept_pairs, run_recipe
 from jobs.recipes import with_backbones
 from pipelines import tracking
 from pipelines.checkpoints import absolute_model, starting_point
@@ -127,13 +127,7 @@ def distill(recipe: str, options: Distill) -> str:
             ),
             run_root,
         )
-        return tracking.store_model(
-            run,
-            "flow-student",
-            result.model,
-            validation=result.validation,
-            validation_digest=result.validation_digest,
-        )
+        return finish(run, result, "flow-student")
 
 
 def main(recipe: str, options: Distill) -> None:

@@ -19,7 +19,7 @@ from jobs.command import connect, run
 from pipelines import tracking
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
 from pipelines.evaluation import ZERO, EvaluationResult, evaluate, example, load_estimator, table
-from pipelines.locations import absolute, shared_folder
+from pipelines.locations import absolute, is_mlflow_uri, shared_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def _record(
     for rank, sample in {"median": ranked[len(ranked) // 2], "worst": ranked[-1]}.items():
         tracked.picture(f"evaluate/{rank}", example(sample, estimators, check), step=0)
         tracked.tag(f"picture.{rank}", f"{sample.group} {sample.name}")
-    if place != ZERO and not tracking.is_mlflow_uri(place):
+    if place != ZERO and not is_mlflow_uri(place):
         _, info = load_model(fetch_model(place))
         tracked.link("model", info.run_id)
 

@@ -19,7 +19,7 @@ import tyro
 from flowcore.hallucination import Challenge
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import StudentObjective, SupervisedObjective
-from jobs.command import announce, connect, kept_pairs, run_recipe
+from jobs.command import announce, connect, finish, kept_pairs, run_recipe
 from jobs.recipes import with_backbones
 from pipelines import tracking
 from pipelines.checkpoints import absolute_model, starting_point
@@ -139,13 +139,7 @@ def finetune(recipe: str, options: Finetune) -> str:
             ),
             run_root,
         )
-        return tracking.store_model(
-            run,
-            "flow-finetuned",
-            result.model,
-            validation=result.validation,
-            validation_digest=result.validation_digest,
-        )
+        return finish(run, result, "flow-finetuned")
 
 
 def main(recipe: str, options: Finetune) -> None:

@@ -16,7 +16,7 @@ from flowcore.hallucination import Challenge
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import TeacherObjective
 from flowcore.video import ClipOptions
-from jobs.command import announce, connect, run_recipe
+from jobs.command import announce, connect, finish, run_recipe
 from jobs.recipes import with_backbones
 from pipelines import tracking
 from pipelines.checkpoints import absolute_model, fetch_model, load_weights_into
@@ -108,13 +108,7 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
             ),
             run_root,
         )
-        return tracking.store_model(
-            run,
-            "flow-teacher",
-            result.model,
-            validation=result.validation,
-            validation_digest=result.validation_digest,
-        )
+        return finish(run, result, "flow-teacher")
 
 
 def main(recipe: str, options: TrainTeacher) -> None:

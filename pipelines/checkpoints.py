@@ -26,7 +26,7 @@ from torch import Tensor
 
 from flowcore import networks
 from flowcore.networks import ExternalConfig, FlowNetwork, NetworkConfig
-from pipelines.locations import absolute, write_whole
+from pipelines.locations import absolute, is_mlflow_uri, write_whole
 
 FORMAT = 1
 """Version of the folder's layout; another one is refused."""
@@ -182,7 +182,7 @@ def fetch_model(uri: str) -> Path:
     """
     if (external := networks.external_network(uri)) is not None:
         return _fetch_external(external)
-    if uri.startswith(("models:/", "runs:/")):
+    if is_mlflow_uri(uri):
         # Brings MLflow, which would cost each of Ray's workers a second: they import this module.
         from pipelines import tracking
 

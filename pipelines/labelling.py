@@ -1007,7 +1007,7 @@ class _Tally:
         self._on_progress = on_progress
         self._started = time.monotonic()
         self._threads = ThreadPoolExecutor(_STORAGE_THREADS)
-        self._folders = [name for name in Folder(location).folders() if not name.startswith(TEACHER_FOLDER)]
+        self._folders = self._listed()
         found = self._threads.map(partial(video_record, location), self._folders)
         self._before = {record.folder: record for record in found if record is not None}
         self._current = _current_of(self._before.values(), stamps)
@@ -1017,6 +1017,10 @@ class _Tally:
         self._writes: list[Future[None]] = []
         self._new_pairs = 0
         self._stage_seconds = dict.fromkeys(_STAGES, 0.0)
+
+    def _listed(self) -> list[str]:
+        """The folders of videos that are there now."""
+        return [name for name in Folder(self._location).folders() if not name.startswith(TEACHER_FOLDER)]
 
     def is_done(self, video: str) -> bool:
         """True if an earlier run finished it."""
@@ -1124,11 +1128,7 @@ class _Tally:
     def _meanwhile(self, records: Mapping[str, VideoRecord]) -> dict[str, VideoRecord]:
         """By folder, what another run has finished beside this one, as object storage can't keep it from."""
         known = records.keys() | set(self._folders)
-        folders = [
-            name
-            for name in Folder(self._location).folders()
-            if name not in known and not name.startswith(TEACHER_FOLDER)
-        ]
+        folders = [name for name in self._listed() if name not in known]
         found = self._threads.map(partial(video_record, self._location), folders)
         return {record.folder: record for record in found if record is not None}
 

@@ -36,6 +36,11 @@ def absolute(location: str, option: str) -> str:
     return str(path.absolute())
 
 
+def is_mlflow_uri(uri: str) -> bool:
+    """True for runs:/... and models:/..."""
+    return uri.startswith(("runs:/", "models:/"))
+
+
 def shared_folder(location: str, option: str) -> Path:
     """As `absolute`, for what is read from a folder alone; ValueError for a URI."""
     place = absolute(location, option)

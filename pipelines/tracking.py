@@ -39,7 +39,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from pipelines.locations import PROJECT_FOLDER, is_shipped_copy
+from pipelines.locations import PROJECT_FOLDER, is_mlflow_uri, is_shipped_copy
 
 EXPERIMENT = "distillflow"
 CHAMPION = "champion"
@@ -315,26 +315,6 @@ def register(
     if is_champion:
         client.set_registered_model_alias(name, CHAMPION, str(version.version))
     return RegisteredVersion(name=name, version=str(version.version), is_champion=is_champion)
-
-
-def store_model(
-    run: Run, name: str, model: Path, *, validation: Mapping[str, float], validation_digest: str
-) -> str:
-    """Stores a trained model's folder and its validation in its run, and registers it as a version of `name`;
-    returns that version's URI."""
-    run.artifact(model, "model")
-    run.summary({f"final/{key}": value for key, value in validation.items()})
-    return register(
-        run,
-        name,
-        validation_loss=validation.get("epe", validation["photometric"]),
-        validation_digest=validation_digest,
-    ).uri
-
-
-def is_mlflow_uri(uri: str) -> bool:
-    """True for runs:/... and models:/..."""
-    return uri.startswith(("runs:/", "models:/"))
 
 
 def run_of(uri: str, project_folder: Path = PROJECT_FOLDER) -> str | None:
