@@ -1,0 +1,198 @@
+"""Why does the occlusion mask not help the ablation's teachers? Masks of other kinds, and longer training.
+
+    python benchmarks/masks.py [--steps 600 1800] [--seeds 0 1 2] [--masks none check lenient truth] [--print]
+
+Trains the ablation's teacher (census loss, its network, scenes, steps and schedule) in this process alone,
+with the loss masked by nothing, by the forward-backward check of METHOD, by one that forgives 2 px of
+disagreement, and by the true occlusion of the rendered scenes, which no training has in earnest. Prints the
+errors on the ablation's test scenes and how well the check then finds their occlusion, and writes each
+training to docs/results/masks when it is done, the table to docs/results/masks.md. What is there isn't done
+again. If the truth helps and the check doesn't, then it is the check's mistakes that cost.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from ablation import KINDS, NETWORKS, RESULTS, TEACHER_STEPS, TEST_SCENES, TRAINING_SCENES, teacher_options
+
+from flowcore.geometry import upsample_flow
+from flowcore.hallucination import FramePair
+from flowcore.metrics import FlowErrors, OcclusionCounts, flow_errors, occlusion_counts
+from flowcore.networks import FlowNetwork
+from flowcore.objectives import Batch, Photometric
+from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.scenes import Scene, SceneOptions, render_scene
+from pipelines.feed import to_batch
+from pipelines.training import TrainingOptions
+
+RECORDS = RESULTS / "masks"
+MASKS = {
+    "none": "no mask",
+    "check": "mask from the check",
+    "lenient": "mask from a check that forgives 2 px",
+    "truth": "mask from the truth",
+}
+CHECKS = {"check": ForwardBackwardCheck(), "lenient": ForwardBackwardCheck(alpha2=4.0)}
+TEST_PAIRS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The ablation's, stretched to `steps`."""
+
+    steps: int
+    seed: int
+
+    @property
+    def options(self) -> TrainingOptions:
+        options = teacher_options("pwcnet").training
+        unmasked = options.unmasked_steps * self.steps // TEACHER_STEPS
+        return replace(options, steps=self.steps, unmasked_steps=unmasked, seed=self.seed)
+
+
+@lru_cache
+def scene(seed: int, options: SceneOptions) -> Scene:
+    return render_scene(seed, options)
+
+
+def training_pairs() -> list[FramePair]:
+    """With the true visibility where a label has its confidence."""
+    scenes = [scene(seed, KINDS["mixed"]) for seed in TRAINING_SCENES]
+    return [
+        FramePair(
+            image1=each.frames[frame],
+            image2=each.frames[frame + 1],
+            confidence_fw=1.0 - each.occ_fw[frame].astype(np.float32),
+            confidence_bw=1.0 - each.occ_bw[frame].astype(np.float32),
+        )
+        for each in scenes
+        for frame in range(len(each.occ_fw))
+    ]
+
+
+def loss_of(network: FlowNetwork, batch: Batch, mask: str) -> torch.Tensor:
+    flows = network(batch.image1, batch.image2)
+    occlusions = None
+    if mask == "truth":
+        assert batch.confidence_fw is not None
+        assert batch.confidence_bw is not None
+        occlusions = (batch.confidence_fw < 0.5, batch.confidence_bw < 0.5)
+    elif mask != "none":
+        height, width = batch.image1.shape[-2:]
+        forward, backward = (
+            upsample_flow(levels[0].detach(), flows.strides[0], height, width)
+            for levels in (flows.forward, flows.backward)
+        )
+        check = CHECKS[mask]
+        occlusions = (check(forward, backward), check(backward, forward))
+    terms = Photometric().terms(batch, flows, occlusions)
+    return torch.stack([term.weight * term.total / term.count.clamp(min=1) for term in terms]).sum()
+
+
+def trained(mask: str, schedule: Schedule) -> FlowNetwork:
+    options = schedule.options
+    augmentation = teacher_options("pwcnet").augmentation
+    pairs = training_pairs()
+    torch.manual_seed(options.seed)
+    network = NETWORKS["pwcnet"].build()
+    optimizer = torch.optim.Adam(network.parameters(), betas=(0.9, 0.999))
+    rng = np.random.default_rng(options.seed)
+    order = np.concatenate([rng.permutation(len(pairs)) for _ in range(options.steps)])
+    for step in range(options.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = options.learning_rate_at(step)
+        taken = order[step * options.global_batch : (step + 1) * options.global_batch]
+        samples = [vars(augmentation(pairs[place], rng)) for place in taken]
+        names = [name for name, value in samples[0].items() if value is not None]
+        stacked = {name: np.stack([sample[name] for sample in samples]) for name in names}
+        loss = loss_of(network, to_batch(stacked), "none" if step < options.unmasked_steps else mask)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
+        optimizer.step()
+    return network.eval()
+
+
+def judged(network: FlowNetwork) -> dict[str, float]:
+    """Errors on the test scenes, and precision and recall of the check."""
+    errors, counts = FlowErrors(), OcclusionCounts()
+    for seed in TEST_SCENES:
+        truth = scene(seed, replace(KINDS["mixed"], num_frames=TEST_PAIRS + 1))
+        frames = torch.from_numpy(truth.frames).movedim(-1, 1).float() / 255
+        forward, backward = network.estimate(frames[:-1], frames[1:])
+        occluded = torch.from_numpy(truth.occ_fw)[:, None]
+        valid = torch.ones_like(occluded)
+        errors += flow_errors(forward, torch.from_numpy(truth.flow_fw).float(), valid, occluded)
+        counts += occlusion_counts(ForwardBackwardCheck()(forward, backward), occluded, valid)
+    found = {"precision": counts.precision, "recall": counts.recall}
+    return {key: value for key, value in (*errors.epe.items(), *found.items()) if value is not None}
+
+
+def do(mask: str, schedule: Schedule) -> None:
+    """Trains and judges, unless the record is there."""
+    path = RECORDS / f"{mask}.steps{schedule.steps}.seed{schedule.seed}.json"
+    if path.exists():
+        return
+    started = time.monotonic()
+    numbers = judged(trained(mask, schedule))
+    record = {"mask": mask, **vars(schedule), **numbers, "seconds": round(time.monotonic() - started)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".part").write_text(json.dumps(record, indent=1) + "\n")
+    path.with_suffix(".part").rename(path)
+    print(record, flush=True)
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
+
+
+def report() -> str:
+    records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
+    keys = ("all", "noc", "occ", "precision", "recall")
+    lines = ["| steps | loss | seeds | EPE all | noc | occ | check's precision | recall |", "|---" * 8 + "|"]
+    for steps in sorted({record["steps"] for record in records}):
+        for mask, title in MASKS.items():
+            found = [each for each in records if each["steps"] == steps and each["mask"] == mask]
+            if found:
+                cells = [mean_and_spread([each[key] for each in found]) for key in keys]
+                lines.append(f"| {steps} | {title} | {len(found)} | {' | '.join(cells)} |")
+    return (
+        "# What the occlusion mask costs and gives\n\n"
+        "Printed by `python benchmarks/masks.py --print` from the trainings in `docs/results/masks`: the "
+        "ablation's teacher (census loss) on its scenes, in one process; EPE in px, mean ± standard "
+        "deviation over seeds; precision and recall of the forward-backward check on the test scenes, in which the "
+        "network's flow decides what is occluded.\n\n" + "\n".join(lines) + "\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, nargs="+", default=[TEACHER_STEPS, 3 * TEACHER_STEPS])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--masks", nargs="+", choices=list(MASKS), default=list(MASKS))
+    parser.add_argument("--print", action="store_true", help="only write the table")
+    arguments = parser.parse_args()
+    if not arguments.print:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+        for seed in arguments.seeds:
+            for steps in arguments.steps:
+                for mask in arguments.masks:
+                    do(mask, Schedule(steps=steps, seed=seed))
+    text = report()
+    RESULTS.joinpath("masks.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
