@@ -169,8 +169,8 @@ def report() -> str:
         "# What the occlusion mask costs and gives\n\n"
         "Printed by `python benchmarks/masks.py --print` from the trainings in `docs/results/masks`: the "
         "ablation's teacher (census loss) on its scenes, in one process; EPE in px, mean ± standard "
-        "deviation over seeds; precision and recall of the forward-backward check on the test scenes, in which the "
-        "network's flow decides what is occluded.\n\n" + "\n".join(lines) + "\n"
+        "deviation over seeds; precision and recall of the forward-backward check on the test scenes, whose "
+        "occlusion is what the network's own flow makes it.\n\n" + "\n".join(lines) + "\n"
     )
 
 

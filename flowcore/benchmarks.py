@@ -35,8 +35,8 @@ class Sample:
     name: str
     """Unique within its group and the same on every machine, such as `cave_2/frame_0011`."""
     group: str
-    """Prefix of its metrics: sintel/clean, sintel/final, kitti12, kitti15, chairs, middlebury or scenes, and
-    kitti15-stereo or middlebury-stereo."""
+    """Prefix of its metrics: sintel/clean, sintel/final, kitti12, kitti15, chairs, chairs2, middlebury or
+    scenes, and kitti15-stereo or middlebury-stereo."""
     image1: Path
     image2: Path
     flow: Path
@@ -290,6 +290,20 @@ def _find_chairs(root: Path) -> Iterator[Sample]:
         )
 
 
+def _find_chairs2(root: Path) -> Iterator[Sample]:
+    for flow in root.glob("**/*-flow_01.flo*"):
+        pair = flow.name.partition("-flow_01.")[0]
+        yield Sample(
+            name=(flow.parent.relative_to(root) / pair).as_posix(),
+            group="chairs2",
+            image1=flow.parent / f"{pair}-img_0.png",
+            image2=flow.parent / f"{pair}-img_1.png",
+            flow=flow,
+            occlusion=_if_there(flow.parent / f"{pair}-occ_01.png"),
+            split={"train": "training", "val": "validation"}.get(flow.parent.name),  # type: ignore[arg-type]
+        )
+
+
 def _is_validation(name: str, parts: list[str]) -> bool:
     """Line n of the split file is for pair n, from 1, whichever pairs exist; 1 = train, 2 = validation."""
     line = int(name)
@@ -359,6 +373,11 @@ _BENCHMARKS: dict[str, tuple[str, Callable[[Path], Iterator[Sample]]]] = {
     "chairs": (
         f"[data/]00001_img1.ppm, 00001_img2.ppm, 00001_flow.flo; beside {CHAIRS_SPLIT} only validation pairs",
         _find_chairs,
+    ),
+    "chairs2": (
+        "[train/ or val/]0000000-img_0.png, 0000000-img_1.png, 0000000-flow_01.flo (or .flo5), "
+        "0000000-occ_01.png; of val/ and train/ only the one asked for",
+        _find_chairs2,
     ),
     "middlebury": ("<scene>/frame10.png, frame11.png, flow10.flo", _find_middlebury),
     "kitti2015-stereo": (

@@ -1,11 +1,12 @@
 """How are flow fields, images and masks stored in files, and when is a file not what its name says?
 
 Every reader returns flow together with where it is known, because each format has its own way to say
-"unknown": a value beyond 1e9 in `.flo` and `.pfm`, a zero third channel in KITTI's PNG. Every writer encodes
-in memory and renames a finished temporary file into place, so that a killed process leaves the old file or
-the new one, never half of it.
+"unknown": a value beyond 1e9 in `.flo` and `.pfm`, NaN in Spring's `.flo5`, a zero third channel in KITTI's
+PNG. Every writer encodes in memory and renames a finished temporary file into place, so that a killed process
+leaves the old file or the new one, never half of it.
 """
 
+import io
 import re
 import uuid
 from os import PathLike
@@ -16,7 +17,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-FLOW_SUFFIXES = (".flo", ".pfm", ".png")
+FLOW_SUFFIXES = (".flo", ".flo5", ".pfm", ".png")
 
 _FLO_MAGIC = np.float32(202021.25).tobytes()  # spells PIEH
 _UNKNOWN_ABOVE = 1e9
@@ -32,15 +33,16 @@ def read_flow(
 ) -> tuple[Float[np.ndarray, "2 height width"], Bool[np.ndarray, "height width"]]:
     """Flow in pixels (float32, [u, v]) and where it is known; zero where it is not.
 
-    The extension decides: `.flo` (Middlebury), `.png` (KITTI, 16 bit, 1/64 px), `.pfm` (channels u, v, 0).
-    Raises ValueError when the content is not that format or is truncated.
+    The extension decides: `.flo` (Middlebury), `.flo5` (Spring), `.png` (KITTI, 16 bit, 1/64 px), `.pfm`
+    (channels u, v, 0). Raises ValueError when the content is not that format or is truncated.
     """
     path = Path(path)
     suffix = _flow_suffix(path)
     content = path.read_bytes()
     if suffix == ".png":
         return _decode_kitti(content, path)
-    flow = _decode_flo(content, path) if suffix == ".flo" else _decode_flow_pfm(content, path)
+    decode = {".flo": _decode_flo, ".flo5": _decode_flo5, ".pfm": _decode_flow_pfm}[suffix]
+    flow = decode(content, path)
     valid = (np.abs(flow) <= _UNKNOWN_ABOVE).all(axis=0)  # false for NaN too
     return np.where(valid, flow, np.float32(0)), valid
 
@@ -52,8 +54,8 @@ def write_flow(
 ) -> None:
     """Writes flow in pixels in the format of the extension (see `read_flow`); no `valid` = known everywhere.
 
-    `.flo` and `.pfm` keep float32 exactly; `.png` rounds to the nearest 1/64 px. Raises ValueError when a
-    known value is not finite or does not fit the format.
+    `.flo`, `.flo5` and `.pfm` keep float32 exactly; `.png` rounds to the nearest 1/64 px. Raises ValueError
+    when a known value is not finite or does not fit the format.
     """
     path = Path(path)
     suffix = _flow_suffix(path)
@@ -74,8 +76,9 @@ def write_flow(
     if suffix == ".png":
         _write_whole(path, _encode_kitti(flow, known, path))
         return
-    flow = np.where(known, flow, np.float32(_UNKNOWN))
-    _write_whole(path, _encode_flo(flow) if suffix == ".flo" else _encode_flow_pfm(flow))
+    flow = np.where(known, flow, np.float32(np.nan if suffix == ".flo5" else _UNKNOWN))
+    encode = {".flo": _encode_flo, ".flo5": _encode_flo5, ".pfm": _encode_flow_pfm}[suffix]
+    _write_whole(path, encode(flow))
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
@@ -145,6 +148,31 @@ def _encode_flo(flow: Float[np.ndarray, "2 height width"]) -> bytes:
     height, width = flow.shape[1:]
     size = np.array([width, height], "<i4").tobytes()
     return _FLO_MAGIC + size + flow.transpose(1, 2, 0).astype("<f4").tobytes()
+
+
+def _decode_flo5(content: bytes, path: Path) -> Float[np.ndarray, "2 height width"]:
+    # It takes a tenth of a second to import, and few read this format.
+    import h5py
+
+    try:
+        with h5py.File(io.BytesIO(content)) as file:
+            values = np.asarray(file["flow"], np.float32)
+    except (OSError, KeyError) as error:
+        raise ValueError(
+            f"{path} is not an HDF5 file with a data set 'flow', as .flo5 is: {error}"
+        ) from error
+    if values.ndim != 3 or values.shape[2] != 2:
+        raise ValueError(f"the flow in {path} has shape {values.shape}; it must be [height, width, 2]")
+    return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def _encode_flo5(flow: Float[np.ndarray, "2 height width"]) -> bytes:
+    import h5py
+
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file.create_dataset("flow", data=flow.transpose(1, 2, 0), compression="gzip", compression_opts=5)
+    return content.getvalue()
 
 
 def _decode_flow_pfm(content: bytes, path: Path) -> Float[np.ndarray, "2 height width"]:

@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from flowcore.benchmarks import find_samples, samples_digest
@@ -19,7 +18,7 @@ from jobs.command import connect, run
 from pipelines import tracking
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
 from pipelines.evaluation import ZERO, EvaluationResult, evaluate, example, load_estimator, table
-from pipelines.locations import absolute, is_mlflow_uri, shared_folder
+from pipelines.locations import Folder, absolute, is_mlflow_uri, shared_folder, split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +33,7 @@ class Evaluate:
         "kitti2012",
         "kitti2015",
         "chairs",
+        "chairs2",
         "middlebury",
         "kitti2015-stereo",
         "middlebury-stereo",
@@ -82,15 +82,15 @@ def evaluate_models(models: Mapping[str, str], options: Evaluate) -> dict[str, E
 
 
 def main(options: Evaluate) -> None:
-    file = None if options.json is None else Path(absolute(options.json, "--json"))
+    file = None if options.json is None else absolute(options.json, "--json")
     connect()
     results = evaluate_models({model: model for model in options.model}, options)
     print(tables(results))
     if file is not None:
         summaries = {name: result.summary() for name, result in results.items()}
         content = summaries if len(summaries) > 1 else next(iter(summaries.values()))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content, indent=2) + "\n")
+        folder, name = split(file)
+        Folder(folder).write(name, (json.dumps(content, indent=2) + "\n").encode())
         print(f"numbers: {file}")
     print(f"look at it: {tracking.ui_command()}")
 

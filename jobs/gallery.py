@@ -8,6 +8,7 @@ pairs, one label below the other. The file needs nothing else; it is also an art
 linked to the run that made the labels.
 """
 
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +19,7 @@ from jobs.command import run
 from pipelines import tracking
 from pipelines.gallery import GalleryOptions, GradedSet, gallery_page
 from pipelines.labels import PairSet
-from pipelines.locations import absolute, write_whole
+from pipelines.locations import Folder, absolute, split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,29 +29,34 @@ class Gallery:
     labels: str
     """Folder or URI of a finished label set."""
     output: str
-    """HTML file to write."""
+    """HTML file to write; a path or a URI."""
     other: str | None = None
     """Folder or URI of a second label set, to compare with."""
     shown: Annotated[GalleryOptions, tyro.conf.arg(name="")] = field(default_factory=GalleryOptions)
 
 
 def main(options: Gallery) -> None:
-    output = Path(absolute(options.output, "--output"))
+    output = absolute(options.output, "--output")
+    folder, name = split(output)
     places = {"labels": absolute(options.labels, "--labels")}
     if options.other is not None:
         places["other"] = absolute(options.other, "--other")
     with tracking.start("gallery", parameters=options, inputs=places) as tracked:
         graded = {}
-        for name, place in places.items():
+        for role, place in places.items():
             pairs = PairSet.open(place)
             maker = pairs.description.provenance.get("run_id")
-            graded[name] = GradedSet.read(pairs, {} if maker is None else tracking.origin(maker))
-            tracked.dataset(name, place, pairs.label_set, "gallery")
-            tracked.link(name, maker)
+            graded[role] = GradedSet.read(pairs, {} if maker is None else tracking.origin(maker))
+            tracked.dataset(role, place, pairs.label_set, "gallery")
+            tracked.link(role, maker)
         labels = graded["labels"]
-        write_whole(output, gallery_page(labels, graded.get("other"), options.shown))
+        page = gallery_page(labels, graded.get("other"), options.shown)
+        Folder(folder).write(name, page)
         tracked.summary({f"labels/{column}": mean for column, mean in labels.means().items()})
-        tracked.artifact(output)
+        with tempfile.TemporaryDirectory() as copies:
+            copy = Path(copies) / name
+            copy.write_bytes(page)
+            tracked.artifact(copy)
     print(f"gallery: {output}")
     print(f"look at it: {tracking.ui_command()}")
 

@@ -20,13 +20,13 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from pyarrow import ArrowException, fs
+from pyarrow import ArrowException
 from safetensors import SafetensorError
 from torch import Tensor
 
 from flowcore import networks
 from flowcore.networks import ExternalConfig, FlowNetwork, NetworkConfig
-from pipelines.locations import absolute, is_mlflow_uri, write_whole
+from pipelines.locations import Folder, absolute, is_mlflow_uri, write_whole
 
 FORMAT = 1
 """Version of the folder's layout; another one is refused."""
@@ -191,9 +191,8 @@ def fetch_model(uri: str) -> Path:
         return _model_folder(Path(absolute(uri, "model")), uri)
     folder = vanishing_folder()
     try:
-        filesystem, path = fs.FileSystem.from_uri(uri)
         for name in (WEIGHTS_FILE, CARD_FILE):
-            fs.copy_files(f"{path}/{name}", str(folder / name), source_filesystem=filesystem)
+            (folder / name).write_bytes(Folder(uri).read(name))
     except (ArrowException, OSError) as error:
         raise FileNotFoundError(
             f"no model can be read at {uri} ({error}); {_CONTENTS}; check the address and the credentials"

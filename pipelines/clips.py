@@ -18,19 +18,19 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Thread
 from types import TracebackType
 from typing import Literal, Self, cast
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pyarrow.fs import FileSelector, FileSystem, FileType
+from pyarrow.fs import FileSelector, FileType
 
 from flowcore.benchmarks import SEQUENCES, find_sequences
 from flowcore.video import (
@@ -43,7 +43,7 @@ from flowcore.video import (
     VideoReport,
     content_digest,
 )
-from pipelines.locations import absolute
+from pipelines.locations import absolute, patient, split, storage_of
 
 # fmt: off
 VIDEO_EXTENSIONS = frozenset({
@@ -175,7 +175,7 @@ def _lines(list_file: str) -> list[str]:
 def _videos_of_line(list_file: str, line: str) -> list[VideoSource]:
     benchmark, line = split_collection(line)
     is_relative = "://" not in line and not os.path.isabs(line)
-    place = _absolute(_within(_folder_of(list_file), line) if is_relative else line)
+    place = _absolute(_within(split(list_file)[0], line) if is_relative else line)
     if benchmark is None and _is_remote(place) and _extension(place) in VIDEO_EXTENSIONS:
         return [VideoSource(place)]
     return _videos_at(benchmark, place)
@@ -240,8 +240,9 @@ def _files_under(path: str) -> Iterator[str]:
         yield from (file for name in names if os.path.isfile(file := os.path.join(folder, name)))
 
 
+@patient
 def _remote_videos_at(uri: str) -> list[VideoSource]:
-    filesystem, path = _filesystem(uri)
+    filesystem, path = storage_of(uri)
     kind = filesystem.get_file_info(path).type
     if kind == FileType.File:
         return [VideoSource(uri)]
@@ -251,9 +252,10 @@ def _remote_videos_at(uri: str) -> list[VideoSource]:
     return [VideoSource(_within(uri, video.uri), video.frames) for video in videos]
 
 
+@patient
 def _remote_files_under(uri: str) -> list[str]:
     """Relative to the folder, which must be there."""
-    filesystem, path = _filesystem(uri)
+    filesystem, path = storage_of(uri)
     found = filesystem.get_file_info(FileSelector(path, recursive=True))
     inside = [info.path[len(path) :].strip("/") for info in found if info.type == FileType.File]
     return [name for name in inside if not any(part.startswith(".") for part in name.split("/")[:-1])]
@@ -313,31 +315,36 @@ def _within(folder: str, name: str) -> str:
     return f"{base.rstrip('/')}/{quote(name)}".rstrip("/") + mark + query
 
 
-def _folder_of(place: str) -> str:
-    if not _is_remote(place):
-        return os.path.dirname(place)
-    base, mark, query = place.partition("?")
-    return f"{posixpath.dirname(base)}{mark}{query}"
-
-
-def _filesystem(uri: str) -> tuple[FileSystem, str]:
-    """The file system of a URI and the path on it."""
-    parts = urlsplit(uri, allow_fragments=False)
-    # One client a bucket: making one asks the storage for its region.
-    filesystem, root = _filesystem_of_root(urlunsplit((parts.scheme, parts.netloc, "/", parts.query, "")))
-    return filesystem, (root.rstrip("/") + unquote(parts.path)).rstrip("/")
-
-
-@lru_cache(maxsize=64)
-def _filesystem_of_root(uri: str) -> tuple[FileSystem, str]:
-    return cast(tuple[FileSystem, str], FileSystem.from_uri(uri))
-
-
 def _open(place: str) -> BinaryFile:
     if not _is_remote(place):
         return open(place, "rb")
-    filesystem, path = _filesystem(place)
-    return cast(BinaryFile, filesystem.open_input_file(path))
+    return _RemoteFile(place)
+
+
+class _RemoteFile:
+    """A file on object storage, whose reading survives a dropped connection."""
+
+    @patient
+    def __init__(self, place: str) -> None:
+        filesystem, path = storage_of(place)
+        self._file = filesystem.open_input_file(path)
+
+    @patient
+    def _read_at(self, position: int, size: int) -> bytes:
+        self._file.seek(position)
+        return cast(bytes, self._file.read(None if size < 0 else size))
+
+    def read(self, size: int = -1, /) -> bytes:
+        return self._read_at(self._file.tell(), size)
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return cast(int, self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return cast(int, self._file.tell())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 _READY_WITHIN = 120.0

@@ -42,7 +42,7 @@ from pipelines.clips import (
     find_videos,
     split_collection,
 )
-from pipelines.locations import absolute
+from pipelines.locations import shared_folder
 
 FILM_NAME = "flow.mp4"
 
@@ -267,18 +267,16 @@ def _started(
 
 def _folders(videos: str, output: str) -> dict[VideoSource, Path]:
     """Where each video's flow goes."""
-    collection, target = absolute_collection(videos, "--input"), absolute(output, "--output")
-    if ":/" in target:
-        raise ValueError(f"--output {target} is a URI; flow is written into a folder: give one, and copy it")
+    collection, target = absolute_collection(videos, "--input"), shared_folder(output, "--output")
     benchmark, place = split_collection(collection)
     if benchmark is None:
         _refuse_ambiguous(place)
     sources = find_videos(collection)
     if len(sources) == 1 and sources[0].name == os.path.abspath(place):
-        folders = {sources[0]: Path(target)}
+        folders = {sources[0]: target}
     else:
         names = _folder_names(sources, place)
-        folders = {source: Path(target) / name for source, name in zip(sources, names, strict=True)}
+        folders = {source: target / name for source, name in zip(sources, names, strict=True)}
     for source, folder in folders.items():
         if source.frames and folder.resolve() == Path(source.uri).resolve():
             raise ValueError(f"--output {folder} holds the images that are read; write to another folder")

@@ -26,7 +26,6 @@ from functools import lru_cache, partial
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Literal, cast
-from urllib.parse import unquote, urlsplit, urlunsplit
 from uuid import uuid4
 
 import numpy as np
@@ -37,7 +36,7 @@ import safetensors.torch
 import torch
 from jaxtyping import Float
 from numpy import ndarray
-from pyarrow.fs import FileInfo, FileSystem, LocalFileSystem
+from pyarrow.fs import FileInfo, LocalFileSystem
 from torch import Tensor
 from torch.nn import functional
 
@@ -59,7 +58,6 @@ from pipelines.labels import (
     SPREAD_SCHEMA,
     TEACHER_FOLDER,
     VIDEO_FILE,
-    Folder,
     LedgerEntry,
     Outcome,
     SetDescription,
@@ -75,12 +73,12 @@ from pipelines.labels import (
     read_ledger,
     shard_at,
     shard_name,
-    storage_of,
     video_of_shards,
     video_record,
     write_ledger,
     write_manifest,
 )
+from pipelines.locations import Folder, patient, storage_of
 
 _READ_CPUS, _WRITE_CPUS, _TEACHER_CPUS = 0.75, 0.25, 1.0
 """What a process of each stage asks of Ray: together two CPUs, so that a small machine has one of each."""
@@ -475,8 +473,9 @@ def _stamps(sources: Sequence[VideoSource]) -> dict[str, _Stamp]:
         return dict(zip((source.name for source in sources), threads.map(_stamp, sources), strict=True))
 
 
+@patient
 def _stamp(source: VideoSource) -> _Stamp:
-    filesystem, path = _place_of(source.uri)
+    filesystem, path = storage_of(source.uri)
     files = [f"{path}/{name}" for name in source.frames] or [path]
     infos = filesystem.get_file_info(files)
     texts = [f"{info.size} {info.mtime_ns}" for info in infos]
@@ -486,15 +485,6 @@ def _stamp(source: VideoSource) -> _Stamp:
         else hashlib.blake2b("\n".join(texts).encode(), digest_size=16).hexdigest()
     )
     return _Stamp(size=sum(info.size or 0 for info in infos), text=text)
-
-
-def _place_of(uri: str) -> tuple[FileSystem, str]:
-    """Like `storage_of`, with one client for all that lies in one bucket."""
-    if "://" not in uri:
-        return storage_of(uri)
-    parts = urlsplit(uri, allow_fragments=False)
-    filesystem, root = storage_of(urlunsplit((parts.scheme, parts.netloc, "/", parts.query, "")))
-    return filesystem, root + unquote(parts.path)
 
 
 def _groups(sources: Sequence[VideoSource], stamps: Mapping[str, _Stamp]) -> list[list[VideoSource]]:
@@ -521,7 +511,7 @@ def _groups(sources: Sequence[VideoSource], stamps: Mapping[str, _Stamp]) -> lis
 def _sample(source: VideoSource) -> bytes:
     """Some bytes from the middle of its first file; equal for equal content. None where it can't be read,
     which is for the task to say that reads it."""
-    filesystem, path = _place_of(source.uri)
+    filesystem, path = storage_of(source.uri)
     try:
         with filesystem.open_input_file(f"{path}/{source.frames[0]}" if source.frames else path) as file:
             return cast(bytes, file.read_at(_SAMPLE_BYTES, file.size() // 2))

@@ -20,7 +20,7 @@ import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, Self, TypeVar, cast
 
@@ -32,7 +32,6 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 from torch import Tensor
 
 from flowcore.geometry import upsample_flow
@@ -40,7 +39,7 @@ from flowcore.hallucination import FramePair
 from flowcore.video import SAMPLER_VERSION
 from pipelines.clips import FrameCodec
 from pipelines.filters import PairFilter
-from pipelines.locations import PARTIAL, join, write_whole
+from pipelines.locations import Folder, join, patient, storage_of
 
 Result = TypeVar("Result")
 
@@ -417,6 +416,7 @@ class ShardSize:
     bytes: int
 
 
+@patient
 def shard_at(location: str, name: str) -> ShardSize | None:
     """The size of a shard of the set, None if it isn't there."""
     filesystem, root = storage_of(location)
@@ -427,6 +427,7 @@ def shard_at(location: str, name: str) -> ShardSize | None:
     return ShardSize(pairs=metadata.num_rows, bytes=size)
 
 
+@patient
 def video_of_shards(location: str, video_folder: str) -> str | None:
     """The video that the shards in a folder of the set come from, None without a shard."""
     filesystem, root = storage_of(location)
@@ -537,6 +538,7 @@ class PairSet:
         """The pairs of the set, whatever `where` keeps; reads footers."""
         return sum(self._of_files(self._num_pairs_of))
 
+    @patient
     def read_group(
         self, file: str, row_group: int, columns: Sequence[str] | None = None
     ) -> list[dict[str, Any]]:
@@ -575,7 +577,7 @@ class PairSet:
     def _of_files(self, work: Callable[[int], Result]) -> list[Result]:
         """What `work` makes of each file's position, in their order."""
         with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as threads:
-            return list(threads.map(work, range(len(self.files))))
+            return list(threads.map(patient(work), range(len(self.files))))
 
     def _num_pairs_of(self, file: int) -> int:
         with self._opened(self.files[file]) as parquet:
@@ -638,86 +640,3 @@ def _column(array: pa.Array) -> Sequence[Any]:
     values = array.values.to_numpy(zero_copy_only=False)
     offsets = array.offsets.to_numpy()
     return [values[start:end] for start, end in pairwise(offsets)]
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A folder, local or on object storage, whose files are there whole or not at all.
-
-    location: absolute path or a URI that pyarrow knows. Names are relative to it, with slashes.
-    """
-
-    location: str
-
-    def exists(self) -> bool:
-        """Object storage has no folders: there it exists when there is something in it."""
-        filesystem, root = storage_of(self.location)
-        return bool(filesystem.get_file_info(root).type == FileType.Directory)
-
-    def files(self, ending: str = "", *, within: str = "") -> list[str]:
-        """The names of the files in it, or in a folder of it, sorted, without those that `.` or `_` hides."""
-        return sorted(
-            name
-            for name in self.infos(within=within)
-            if name.endswith(ending) and not any(part.startswith((".", "_")) for part in name.split("/"))
-        )
-
-    def infos(self, *, within: str = "") -> dict[str, FileInfo]:
-        """Every file in it, or in a folder of it, by name, with its size and when it was written."""
-        filesystem, root = storage_of(self.location)
-        found = filesystem.get_file_info(
-            FileSelector(f"{root}/{within}", allow_not_found=True, recursive=True)
-        )
-        return {info.path[len(root) :].strip("/"): info for info in found if info.type == FileType.File}
-
-    def folders(self) -> list[str]:
-        """The names of the folders in it, sorted."""
-        filesystem, root = storage_of(self.location)
-        found = filesystem.get_file_info(FileSelector(root, allow_not_found=True))
-        return sorted(info.base_name for info in found if info.type == FileType.Directory)
-
-    def size(self, name: str) -> int | None:
-        """The bytes of a file, None if there is none of this name."""
-        filesystem, root = storage_of(self.location)
-        info = filesystem.get_file_info(f"{root}/{name}")
-        return cast(int, info.size) if info.type == FileType.File else None
-
-    def read(self, name: str) -> bytes:
-        """FileNotFoundError if there is no such file."""
-        filesystem, root = storage_of(self.location)
-        with filesystem.open_input_file(f"{root}/{name}") as file:
-            return cast(bytes, file.read())
-
-    def write(self, name: str, content: bytes) -> None:
-        """Puts a file in place of what has the name; after a kill at any moment one of the two is there."""
-        filesystem, root = storage_of(self.location)
-        path = f"{root}/{name}"
-        if isinstance(filesystem, LocalFileSystem):
-            write_whole(path, content)
-        else:
-            # An object is there when its upload is complete.
-            with filesystem.open_output_stream(path) as stream:
-                stream.write(content)
-
-    def remove_folder(self, name: str) -> None:
-        """Removes a folder with all that is in it."""
-        filesystem, root = storage_of(self.location)
-        filesystem.delete_dir(f"{root}/{name}")
-
-    def sweep(self) -> None:
-        """Removes what killed writers left; to be called where no other can be writing."""
-        filesystem, root = storage_of(self.location)
-        if isinstance(filesystem, LocalFileSystem):
-            for folder, _, names in os.walk(root):
-                for name in names:
-                    if name.startswith(".") and name.endswith(PARTIAL):
-                        os.unlink(os.path.join(folder, name))
-
-
-@lru_cache(maxsize=64)
-def storage_of(location: str) -> tuple[FileSystem, str]:
-    """The file system of an absolute path or a URI, and the path on it."""
-    if "://" not in location:
-        return LocalFileSystem(), os.path.abspath(location).rstrip("/")
-    filesystem, path = FileSystem.from_uri(location)
-    return filesystem, path.rstrip("/")

@@ -44,8 +44,8 @@ from pipelines.checkpoints import (
     vanishing_folder,
 )
 from pipelines.feed import Plan, batches, hold_back, part_of, to_batch
-from pipelines.labels import Folder, PairSet
-from pipelines.locations import join
+from pipelines.labels import PairSet
+from pipelines.locations import Folder, join
 
 if TYPE_CHECKING:
     from pipelines.tracking import Run

@@ -20,7 +20,6 @@ from pipelines.labels import (
     MANIFEST_FILE,
     PAIR_SCHEMA,
     TRUTH_SCHEMA,
-    Folder,
     PairSet,
     SetDescription,
     VideoEntry,
@@ -33,7 +32,7 @@ from pipelines.labels import (
     shard_name,
     write_manifest,
 )
-from pipelines.locations import join
+from pipelines.locations import Folder, join
 
 _SHARD_PAIRS = 64
 _ROW_GROUP_PAIRS = 4

@@ -5,15 +5,10 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, quote, unquote, urlsplit
-from xml.sax.saxutils import escape
+from urllib.parse import quote
 
 import av
 import cv2
@@ -22,6 +17,7 @@ import psutil
 import pytest
 import ray
 from numpy.typing import NDArray
+from object_storage import Bucket
 
 from flowcore.video import ChunkReader, ClipOptions, VideoError, VideoReport, content_digest
 from pipelines.clips import (
@@ -217,105 +213,33 @@ def test_a_data_set_s_folder_is_made_absolute_and_refused_in_a_job_where_it_is_n
         absolute_collection("chairs:data", "--videos")
 
 
-class ObjectStorage(BaseHTTPRequestHandler):
-    """As much of S3 as listing a bucket and reading an object need, over a folder."""
-
-    protocol_version = "HTTP/1.1"
-    folder: Path
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        url = urlsplit(self.path)
-        key = unquote(url.path).lstrip("/").partition("/")[2]
-        if not key:
-            self._list(parse_qs(url.query).get("prefix", [""])[0])
-        elif not (self.folder / key).is_file():
-            self._answer(404, b"")
-        else:
-            data = (self.folder / key).read_bytes()
-            wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-            first, last = (int(wanted[1]), int(wanted[2])) if wanted else (0, len(data) - 1)
-            self._answer(
-                206 if wanted else 200,
-                data[first : last + 1],
-                {"Content-Range": f"bytes {first}-{last}/{len(data)}"},
-            )
-
-    def _list(self, prefix: str) -> None:
-        files = {
-            path.relative_to(self.folder).as_posix(): path
-            for path in self.folder.rglob("*")
-            if path.is_file()
-        }
-        found = [(key, path) for key, path in sorted(files.items()) if key.startswith(prefix)]
-        listed = "".join(
-            f"<Contents><Key>{escape(key)}</Key><Size>{path.stat().st_size}</Size>"
-            "<LastModified>2024-01-01T00:00:00.000Z</LastModified></Contents>"
-            for key, path in found
-        )
-        start = '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-        start += f"<KeyCount>{len(found)}</KeyCount><IsTruncated>false</IsTruncated>"
-        body = f"{start}{listed}</ListBucketResult>"
-        self._answer(200, body.encode(), {"Content-Type": "application/xml"})
-
-    def _answer(self, code: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        self.send_response(code)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-
-@pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
-    """A folder, and the query that makes s3://bucket/ read it."""
-    folder = tmp_path / "bucket"
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Storage", (ObjectStorage,), {"folder": folder}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    for name, value in {
-        "ACCESS_KEY_ID": "-",
-        "SECRET_ACCESS_KEY": "-",
-        "EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    yield folder, f"?region=us-east-1&scheme=http&endpoint_override=127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_bucket_is_listed_and_read_as_a_folder_is(bucket: tuple[Path, str]) -> None:
-    folder, query = bucket
-    film = write_video(folder / "in" / "a b#1.mp4", 12)
-    write_images(folder / "in" / "walk", ["f9.png", "f10.png"])
-    (folder / "in" / "list.txt").write_text("a b#1.mp4\nwalk\n")
+def test_a_bucket_is_listed_and_read_as_a_folder_is(tmp_path: Path, bucket: Bucket) -> None:
+    film = write_video(tmp_path / "in" / "a b#1.mp4", 12)
+    write_images(tmp_path / "in" / "walk", ["f9.png", "f10.png"])
+    (tmp_path / "in" / "list.txt").write_text("a b#1.mp4\nwalk\n")
+    scenes = write_kitti(tmp_path / "kitti", 1)
+    bucket.fill(tmp_path)
     found = [
-        VideoSource(f"s3://bucket/in/a%20b%231.mp4{query}"),
-        VideoSource(f"s3://bucket/in/walk{query}", ("f9.png", "f10.png")),
+        VideoSource(bucket.uri("in/a%20b%231.mp4")),
+        VideoSource(bucket.uri("in/walk"), ("f9.png", "f10.png")),
     ]
-    assert find_videos(f"s3://bucket/in{query}") == found
-    assert find_videos(f"s3://bucket{query}") == found
-    assert find_videos(f"s3://bucket/in/list.txt{query}") == found
+    assert find_videos(bucket.uri("in")) == found
+    assert find_videos(bucket.uri("in/list.txt")) == found
     assert find_videos(found[0].uri) == found[:1]
+    assert found[0] in find_videos(bucket.uri())
     with pytest.raises(FileNotFoundError, match="is no file and no folder"):
-        find_videos(f"s3://bucket/absent{query}")
-    scenes = write_kitti(folder / "kitti", 1)
-    there = find_videos(f"kitti2015:s3://bucket/kitti{query}")
+        find_videos(bucket.uri("absent"))
+    there = find_videos(f"kitti2015:{bucket.uri('kitti')}")
     assert [video.frames for video in there] == [video.frames for video in scenes]
-    assert there[0].name == f"s3://bucket/kitti/training/image_2/000000_07{query}"
-    local = [VideoSource(str(film)), VideoSource(str(folder / "in" / "walk"), ("f9.png", "f10.png"))]
+    assert there[0].name == bucket.uri("kitti/training/image_2/000000_07")
+    local = [VideoSource(str(film)), VideoSource(str(tmp_path / "in" / "walk"), ("f9.png", "f10.png"))]
     with DecoderProcess() as decoder:
         for there, here in zip(found, local, strict=True):
             chunks = list(decoder.read(there, OPTIONS, JPEG))
             assert [c.frames for c in chunks] == [c.frames for c in decoder.read(here, OPTIONS, JPEG)]
             assert decoder.digest(there) == decoder.digest(here)
         with pytest.raises(VideoError, match="does not exist"):
-            list(decoder.read(replace(found[0], uri=f"s3://bucket/in/gone.mp4{query}"), OPTIONS, JPEG))
+            list(decoder.read(VideoSource(bucket.uri("in/gone.mp4")), OPTIONS, JPEG))
 
 
 def test_the_process_gives_what_reading_here_gives(video: VideoSource) -> None:

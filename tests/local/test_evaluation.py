@@ -258,7 +258,7 @@ def test_what_cannot_be_evaluated_says_why(scenes: Path, tmp_path: Path) -> None
         evaluate({"zero": "zero"}, "sintel", scenes)
     with pytest.raises(FileNotFoundError, match="no model folder"):
         evaluate({"a": str(tmp_path / "nothing")}, "scenes", scenes)
-    with pytest.raises(ValueError, match="is a URI; benchmarks are read from a folder"):
+    with pytest.raises(ValueError, match="is a URI, and must be a folder here"):
         evaluate({"zero": "zero"}, "scenes", "s3://bucket/scenes")
     tiny = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match=r"opencv:dis_medium can't do frames of \(8, 8\) px"):

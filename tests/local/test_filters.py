@@ -25,7 +25,6 @@ from pipelines.labelling import LabellingOptions, write_labels
 from pipelines.labels import (
     LABEL_SCHEMA,
     PAIR_SCHEMA,
-    Folder,
     PairSet,
     SetDescription,
     VideoEntry,
@@ -35,6 +34,7 @@ from pipelines.labels import (
     shard_name,
     write_manifest,
 )
+from pipelines.locations import Folder
 
 SCHEMA = pa.schema([*PAIR_SCHEMA, *LABEL_SCHEMA])
 QUALITY = ("occluded", "forward_backward", "photometric", "flow_p50", "flow_p99", "flow_max")

@@ -3,6 +3,7 @@
 import json
 import pickle
 from pathlib import Path
+from typing import get_args
 
 import duckdb
 import numpy as np
@@ -14,15 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from flowcore.benchmarks import find_samples, load
+from flowcore.formats import read_flow, read_mask
 from flowcore.geometry import upsample_flow
+from jobs import command
+from jobs.export import Export, main
 from pipelines.clips import FrameCodec
+from pipelines.export import EXPORT_FILE, Layout
 from pipelines.labels import (
     FLOW_UNITS,
     LABEL_SCHEMA,
     MANIFEST_FILE,
     PAIR_SCHEMA,
     VIDEO_FILE,
-    Folder,
     PairSet,
     SetDescription,
     VideoEntry,
@@ -36,6 +41,7 @@ from pipelines.labels import (
     shard_name,
     write_manifest,
 )
+from pipelines.locations import Folder
 
 HALF_A_UNIT = 1 / 128
 DESCRIPTION = SetDescription(
@@ -341,3 +347,72 @@ def test_sweeping_takes_only_what_killed_writers_left(tmp_path: Path) -> None:
     folder.sweep()
     assert folder.files() == ["v/00000.parquet"]
     assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", "00000.parquet", "v"]
+
+
+def exported(labels: Path, *arguments: str) -> None:
+    command.run(main, Export, ["--labels", str(labels), *arguments])
+
+
+@pytest.mark.parametrize("layout", get_args(Layout))
+def test_an_export_is_read_back_as_the_data_set_whose_layout_it_has(tmp_path: Path, layout: str) -> None:
+    tables = [shard(4, 45, 62, 4)[0], shard(3, 48, 64, 1, video="w")[0]]
+    write_set(tmp_path / "labels", {"v": tables[:1], "w": tables[1:]})
+    exported(tmp_path / "labels", "--output", str(tmp_path / "files"), "--layout", layout)
+    benchmark = layout.removesuffix("-flo5")
+    samples = find_samples(benchmark, tmp_path / "files")
+    labels = PairSet.open(str(tmp_path / "labels"))
+    places = labels.index().to_pylist()
+    listed = json.loads((tmp_path / "files" / EXPORT_FILE).read_text())["pairs"]
+    assert len(samples) == 7
+    assert listed == [place["pair_id"] for place in places]
+    for sample, place in zip(samples, places, strict=True):
+        truth, row = load(sample), labels.read(place)
+        label = labels.decode(row)
+        assert label.flow_fw is not None
+        np.testing.assert_array_equal(truth.image1, label.image1)
+        np.testing.assert_array_equal(truth.image2, label.image2)
+        most = 1 / 128 if benchmark == "kitti2015" else 0.0
+        assert np.abs(truth.flow - label.flow_fw).max() <= most
+        assert truth.valid.all()
+        assert truth.occluded is not None
+        np.testing.assert_array_equal(truth.occluded.reshape(-1), row["occ_fw"])
+        if benchmark == "chairs2":
+            backward, _ = read_flow(str(sample.flow).replace("flow_01", "flow_10"))
+            np.testing.assert_array_equal(backward, label.flow_bw)
+            occluded = read_mask(Path(str(sample.occlusion).replace("occ_01", "occ_10")))
+            np.testing.assert_array_equal(occluded.reshape(-1), row["occ_bw"])
+
+
+def test_an_export_that_was_cut_off_is_finished_and_another_one_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_set(tmp_path / "labels", {"v": [shard(6, 33, 40, 4)[0]]})
+    output = ["--output", str(tmp_path / "files")]
+    exported(tmp_path / "labels", *output, "--where", "frame >= 2")
+    assert "4 pairs" in capsys.readouterr().out
+    kept = tmp_path / "files" / "0000001-flow_01.flo"
+    before = kept.stat().st_mtime_ns
+    (tmp_path / "files" / "0000003-flow_01.flo").unlink()
+    exported(tmp_path / "labels", *output, "--where", "frame >= 2")
+    assert "1 of them new" in capsys.readouterr().out
+    assert kept.stat().st_mtime_ns == before
+    for arguments in ([*output], [*output, "--where", "frame >= 2", "--layout", "kitti2015"]):
+        with pytest.raises(SystemExit):
+            exported(tmp_path / "labels", *arguments)
+        assert "holds the export of another label set, layout or filter" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        exported(tmp_path / "labels", "--output", str(tmp_path / "labels"))
+    assert "holds other files; give a new folder" in capsys.readouterr().err
+
+
+def test_flow_too_long_for_kitti_is_unknown_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, _ = shard(1, 33, 40, 1)
+    far = torch.zeros(1, 2, 33, 40)
+    far[0, 0, 5, 6] = 600.0
+    position = table.column_names.index("flow_fw")
+    table = table.set_column(position, table.schema.field("flow_fw"), [quantized(far)])
+    write_set(tmp_path / "labels", {"v": [table]})
+    exported(tmp_path / "labels", "--output", str(tmp_path / "files"), "--layout", "kitti2015")
+    assert "1 pixels move too far" in capsys.readouterr().out
+    (sample,) = find_samples("kitti2015", tmp_path / "files")
+    assert [list(each) for each in np.nonzero(~load(sample).valid)] == [[5], [6]]

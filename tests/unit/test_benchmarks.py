@@ -156,6 +156,26 @@ def test_middlebury_leaves_out_scenes_without_truth(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load(samples[0]).valid, ~LEFT)
 
 
+def test_chairs2_has_occlusion_and_takes_validation_pairs_where_the_set_is_divided(tmp_path: Path) -> None:
+    for place in (tmp_path / "whole", tmp_path / "parts" / "val", tmp_path / "parts" / "train"):
+        for number in (0, 12):
+            put_image(place / f"{number:07d}-img_0.png", number)
+            put_image(place / f"{number:07d}-img_1.png", number + 1)
+            put_flow(place / f"{number:07d}-flow_01.flo")
+            put_flow(place / f"{number:07d}-flow_10.flo")
+            put_mask(place / f"{number:07d}-occ_01.png", LEFT)
+    whole = find_samples("chairs2", tmp_path / "whole")
+    assert [(each.group, each.name) for each in whole] == [("chairs2", "0000000"), ("chairs2", "0000012")]
+    truth = load(whole[1])
+    assert (truth.image1[0, 0, 0], truth.image2[0, 0, 0]) == (12, 13)
+    assert truth.occluded is not None
+    np.testing.assert_array_equal(truth.occluded, LEFT)
+    judged = find_samples("chairs2", tmp_path / "parts")
+    learnt = find_samples("chairs2", tmp_path / "parts", to_learn_from=True)
+    assert [each.name for each in judged] == ["val/0000000", "val/0000012"]
+    assert [each.name for each in learnt] == ["train/0000000", "train/0000012"]
+
+
 def test_scenes_have_a_sample_for_each_frame_with_flow_to_the_next(tmp_path: Path) -> None:
     for frame in range(3):
         put_image(tmp_path / "b" / f"frame_{frame:04d}.png", frame)

@@ -2,6 +2,7 @@ import struct
 from pathlib import Path
 
 import cv2
+import h5py
 import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
@@ -21,10 +22,10 @@ def flows_with_validity(draw: st.DrawFn, largest: float) -> tuple[np.ndarray, np
     return flow, draw(arrays.arrays(np.bool_, (height, width)))
 
 
-@pytest.mark.parametrize("suffix", [".flo", ".pfm"])
+@pytest.mark.parametrize("suffix", [".flo", ".flo5", ".pfm"])
 @in_one_folder
 @given(sample=flows_with_validity(largest=1e9))
-def test_flo_and_pfm_keep_every_known_value_and_which_are_known(
+def test_flo_flo5_and_pfm_keep_every_known_value_and_which_are_known(
     tmp_path: Path, suffix: str, sample: tuple[np.ndarray, np.ndarray]
 ) -> None:
     flow, valid = sample
@@ -49,7 +50,7 @@ def test_png_is_off_by_at_most_half_of_a_sixty_fourth_pixel(
     np.testing.assert_array_equal(read_flow(tmp_path / "twice.png")[0], again)
 
 
-@pytest.mark.parametrize("suffix", [".flo", ".pfm", ".png"])
+@pytest.mark.parametrize("suffix", [".flo", ".flo5", ".pfm", ".png"])
 def test_unknown_pixels_may_hold_anything(tmp_path: Path, suffix: str) -> None:
     flow = np.array([[[1.0, np.nan]], [[2.0, np.inf]]], np.float32)
     write_flow(tmp_path / f"flow{suffix}", flow, np.array([[True, False]]))
@@ -67,6 +68,27 @@ def test_a_flo_file_is_magic_width_height_and_rows_of_u_v(tmp_path: Path) -> Non
     write_flow(tmp_path / "ours.flo", flow, valid)
     expected = b"PIEH" + struct.pack("<ii", 2, 1) + struct.pack("<4f", 1.5, -2.5, 1e10, 1e10)
     assert (tmp_path / "ours.flo").read_bytes() == expected
+
+
+def test_a_flo5_file_is_an_hdf5_file_of_rows_of_u_v_with_nan_where_unknown(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "hand.flo5", "w") as file:
+        file["flow"] = np.array([[[1.5, -2.5], [np.nan, np.nan]]], np.float32)
+    flow, valid = read_flow(tmp_path / "hand.flo5")
+    np.testing.assert_array_equal(flow, [[[1.5, 0]], [[-2.5, 0]]])
+    np.testing.assert_array_equal(valid, [[True, False]])
+    write_flow(tmp_path / "ours.flo5", flow, valid)
+    with h5py.File(tmp_path / "ours.flo5") as file:
+        np.testing.assert_array_equal(file["flow"], [[[1.5, -2.5], [np.nan, np.nan]]])
+
+
+def test_what_is_no_flo5_file_is_refused_with_what_one_is(tmp_path: Path) -> None:
+    (tmp_path / "a.flo5").write_bytes(b"PIEH")
+    with pytest.raises(ValueError, match=r"a.flo5 is not an HDF5 file with a data set 'flow'"):
+        read_flow(tmp_path / "a.flo5")
+    with h5py.File(tmp_path / "b.flo5", "w") as file:
+        file["flow"] = np.zeros((2, 3, 4), np.float32)
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 4\); it must be \[height, width, 2\]"):
+        read_flow(tmp_path / "b.flo5")
 
 
 @pytest.mark.parametrize(("order", "scale"), [("<", b"-1.0"), (">", b"1"), (">", b"+2.5e-1")])
@@ -157,7 +179,7 @@ def test_an_ordinary_png_is_not_taken_for_flow(tmp_path: Path) -> None:
 
 def test_an_unknown_flow_extension_lists_the_known_ones(tmp_path: Path) -> None:
     flow = np.zeros((2, 1, 1), np.float32)
-    with pytest.raises(ValueError, match=r"'\.npy'; known are \.flo, \.pfm, \.png"):
+    with pytest.raises(ValueError, match=r"'\.npy'; known are \.flo, \.flo5, \.pfm, \.png"):
         write_flow(tmp_path / "flow.npy", flow)
     with pytest.raises(ValueError, match="known are"):
         read_flow(tmp_path / "flow.npy")

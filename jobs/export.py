@@ -1,0 +1,54 @@
+"""Writes a label set as files of flow and occlusion, for tools that don't read Parquet.
+
+    python jobs/export.py --labels my_labels --output my_files --layout chairs2
+
+Each layout is one that a data set made known: chairs2 (FlyingChairs2: .flo forward and backward, occlusion,
+frames), chairs2-flo5 (the same with Spring's .flo5), kitti2015 (16-bit PNG, to 1/64 px, forward; occlusion is
+what flow_noc/ lacks). evaluate and finetune read them back as chairs2 and kitti2015. Killed, the same command
+again writes what is missing.
+"""
+
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from tqdm import tqdm
+
+from jobs.command import run
+from pipelines.export import Layout, export
+from pipelines.filters import PairFilter
+from pipelines.labels import PairSet
+from pipelines.locations import absolute, shared_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Options of export."""
+
+    labels: str
+    """Folder or URI of a finished label set."""
+    output: str
+    """Folder to write into, empty or begun by the same command."""
+    layout: Layout = "chairs2"
+    where: str | None = None
+    """The pairs to take, by columns of the labels: "occluded < 0.6 and forward_backward < 2"."""
+
+    def __post_init__(self) -> None:
+        if self.layout not in get_args(Layout):
+            raise ValueError(f"layout {self.layout!r} must be one of {', '.join(get_args(Layout))}")
+        if self.where is not None:
+            PairFilter(self.where)
+
+
+def main(options: Export) -> None:
+    folder = shared_folder(options.output, "--output")
+    where = None if options.where is None else PairFilter(options.where)
+    pairs = replace(PairSet.open(absolute(options.labels, "--labels")), where=where)
+    with tqdm(desc="export", unit="pair", dynamic_ncols=True) as bar:
+        summary = export(pairs, folder, options.layout, on_pair=bar.update)
+    print(f"{summary.pairs} pairs in {folder}, {summary.new_pairs} of them new")
+    if summary.unknown_pixels:
+        print(f"{summary.unknown_pixels} pixels move too far for KITTI's PNG and count as unknown there")
+
+
+if __name__ == "__main__":
+    run(main, Export)

@@ -1,0 +1,79 @@
+"""A real S3 server for the tests, which can be made to behave as S3 does on a bad day."""
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler
+from werkzeug.wsgi import get_input_stream
+
+from pipelines.locations import Folder, storage_of
+
+
+class Server:
+    """moto's S3, that refuses some of the requests and cuts off some of the answers."""
+
+    def __init__(self) -> None:
+        self.refused_share = self.cut_share = 0.0
+        self.refused = self.cut = 0
+        self._storage = DomainDispatcherApplication(create_backend_app)
+        self._dice = random.Random(0)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        dice = self._dice.random()
+        if dice < self.refused_share:
+            self.refused += 1
+            get_input_stream(environ).read()
+            body = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+            start_response("503 Slow Down", [("Content-Length", str(len(body)))])
+            return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+        answer = self._storage(environ, start_response)
+        return self._half(answer) if dice < self.refused_share + self.cut_share else answer
+
+    def _half(self, answer: Iterable[bytes]) -> Iterator[bytes]:
+        self.cut += 1
+        body = b"".join(answer)
+        yield body[: len(body) // 2]
+        raise ConnectionAbortedError
+
+
+class Quiet(WSGIRequestHandler):
+    # Keeps connections open, as S3 does.
+    protocol_version = "HTTP/1.1"
+
+    def log(self, type: str, message: str, *args: object) -> None:
+        pass
+
+
+class Bucket:
+    """A new bucket on a real S3 server; `server` has what it refused and cut off, and the shares to do so."""
+
+    def __init__(self, name: str, server: Server, port: int) -> None:
+        self.server = server
+        self._name = name
+        self._query = f"?region=us-east-1&scheme=http&endpoint_override=127.0.0.1:{port}"
+        filesystem, _ = storage_of(f"s3://{name}/{self._query}&allow_bucket_creation=true")
+        filesystem.create_dir(name)
+
+    def uri(self, key: str = "") -> str:
+        return f"s3://{self._name}/{key}".rstrip("/") + self._query
+
+    def fill(self, folder: Path) -> None:
+        """Puts what is in a local folder there."""
+        for path in folder.rglob("*"):
+            if path.is_file():
+                filesystem, place = storage_of(self.uri(quote(path.relative_to(folder).as_posix())))
+                with filesystem.open_output_stream(place) as stream:
+                    stream.write(path.read_bytes())
+
+    def remove(self, key: str) -> None:
+        filesystem, place = storage_of(self.uri(key))
+        filesystem.delete_file(place)
+
+    def contents(self, key: str, ending: str) -> dict[str, bytes]:
+        """By name in the folder `key`."""
+        folder = Folder(self.uri(key))
+        return {name: folder.read(name) for name in folder.infos() if name.endswith(ending)}
