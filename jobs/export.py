@@ -44,7 +44,12 @@ def main(options: Export) -> None:
     where = None if options.where is None else PairFilter(options.where)
     pairs = replace(PairSet.open(absolute(options.labels, "--labels")), where=where)
     with tqdm(desc="export", unit="pair", dynamic_ncols=True) as bar:
-        summary = export(pairs, folder, options.layout, on_pair=bar.update)
+
+        def draw(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        summary = export(pairs, folder, options.layout, on_progress=draw)
     print(f"{summary.pairs} pairs in {folder}, {summary.new_pairs} of them new")
     if summary.unknown_pixels:
         print(f"{summary.unknown_pixels} pixels move too far for KITTI's PNG and count as unknown there")

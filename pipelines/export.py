@@ -36,16 +36,17 @@ class ExportSummary:
 
 
 def export(
-    pairs: PairSet, folder: Path, layout: Layout, *, on_pair: Callable[[int], object] | None = None
+    pairs: PairSet, folder: Path, layout: Layout, *, on_progress: Callable[[int, int], object] | None = None
 ) -> ExportSummary:
-    """Writes the pairs of a label set that its `where` keeps as files; on_pair gets 1 after each.
+    """Writes the pairs of a label set that its `where` keeps as files.
 
     chairs2: FlyingChairs2's names, 0000000-img_0.png, -img_1.png, -flow_01.flo and -flow_10.flo (forward and
     backward), -occ_01.png and -occ_10.png (255 = occluded). chairs2-flo5: the same with Spring's .flo5.
     kitti2015: training/image_2/000000_10.png and _11.png, flow_occ/ (every pixel) and flow_noc/ (without
     those that the teacher found occluded), forward alone.
 
-    ValueError for a set without labels, and for a folder that holds anything else.
+    on_progress gets the pairs that are there and those that will be. ValueError for a set without labels, and
+    for a folder that holds anything else.
     """
     if not pairs.has_labels:
         raise ValueError(f"{pairs.location} has frame pairs without labels; make labels with pseudolabel")
@@ -64,10 +65,11 @@ def export(
     left = [(place, name) for place, name in zip(places, names, strict=True) if not name.exists()]
     unknown_pixels = 0
     with ThreadPoolExecutor() as threads:
-        for unknown in threads.map(lambda each: write(pairs, *each), left):
+        results = threads.map(lambda each: write(pairs, *each), left)
+        for done, unknown in enumerate(results, start=len(places) - len(left) + 1):
             unknown_pixels += unknown
-            if on_pair is not None:
-                on_pair(1)
+            if on_progress is not None:
+                on_progress(done, len(places))
     return ExportSummary(pairs=len(places), new_pairs=len(left), unknown_pixels=unknown_pixels)
 
 
