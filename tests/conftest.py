@@ -1,10 +1,14 @@
-"""What every test shares: where the third-party data is, if it is there at all."""
+"""What every test shares: where the third-party data is, if it is there at all, and an S3 server."""
 
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from object_storage import Bucket, Quiet, Server
+from werkzeug.serving import make_server
 
 # How often, in seconds, Ray Train looks for what its workers report and wait to have taken; 2 by default.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -12,6 +16,8 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # It would cost each of the many short trainings a process that nothing here asks for.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+# Whoever asks the S3 server needs some, Ray's workers too.
+os.environ.update(AWS_ACCESS_KEY_ID="-", AWS_SECRET_ACCESS_KEY="-", AWS_EC2_METADATA_DISABLED="true")
 
 # No test asserts a time, and a busy machine is no failure.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -27,3 +33,21 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data is absent: no folder {folder}; set DISTILLFLOW_DATA to run this test")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[tuple[Server, int]]:
+    application = Server()
+    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield application, server.server_port
+    server.shutdown()
+
+
+@pytest.fixture
+def bucket(s3_server: tuple[Server, int], tmp_path: Path) -> Bucket:
+    server, port = s3_server
+    server.refused_share = server.cut_share = 0.0
+    server.refused = server.cut = 0
+    name = "".join(each for each in tmp_path.name.lower() if each.isalnum())
+    return Bucket(name, server, port)

@@ -11,11 +11,13 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from object_storage import Bucket
 
 from flowcore.networks import PWCNetConfig
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from pipelines.checkpoints import save_model
 from pipelines.labels import PairSet
+from pipelines.locations import Folder
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -61,8 +63,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Driver:
     """The labelling command, in a process of its own."""
 
-    def __init__(self, collection: Path, teacher: Path, labels: Path) -> None:
-        script = labels.parent / "driver.py"
+    def __init__(self, collection: Path, teacher: Path, labels: Path | str) -> None:
+        script = teacher / "driver.py"
         script.write_text(DRIVER)
         self.process = subprocess.Popen(
             [sys.executable, str(script), str(collection), str(teacher), str(labels)],
@@ -143,6 +145,27 @@ def test_a_killed_driver_and_a_rerun_leave_each_pair_once(
     # What was finished isn't done again.
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert 0 < new_pairs < PairSet.open(str(labels)).index().num_rows
+
+
+def test_a_killed_driver_and_a_rerun_leave_each_pair_once_on_object_storage(
+    bucket: Bucket, collection: Path, teacher: Path, undisturbed: Path
+) -> None:
+    labels = bucket.uri("labels")
+    driver = Driver(collection, teacher, labels)
+    for step, _ in enumerate(driver.steps(), start=1):
+        if step == 12:
+            # What it had started goes on for a while, beside the second run.
+            driver.kill()
+            break
+    before = bucket.contents("labels", ".parquet")
+    bucket.server.refused_share, bucket.server.cut_share = 0.1, 0.03
+    Driver(collection, teacher, labels).finish()
+    bucket.server.refused_share = bucket.server.cut_share = 0.0
+    after = bucket.contents("labels", ".parquet")
+    assert after == contents(undisturbed)
+    assert 0 < len(before) < len(after)
+    manifests = [Folder(str(each)).read("_manifest.json") for each in (labels, undisturbed)]
+    assert json.loads(manifests[0]) == json.loads(manifests[1])
 
 
 def test_killed_decoders_cost_no_pair_after_a_rerun(
