@@ -1,0 +1,131 @@
+"""Does a damaged video cost more than itself? Hundreds of mutated files through the job's own pipeline.
+
+    python benchmarks/fuzzing.py [--videos FOLDER] [--files 500] [--seed 0]
+
+Takes the videos of FOLDER, or without it rendered ones in six codecs and containers, mutates each in turn by
+flipped bits, overwritten headers, cut-out and repeated parts and truncation, and writes the frame pairs of
+all into one set. Prints what became of the files, and fails unless each is in the set or in the ledger,
+exactly once, and every pair of the set can be read.
+"""
+
+import argparse
+import shlex
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import av
+import numpy as np
+
+from flowcore.scenes import SceneOptions, render_scene
+from flowcore.video import ClipOptions
+from jobs.command import connect
+from pipelines.clips import find_videos
+from pipelines.labelling import LabellingOptions, write_pairs
+from pipelines.labels import PairSet
+
+_CODECS = {
+    "mp4": "libx264",
+    "mkv": "libx265",
+    "webm": "libvpx-vp9",
+    "avi": "mpeg4",
+    "ts": "mpeg2video",
+    "mov": "mjpeg",
+}
+_PIXELS = {"mjpeg": "yuvj420p"}
+
+
+def render(folder: Path) -> list[Path]:
+    """One video a codec."""
+    folder.mkdir(parents=True)
+    scene = SceneOptions(height=96, width=128, num_frames=17, camera_speed=3.0, layer_speed=2.0)
+    for seed, (extension, codec) in enumerate(_CODECS.items()):
+        with av.open(str(folder / f"{codec}.{extension}"), "w") as container:
+            stream = container.add_stream(codec, rate=25)
+            stream.height, stream.width = scene.height, scene.width
+            stream.pix_fmt = _PIXELS.get(codec, "yuv420p")
+            for image in render_scene(seed, scene).frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode(None))
+    return sorted(folder.iterdir())
+
+
+def mutated(content: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
+    """The kind of damage, and the damaged file."""
+    data = np.frombuffer(content, np.uint8).copy()
+    size = len(data)
+    first, second = sorted(int(each) for each in rng.integers(0, size, 2))
+    kind = str(
+        rng.choice(["flipped bits", "overwritten header", "truncated", "part missing", "part repeated"])
+    )
+    if kind == "flipped bits":
+        places = rng.integers(0, size, int(rng.choice([1, 10, 100, 1000])))
+        data[places] ^= (1 << rng.integers(0, 8, len(places))).astype(np.uint8)
+    elif kind == "overwritten header":
+        length = min(size, int(rng.choice([4, 64, 1024])))
+        data[:length] = rng.integers(0, 256, length, np.uint8)
+    elif kind == "truncated":
+        data = data[:first]
+    elif kind == "part missing":
+        data = np.concatenate([data[:first], data[second:]])
+    else:
+        data = np.concatenate([data[:second], data[first:]])
+    return kind, data.tobytes()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--videos", type=Path, help="a folder of videos to damage")
+    parser.add_argument("--files", type=int, default=500)
+    parser.add_argument("--most-bytes", type=int, default=2_000_000, help="leaves larger videos out")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    rng = np.random.default_rng(arguments.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if arguments.videos is None:
+            whole = render(folder / "whole")
+        else:
+            found = [Path(source.uri) for source in find_videos(str(arguments.videos)) if not source.frames]
+            whole = [path for path in found if path.stat().st_size <= arguments.most_bytes]
+        (folder / "videos").mkdir()
+        kinds = {}
+        for number in range(arguments.files):
+            source = whole[number % len(whole)]
+            kind, content = mutated(source.read_bytes(), rng)
+            path = folder / "videos" / f"{number:04d}{source.suffix}"
+            path.write_bytes(content)
+            kinds[str(path)] = kind
+        connect()
+        started = time.monotonic()
+        options = LabellingOptions(clips=ClipOptions(size=(96, 128), min_size=(48, 64)), max_bad_share=1.0)
+        summary = write_pairs(str(folder / "videos"), str(folder / "set"), options)
+        seconds = time.monotonic() - started
+        pairs = PairSet.open(summary.location)
+        kept = {entry.video for entry in pairs.videos()}
+        unread = [entry.video for entry in summary.ledger if entry.outcome != "cut short"]
+        index = pairs.index()
+        ids = index.column("pair_id").to_pylist()
+        for place in index.to_pylist():
+            pairs.decode(pairs.read(place))
+    accounted = [*kept, *unread]
+    outcomes = Counter((kinds[entry.video], entry.outcome) for entry in summary.ledger)
+    done = Counter(kinds[video] for video in kept - {entry.video for entry in summary.ledger})
+    print(f"command: python {shlex.join(sys.argv)}")
+    print(f"{arguments.files} damaged files of {len(whole)} videos, {seconds:.0f} s, {len(ids)} pairs")
+    columns = ("done", "cut short", "nothing", "duplicate", "unreadable now")
+    print("| damage | " + " | ".join(columns) + " |\n|---" + "|---:" * len(columns) + "|")
+    for kind in sorted(set(kinds.values())):
+        counts = [done[kind], *(outcomes[kind, column] for column in columns[1:])]
+        print(f"| {kind} | " + " | ".join(str(count) for count in counts) + " |")
+    assert sorted(accounted) == sorted(kinds), "a file is lost, or accounted for twice"
+    assert len(ids) == len(set(ids)) == summary.num_pairs, "a pair is lost or doubled"
+    print("every file accounted for once, every pair read")
+
+
+if __name__ == "__main__":
+    main()
