@@ -291,16 +291,18 @@ def _find_chairs(root: Path) -> Iterator[Sample]:
 
 
 def _find_chairs2(root: Path) -> Iterator[Sample]:
-    for flow in root.glob("**/*-flow_01.flo*"):
+    found = {flow.with_suffix(""): flow for flow in sorted(root.glob("**/*-flow_01.flo*"), reverse=True)}
+    for flow in found.values():
         pair = flow.name.partition("-flow_01.")[0]
+        folder = flow.parent.relative_to(root)
         yield Sample(
-            name=(flow.parent.relative_to(root) / pair).as_posix(),
+            name=(folder / pair).as_posix(),
             group="chairs2",
             image1=flow.parent / f"{pair}-img_0.png",
             image2=flow.parent / f"{pair}-img_1.png",
             flow=flow,
             occlusion=_if_there(flow.parent / f"{pair}-occ_01.png"),
-            split={"train": "training", "val": "validation"}.get(flow.parent.name),  # type: ignore[arg-type]
+            split={"train": "training", "val": "validation"}.get(folder.name),  # type: ignore[arg-type]
         )
 
 

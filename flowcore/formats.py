@@ -157,7 +157,7 @@ def _decode_flo5(content: bytes, path: Path) -> Float[np.ndarray, "2 height widt
     try:
         with h5py.File(io.BytesIO(content)) as file:
             values = np.asarray(file["flow"], np.float32)
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(
             f"{path} is not an HDF5 file with a data set 'flow', as .flo5 is: {error}"
         ) from error

@@ -25,7 +25,7 @@ from jobs.command import connect, run
 from pipelines import evaluation, tracking
 from pipelines.clips import absolute_collection
 from pipelines.labels import PairSet
-from pipelines.locations import PROJECT_FOLDER, absolute
+from pipelines.locations import PROJECT_FOLDER, shared_folder
 
 _TRAINING_SCENES = range(25)
 _TEST_SCENES = range(10_000, 10_040)
@@ -62,7 +62,7 @@ class Stages:
 
 def main(options: Demo) -> None:
     folder = (
-        Path(absolute(options.run_root, "--run-root"))
+        shared_folder(options.run_root, "--run-root")
         / f"demo-{time.strftime('%Y%m%d-%H%M%S')}-seed{options.seed}"
     )
     recipe = recipes.RECIPES[options.recipe]

@@ -6,10 +6,10 @@
 --truth names a benchmark and its unpacked folder. With --labels, a folder that pseudolabel wrote, every step
 also learns from a batch of those pairs as the student did: semi-supervised; --where takes the ones that it
 keeps, as in distill, and validation's pairs, which have truth, stay the same. --label-share takes a part of
-the pairs with truth. Of Flying Chairs with its split file the training pairs are learnt from, and evaluate
-judges those of validation; of the other sets it judges every pair, also those that were learnt from. Prints
-the URI of the network, which evaluate and predict take. With --resume RUN_ID a run that was killed goes on
-from its last checkpoint.
+the pairs with truth. Of Flying Chairs with its split file, and of FlyingChairs2 with train/ and val/, the
+training pairs are learnt from, and evaluate judges those of validation; of the other sets it judges every
+pair, also those that were learnt from. Prints the URI of the network, which evaluate and predict take. With
+--resume RUN_ID a run that was killed goes on from its last checkpoint.
 """
 
 from dataclasses import dataclass, field, replace

@@ -240,16 +240,20 @@ def _files_under(path: str) -> Iterator[str]:
         yield from (file for name in names if os.path.isfile(file := os.path.join(folder, name)))
 
 
-@patient
 def _remote_videos_at(uri: str) -> list[VideoSource]:
-    filesystem, path = storage_of(uri)
-    kind = filesystem.get_file_info(path).type
+    kind = _remote_kind(uri)
     if kind == FileType.File:
         return [VideoSource(uri)]
     if kind != FileType.Directory:
         raise FileNotFoundError(f"{uri} is no file and no folder (globs work on local paths only)")
     videos = _videos_among(_remote_files_under(uri))
     return [VideoSource(_within(uri, video.uri), video.frames) for video in videos]
+
+
+@patient
+def _remote_kind(uri: str) -> FileType:
+    filesystem, path = storage_of(uri)
+    return filesystem.get_file_info(path).type
 
 
 @patient
@@ -328,20 +332,26 @@ class _RemoteFile:
     def __init__(self, place: str) -> None:
         filesystem, path = storage_of(place)
         self._file = filesystem.open_input_file(path)
+        self._size = self._file.size()
+        self._position = 0
 
     @patient
     def _read_at(self, position: int, size: int) -> bytes:
-        self._file.seek(position)
-        return cast(bytes, self._file.read(None if size < 0 else size))
+        return cast(bytes, self._file.read_at(size, position))
 
     def read(self, size: int = -1, /) -> bytes:
-        return self._read_at(self._file.tell(), size)
+        left = max(0, self._size - self._position)
+        content = self._read_at(self._position, left if size < 0 else min(size, left)) if left else b""
+        self._position += len(content)
+        return content
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        return cast(int, self._file.seek(offset, whence))
+        # Beyond the end, too, where a damaged file sends FFmpeg: pyarrow's own refuses that.
+        self._position = offset + (0, self._position, self._size)[whence]
+        return self._position
 
     def tell(self) -> int:
-        return cast(int, self._file.tell())
+        return self._position
 
     def close(self) -> None:
         self._file.close()

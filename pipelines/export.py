@@ -5,6 +5,7 @@ alone: a rerun finds what is there and does what is left.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -61,29 +62,38 @@ def export(
         },
     )
     write = _write_kitti if layout == "kitti2015" else _write_chairs2
-    names = [_last_file(folder, layout, number) for number in range(len(places))]
-    left = [(place, name) for place, name in zip(places, names, strict=True) if not name.exists()]
-    unknown_pixels = 0
+    left: dict[tuple[int, int], list[tuple[int, Path]]] = defaultdict(list)
+    for number, place in enumerate(places):
+        if not (file := _last_file(folder, layout, number)).exists():
+            left[place["file"], place["row_group"]].append((place["row"], file))
+
+    def write_group(group: tuple[int, int]) -> tuple[int, int]:
+        """The pairs of a row group that are left: how many, and their unknown pixels."""
+        rows = pairs.read_group(pairs.files[group[0]], group[1])
+        return len(left[group]), sum(write(pairs, rows[row], file) for row, file in left[group])
+
+    new_pairs = unknown_pixels = 0
+    done = len(places) - sum(map(len, left.values()))
     with ThreadPoolExecutor() as threads:
-        results = threads.map(lambda each: write(pairs, *each), left)
-        for done, unknown in enumerate(results, start=len(places) - len(left) + 1):
-            unknown_pixels += unknown
+        for count, unknown in threads.map(write_group, left):
+            new_pairs, unknown_pixels = new_pairs + count, unknown_pixels + unknown
             if on_progress is not None:
-                on_progress(done, len(places))
-    return ExportSummary(pairs=len(places), new_pairs=len(left), unknown_pixels=unknown_pixels)
+                on_progress(done + new_pairs, len(places))
+    return ExportSummary(pairs=len(places), new_pairs=new_pairs, unknown_pixels=unknown_pixels)
 
 
 def _claim(folder: Path, content: Mapping[str, Any]) -> None:
     """Makes the folder this export's; ValueError where it is something else."""
     file = folder / EXPORT_FILE
     if not file.exists():
-        if folder.is_dir() and any(folder.iterdir()):
+        # A hidden one is what a killed export left.
+        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise ValueError(f"{folder} holds other files; give a new folder")
         write_whole(file, (json.dumps(content, indent=1) + "\n").encode())
     elif json.loads(file.read_text()) != content:
         raise ValueError(
-            f"{folder} holds the export of another label set, layout or filter (see {EXPORT_FILE}); give a "
-            "new folder"
+            f"{folder} holds the export of another label set, layout or filter, or of this set when it held "
+            f"other pairs (see {EXPORT_FILE}); give a new folder"
         )
 
 
@@ -95,8 +105,7 @@ def _last_file(folder: Path, layout: Layout, number: int) -> Path:
     return folder / f"{number:07d}-flow_01{suffix}"
 
 
-def _write_chairs2(pairs: PairSet, place: Mapping[str, Any], last: Path) -> int:
-    row = pairs.read(place)
+def _write_chairs2(pairs: PairSet, row: Mapping[str, Any], last: Path) -> int:
     pair = pairs.decode(row)
     assert pair.flow_fw is not None
     assert pair.flow_bw is not None
@@ -110,8 +119,7 @@ def _write_chairs2(pairs: PairSet, place: Mapping[str, Any], last: Path) -> int:
     return 0
 
 
-def _write_kitti(pairs: PairSet, place: Mapping[str, Any], last: Path) -> int:
-    row = pairs.read(place)
+def _write_kitti(pairs: PairSet, row: Mapping[str, Any], last: Path) -> int:
     pair = pairs.decode(row)
     assert pair.flow_fw is not None
     training, target = last.parent.parent, last.name.replace("_10.", "_11.")

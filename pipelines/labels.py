@@ -43,7 +43,7 @@ from pipelines.locations import Folder, join, patient, storage_of
 
 Result = TypeVar("Result")
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout and of the rows' meaning; another one is refused."""
 FLOW_UNITS = 64
 """Units of a stored flow per pixel."""
@@ -106,9 +106,9 @@ SPREAD_SCHEMA = pa.schema(
         ("spread", pa.float32()),
     ]
 )
-"""What several teachers add, whose mean the flow is and for whom a pixel is occluded if it is for any: how
-far they disagree, on the flow's grid and in its units, as the root mean square distance of their flows to the
-mean; and its mean in px over all pixels of both directions."""
+"""What several teachers add, whose mean the flow is, with the mean's own occlusion: how far they disagree, on
+the flow's grid and in its units, as the root mean square distance of their flows to the mean; and its mean in
+px over all pixels of both directions."""
 TRUTH_SCHEMA = pa.schema(
     [
         ("flow_fw", pa.list_(pa.int32())),
@@ -416,26 +416,24 @@ class ShardSize:
     bytes: int
 
 
-@patient
 def shard_at(location: str, name: str) -> ShardSize | None:
     """The size of a shard of the set, None if it isn't there."""
-    filesystem, root = storage_of(location)
     size = Folder(location).size(name)
     if size is None:
         return None
-    metadata = pq.read_metadata(f"{root}/{name}", filesystem=filesystem)
+    filesystem, root = storage_of(location)
+    metadata = patient(pq.read_metadata)(f"{root}/{name}", filesystem=filesystem)
     return ShardSize(pairs=metadata.num_rows, bytes=size)
 
 
-@patient
 def video_of_shards(location: str, video_folder: str) -> str | None:
     """The video that the shards in a folder of the set come from, None without a shard."""
-    filesystem, root = storage_of(location)
     shards = Folder(location).files(".parquet", within=video_folder)
     if not shards:
         return None
-    path = f"{root}/{shards[0]}"
-    return cast(str, pq.read_table(path, filesystem=filesystem, columns=["video"]).column("video")[0].as_py())
+    filesystem, root = storage_of(location)
+    table = patient(pq.read_table)(f"{root}/{shards[0]}", filesystem=filesystem, columns=["video"])
+    return cast(str, table.column("video")[0].as_py())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -569,7 +567,8 @@ class PairSet:
         than nine tenths of theirs do. The first of them may be the label of a cut that nobody found."""
         every = -(-len(self.files) // _FILES_LOOKED_AT)
         columns = ("flow_p50",)
-        places = pa.concat_tables(self._index_of(columns, file) for file in range(0, len(self.files), every))
+        read = patient(partial(self._index_of, columns))
+        places = pa.concat_tables(read(file) for file in range(0, len(self.files), every))
         ranked = places.sort_by([(name, "ascending") for name in (*columns, "file", "row_group", "row")])
         (place,) = ranked.slice(int(0.9 * len(ranked)), 1).to_pylist()
         return self.decode(self.read(place))

@@ -6,14 +6,15 @@ elsewhere on every node, so a relative path names nothing there: it is refused, 
 """
 
 import os
-import posixpath
+import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from uuid import uuid4
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
@@ -39,8 +40,12 @@ def absolute(location: str, option: str) -> str:
 
     `option` is what the user wrote it under, for the error. ValueError for a relative path under a Ray job.
     """
-    if ":/" in location:
+    if is_uri(location):
         return location
+    if re.match(r"[a-z][a-z0-9+.-]*:/", location):
+        raise ValueError(
+            f"{option} {location!r} is no URI: two slashes follow its scheme, as in file:///data"
+        )
     path = Path(location).expanduser()
     if not path.is_absolute() and is_shipped_copy(Path.cwd()):
         raise ValueError(
@@ -55,10 +60,15 @@ def is_mlflow_uri(uri: str) -> bool:
     return uri.startswith(("runs:/", "models:/"))
 
 
+def is_uri(location: str) -> bool:
+    """True for what isn't a path."""
+    return "://" in location or is_mlflow_uri(location)
+
+
 def shared_folder(location: str, option: str) -> Path:
     """As `absolute`, for what is read from or written into a folder alone; ValueError for a URI."""
     place = absolute(location, option)
-    if ":/" in place:
+    if is_uri(place):
         raise ValueError(
             f"{option} {place} is a URI, and must be a folder here: give one that all nodes share, and copy "
             "from or to the URI"
@@ -68,15 +78,20 @@ def shared_folder(location: str, option: str) -> Path:
 
 def join(location: str, name: str) -> str:
     """`name` inside the folder or URI `location`, whose query stays at its end."""
-    place, mark, query = location.partition("?") if "://" in location else (location, "", "")
-    return f"{place.rstrip('/')}/{name}{mark}{query}"
+    if "://" not in location:
+        return f"{location.rstrip('/')}/{name}"
+    place, mark, query = location.partition("?")
+    return f"{place.rstrip('/')}/{quote(name)}{mark}{query}"
 
 
 def split(location: str) -> tuple[str, str]:
-    """(the folder or URI that `location` lies in, its name there): what `join` puts together."""
+    """(the folder or URI that a file lies in, its name there): what `join` puts together; ValueError where
+    `location` names no file."""
     place, mark, query = location.partition("?") if "://" in location else (location, "", "")
-    folder, name = posixpath.split(place.rstrip("/"))
-    return f"{folder}{mark}{query}", name
+    folder, _, name = place.rpartition("/")
+    if not name or (folder.endswith("/") and not folder.startswith("file:")):
+        raise ValueError(f"{location} names no file; add a file's name to it")
+    return f"{folder}{mark}{query}", unquote(name) if "://" in location else name
 
 
 def patient(work: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -92,9 +107,9 @@ def patient(work: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
             try:
                 return work(*args, **kwargs)
             except OSError as error:
-                # What the storage's client raises has no number: the system's errors, such as a missing file
-                # or a full disk, have one.
-                if error.errno is not None:
+                # The storage's client raises the plain kind without a number; a missing file and a full disk
+                # differ.
+                if type(error) is not OSError or error.errno is not None:
                     raise
                 time.sleep(seconds)
         return work(*args, **kwargs)
@@ -211,9 +226,10 @@ class Folder:
 
     @patient
     def remove_folder(self, name: str) -> None:
-        """Removes a folder with all that is in it."""
+        """Removes a folder with all that is in it; nothing if it is gone."""
         filesystem, root = storage_of(self.location)
-        filesystem.delete_dir(f"{root}/{name}")
+        with suppress(FileNotFoundError):
+            filesystem.delete_dir(f"{root}/{name}")
 
     def sweep(self) -> None:
         """Removes what killed writers left; to be called where no other can be writing."""

@@ -11,7 +11,6 @@ Losses are normalised over the global batch: the workers add up each term's sum 
 import hashlib
 import math
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
+from pyarrow.fs import FileSystem
 from torch import Tensor
 
 from flowcore.drawing import comparison_panel
@@ -45,7 +45,7 @@ from pipelines.checkpoints import (
 )
 from pipelines.feed import Plan, batches, hold_back, part_of, to_batch
 from pipelines.labels import PairSet
-from pipelines.locations import Folder, join
+from pipelines.locations import Folder, join, patient
 
 if TYPE_CHECKING:
     from pipelines.tracking import Run
@@ -252,16 +252,22 @@ def train(training: Training, run_root: str) -> TrainingResult:
         )
         raise TrainingStopped(f"{outcome['stopped']} ({where})")
     assert result.checkpoint is not None
-    folder = vanishing_folder()
-    with result.checkpoint.as_directory() as whole:
-        # without the optimiser's state, which is twice as large
-        for name in (WEIGHTS_FILE, CARD_FILE):
-            shutil.copy2(Path(whole) / name, folder)
     return TrainingResult(
-        model=folder,
+        model=_model_of(result.checkpoint),
         validation=outcome["validation"],
         validation_digest=outcome["validation_digest"],
     )
+
+
+@patient
+def _model_of(checkpoint: ray.train.Checkpoint) -> Path:
+    """A folder with the checkpoint's model, without the optimiser's state, which is twice as large."""
+    folder = vanishing_folder()
+    filesystem, place = cast(FileSystem, checkpoint.filesystem), checkpoint.path
+    for name in (WEIGHTS_FILE, CARD_FILE):
+        with filesystem.open_input_file(f"{place}/{name}") as file:
+            (folder / name).write_bytes(file.read())
+    return folder
 
 
 def _run_of(training: Training) -> "Run":
@@ -356,9 +362,7 @@ class _Worker:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return
-        with checkpoint.as_directory() as folder:
-            load_weights_into(self.network, Path(folder))
-            state = load_training_state(Path(folder))
+        state = self._load(checkpoint)
         if state["plans"] != self._plan_digests:
             raise ValueError(
                 "the run began with other pairs, another global_batch or another seed; resume it with the "
@@ -367,6 +371,13 @@ class _Worker:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         self.first_validation, self.validation = state["first_validation"], state["validation"]
+
+    @patient
+    def _load(self, checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
+        """Takes the checkpoint's weights; gives the rest of the state."""
+        with checkpoint.as_directory() as folder:
+            load_weights_into(self.network, Path(folder))
+            return load_training_state(Path(folder))
 
     def run(self) -> dict[str, Any]:
         """Trains from where the worker stands to the last step, or to where going on is useless."""

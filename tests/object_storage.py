@@ -14,15 +14,17 @@ from pipelines.locations import Folder, storage_of
 
 
 class Server:
-    """moto's S3, that refuses some of the requests and cuts off some of the answers."""
+    """moto's S3, that refuses a share of the requests and cuts off a share of the answers, or a few."""
 
     def __init__(self) -> None:
         self.refused_share = self.cut_share = 0.0
-        self.refused = self.cut = 0
+        self.cut_next = 0
+        self.requests = self.refused = self.cut = 0
         self._storage = DomainDispatcherApplication(create_backend_app)
         self._dice = random.Random(0)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        self.requests += 1
         dice = self._dice.random()
         if dice < self.refused_share:
             self.refused += 1
@@ -31,6 +33,9 @@ class Server:
             start_response("503 Slow Down", [("Content-Length", str(len(body)))])
             return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
         answer = self._storage(environ, start_response)
+        if self.cut_next > 0:
+            self.cut_next -= 1
+            return self._half(answer)
         return self._half(answer) if dice < self.refused_share + self.cut_share else answer
 
     def _half(self, answer: Iterable[bytes]) -> Iterator[bytes]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -42,11 +43,12 @@ def moving_texture(num_frames: int, height: int = 64, width: int = 96) -> list[N
     return [texture[:, 2 * j : 2 * j + width] for i in range(num_frames) for j in [abs((i + 40) % 80 - 40)]]
 
 
-def write_video(path: Path, num_frames: int) -> Path:
+def write_video(path: Path, num_frames: int, codec: str = "libx264") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.height, stream.width, stream.pix_fmt, stream.options = 64, 96, "yuv444p", {"qp": "4"}
+    with av.open(str(path), "w", format="avi" if path.suffix == ".avi" else "mp4") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width = 64, 96
+        stream.pix_fmt, stream.options = ("yuv444p", {"qp": "4"}) if codec == "libx264" else ("yuv420p", {})
         for image in moving_texture(num_frames):
             container.mux(
                 stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"))
@@ -213,17 +215,30 @@ def test_a_data_set_s_folder_is_made_absolute_and_refused_in_a_job_where_it_is_n
         absolute_collection("chairs:data", "--videos")
 
 
+def chunks_of(decoder: DecoderProcess, source: VideoSource) -> list[list[bytes]]:
+    """The frames of each chunk, up to where the video breaks."""
+    chunks = []
+    with suppress(VideoError):
+        for chunk in decoder.read(source, OPTIONS, JPEG):
+            chunks.append(chunk.frames)
+    return chunks
+
+
 def test_a_bucket_is_listed_and_read_as_a_folder_is(tmp_path: Path, bucket: Bucket) -> None:
     film = write_video(tmp_path / "in" / "a b#1.mp4", 12)
     write_images(tmp_path / "in" / "walk", ["f9.png", "f10.png"])
     (tmp_path / "in" / "list.txt").write_text("a b#1.mp4\nwalk\n")
     scenes = write_kitti(tmp_path / "kitti", 1)
+    # Its index says that there is more, and FFmpeg looks for it behind the end.
+    cut_off = tmp_path / "in" / "cut.avi"
+    write_video(cut_off, 40, codec="mpeg4")
+    cut_off.write_bytes(cut_off.read_bytes()[: cut_off.stat().st_size * 8 // 10])
     bucket.fill(tmp_path)
     found = [
         VideoSource(bucket.uri("in/a%20b%231.mp4")),
         VideoSource(bucket.uri("in/walk"), ("f9.png", "f10.png")),
     ]
-    assert find_videos(bucket.uri("in")) == found
+    assert find_videos(bucket.uri("in")) == [found[0], VideoSource(bucket.uri("in/cut.avi")), found[1]]
     assert find_videos(bucket.uri("in/list.txt")) == found
     assert find_videos(found[0].uri) == found[:1]
     assert found[0] in find_videos(bucket.uri())
@@ -238,6 +253,9 @@ def test_a_bucket_is_listed_and_read_as_a_folder_is(tmp_path: Path, bucket: Buck
             chunks = list(decoder.read(there, OPTIONS, JPEG))
             assert [c.frames for c in chunks] == [c.frames for c in decoder.read(here, OPTIONS, JPEG)]
             assert decoder.digest(there) == decoder.digest(here)
+        remote = chunks_of(decoder, VideoSource(bucket.uri("in/cut.avi")))
+        assert len(remote) > 2
+        assert remote == chunks_of(decoder, VideoSource(str(cut_off)))
         with pytest.raises(VideoError, match="does not exist"):
             list(decoder.read(VideoSource(bucket.uri("in/gone.mp4")), OPTIONS, JPEG))
 

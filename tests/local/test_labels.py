@@ -388,6 +388,8 @@ def test_an_export_that_was_cut_off_is_finished_and_another_one_refused(
 ) -> None:
     write_set(tmp_path / "labels", {"v": [shard(6, 33, 40, 4)[0]]})
     output = ["--output", str(tmp_path / "files")]
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / f".{EXPORT_FILE}.0.partial").write_bytes(b"")
     exported(tmp_path / "labels", *output, "--where", "frame >= 2")
     assert "4 pairs" in capsys.readouterr().out
     kept = tmp_path / "files" / "0000001-flow_01.flo"

@@ -4,6 +4,7 @@ import resource
 from pathlib import Path
 
 import pytest
+from object_storage import Bucket
 
 from pipelines import locations
 
@@ -29,6 +30,71 @@ def test_a_relative_path_is_made_absolute_and_uris_and_absolute_paths_stay(
 )
 def test_a_name_goes_inside_a_folder_and_before_a_uri_s_query(location: str, joined: str) -> None:
     assert locations.join(location, "step") == joined
+
+
+@pytest.mark.parametrize(
+    ("location", "parts"),
+    [
+        ("/data/page.html", ("/data", "page.html")),
+        ("/data/a%20b.html", ("/data", "a%20b.html")),
+        ("s3://bucket/page.html", ("s3://bucket", "page.html")),
+        ("s3://bucket/in/a%20b.html?region=us-east-1", ("s3://bucket/in?region=us-east-1", "a b.html")),
+        ("file:///data/page.html", ("file:///data", "page.html")),
+    ],
+)
+def test_a_file_s_location_is_its_folder_and_its_name(location: str, parts: tuple[str, str]) -> None:
+    assert locations.split(location) == parts
+    assert locations.join(*parts) == location
+
+
+@pytest.mark.parametrize(
+    "location", ["s3://bucket", "s3://bucket?region=us-east-1", "s3://bucket/in/", "/data/"]
+)
+def test_what_names_no_file_is_refused(location: str) -> None:
+    with pytest.raises(ValueError, match="names no file"):
+        locations.split(location)
+
+
+def test_a_uri_with_one_slash_is_refused_and_not_taken_for_a_path() -> None:
+    with pytest.raises(ValueError, match="two slashes follow its scheme"):
+        locations.absolute("file:/data/videos", "--videos")
+
+
+def test_reading_outlasts_more_cut_off_answers_than_the_client_asks_for(bucket: Bucket) -> None:
+    folder = locations.Folder(bucket.uri("folder"))
+    folder.write("file", b"content" * 1000)
+    bucket.server.cut_next = 40
+    assert folder.read("file") == b"content" * 1000
+    assert bucket.server.cut_next == 0
+
+
+def test_what_is_missing_is_not_asked_for_again(bucket: Bucket) -> None:
+    folder = locations.Folder(bucket.uri("folder"))
+    folder.write("file", b"")
+    before = bucket.server.requests
+    with pytest.raises(FileNotFoundError):
+        folder.read("gone")
+    assert bucket.server.requests - before == 1
+    attempts = 0
+
+    @locations.patient
+    def fail() -> None:
+        nonlocal attempts
+        attempts += 1
+        raise FileNotFoundError("of our own, without a number")
+
+    with pytest.raises(FileNotFoundError):
+        fail()
+    assert attempts == 1
+
+
+def test_a_folder_that_is_gone_is_removed(tmp_path: Path, bucket: Bucket) -> None:
+    for location in (str(tmp_path), bucket.uri("set")):
+        folder = locations.Folder(location)
+        folder.write("a/file", b"")
+        for _ in range(2):
+            folder.remove_folder("a")
+        assert folder.files() == []
 
 
 def test_a_relative_path_is_refused_in_the_working_folder_of_a_ray_job(

@@ -85,6 +85,10 @@ def test_what_is_no_flo5_file_is_refused_with_what_one_is(tmp_path: Path) -> Non
     (tmp_path / "a.flo5").write_bytes(b"PIEH")
     with pytest.raises(ValueError, match=r"a.flo5 is not an HDF5 file with a data set 'flow'"):
         read_flow(tmp_path / "a.flo5")
+    with h5py.File(tmp_path / "c.flo5", "w") as file:
+        file["flow"] = "a text"
+    with pytest.raises(ValueError, match=r"c.flo5 is not an HDF5 file with a data set 'flow'"):
+        read_flow(tmp_path / "c.flo5")
     with h5py.File(tmp_path / "b.flo5", "w") as file:
         file["flow"] = np.zeros((2, 3, 4), np.float32)
     with pytest.raises(ValueError, match=r"shape \(2, 3, 4\); it must be \[height, width, 2\]"):
