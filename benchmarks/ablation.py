@@ -114,13 +114,22 @@ def run_root(seed: int) -> str:
 def teacher_options(backbone: str) -> train_teacher.TrainTeacher:
     options = train_teacher.recipes()["demo"][1]
     training = replace(options.training, steps=TEACHER_STEPS, unmasked_steps=UNMASKED_STEPS)
+    if backbone == "flownets":
+        training = _unmasked(replace(training, steps=2 * TEACHER_STEPS))
     return replace(options, network=NETWORKS[backbone], training=training)
 
 
-def student_training(seed: int) -> TrainingOptions:
+def student_training(seed: int, backbone: str) -> TrainingOptions:
     """The control's, too."""
     training = distill.recipes()["demo"][1].training
-    return replace(training, seed=seed, steps=STUDENT_STEPS)
+    training = replace(training, seed=seed, steps=STUDENT_STEPS)
+    return _unmasked(training) if backbone == "flownets" else training
+
+
+def _unmasked(training: TrainingOptions) -> TrainingOptions:
+    """For FlowNetS, which learns more slowly without a cost volume: with the others' training the check finds
+    98 % of its frames occluded when the mask begins, and the collapse alarm ends it."""
+    return replace(training, learning_rate=1e-3, unmasked_steps=training.steps)
 
 
 def teacher(
@@ -158,7 +167,7 @@ def control(seed: int, *, of: str, crop: bool = True, kind: str = "mixed", backb
             run_root=run_root(seed),
             init=model(of, seed),
             augmentation=CROP if crop else WHOLE,
-            training=student_training(seed),
+            training=student_training(seed, backbone),
         ),
     )
 
@@ -182,8 +191,9 @@ def student(
     challenge: str = "crop",
     objective: StudentObjective | None = None,
     kind: str = "mixed",
+    backbone: str = "pwcnet",
 ) -> str:
-    """Stage 2."""
+    """Stage 2. backbone: the teacher's."""
     _, options = distill.recipes()["demo"]
     return distill.distill(
         "demo",
@@ -193,7 +203,7 @@ def student(
             run_root=run_root(seed),
             challenge=CHALLENGES[challenge],
             objective=objective or options.objective,
-            training=student_training(seed),
+            training=student_training(seed, backbone),
         ),
     )
 
@@ -250,7 +260,9 @@ CELLS: dict[str, Cell] = {
 for _backbone in GENERALISED:
     CELLS[f"teacher/{_backbone}"] = Cell(make=partial(teacher, backbone=_backbone))
     CELLS[f"control/{_backbone}"] = Cell(make=partial(control, of=f"teacher/{_backbone}", backbone=_backbone))
-    CELLS[f"student/{_backbone}"] = Cell(make=partial(student, of=[f"teacher/{_backbone}"]))
+    CELLS[f"student/{_backbone}"] = Cell(
+        make=partial(student, of=[f"teacher/{_backbone}"], backbone=_backbone)
+    )
 for _kind, _on in (
     ("camera", ("camera", "objects")),
     ("objects", ("objects", "camera")),
@@ -571,7 +583,8 @@ def report() -> str:
         f"{len(TEST_SCENES)} other scenes for the test; {TEACHER_STEPS} steps for a teacher, "
         f"{STUDENT_STEPS} for a student and for a control; EPE in px, mean ± standard deviation over seeds. "
         "`against control` is the change of the error against the teacher trained on without distillation "
-        "for as many steps.\n\n"
+        "for as many steps. FlowNetS has twice the teacher's steps, a learning rate of 1e-3 and no mask: "
+        "with the others' training it collapses when the mask begins.\n\n"
         f"{tables()}\n\n{unfinished()}"
         f"## What it was asked to show\n\nBeyond the spread of the seeds:\n\n{claims()}\n"
     )
