@@ -171,9 +171,9 @@ def report() -> str:
         "ablation's teacher (census loss) on its scenes, in one process; EPE in px, mean ± standard "
         "deviation over seeds; precision and recall of the forward-backward check on the test scenes, whose "
         "occlusion is what the network's own flow makes it.\n\n"
-        "The true mask changes nothing: on these scenes the photometric loss of occluded pixels doesn't mislead "
-        "its neighbours. What the check's mask costs is its mistakes, as most of what it flags is visible; "
-        "forgiving 2 px takes most of the cost away, and so does longer training.\n\n"
+        "The true mask changes nothing: on these scenes the photometric loss of occluded pixels doesn't "
+        "mislead its neighbours. What the check's mask costs is its mistakes, as most of what it flags is "
+        "visible; forgiving 2 px takes most of the cost away, and longer training half of it.\n\n"
         + "\n".join(lines)
         + "\n"
     )
