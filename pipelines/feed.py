@@ -14,10 +14,11 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray.data
 import torch
 from jaxtyping import Int
@@ -69,10 +70,10 @@ class Plan:
         """The rows of the index that each step of the epoch takes."""
         rng = np.random.default_rng([self.seed, epoch])
         # a row group is named by its file and its number; its rows stay neighbours, in a random order
-        groups = np.stack([self.index["file"].to_numpy(), self.index["row_group"].to_numpy()])
-        _, group = np.unique(groups, axis=1, return_inverse=True)
+        file, row_group = (self.index[name].to_numpy().astype(np.int64) for name in ("file", "row_group"))
+        _, group = np.unique(file * (int(row_group.max()) + 1) + row_group, return_inverse=True)
         rank_of_group = rng.permutation(int(group.max()) + 1)
-        order = np.lexsort((rng.random(len(group)), rank_of_group[group.reshape(-1)]))
+        order = np.lexsort((rng.random(len(group)), rank_of_group[group]))
         steps = self.steps_per_epoch
         return order[: steps * self.global_batch].reshape(self.global_batch, steps).T
 
@@ -106,7 +107,7 @@ class Plan:
 
 def _by_pair_id(index: pa.Table) -> Int[ndarray, "pairs"]:
     """The index's rows in an order that depends on nothing but the pairs."""
-    return np.argsort(np.array(index["pair_id"].to_pylist()), kind="stable")
+    return cast(ndarray, pc.sort_indices(index["pair_id"]).to_numpy().astype(np.int64))
 
 
 def hold_back(index: pa.Table, share: float, most: int) -> tuple[pa.Table, pa.Table]:
@@ -122,6 +123,8 @@ def part_of(index: pa.Table, share: float) -> pa.Table:
     """A share of the pairs, at least one: those of the highest pair ids, so that a larger share has the
     smaller one's pairs and more."""
     kept = max(1, round(share * index.num_rows))
+    if kept == index.num_rows:
+        return index
     order = _by_pair_id(index)
     return index.take(np.sort(order[len(order) - kept :]))
 

@@ -339,7 +339,10 @@ class _Worker:
             self.plans.append(
                 Plan(index=rows, global_batch=self.options.global_batch, seed=self.options.seed)
             )
-        self._plan_digests = [plan.digest() for plan in self.plans]
+        self._plan_digests = [
+            f"{source.pairs.label_set} {plan.digest()}"
+            for source, plan in zip(self.training.sources, self.plans, strict=True)
+        ]
         self.network = self._initial_network().to(self.device)
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=self.options.learning_rate, betas=(0.9, 0.999)
@@ -365,8 +368,8 @@ class _Worker:
         state = self._load(checkpoint)
         if state["plans"] != self._plan_digests:
             raise ValueError(
-                "the run began with other pairs, another global_batch or another seed; resume it with the "
-                "same videos or labels, --where and options, or start a new one"
+                "the run began with other pairs, other labels of them, another global_batch or another seed; "
+                "resume it with the same videos or labels, --where and options, or start a new one"
             )
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]

@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from jobs.command import finish
 from pipelines import tracking
 from pipelines.tracking import Run
+from pipelines.training import TrainingResult
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -290,6 +292,22 @@ def test_the_first_model_is_champion_and_only_a_better_one_on_the_same_data_repl
     assert champion.run_id == elsewhere.run_id
     assert champion.tags["validation.loss"] == "9.0"
     assert champion.tags["validation.digest"] == "kitti"
+
+
+def test_a_model_that_finds_nothing_visible_is_no_champion_for_that(project: Path) -> None:
+    def finished(photometric: float, unmasked: float) -> str:
+        with tracking.start("distill", recipe="smoke", parameters={}, project_folder=project) as run:
+            model = project / "model"
+            model.mkdir(exist_ok=True)
+            (model / "model.safetensors").write_bytes(b"weights")
+            validation = {"photometric": photometric, "unmasked": unmasked}
+            finish(run, TrainingResult(model=model, validation=validation, validation_digest="a"), "student")
+            return run.run_id
+
+    finished(0.0, 9.0)
+    better = finished(2.0, 3.0)
+    finished(1.0, 4.0)
+    assert client(project).get_model_version_by_alias("student", "champion").run_id == better
 
 
 def test_registering_a_run_again_makes_no_second_version(project: Path) -> None:
