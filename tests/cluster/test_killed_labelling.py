@@ -191,11 +191,14 @@ def test_killed_workers_cost_no_pair(
 ) -> None:
     labels = tmp_path / "labels"
     driver = Driver(collection, teacher, labels)
-    titles = {1: "_Reader", 3: "_Teacher", 5: "ray::IDLE", 8: "_Reader", 11: "_Teacher"}
-    killed = dict.fromkeys(titles.values(), 0)
+    titles = [(1, "_Reader"), (3, "_Teacher"), (5, "ray::IDLE"), (8, "_Reader"), (11, "_Teacher")]
+    killed = dict.fromkeys((title for _, title in titles), 0)
     for step, _ in enumerate(driver.steps(), start=1):
-        if step in titles:
-            killed[titles[step]] += driver.kill_workers(titles[step])
+        # At that step or, if there is none then, as one that is idle, as soon as there is.
+        for turn in [turn for turn in titles if turn[0] <= step]:
+            if count := driver.kill_workers(turn[1]):
+                killed[turn[1]] += count
+                titles.remove(turn)
     assert driver.process.wait() == 0
     assert all(killed.values()), killed
     expect_the_same(labels, undisturbed)

@@ -252,7 +252,10 @@ def test_a_run_is_resumed_where_it_was_and_with_its_network_or_not_at_all(
     other = replace(NETWORK, context_widths=(16,))
     with pytest.raises(WorkerGroupError) as failed:
         trained(pairs, project, replace(OPTIONS, steps=8, max_failures=0), resume=run_id, network=other)
-    with pytest.raises(WorkerGroupError, match="the run began with other pairs, another global_batch or"):
+    with pytest.raises(
+        WorkerGroupError,
+        match="the run began with other pairs, other labels of them, another global_batch or",
+    ):
         trained(pairs, project, replace(OPTIONS, steps=8, seed=1, max_failures=0), resume=run_id)
     assert "context_widths is (12,)" in str(failed.value).replace("[12]", "(12,)")
 
