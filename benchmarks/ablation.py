@@ -37,7 +37,7 @@ from jobs.command import connect
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import fetch_model
 from pipelines.labels import MANIFEST_FILE
-from pipelines.locations import PROJECT_FOLDER
+from pipelines.locations import PROJECT_FOLDER, write_whole
 from pipelines.training import TrainingOptions, TrainingStopped
 
 RESULTS = PROJECT_FOLDER / "docs" / "results"
@@ -341,9 +341,7 @@ def do(name: str, seed: int) -> None:
         run_id = json.loads((Path(place) / "model.json").read_text())["provenance"]["run_id"]
         record |= {"errors": errors_of(name, place), "run": run_id}
     record["seconds"] = round(time.monotonic() - started)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".part").write_text(json.dumps(record, indent=1) + "\n")
-    path.with_suffix(".part").rename(path)
+    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
     print(f"== {name}, seed {seed}: {record}", flush=True)
 
 

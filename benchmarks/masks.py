@@ -13,24 +13,31 @@ again. If the truth helps and the check doesn't, then it is the check's mistakes
 import argparse
 import json
 import os
-import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
-from ablation import KINDS, NETWORKS, RESULTS, TEACHER_STEPS, TEST_SCENES, TRAINING_SCENES, teacher_options
+from ablation import (
+    KINDS,
+    NETWORKS,
+    RESULTS,
+    TEACHER_STEPS,
+    TEST_SCENES,
+    TRAINING_SCENES,
+    mean_and_spread,
+    teacher_options,
+)
 
-from flowcore.geometry import upsample_flow
 from flowcore.hallucination import FramePair
 from flowcore.metrics import FlowErrors, OcclusionCounts, flow_errors, occlusion_counts
 from flowcore.networks import FlowNetwork
-from flowcore.objectives import Batch, Photometric
+from flowcore.objectives import Batch, Photometric, TeacherObjective
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import Scene, SceneOptions, render_scene
 from pipelines.feed import to_batch
+from pipelines.locations import write_whole
 from pipelines.training import TrainingOptions
 
 RECORDS = RESULTS / "masks"
@@ -79,21 +86,14 @@ def training_pairs() -> list[FramePair]:
 
 
 def loss_of(network: FlowNetwork, batch: Batch, mask: str) -> torch.Tensor:
-    flows = network(batch.image1, batch.image2)
-    occlusions = None
     if mask == "truth":
         assert batch.confidence_fw is not None
         assert batch.confidence_bw is not None
-        occlusions = (batch.confidence_fw < 0.5, batch.confidence_bw < 0.5)
-    elif mask != "none":
-        height, width = batch.image1.shape[-2:]
-        forward, backward = (
-            upsample_flow(levels[0].detach(), flows.strides[0], height, width)
-            for levels in (flows.forward, flows.backward)
-        )
-        check = CHECKS[mask]
-        occlusions = (check(forward, backward), check(backward, forward))
-    terms = Photometric().terms(batch, flows, occlusions)
+        hidden = (batch.confidence_fw < 0.5, batch.confidence_bw < 0.5)
+        terms = Photometric().terms(batch, network(batch.image1, batch.image2), hidden)
+    else:
+        objective = TeacherObjective(photometric=Photometric(check=CHECKS.get(mask, ForwardBackwardCheck())))
+        terms = objective(network, batch, masked=mask != "none").terms
     return torch.stack([term.weight * term.total / term.count.clamp(min=1) for term in terms]).sum()
 
 
@@ -144,15 +144,8 @@ def do(mask: str, schedule: Schedule) -> None:
     started = time.monotonic()
     numbers = judged(trained(mask, schedule))
     record = {"mask": mask, **vars(schedule), **numbers, "seconds": round(time.monotonic() - started)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".part").write_text(json.dumps(record, indent=1) + "\n")
-    path.with_suffix(".part").rename(path)
+    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
     print(record, flush=True)
-
-
-def mean_and_spread(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
 
 
 def report() -> str:

@@ -335,15 +335,12 @@ class _RemoteFile:
         self._size = self._file.size()
         self._position = 0
 
-    @patient
-    def _read_at(self, position: int, size: int) -> bytes:
-        return cast(bytes, self._file.read_at(size, position))
-
     def read(self, size: int = -1, /) -> bytes:
         left = max(0, self._size - self._position)
-        content = self._read_at(self._position, left if size < 0 else min(size, left)) if left else b""
+        wanted = left if size < 0 else min(size, left)
+        content = patient(self._file.read_at)(wanted, self._position) if wanted else b""
         self._position += len(content)
-        return content
+        return cast(bytes, content)
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         # Beyond the end, too, where a damaged file sends FFmpeg: pyarrow's own refuses that.

@@ -47,7 +47,6 @@ def s3_server() -> Iterator[tuple[Server, int]]:
 @pytest.fixture
 def bucket(s3_server: tuple[Server, int], tmp_path: Path) -> Bucket:
     server, port = s3_server
-    server.refused_share = server.cut_share = 0.0
-    server.cut_next = server.requests = server.refused = server.cut = 0
+    server.reset()
     name = "".join(each for each in tmp_path.name.lower() if each.isalnum())
     return Bucket(name, server, port)

@@ -17,11 +17,14 @@ class Server:
     """moto's S3, that refuses a share of the requests and cuts off a share of the answers, or a few."""
 
     def __init__(self) -> None:
-        self.refused_share = self.cut_share = 0.0
-        self.cut_next = 0
-        self.requests = self.refused = self.cut = 0
+        self.reset()
         self._storage = DomainDispatcherApplication(create_backend_app)
         self._dice = random.Random(0)
+
+    def reset(self) -> None:
+        """A good day from now on."""
+        self.refused_share = self.cut_share = 0.0
+        self.cut_next = self.requests = self.refused = self.cut = 0
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         self.requests += 1
