@@ -18,7 +18,7 @@ from jobs.command import connect, run
 from pipelines import tracking
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
 from pipelines.evaluation import ZERO, EvaluationResult, evaluate, example, load_estimator, table
-from pipelines.locations import Folder, absolute, is_mlflow_uri, shared_folder, split
+from pipelines.locations import Folder, absolute, is_mlflow_uri, join, shared_folder, split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,16 +82,16 @@ def evaluate_models(models: Mapping[str, str], options: Evaluate) -> dict[str, E
 
 
 def main(options: Evaluate) -> None:
-    file = None if options.json is None else absolute(options.json, "--json")
+    numbers = None if options.json is None else split(absolute(options.json, "--json"))
     connect()
     results = evaluate_models({model: model for model in options.model}, options)
     print(tables(results))
-    if file is not None:
+    if numbers is not None:
         summaries = {name: result.summary() for name, result in results.items()}
         content = summaries if len(summaries) > 1 else next(iter(summaries.values()))
-        folder, name = split(file)
+        folder, name = numbers
         Folder(folder).write(name, (json.dumps(content, indent=2) + "\n").encode())
-        print(f"numbers: {file}")
+        print(f"numbers: {join(folder, name)}")
     print(f"look at it: {tracking.ui_command()}")
 
 

@@ -91,7 +91,9 @@ def split(location: str) -> tuple[str, str]:
     folder, _, name = place.rpartition("/")
     if not name or (folder.endswith("/") and not folder.startswith("file:")):
         raise ValueError(f"{location} names no file; add a file's name to it")
-    return f"{folder}{mark}{query}", unquote(name) if "://" in location else name
+    if "://" not in location:
+        return folder or "/", name
+    return f"{folder}{mark}{query}", unquote(name)
 
 
 def patient(work: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

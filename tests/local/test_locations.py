@@ -36,6 +36,7 @@ def test_a_name_goes_inside_a_folder_and_before_a_uri_s_query(location: str, joi
     ("location", "parts"),
     [
         ("/data/page.html", ("/data", "page.html")),
+        ("/page.html", ("/", "page.html")),
         ("/data/a%20b.html", ("/data", "a%20b.html")),
         ("s3://bucket/page.html", ("s3://bucket", "page.html")),
         ("s3://bucket/in/a%20b.html?region=us-east-1", ("s3://bucket/in?region=us-east-1", "a b.html")),
