@@ -39,7 +39,15 @@ from pipelines.labelling import (
     write_labels,
     write_pairs,
 )
-from pipelines.labels import LEDGER_FILE, MANIFEST_FILE, PAIR_SCHEMA, PairSet, decode_row
+from pipelines.labels import (
+    LEDGER_FILE,
+    MANIFEST_FILE,
+    PAIR_SCHEMA,
+    PairSet,
+    decode_flow,
+    decode_row,
+    stored_pixels,
+)
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -527,8 +535,9 @@ def test_two_teachers_by_hand() -> None:
     frames = torch.rand(2, 3, 40, 80, generator=torch.Generator().manual_seed(0))
     (row,) = label_chunk([Shift(8.0), Shift(20.0)], frames, ForwardBackwardCheck()).to_pylist()
     # the mean of 8 and 20 is 14, and both are 6 away from it
-    assert set(row["flow_fw"]) == {14 * 64, 0}
-    assert set(row["spread_fw"]) == set(row["spread_bw"]) == {6 * 64}
+    assert (decode_flow(row["flow_fw"], row["flow_stride"], 40, 80) == [[[14]], [[0]]]).all()
+    spreads = [stored_pixels(row[name], 10, 20) for name in ("spread_fw", "spread_bw")]
+    assert (np.stack(spreads) == 6).all()
     assert row["spread"] == 6
     # what leaves the frame by their mean: the last 14 of 80 columns
     assert np.reshape(row["occ_fw"], (40, 80)).sum(axis=0).tolist() == [0] * 66 + [40] * 14
@@ -556,8 +565,8 @@ def test_teachers_of_different_strides_meet_at_full_resolution() -> None:
     frames = torch.rand(2, 3, 40, 80, generator=torch.Generator().manual_seed(0))
     (row,) = label_chunk([Shift(8.0), FineShift(9.0)], frames, ForwardBackwardCheck()).to_pylist()
     assert row["flow_stride"] == 1
-    assert np.reshape(row["flow_fw"], (2, 40, 80))[0].tolist() == [[8.5 * 64] * 80] * 40
-    assert set(row["spread_fw"]) == {32}
+    assert (stored_pixels(row["flow_fw"], 40, 80)[0] == 8.5).all()
+    assert (stored_pixels(row["spread_fw"], 40, 80) == 0.5).all()
 
 
 def test_a_label_on_which_teachers_disagree_is_not_trusted(tmp_path: Path) -> None:
@@ -575,7 +584,7 @@ def test_a_label_on_which_teachers_disagree_is_not_trusted(tmp_path: Path) -> No
     # fresh networks find everything occluded: what they answer for is made up here
     occluded = np.arange(48 * 64) % 7 == 0
     grid = np.arange(12 * 16).reshape(12, 16)
-    made_up = {**row, "occ_fw": occluded, "spread_fw": grid.ravel()}
+    made_up = {**row, "occ_fw": occluded, "spread_fw": np.diff(grid, axis=0, prepend=0).ravel()}
     spread = np.kron(grid / 64, np.ones((4, 4)))
     for tolerance in (1.0, 1.5, 1e9):
         confidence = replace(labels, max_spread=tolerance).decode(made_up).confidence_fw
