@@ -1,4 +1,7 @@
-"""Labelling whose processes are killed with -9: every pair is there once, byte for byte, after a rerun."""
+"""Labelling, its processes or a node killed with -9: after a rerun each pair is there once, byte for byte.
+
+`benchmarks/chaos.py` kills at random moments, and longer.
+"""
 
 import contextlib
 import json
@@ -12,6 +15,7 @@ import psutil
 import pytest
 import torch
 from object_storage import Bucket
+from ray.cluster_utils import Cluster
 
 from flowcore.networks import PWCNetConfig
 from flowcore.scenes import SceneOptions, render_scene, write_video
@@ -29,9 +33,10 @@ from flowcore.video import ClipOptions
 from pipelines.labelling import LabellingOptions, write_labels
 
 if __name__ == "__main__":
-    videos, teacher, labels = sys.argv[1:]
+    videos, teacher, labels, address = sys.argv[1:]
     options = LabellingOptions(clips=ClipOptions(chunk_pairs=4), shard_pairs=8, num_teachers=1)
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    here = {"num_cpus": 3, "include_dashboard": False} if address == "local" else {}
+    ray.init(address=address, log_to_driver=False, **here)
     report = lambda step: print("step", flush=True)
     summary = write_labels(videos, [teacher], labels, options, on_progress=report)
     print("new_pairs", summary.new_pairs, flush=True)
@@ -63,11 +68,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Driver:
     """The labelling command, in a process of its own."""
 
-    def __init__(self, collection: Path, teacher: Path, labels: Path | str) -> None:
+    def __init__(self, collection: Path, teacher: Path, labels: Path | str, address: str = "local") -> None:
         script = teacher / "driver.py"
         script.write_text(DRIVER)
         self.process = subprocess.Popen(
-            [sys.executable, str(script), str(collection), str(teacher), str(labels)],
+            [sys.executable, str(script), str(collection), str(teacher), str(labels), address],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -201,4 +206,26 @@ def test_killed_workers_cost_no_pair(
                 titles.remove(turn)
     assert driver.process.wait() == 0
     assert all(killed.values()), killed
+    expect_the_same(labels, undisturbed)
+
+
+def test_a_killed_node_costs_no_pair(
+    tmp_path: Path, collection: Path, teacher: Path, undisturbed: Path
+) -> None:
+    labels = tmp_path / "labels"
+    # Nothing but the driver fits the head, so that all work dies with the other node.
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        node = cluster.add_node(num_cpus=3)
+        driver = Driver(collection, teacher, labels, cluster.address)
+        for step, _ in enumerate(driver.steps(), start=1):
+            if step == 6:
+                written = contents(labels)
+                cluster.remove_node(node, allow_graceful=False)
+                cluster.add_node(num_cpus=3)
+        if driver.process.wait() != 0:
+            Driver(collection, teacher, labels, cluster.address).finish()
+    finally:
+        cluster.shutdown()
+    assert 0 < len(written) < len(contents(labels))
     expect_the_same(labels, undisturbed)
