@@ -6,6 +6,7 @@ the worker's own start-up file and elsewhere a script that need not expect it.
 """
 
 import glob
+import hashlib
 import os
 import posixpath
 import re
@@ -15,9 +16,9 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -30,7 +31,7 @@ from urllib.parse import quote, unquote, urlsplit
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pyarrow.fs import FileSelector, FileType
+from pyarrow.fs import FileInfo, FileType
 
 from flowcore.benchmarks import SEQUENCES, find_sequences
 from flowcore.video import (
@@ -43,7 +44,7 @@ from flowcore.video import (
     VideoReport,
     content_digest,
 )
-from pipelines.locations import absolute, patient, split, storage_of
+from pipelines.locations import Folder, absolute, patient, split, storage_of
 
 # fmt: off
 VIDEO_EXTENSIONS = frozenset({
@@ -58,18 +59,37 @@ _SIGN_OF_LIFE_SECONDS = 0.2
 """How often the process tells, at most, that it gets on without having a chunk."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What tells a changed video without reading it. size: bytes, of a sequence in all."""
+
+    size: int
+    text: str
+
+    @classmethod
+    def of(cls, infos: Sequence[FileInfo]) -> Self:
+        """Of a video's files, in their order."""
+        texts = [f"{info.size} {info.mtime_ns}" for info in infos]
+        text = texts[0]
+        if len(texts) > 1:
+            text = hashlib.blake2b("\n".join(texts).encode(), digest_size=16).hexdigest()
+        return cls(size=sum(info.size or 0 for info in infos), text=text)
+
+
+@dataclass(frozen=True, slots=True)
 class VideoSource:
     """One video of a collection.
 
     uri: absolute path or URI of a video file, or of the folder of an image sequence. frames: empty for a
     file; for a sequence its files' names within the folder, in order. scene: tells the sequences of one
-    folder apart; empty where the folder is one sequence.
+    folder apart; empty where the folder is one sequence. listed: its stamp where the listing told it, which
+    spares object storage a question a video; see `stamp_of`.
     """
 
     uri: str
     frames: tuple[str, ...] = ()
     scene: str = ""
+    listed: Stamp | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -166,6 +186,15 @@ def find_videos(collection: str) -> list[VideoSource]:
     return sorted(set(videos), key=lambda video: (video.name, video.frames))
 
 
+@patient
+def stamp_of(source: VideoSource) -> Stamp:
+    """The stamp of its files as they are now, or were when they were listed."""
+    if source.listed is not None:
+        return source.listed
+    filesystem, path = storage_of(source.uri)
+    return Stamp.of(filesystem.get_file_info([f"{path}/{name}" for name in source.frames] or [path]))
+
+
 def _lines(list_file: str) -> list[str]:
     with closing(_open(list_file)) as file:
         lines = (line.strip() for line in file.read().decode("utf-8-sig").splitlines())
@@ -189,7 +218,7 @@ def _videos_at(benchmark: str | None, place: str) -> list[VideoSource]:
 
 def _sequences_at(benchmark: str, folder: str) -> list[VideoSource]:
     if _is_remote(folder):
-        files = _remote_files_under(folder)
+        files = list(_remote_files_under(folder))
     else:
         files = [os.path.relpath(file, folder) for file in _files_under(folder)]
 
@@ -246,8 +275,13 @@ def _remote_videos_at(uri: str) -> list[VideoSource]:
         return [VideoSource(uri)]
     if kind != FileType.Directory:
         raise FileNotFoundError(f"{uri} is no file and no folder (globs work on local paths only)")
-    videos = _videos_among(_remote_files_under(uri))
-    return [VideoSource(_within(uri, video.uri), video.frames) for video in videos]
+    files = _remote_files_under(uri)
+    videos = []
+    for video in _videos_among(files):
+        names = [f"{video.uri}/{name}".lstrip("/") for name in video.frames] or [video.uri]
+        stamp = Stamp.of([files[name] for name in names])
+        videos.append(VideoSource(_within(uri, video.uri), video.frames, listed=stamp))
+    return videos
 
 
 @patient
@@ -256,13 +290,13 @@ def _remote_kind(uri: str) -> FileType:
     return filesystem.get_file_info(path).type
 
 
-@patient
-def _remote_files_under(uri: str) -> list[str]:
-    """Relative to the folder, which must be there."""
-    filesystem, path = storage_of(uri)
-    found = filesystem.get_file_info(FileSelector(path, recursive=True))
-    inside = [info.path[len(path) :].strip("/") for info in found if info.type == FileType.File]
-    return [name for name in inside if not any(part.startswith(".") for part in name.split("/")[:-1])]
+def _remote_files_under(uri: str) -> dict[str, FileInfo]:
+    """By name within the folder; without those in hidden folders."""
+    return {
+        name: info
+        for name, info in Folder(uri).infos().items()
+        if not any(part.startswith(".") for part in name.split("/")[:-1])
+    }
 
 
 def _videos_among(files: Iterable[str]) -> list[VideoSource]:

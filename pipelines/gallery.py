@@ -16,7 +16,6 @@ import json
 import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self, cast
@@ -43,6 +42,7 @@ from flowcore.drawing import (
 from flowcore.hallucination import FramePair
 from pipelines.clips import FrameCodec
 from pipelines.labels import PairSet, video_record
+from pipelines.locations import concurrently
 
 _QUALITIES = {
     "occluded": ("share of pixels that are occluded", "%"),
@@ -56,7 +56,6 @@ _QUALITIES = {
 """What each quality column tells, and the unit that it is shown in."""
 _MOST_ROWS = 500
 """Rows of a table; a page of a million videos would be no overview."""
-_STORAGE_THREADS = 32
 _BARS = 30
 _PICTURES = FrameCodec(kind="jpeg", quality=85)
 
@@ -484,9 +483,8 @@ def _videos(graded: GradedSet, column: str) -> list[Markup]:
     ranked = sorted(entries, key=lambda entry: (entry.video not in short, -means.get(entry.folder, -np.inf)))
     nothing_shown = nothing[:_MOST_ROWS]
     shown = ranked[: _MOST_ROWS - len(nothing_shown)]
-    with ThreadPoolExecutor(_STORAGE_THREADS) as threads:
-        folders = [entry.folder for entry in shown]
-        records = list(threads.map(partial(video_record, graded.pairs.location), folders))
+    folders = [entry.folder for entry in shown]
+    records = concurrently(partial(video_record, graded.pairs.location), folders)
     rows = [
         [graded.short_name(each.video), "0", str(each.frames_read), "-", "-", "-", each.outcome, each.reason]
         for each in nothing_shown

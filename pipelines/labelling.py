@@ -12,12 +12,11 @@ shards.
 
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import posixpath
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -48,7 +47,15 @@ from flowcore.photometric import census_border, census_distance
 from flowcore.shapes import Flow, Mask
 from flowcore.video import SAMPLER_VERSION, ClipOptions, VideoError, VideoReport
 from pipelines import checkpoints
-from pipelines.clips import DecoderProcess, EncodedChunk, FrameCodec, VideoSource, find_videos
+from pipelines.clips import (
+    DecoderProcess,
+    EncodedChunk,
+    FrameCodec,
+    Stamp,
+    VideoSource,
+    find_videos,
+    stamp_of,
+)
 from pipelines.labels import (
     DESCRIPTION_FILE,
     LABEL_SCHEMA,
@@ -78,7 +85,7 @@ from pipelines.labels import (
     write_ledger,
     write_manifest,
 )
-from pipelines.locations import Folder, patient, storage_of
+from pipelines.locations import STORAGE_THREADS, Folder, concurrently, patient, storage_of
 
 _READ_CPUS, _WRITE_CPUS, _TEACHER_CPUS = 0.75, 0.25, 1.0
 """What a process of each stage asks of Ray: together two CPUs, so that a small machine has one of each."""
@@ -89,7 +96,6 @@ _MOST_TASKS = 1000
 _STEP_PIXELS = {"cpu": 200_000, "cuda": 4_000_000}
 """Pixels of the pairs that a network labels at once. On a CPU the light PWC-Net took 530 ms and 0.7 GB for a
 pair of 384x640 px alone, 744 ms each and 2.3 GB for sixteen at once; at 96x128 px sixteen were fastest."""
-_STORAGE_THREADS = 32
 _MOST_ALIKE = 16
 """Videos of one size that one task reads for the sake of the few that may be copies."""
 _SAMPLE_BYTES = 4096
@@ -327,13 +333,11 @@ def labelling_status(location: str, videos: str | None = None) -> LabellingStatu
     for name in files:
         if name.endswith(".parquet"):
             shards[posixpath.dirname(name)].append(name)
-    with ThreadPoolExecutor(_STORAGE_THREADS) as threads:
-        recorded = [posixpath.dirname(name) for name in files if name.endswith(f"/{VIDEO_FILE}")]
-        found = threads.map(partial(video_record, location), recorded)
-        records = {record.folder: record for record in found if record is not None}
-        begun = [name for each in shards.keys() - records.keys() for name in shards[each]]
-        sizes = threads.map(partial(shard_at, location), begun)
-        begun_pairs = sum(size.pairs for size in sizes if size is not None)
+    recorded = [posixpath.dirname(name) for name in files if name.endswith(f"/{VIDEO_FILE}")]
+    records = _records_in(location, recorded)
+    begun = [name for each in shards.keys() - records.keys() for name in shards[each]]
+    sizes = concurrently(partial(shard_at, location), begun)
+    begun_pairs = sum(size.pairs for size in sizes if size is not None)
     current = _current_of(records.values(), stamps)
     # Of what has a record, that knows whether it tells of the content that is there now.
     without_record = stamps.keys() - {record.video for record in records.values()}
@@ -462,35 +466,12 @@ def _alone_in(location: str) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Stamp:
-    """What tells a changed file without reading it. size: bytes, of a sequence in all."""
-
-    size: int
-    text: str
-
-
-def _stamps(sources: Sequence[VideoSource]) -> dict[str, _Stamp]:
+def _stamps(sources: Sequence[VideoSource]) -> dict[str, Stamp]:
     """By name."""
-    with ThreadPoolExecutor(_STORAGE_THREADS) as threads:
-        return dict(zip((source.name for source in sources), threads.map(_stamp, sources), strict=True))
+    return dict(zip((source.name for source in sources), concurrently(stamp_of, sources), strict=True))
 
 
-@patient
-def _stamp(source: VideoSource) -> _Stamp:
-    filesystem, path = storage_of(source.uri)
-    files = [f"{path}/{name}" for name in source.frames] or [path]
-    infos = filesystem.get_file_info(files)
-    texts = [f"{info.size} {info.mtime_ns}" for info in infos]
-    text = (
-        texts[0]
-        if len(texts) == 1
-        else hashlib.blake2b("\n".join(texts).encode(), digest_size=16).hexdigest()
-    )
-    return _Stamp(size=sum(info.size or 0 for info in infos), text=text)
-
-
-def _groups(sources: Sequence[VideoSource], stamps: Mapping[str, _Stamp]) -> list[list[VideoSource]]:
+def _groups(sources: Sequence[VideoSource], stamps: Mapping[str, Stamp]) -> list[list[VideoSource]]:
     """Videos that may be copies of each other together, so that one task sees it, by the order of names.
 
     A sample of the content is looked at only where many are of one size, as uncompressed ones are.
@@ -499,15 +480,14 @@ def _groups(sources: Sequence[VideoSource], stamps: Mapping[str, _Stamp]) -> lis
     for source in sources:
         alike[len(source.frames), stamps[source.name].size].append(source)
     groups: list[list[VideoSource]] = []
-    with ThreadPoolExecutor(_STORAGE_THREADS) as threads:
-        for group in alike.values():
-            if len(group) <= _MOST_ALIKE:
-                groups.append(group)
-                continue
-            by_sample = defaultdict(list)
-            for source, sample in zip(group, threads.map(_sample, group), strict=True):
-                by_sample[sample].append(source)
-            groups += by_sample.values()
+    for group in alike.values():
+        if len(group) <= _MOST_ALIKE:
+            groups.append(group)
+            continue
+        by_sample = defaultdict(list)
+        for source, sample in zip(group, concurrently(_sample, group), strict=True):
+            by_sample[sample].append(source)
+        groups += by_sample.values()
     return groups
 
 
@@ -588,16 +568,16 @@ def _row(**values: object) -> pa.Table:
 
 
 def _rows(
-    sources: Sequence[VideoSource], stamps: Mapping[str, _Stamp], plan: _Plan, room: "_Room"
+    sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: _Plan, room: "_Room"
 ) -> Iterator[dict[str, Any]]:
     """The rows that come out of the last stage, in no order."""
-    groups = _groups(sources, stamps)
-    items = [
-        {"group": json.dumps([(dataclasses.asdict(source), stamps[source.name].text) for source in group])}
-        for group in groups
+    groups = [
+        json.dumps([(each.uri, each.frames, each.scene, stamps[each.name].text) for each in group])
+        for group in _groups(sources, stamps)
     ]
-    num_tasks = min(len(items), _MOST_TASKS)
-    data: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=num_tasks)
+    num_tasks = min(len(groups), _MOST_TASKS)
+    blocks = [pa.table({"group": groups[task::num_tasks]}) for task in range(num_tasks)]
+    data: ray.data.Dataset = ray.data.from_arrow(blocks)
     context = data.context
     # Each row a block: see above.
     context.target_max_block_size = 1
@@ -697,8 +677,8 @@ class _Reader:
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         for group in table.column("group").to_pylist():
             first: dict[str, str] = {}
-            for fields, stamp in json.loads(group):
-                source = VideoSource(**fields | {"frames": tuple(fields["frames"])})
+            for uri, frames, scene, stamp in json.loads(group):
+                source = VideoSource(uri, tuple(frames), scene)
                 try:
                     folder = _decoder().digest(source)
                 except (VideoError, OSError) as error:
@@ -791,7 +771,13 @@ def _copy(video: str, original: str) -> LedgerEntry:
     return LedgerEntry(video=video, outcome="duplicate", reason=reason, frames_read=0, pairs=0)
 
 
-def _current_of(records: Iterable[VideoRecord], stamps: Mapping[str, _Stamp]) -> dict[str, VideoRecord]:
+def _records_in(location: str, folders: Sequence[str]) -> dict[str, VideoRecord]:
+    """By folder, of those that have one."""
+    found = concurrently(partial(video_record, location), folders)
+    return {record.folder: record for record in found if record is not None}
+
+
+def _current_of(records: Iterable[VideoRecord], stamps: Mapping[str, Stamp]) -> dict[str, VideoRecord]:
     """By video, the records that tell of the content that the collection has now."""
     return {
         record.video: record
@@ -997,22 +983,21 @@ class _Tally:
     """What has become of each video; holds a few numbers a video, none a pair."""
 
     def __init__(
-        self, location: str, run: str, stamps: Mapping[str, _Stamp], on_progress: OnProgress | None
+        self, location: str, run: str, stamps: Mapping[str, Stamp], on_progress: OnProgress | None
     ) -> None:
         self._location = location
         self._run = run
         self._stamps = stamps
         self._on_progress = on_progress
         self._started = time.monotonic()
-        self._threads = ThreadPoolExecutor(_STORAGE_THREADS)
+        self._threads = ThreadPoolExecutor(STORAGE_THREADS)
         self._folders = self._listed()
-        found = self._threads.map(partial(video_record, location), self._folders)
-        self._before = {record.folder: record for record in found if record is not None}
+        self._before = _records_in(location, self._folders)
         self._current = _current_of(self._before.values(), stamps)
         self._entries: list[LedgerEntry] = []
         self._ends: dict[str, VideoRecord] = {}
         self._written: dict[str, _Written] = defaultdict(_Written)
-        self._writes: list[Future[None]] = []
+        self._writes: deque[Future[None]] = deque()
         self._new_pairs = 0
         self._stage_seconds = dict.fromkeys(_STAGES, 0.0)
 
@@ -1063,6 +1048,8 @@ class _Tally:
         self._current[record.video] = record
         name, content = f"{record.folder}/{VIDEO_FILE}", _json(record).encode()
         self._writes.append(self._threads.submit(Folder(self._location).write, name, content))
+        while self._writes and self._writes[0].done():
+            self._writes.popleft().result()
 
     def _report(self) -> None:
         if self._on_progress is not None:
@@ -1127,14 +1114,13 @@ class _Tally:
         """By folder, what another run has finished beside this one, as object storage can't keep it from."""
         known = records.keys() | set(self._folders)
         folders = [name for name in self._listed() if name not in known]
-        found = self._threads.map(partial(video_record, self._location), folders)
-        return {record.folder: record for record in found if record is not None}
+        return _records_in(self._location, folders)
 
     def _stale(self) -> set[str]:
         """The folders of content that a video of the collection no longer has."""
         kept = {record.folder for record in self._current.values()}
         others = [folder for folder in self._folders if folder not in kept]
-        videos = self._threads.map(self._video_of, others)
+        videos = concurrently(self._video_of, others)
         return {folder for folder, video in zip(others, videos, strict=True) if video in self._current}
 
     def _video_of(self, folder: str) -> str | None:

@@ -18,10 +18,8 @@ the same flow takes about half the bytes at full resolution.
 
 import hashlib
 import json
-import os
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -42,7 +40,7 @@ from flowcore.hallucination import FramePair
 from flowcore.video import SAMPLER_VERSION
 from pipelines.clips import FrameCodec
 from pipelines.filters import PairFilter
-from pipelines.locations import Folder, join, patient, storage_of
+from pipelines.locations import Folder, concurrently, join, patient, storage_of
 
 Result = TypeVar("Result")
 
@@ -595,8 +593,7 @@ class PairSet:
 
     def _of_files(self, work: Callable[[int], Result]) -> list[Result]:
         """What `work` makes of each file's position, in their order."""
-        with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as threads:
-            return list(threads.map(patient(work), range(len(self.files))))
+        return list(concurrently(patient(work), range(len(self.files))))
 
     def _num_pairs_of(self, file: int) -> int:
         with self._opened(self.files[file]) as parquet:

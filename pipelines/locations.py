@@ -8,7 +8,8 @@ elsewhere on every node, so a relative path names nothing there: it is refused, 
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, wraps
@@ -20,8 +21,13 @@ from uuid import uuid4
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
 Arguments = ParamSpec("Arguments")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+STORAGE_THREADS = 32
+"""How many questions to a storage are under way at once."""
+_AHEAD = 1024
+"""How many are handed to the threads together: each that waits takes a kilobyte or two."""
 _RETRY_AFTER = (0.2, 1.0, 5.0)
 """Seconds to wait before each further attempt."""
 PARTIAL = ".partial"
@@ -159,6 +165,13 @@ def write_whole(path: str | Path, content: bytes) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def concurrently(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """What `work`, which waits for a storage, makes of each item, in their order and many at once."""
+    with ThreadPoolExecutor(STORAGE_THREADS) as threads:
+        for start in range(0, len(items), _AHEAD):
+            yield from threads.map(work, items[start : start + _AHEAD])
 
 
 @dataclass(frozen=True)

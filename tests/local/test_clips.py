@@ -28,6 +28,7 @@ from pipelines.clips import (
     VideoSource,
     absolute_collection,
     find_videos,
+    stamp_of,
 )
 
 JPEG = FrameCodec("jpeg")
@@ -240,6 +241,13 @@ def test_a_bucket_is_listed_and_read_as_a_folder_is(tmp_path: Path, bucket: Buck
     ]
     assert find_videos(bucket.uri("in")) == [found[0], VideoSource(bucket.uri("in/cut.avi")), found[1]]
     assert find_videos(bucket.uri("in/list.txt")) == found
+    # The listing told what tells a changed video, as the storage does when it is asked for each.
+    listed = [video.listed for video in find_videos(bucket.uri("in")) if video in found]
+    assert listed == [stamp_of(video) for video in found]
+    assert [stamp is not None and stamp.size for stamp in listed] == [
+        film.stat().st_size,
+        sum(path.stat().st_size for path in (tmp_path / "in" / "walk").iterdir()),
+    ]
     assert find_videos(found[0].uri) == found[:1]
     assert found[0] in find_videos(bucket.uri())
     with pytest.raises(FileNotFoundError, match="is no file and no folder"):

@@ -1,0 +1,77 @@
+"""What does the driver of a labelling run hold, for collections of any size?
+
+    python benchmarks/planning.py [--videos 100 10000 1000000]
+
+Plans a collection of so many videos, in a process each: a fake lister names them, with sizes and times, and
+from there on all is as in a run, up to the first task's answer (there is no such file, which goes into the
+ledger). Prints the driver's memory before planning and its peak. Nothing of it depends on how many pairs a
+video has.
+"""
+
+import argparse
+import os
+import resource
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NoReturn
+
+from jobs.command import connect
+from pipelines import labelling
+from pipelines.clips import Stamp, VideoSource
+from pipelines.labelling import LabellingOptions, LabellingProgress
+
+
+def listed(count: int) -> list[VideoSource]:
+    """As object storage lists them: of many sizes, so that few may be copies."""
+    return [
+        VideoSource(
+            f"/bucket/videos/{number // 1000:04d}/camera-{number % 1000:04d}-clip.mp4",
+            listed=Stamp(
+                size=1_000_000 + 7919 * number % 9_000_000, text=f"{number} {1_700_000_000 + number}"
+            ),
+        )
+        for number in range(count)
+    ]
+
+
+def peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def plan(count: int) -> None:
+    """Prints a line of the table; ends the process."""
+    connect()
+    before, start = peak_megabytes(), time.monotonic()
+    labelling.find_videos = lambda _: listed(count)
+
+    def end(progress: LabellingProgress) -> NoReturn:
+        peak, seconds = peak_megabytes(), time.monotonic() - start
+        each = 1e6 * (peak - before) / progress.num_videos
+        print(f"| {count} | {before:.0f} | {peak:.0f} | {each:.0f} | {seconds:.0f} |", flush=True)
+        os._exit(0)
+
+    with tempfile.TemporaryDirectory() as folder:
+        labelling.write_pairs("anywhere", f"{folder}/pairs", LabellingOptions(), on_progress=end)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--videos", type=int, nargs="+", default=[100, 10_000, 1_000_000])
+    parser.add_argument("--plan", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.plan is not None:
+        plan(arguments.plan)
+    print(f"command: python {shlex.join(sys.argv)}")
+    print("| videos | MB before | MB at most | bytes a video | seconds to the first answer |")
+    print("|---:|---:|---:|---:|---:|", flush=True)
+    for count in arguments.videos:
+        subprocess.run([sys.executable, __file__, "--plan", str(count)], check=True)
+
+
+if __name__ == "__main__":
+    main()
