@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
-SAMPLER_VERSION = 1
+SAMPLER_VERSION = 2
 """Part of every pair's identity: to be raised when a video and options come to give other pairs or pixels."""
 
 
@@ -61,6 +61,10 @@ _REPEATS = 4
 """Duplicates in a row that cut detection overlooks: 12 frames a second stored as 60."""
 _SUDDEN_CHANGE = 50.0
 """Mean HSV difference (0 to 255) that is a cut whatever surrounds it; bmx-trees, four times faster, isn't."""
+_LONGEST_FADE = 50
+"""Frames that wait for the end of a fade at most, two seconds."""
+_FADING = 0.01
+"""The share of its contrast that a frame of a fade loses, or gains, at least."""
 _FORMATS_WITH_DURATION = frozenset({"avi", "matroska", "mov", "webm"})
 _LEAST_OF_PROMISED = 0.9
 """The share of its promised duration that a video may last without counting as cut off."""
@@ -96,6 +100,10 @@ class ClipOptions:
     # at key frames, slow motion from 0.2.
     static_threshold: float = 0.2
     """Mean absolute grey difference (0 to 255) below which a pair is static and left out; 0 keeps all."""
+    # Of real clips the flattest frame has 9.2, a broadcast's black 0.0.
+    fade_contrast: float = 1.0
+    """Standard deviation of grey (0 to 255) below which a frame is blank. No pair has a blank frame, and none
+    is of a fade: frames whose contrast falls until one is blank, or rises from there. 0 keeps all."""
     max_pairs_per_video: int | None = None
     """The first so many pairs are taken; None takes all."""
     min_size: tuple[int, int] = (32, 32)
@@ -127,6 +135,11 @@ class ClipOptions:
                 f"static_threshold {self.static_threshold} must be a grey difference in [0, 255]; "
                 "0 keeps static pairs"
             )
+        if not 0 <= self.fade_contrast <= 128:
+            raise ValueError(
+                f"fade_contrast {self.fade_contrast} must be a standard deviation of grey in [0, 128]; "
+                "0 keeps fades"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,14 +163,15 @@ class VideoReport:
     """What became of a video's frames so far.
 
     frames_read leaves out damaged frames. cuts counts the shots' ends within the video; where frames are
-    damaged or change their size a shot ends as well. truncated says why reading ended before the video did,
-    None if it didn't.
+    damaged or change their size a shot ends as well. static_pairs and faded_pairs were left out. truncated
+    says why reading ended before the video did, None if it didn't.
     """
 
     frames_read: int = 0
     pairs: int = 0
     cuts: int = 0
     static_pairs: int = 0
+    faded_pairs: int = 0
     truncated: str | None = None
 
 
@@ -212,18 +226,23 @@ class ChunkReader:
         options = self._options
         run: list[_Frame] = []
         shot_start = 0
-        for frame, begins_shot in _with_shots(self._decoded(), options):
+        faded = False
+        shots = _with_shots(self._decoded(), options)
+        for frame, begins_shot, fades in _with_fades(shots, options.fade_contrast):
+            faded |= fades
             if begins_shot:
                 self.report.cuts += 1
                 yield run
                 run, shot_start = [], frame.index
             if (frame.index - shot_start) % options.stride != 0:
                 continue
-            if run and run[-1].change_to(frame) < options.static_threshold:
-                self.report.static_pairs += 1
+            if run and (faded or run[-1].change_to(frame) < options.static_threshold):
+                self.report.faded_pairs += faded
+                self.report.static_pairs += not faded
                 yield run
                 run = []
             run.append(frame)
+            faded = False
             if len(run) > options.chunk_pairs:
                 yield run
                 run = run[-1:]
@@ -251,7 +270,8 @@ class ChunkReader:
         report = self.report
         why = (
             f"no pair in {report.frames_read} frame(s): stride {self._options.stride}, {report.cuts} cuts, "
-            f"{report.static_pairs} static pairs (grey difference below {self._options.static_threshold})"
+            f"{report.static_pairs} static pairs (grey difference below {self._options.static_threshold}), "
+            f"{report.faded_pairs} of fades or blank frames"
         )
         return why if report.truncated is None else f"{why}; {report.truncated}"
 
@@ -307,6 +327,11 @@ class _Frame:
         self.thumbnail = cast(NDArray[np.uint8], cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
         self._grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
 
+    @property
+    def contrast(self) -> float:
+        """Standard deviation of grey, 0 to 128."""
+        return float(self._grey.std())
+
     def change_to(self, other: "_Frame") -> float:
         """Mean absolute grey difference, 0 to 255."""
         return float(cv2.absdiff(self._grey, other._grey).mean())
@@ -317,6 +342,35 @@ def _with_shots(frames: Iterator[_Frame], options: ClipOptions) -> Iterator[tupl
     for strand, (_, comparable) in enumerate(groupby(frames, key=lambda frame: frame.strand)):
         for position, (frame, cut) in enumerate(_with_cuts(comparable, options)):
             yield frame, cut or (position == 0 and strand > 0)
+
+
+def _with_fades(
+    frames: Iterator[tuple[_Frame, bool]], least_contrast: float
+) -> Iterator[tuple[_Frame, bool, bool]]:
+    """Every frame, whether it begins a shot, and whether its step from the one before is part of a fade or
+    between blank frames. Frames wait while contrast falls, as what follows tells."""
+    falling: deque[tuple[_Frame, bool]] = deque()
+    last = before = 0.0
+    rises = False
+    for frame, begins_shot in frames:
+        contrast = frame.contrast
+        blank = contrast < least_contrast
+        # A duplicate changes nothing.
+        repeats = abs(contrast - last) <= 0.001 * last
+        rises = blank or (rises and (repeats or contrast > (1 + _FADING) * last))
+        falls = not rises and (contrast < (1 - _FADING) * last or (repeats and bool(falling)))
+        if not falls or len(falling) == _LONGEST_FADE:
+            # A cut to a blank frame comes from a contrast that is as good as before.
+            faded = blank and last <= before / 2
+            yield from ((*each, faded) for each in falling)
+            falling.clear()
+        if falls:
+            before = before if falling else last
+            falling.append((frame, begins_shot))
+        else:
+            yield frame, begins_shot, rises
+        last = contrast
+    yield from ((*each, False) for each in falling)
 
 
 def _with_cuts(frames: Iterator[_Frame], options: ClipOptions) -> Iterator[tuple[_Frame, bool]]:

@@ -159,7 +159,7 @@ _CAMERA = Geometric(
 )
 """Moves the camera where it stood still, as it does in most clips: what never moves teaches no flow."""
 
-_EVERY_PAIR = ClipOptions(cut_threshold=None, static_threshold=0.0)
+_EVERY_PAIR = ClipOptions(cut_threshold=None, static_threshold=0.0, fade_contrast=0.0)
 """A data set's sequences are of one shot each, and the papers leave no pair out."""
 
 

@@ -486,19 +486,21 @@ def _videos(graded: GradedSet, column: str) -> list[Markup]:
     folders = [entry.folder for entry in shown]
     records = concurrently(partial(video_record, graded.pairs.location), folders)
     rows = [
-        [graded.short_name(each.video), "0", str(each.frames_read), "-", "-", "-", each.outcome, each.reason]
+        [graded.short_name(each.video), "0", str(each.frames_read), *"----", each.outcome, each.reason]
         for each in nothing_shown
     ]
     for entry, record in zip(shown, records, strict=True):
-        read = ["-"] * 3 if record is None else [record.frames_read, record.cuts, record.static_pairs]
+        fields = ("frames_read", "cuts", "static_pairs", "faded_pairs")
+        read = [getattr(record, name, "-") for name in fields]
         mean = _amount(column, means.get(entry.folder, np.nan))
         less = short.get(entry.video)
         told = ["", ""] if less is None else [less.outcome, less.reason]
         rows.append([graded.short_name(entry.video), str(entry.pairs), *map(str, read), mean, *told])
-    heads = ["video", "pairs", "frames read", "cuts", "static pairs", f"mean {column}"]
+    heads = ["video", "pairs", "frames read", "cuts", "static pairs", "faded pairs", f"mean {column}"]
     note = (
         "First what gave less than it might, then by falling mean. Cuts are the ends of shots within the "
-        "video, which no pair crosses; static pairs show no change and are left out; - is not recorded."
+        "video, which no pair crosses; static pairs show no change, and faded ones a fade or a blank frame: "
+        "both are left out; - is not recorded."
     )
     left_out = len(nothing) + len(entries) - len(rows)
     return [tag("p", note, class_="note"), _table([*heads, "outcome", "reason"], rows, left_out)]

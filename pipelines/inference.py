@@ -46,7 +46,9 @@ from pipelines.locations import shared_folder
 
 FILM_NAME = "flow.mp4"
 
-_EVERY_PAIR = ClipOptions(cut_threshold=None, static_threshold=0.0, chunk_pairs=4, min_size=(1, 1))
+_EVERY_PAIR = ClipOptions(
+    cut_threshold=None, static_threshold=0.0, fade_contrast=0.0, chunk_pairs=4, min_size=(1, 1)
+)
 _LOSSLESS = FrameCodec("png")
 _DEFAULT_RATE = Fraction(25)
 

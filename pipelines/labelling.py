@@ -728,6 +728,7 @@ class _Reader:
             frames_read=report.frames_read,
             cuts=report.cuts,
             static_pairs=report.static_pairs,
+            faded_pairs=report.faded_pairs,
             pairs=0,
             shards=shards,
             bytes=0,

@@ -370,8 +370,8 @@ class VideoRecord:
     """What became of a video whose content is known: its `_video.json`.
 
     stamp: tells a changed file. folder: its content's digest. run: the run that wrote it. outcome, reason: as
-    in the ledger; "done" if it was read to its end. cuts, static_pairs: as in `flowcore.video.VideoReport`.
-    bytes: of its shards.
+    in the ledger; "done" if it was read to its end. cuts, static_pairs, faded_pairs: as in
+    `flowcore.video.VideoReport`. bytes: of its shards.
     """
 
     video: str
@@ -382,6 +382,7 @@ class VideoRecord:
     frames_read: int
     cuts: int
     static_pairs: int
+    faded_pairs: int
     pairs: int
     shards: int
     bytes: int

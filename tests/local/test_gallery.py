@@ -220,11 +220,11 @@ def test_each_input_says_what_became_of_it(labels: GradedSet, collections: tuple
     rows = [[cell for cell in line.split("\n") if cell] for line in page(labels).text["videos"].split("\n\n")]
     by_name = {cells[0]: cells[1:] for cells in rows if cells}
     reasons = {Path(entry.video).name: entry.reason for entry in labels.pairs.ledger()}
-    assert by_name[HOSTILE_BROKEN] == ["0", "0", "-", "-", "-", "nothing", reasons[HOSTILE_BROKEN]]
+    assert by_name[HOSTILE_BROKEN] == ["0", "0", "-", "-", "-", "-", "nothing", reasons[HOSTILE_BROKEN]]
     assert by_name["copy.mp4"][-2:] == ["duplicate", f"has the content of {collections[0] / 'a.mp4'}"]
     for name, pairs in PAIRS.items():
-        # Pairs, frames read, cuts, static pairs.
-        assert by_name[name][:4] == [str(pairs), str(pairs + 1), "0", "0"]
+        # Pairs, frames read, cuts, static and faded pairs.
+        assert by_name[name][:5] == [str(pairs), str(pairs + 1), "0", "0", "0"]
 
 
 def test_a_set_compared_with_itself_differs_nowhere(labels: GradedSet) -> None:

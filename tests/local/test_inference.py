@@ -19,7 +19,7 @@ from pipelines.clips import VideoSource
 from pipelines.inference import Prediction, PredictionOptions, predict, predict_video
 
 PLAIN = PredictionOptions()
-EVERY_PAIR = ClipOptions(cut_threshold=None, static_threshold=0.0, min_size=(1, 1))
+EVERY_PAIR = ClipOptions(cut_threshold=None, static_threshold=0.0, fade_contrast=0.0, min_size=(1, 1))
 
 Frames = UInt8[ndarray, "frames height width 3"]
 

@@ -127,6 +127,46 @@ def test_fast_motion_is_no_cut_even_between_duplicates(tmp_path: Path, repeats: 
     assert all(second % repeats == 0 and first == second - 1 for first, second in pairs(chunks))
 
 
+def faded(frames: Sequence[NDArray[np.uint8]], colour: int, *, away: bool) -> list[NDArray[np.uint8]]:
+    """The frames, ever nearer to a colour, or from it; the last or first one is of the colour alone."""
+    shares = np.linspace(1, 0, len(frames)) if away else np.linspace(0, 1, len(frames))
+    return [
+        np.rint(colour + share * (frame.astype(float) - colour)).astype(np.uint8)
+        for share, frame in zip(shares, frames, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("colour", [0, 255])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_fades_and_blank_frames_leave_no_pair(tmp_path: Path, colour: int, stride: int) -> None:
+    first, second = scene(0, 24), scene(7, 24)
+    blank = [np.full_like(first[0], colour)] * 6
+    frames = [*first[:12], *faded(first[12:], colour, away=True), *blank]
+    frames += [*faded(second[:12], colour, away=False), *second[12:]]
+    chunks, report = read(write(tmp_path / "a.mp4", frames), stride=stride, chunk_pairs=64)
+    # A fade begins and ends with a frame that is as it was.
+    left = {frame for pair in pairs(chunks) for frame in pair}
+    assert left <= {*range(13), *range(40, 54)}
+    assert {*range(0, 12, stride)} <= left
+    assert report.faded_pairs >= 26 // stride
+    whole, _ = read(tmp_path / "a.mp4", stride=stride, fade_contrast=0.0, static_threshold=0.0)
+    assert len(pairs(whole)) > len(pairs(chunks)) + 20 // stride
+
+
+def test_a_cut_to_a_blank_frame_is_no_fade(tmp_path: Path) -> None:
+    frames = [*scene(0, 12), *[np.zeros((HEIGHT, WIDTH, 3), np.uint8)] * 6, *scene(7, 12)]
+    chunks, report = read(write(tmp_path / "a.mp4", frames))
+    assert pairs(chunks) == [(i, i + 1) for i in (*range(11), *range(18, 29))]
+    assert report.cuts == 2
+
+
+def test_darker_and_brighter_is_no_fade_before_all_is_blank(tmp_path: Path) -> None:
+    moving = scene(0, 25)
+    frames = [*faded(moving[:12], 0, away=True)[:10], *faded(moving[12:], 0, away=False)[2:]]
+    _, report = read(write(tmp_path / "a.mp4", frames))
+    assert report.faded_pairs == 0
+
+
 def test_in_two_or_three_frames_fast_motion_is_no_cut_either(tmp_path: Path) -> None:
     for num_frames in (2, 3):
         chunks, _ = read(write(tmp_path / f"{num_frames}.mp4", scene(0, num_frames, speed=40)))
@@ -451,6 +491,7 @@ def test_the_digest_names_the_content_and_nothing_else(tmp_path: Path) -> None:
         ({"size": (64, 16)}, r"size \(64, 16\) must not be below min_size \(32, 32\)"),
         ({"cut_threshold": 1.0}, "cut_threshold 1.0 must be above 1"),
         ({"static_threshold": -1.0}, "static_threshold -1.0"),
+        ({"fade_contrast": -1.0}, "fade_contrast -1.0"),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, object], message: str) -> None:
