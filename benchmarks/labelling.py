@@ -16,11 +16,13 @@ good ones do.
 import argparse
 import os
 import shlex
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -184,8 +186,9 @@ def memory_speeds(network: FlowNetwork, chunks: Sequence[ndarray], processes: in
 
 def labelled(
     videos: str, teacher: Path, location: Path, options: LabellingOptions
-) -> tuple[LabellingSummary, float, float]:
-    """The summary, the seconds to the first shard, and the pairs a second from there to the last."""
+) -> tuple[LabellingSummary, float, list[float]]:
+    """The summary, the seconds to the first shard, and the pairs a second in each quarter from there to the
+    last."""
     start = time.monotonic()
     steps: list[tuple[float, int]] = []
 
@@ -194,8 +197,9 @@ def labelled(
             steps.append((time.monotonic(), progress.new_pairs))
 
     summary = write_labels(videos, [str(teacher)], str(location), options, on_progress=note)
-    (first, before), (last, after) = steps[0], steps[-1]
-    return summary, first - start, (after - before) / (last - first)
+    marks = [steps[quarter * (len(steps) - 1) // 4] for quarter in range(5)]
+    speeds = [(after - before) / (then - now) for (now, before), (then, after) in pairwise(marks)]
+    return summary, marks[0][0] - start, speeds
 
 
 def readable(videos: str, options: ClipOptions) -> tuple[list[str], list[ndarray]]:
@@ -215,7 +219,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--videos", help="a folder of videos; without it, they are rendered")
-    parser.add_argument("--count", type=int, default=24, help="of the rendered videos")
+    parser.add_argument("--count", type=int, default=16, help="of the rendered videos")
     parser.add_argument("--pairs", type=int, default=64, help="most of a video")
     parser.add_argument("--size", type=int, nargs=2, default=(192, 256), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--network", default="laptop", choices=sorted(RECIPES), help="that of a recipe")
@@ -243,10 +247,11 @@ def main() -> None:
             for processes, threads in ((1, cores), (cores, 1))
         }
         bare, checked = memory_speeds(network, chunks, cores)
-        summary, seconds_to_first, speed = labelled(videos, folder / "teacher", folder / "labels", options)
+        summary, seconds_to_first, quarters = labelled(videos, folder / "teacher", folder / "labels", options)
         npz_bytes = sum(path.stat().st_size for path in (folder / "npz1").iterdir())
         npz_pairs = len(list((folder / "npz1").iterdir()))
     script = max(scripts.values())
+    speed = statistics.harmonic_mean(quarters)
     print(f"command: python {shlex.join(sys.argv)}")
     print(
         f"{len(files)} videos, scaled to cover {size[0]}x{size[1]} px, {summary.num_pairs} pairs; network of "
@@ -264,6 +269,7 @@ def main() -> None:
         ("labelling, from video to Parquet", speed),
     ):
         print(f"| {title} | {each:.1f} | {each / script:.2f} | {each / bare:.2f} |")
+    print(f"by quarter of the labelling: {', '.join(f'{each:.1f}' for each in quarters)} pairs/s")
     print(f"first shard after {seconds_to_first:.1f} s; work by stage: ", end="")
     print(", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in summary.stage_seconds.items()))
     print(
