@@ -349,6 +349,9 @@ def _with_fades(
 ) -> Iterator[tuple[_Frame, bool, bool]]:
     """Every frame, whether it begins a shot, and whether its step from the one before is part of a fade or
     between blank frames. Frames wait while contrast falls, as what follows tells."""
+    if least_contrast == 0:
+        yield from ((*each, False) for each in frames)
+        return
     falling: deque[tuple[_Frame, bool]] = deque()
     last = before = 0.0
     rises = False
