@@ -33,8 +33,9 @@ from numpy.typing import NDArray
 from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
-SAMPLER_VERSION = 2
-"""Part of every pair's identity: to be raised when a video and options come to give other pairs or pixels."""
+SAMPLER_VERSION = 1
+"""Part of every pair's identity: to be raised when a video and the same options come to give other pairs or
+pixels."""
 
 
 @runtime_checkable
