@@ -112,7 +112,10 @@ class Labelling:
         self._process.wait()
 
     def finish(self) -> None:
-        """Until it ends well, typed again where it doesn't; RuntimeError if it never does."""
+        """Lets it end, and types it until it ends well without a kill: after one, a video may be unreadable
+        until then. RuntimeError if it never does."""
+        if self._process is not None:
+            self._process.wait()
         for _ in range(5):
             self.start()
             assert self._process is not None
@@ -150,6 +153,7 @@ def killed(kind: str, labelling: Labelling, nodes: Nodes, chance: random.Random)
         return True
     if kind == "node":
         nodes.kill_second()
+        labelling.look()
         nodes.replace_second()
         return True
     title = VICTIMS[kind]
@@ -211,8 +215,10 @@ def main() -> None:
             files = len(undisturbed.contents())
             print(f"undisturbed: {pairs} pairs in {files} files, {seconds:.0f} s", flush=True)
             deaths: Counter[str] = Counter()
+            early = sets = 0
             while deaths.total() < arguments.kills:
-                labelling = Labelling(folder, nodes.address, folder / f"set{deaths.total()}")
+                labelling = Labelling(folder, nodes.address, folder / f"set{sets}")
+                sets += 1
                 while not labelling.is_finished and deaths.total() < arguments.kills:
                     labelling.start()
                     time.sleep(chance.uniform(0.0, _SPAN))
@@ -221,15 +227,16 @@ def main() -> None:
                     if labelling.is_running() and killed(kind, labelling, nodes, chance):
                         deaths[kind] += 1
                         labelling.look()
-                        print(f"killed a {kind} with {len(labelling.first_seen)} files there", flush=True)
+                        written = len(labelling.first_seen)
+                        early += written == 0
+                        print(f"killed a {kind} with {written} of {files} files there", flush=True)
                 labelling.finish()
                 compare(labelling, undisturbed)
                 print(f"finished after {labelling.starts} start(s): the same pairs and bytes", flush=True)
         finally:
             nodes.stop()
-    print(
-        f"{deaths.total()} kills ({', '.join(f'{kind} {n}' for kind, n in sorted(deaths.items()))}): ", end=""
-    )
+    kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(deaths.items()))
+    print(f"{deaths.total()} kills ({kinds}; {early} before a set's first file): ", end="")
     print("0 pairs lost, 0 doubled, no file half-written or written again, every byte the same")
 
 

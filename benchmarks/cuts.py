@@ -4,7 +4,8 @@
 
 Joins shots of 16 to 48 frames to videos whose transitions are known, reads them as labelling does, and calls
 a pair found that is left out: precision is the share of found pairs that are a transition's, recall the share
-of a transition's pairs that are found. Beside it PySceneDetect's detectors as they come, on the same files.
+of a transition's pairs that are found. Beside it PySceneDetect's detectors as they come (they know cuts, and
+no shot of under 15 frames), on the same files.
 Shots are rendered scenes, of constant and of changing light and of fast motion, and with --videos parts of a
 folder's videos, each followed by another one's.
 """
@@ -131,7 +132,7 @@ def score(found: Iterable[tuple[set[int], set[int]]]) -> str:
     """Precision and recall of all (found, true) together."""
     right = sum(len(ours & true) for ours, true in found)
     ours, true = (sum(len(each[side]) for each in found) for side in (0, 1))
-    return f"{right / ours if ours else 1.0:.3f} / {right / true:.3f}"
+    return f"{f'{right / ours:.3f}' if ours else '-'} / {right / true:.3f}"
 
 
 def main() -> None:

@@ -197,6 +197,8 @@ def labelled(
             steps.append((time.monotonic(), progress.new_pairs))
 
     summary = write_labels(videos, [str(teacher)], str(location), options, on_progress=note)
+    if len(steps) < 5:
+        raise SystemExit("labelling ended after fewer than five files; take more videos or pairs")
     marks = [steps[quarter * (len(steps) - 1) // 4] for quarter in range(5)]
     speeds = [(after - before) / (then - now) for (now, before), (then, after) in pairwise(marks)]
     return summary, marks[0][0] - start, speeds

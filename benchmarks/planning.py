@@ -1,4 +1,4 @@
-"""What does the driver of a labelling run hold, for collections of any size?
+"""What does a driver hold to plan the labelling of a collection, whatever its size?
 
     python benchmarks/planning.py [--videos 100 10000 1000000]
 
@@ -12,6 +12,7 @@ import argparse
 import os
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,7 @@ def listed(count: int) -> list[VideoSource]:
 
 
 def peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def plan(count: int) -> None:
@@ -51,6 +52,7 @@ def plan(count: int) -> None:
         peak, seconds = peak_megabytes(), time.monotonic() - start
         each = 1e6 * (peak - before) / progress.num_videos
         print(f"| {count} | {before:.0f} | {peak:.0f} | {each:.0f} | {seconds:.0f} |", flush=True)
+        shutil.rmtree(folder)
         os._exit(0)
 
     with tempfile.TemporaryDirectory() as folder:

@@ -63,7 +63,7 @@ _REPEATS = 4
 _SUDDEN_CHANGE = 50.0
 """Mean HSV difference (0 to 255) that is a cut whatever surrounds it; bmx-trees, four times faster, isn't."""
 _LONGEST_FADE = 50
-"""Frames that wait for the end of a fade at most, two seconds."""
+"""Frames that wait at most for the end of a fade; of a longer one the first are taken for none of it."""
 _FADING = 0.01
 """The share of its contrast that a frame of a fade loses, or gains, at least."""
 _FORMATS_WITH_DURATION = frozenset({"avi", "matroska", "mov", "webm"})
@@ -104,7 +104,8 @@ class ClipOptions:
     # Of real clips the flattest frame has 9.2, a broadcast's black 0.0.
     fade_contrast: float = 1.0
     """Standard deviation of grey (0 to 255) below which a frame is blank. No pair has a blank frame, and none
-    is of a fade: frames whose contrast falls until one is blank, or rises from there. 0 keeps all."""
+    is of the last 50 frames of a fade, whose contrast falls until one is blank, or of one that rises from
+    there. 0 keeps all."""
     max_pairs_per_video: int | None = None
     """The first so many pairs are taken; None takes all."""
     min_size: tuple[int, int] = (32, 32)
@@ -179,11 +180,11 @@ class VideoReport:
 class ChunkReader:
     """The chunks of one video, in order; iterating again reads it again.
 
-    Memory holds about one chunk. A reader yields at least one chunk or raises VideoError; a video that breaks
-    midway yields what came before the break. An OSError is the storage's fault and not the video's: it may be
-    gone another time, so it isn't taken for the video's end. report tells about the latest iteration, during
-    it and afterwards. on_frame is called after each decoded frame: it tells a stretch without pairs from a
-    hang.
+    Memory holds about one chunk, and up to 50 frames more while contrast falls. A reader yields at least one
+    chunk or raises VideoError; a video that breaks midway yields what came before the break. An OSError is
+    the storage's fault and not the video's: it may be gone another time, so it isn't taken for the video's
+    end. report tells about the latest iteration, during it and afterwards. on_frame is called after each
+    decoded frame: it tells a stretch without pairs from a hang.
     """
 
     def __init__(
@@ -229,7 +230,7 @@ class ChunkReader:
         shot_start = 0
         faded = False
         shots = _with_shots(self._decoded(), options)
-        for frame, begins_shot, fades in _with_fades(shots, options.fade_contrast):
+        for frame, begins_shot, fades in _with_fades(shots, options):
             faded |= fades
             if begins_shot:
                 self.report.cuts += 1
@@ -346,34 +347,37 @@ def _with_shots(frames: Iterator[_Frame], options: ClipOptions) -> Iterator[tupl
 
 
 def _with_fades(
-    frames: Iterator[tuple[_Frame, bool]], least_contrast: float
+    frames: Iterator[tuple[_Frame, bool]], options: ClipOptions
 ) -> Iterator[tuple[_Frame, bool, bool]]:
     """Every frame, whether it begins a shot, and whether its step from the one before is part of a fade or
-    between blank frames. Frames wait while contrast falls, as what follows tells."""
-    if least_contrast == 0:
+    has a blank frame. Frames wait while contrast falls, as what follows tells."""
+    if options.fade_contrast == 0:
         yield from ((*each, False) for each in frames)
         return
     falling: deque[tuple[_Frame, bool]] = deque()
-    last = before = 0.0
-    rises = False
+    last: _Frame | None = None
+    contrast = contrast_before_fall = 0.0
+    is_blank = rises = False
     for frame, begins_shot in frames:
+        last_contrast, was_blank = contrast, is_blank
         contrast = frame.contrast
-        blank = contrast < least_contrast
-        # A duplicate changes nothing.
-        repeats = abs(contrast - last) <= 0.001 * last
-        rises = blank or (rises and (repeats or contrast > (1 + _FADING) * last))
-        falls = not rises and (contrast < (1 - _FADING) * last or (repeats and bool(falling)))
-        if not falls or len(falling) == _LONGEST_FADE:
-            # A cut to a blank frame comes from a contrast that is as good as before.
-            faded = blank and last <= before / 2
-            yield from ((*each, faded) for each in falling)
-            falling.clear()
+        is_blank = contrast < options.fade_contrast
+        # A duplicate goes on with whatever was going on.
+        repeats = not begins_shot and last is not None and last.change_to(frame) < options.static_threshold
+        last = frame
+        rises = is_blank or (rises and (repeats or contrast > (1 + _FADING) * last_contrast))
+        falls = not rises and (contrast < (1 - _FADING) * last_contrast or (repeats and bool(falling)))
         if falls:
-            before = before if falling else last
+            contrast_before_fall = contrast_before_fall if falling else last_contrast
             falling.append((frame, begins_shot))
-        else:
-            yield frame, begins_shot, rises
-        last = contrast
+            if len(falling) > _LONGEST_FADE:
+                yield (*falling.popleft(), False)
+            continue
+        # A cut to a blank frame comes from a contrast that is as good as before.
+        faded = is_blank and last_contrast <= contrast_before_fall / 2
+        yield from ((*each, faded) for each in falling)
+        falling.clear()
+        yield frame, begins_shot, rises or was_blank
     yield from ((*each, False) for each in falling)
 
 

@@ -279,7 +279,8 @@ def _remote_videos_at(uri: str) -> list[VideoSource]:
     videos = []
     for video in _videos_among(files):
         names = [f"{video.uri}/{name}".lstrip("/") for name in video.frames] or [video.uri]
-        stamp = Stamp.of([files[name] for name in names])
+        # Of a key with two slashes in a row the name isn't the listing's.
+        stamp = Stamp.of([files[name] for name in names]) if files.keys() >= set(names) else None
         videos.append(VideoSource(_within(uri, video.uri), video.frames, listed=stamp))
     return videos
 

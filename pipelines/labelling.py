@@ -492,7 +492,7 @@ def _groups(sources: Sequence[VideoSource], stamps: Mapping[str, Stamp]) -> list
 
 
 def _sample(source: VideoSource) -> bytes:
-    """Some bytes from the middle of its first file; equal for equal content. None where it can't be read,
+    """Some bytes from the middle of its first file; equal for equal content. No bytes where it can't be read,
     which is for the task to say that reads it."""
     try:
         return _middle_of(source)
@@ -968,7 +968,9 @@ class _Writer:
         if not self.plan.teachers:
             return frames
         labels = pa.ipc.open_stream(row["labels"]).read_all()
-        return pa.table([*frames.columns, *labels.columns], [*frames.column_names, *labels.column_names])
+        return pa.table(
+            [*frames.columns, *labels.columns], schema=pa.schema([*frames.schema, *labels.schema])
+        )
 
 
 @dataclass

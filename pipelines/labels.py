@@ -64,7 +64,7 @@ VIDEO_FILE = "_video.json"
 _INTEGERS, _BOOLS = (
     pa.list_(pa.field("element", element, nullable=False)) for element in (pa.int32(), pa.bool_())
 )
-"""Never null, which Parquet then needn't ask of each element: masks are read two thirds faster."""
+"""Never null, which Parquet then needn't tell of each element."""
 
 
 def _lists(type_: pa.DataType, *names: str) -> list[pa.Field]:
@@ -115,8 +115,8 @@ SPREAD_SCHEMA = pa.schema(
     ]
 )
 """What several teachers add, whose mean the flow is, with the mean's own occlusion: how far they disagree, on
-the flow's grid and in its units, as the root mean square distance of their flows to the mean; and its mean in
-px over all pixels of both directions."""
+the flow's grid and stored as it is, as the root mean square distance of their flows to the mean; and its mean
+in px over all pixels of both directions."""
 TRUTH_SCHEMA = pa.schema(
     [
         *_lists(_INTEGERS, "flow_fw"),

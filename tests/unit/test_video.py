@@ -153,6 +153,25 @@ def test_fades_and_blank_frames_leave_no_pair(tmp_path: Path, colour: int, strid
     assert len(pairs(whole)) > len(pairs(chunks)) + 20 // stride
 
 
+def test_a_fade_takes_nothing_of_the_steady_shot_that_follows(tmp_path: Path) -> None:
+    # The contrast of a texture that comes round again and again hardly changes.
+    steady = [np.roll(scene(0, 1)[0], 3 * i, axis=1) for i in range(40)]
+    black = [np.zeros_like(steady[0])] * 3
+    frames = [*black, *faded(steady[:10], 0, away=False), *steady[10:]]
+    chunks, report = read(write(tmp_path / "a.mp4", frames))
+    assert set(pairs(chunks)) >= {(i, i + 1) for i in range(13, len(frames) - 1)}
+    assert report.faded_pairs + report.static_pairs + report.cuts >= 10
+    chunks, _ = read(write(tmp_path / "cut.mp4", [*black, *steady]))
+    assert pairs(chunks) == [(i, i + 1) for i in range(3, 42)]
+
+
+def test_of_a_fade_longer_than_frames_can_wait_the_last_ones_leave_no_pair(tmp_path: Path) -> None:
+    frames = faded(scene(0, 70, speed=1), 0, away=True)
+    chunks, _ = read(write(tmp_path / "a.mp4", frames), chunk_pairs=64)
+    assert pairs(chunks) == [(i, i + 1) for i in range(len(pairs(chunks)))]
+    assert len(pairs(chunks)) < 30
+
+
 def test_a_cut_to_a_blank_frame_is_no_fade(tmp_path: Path) -> None:
     frames = [*scene(0, 12), *[np.zeros((HEIGHT, WIDTH, 3), np.uint8)] * 6, *scene(7, 12)]
     chunks, report = read(write(tmp_path / "a.mp4", frames))
