@@ -68,6 +68,7 @@ from pipelines.labels import (
     LedgerEntry,
     Outcome,
     SetDescription,
+    ShardSize,
     VideoEntry,
     VideoRecord,
     describe_set,
@@ -938,9 +939,14 @@ class _Writer:
         for row in table.to_pylist():
             started = time.monotonic()
             if row["chunks"]:
-                content = encode_shard(self._table(row), self.plan.options.row_group_pairs)
-                folder.write(shard_name(row["folder"], row["shard"]), content)
-                row |= {"bytes": len(content), "is_new": True, "chunks": [], "labels": b""}
+                name = shard_name(row["folder"], row["shard"])
+                # Ray runs a task anew that was killed after it had written.
+                there = shard_at(self.plan.location, name)
+                if there is None or there.pairs != row["pairs"]:
+                    content = encode_shard(self._table(row), self.plan.options.row_group_pairs)
+                    folder.write(name, content)
+                    there = ShardSize(pairs=row["pairs"], bytes=len(content))
+                row |= {"bytes": there.bytes, "is_new": True, "chunks": [], "labels": b""}
             row["writing"] = time.monotonic() - started
             yield pa.Table.from_pylist([row], schema=_ROW)
 
