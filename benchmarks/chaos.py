@@ -176,8 +176,8 @@ def killed(kind: str, labelling: Labelling, nodes: Nodes, chance: random.Random)
 def compare(labelling: Labelling, undisturbed: Labelling) -> None:
     """RuntimeError where the sets differ."""
     ids, expected = labelling.pair_ids(), undisturbed.pair_ids()
-    lost, doubled = set(expected) - set(ids), len(ids) - len(set(ids))
-    if lost or doubled or ids != expected:
+    if ids != expected:
+        lost, doubled = set(expected) - set(ids), len(ids) - len(set(ids))
         raise RuntimeError(f"{len(lost)} pairs lost, {doubled} doubled of {len(expected)}")
     if labelling.contents() != undisturbed.contents():
         raise RuntimeError(f"{labelling.labels} and {undisturbed.labels} have the same pairs and other bytes")

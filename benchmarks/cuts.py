@@ -26,7 +26,7 @@ from numpy import ndarray
 from scenedetect import AdaptiveDetector, ContentDetector, detect
 
 from flowcore.scenes import SceneOptions, render_scene, write_video
-from flowcore.video import ChunkReader, ClipOptions, VideoError
+from flowcore.video import EVERY_PAIR, ChunkReader, ClipOptions, VideoError
 from pipelines.clips import find_videos
 
 _HEIGHT, _WIDTH = 96, 128
@@ -94,13 +94,8 @@ def rendered_shots(options: SceneOptions, count: int, chance: random.Random) -> 
 def real_frames(folder: str) -> list[ndarray]:
     """The first hundred frames of each video, scaled and cut to one size."""
     found = []
-    options = ClipOptions(
-        size=(_HEIGHT, _WIDTH),
-        min_size=(_HEIGHT, _WIDTH),
-        cut_threshold=None,
-        static_threshold=0.0,
-        chunk_pairs=100,
-    )
+    size = (_HEIGHT, _WIDTH)
+    options = replace(EVERY_PAIR, size=size, min_size=size, chunk_pairs=100)
     for source in find_videos(folder):
         with suppress(VideoError):
             chunk = next(iter(ChunkReader(source.uri, options)))

@@ -250,8 +250,7 @@ def main() -> None:
         }
         bare, checked = memory_speeds(network, chunks, cores)
         summary, seconds_to_first, quarters = labelled(videos, folder / "teacher", folder / "labels", options)
-        npz_bytes = sum(path.stat().st_size for path in (folder / "npz1").iterdir())
-        npz_pairs = len(list((folder / "npz1").iterdir()))
+        npz_bytes = statistics.mean(path.stat().st_size for path in (folder / "npz1").iterdir())
     script = max(scripts.values())
     speed = statistics.harmonic_mean(quarters)
     print(f"command: python {shlex.join(sys.argv)}")
@@ -275,7 +274,7 @@ def main() -> None:
     print(f"first shard after {seconds_to_first:.1f} s; work by stage: ", end="")
     print(", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in summary.stage_seconds.items()))
     print(
-        f"bytes a pair: {npz_bytes / npz_pairs:.0f} in .npz, {summary.bytes / summary.num_pairs:.0f} in "
+        f"bytes a pair: {npz_bytes:.0f} in .npz, {summary.bytes / summary.num_pairs:.0f} in "
         "Parquet, frames included"
     )
 

@@ -144,6 +144,10 @@ class ClipOptions:
             )
 
 
+EVERY_PAIR = ClipOptions(cut_threshold=None, static_threshold=0.0, fade_contrast=0.0)
+"""Leaves out nothing for what it shows."""
+
+
 @dataclass(frozen=True, eq=False)
 class Chunk:
     """Consecutive frames of one shot: frames k and k+1 are a pair.
@@ -362,8 +366,9 @@ def _with_fades(
         last_contrast, was_blank = contrast, is_blank
         contrast = frame.contrast
         is_blank = contrast < options.fade_contrast
-        # A duplicate goes on with whatever was going on.
-        repeats = not begins_shot and last is not None and last.change_to(frame) < options.static_threshold
+        # A duplicate goes on with what was going on.
+        goes_on = (rises or bool(falling)) and not begins_shot
+        repeats = goes_on and last is not None and last.change_to(frame) < options.static_threshold
         last = frame
         rises = is_blank or (rises and (repeats or contrast > (1 + _FADING) * last_contrast))
         falls = not rises and (contrast < (1 - _FADING) * last_contrast or (repeats and bool(falling)))

@@ -31,7 +31,7 @@ from flowcore.hallucination import (
 )
 from flowcore.networks import AnyNetworkConfig, FlowNetConfig, PWCNetConfig, RAFTConfig
 from flowcore.objectives import Photometric, StudentObjective
-from flowcore.video import ClipOptions
+from flowcore.video import EVERY_PAIR, ClipOptions
 from pipelines.labelling import LabellingOptions
 from pipelines.training import TrainingOptions
 
@@ -159,9 +159,6 @@ _CAMERA = Geometric(
 )
 """Moves the camera where it stood still, as it does in most clips: what never moves teaches no flow."""
 
-_EVERY_PAIR = ClipOptions(cut_threshold=None, static_threshold=0.0, fade_contrast=0.0)
-"""A data set's sequences are of one shot each, and the papers leave no pair out."""
-
 
 def _trained(steps: int, unmasked_steps: int = 0, halve_every: int = 100_000) -> TrainingOptions:
     return TrainingOptions(
@@ -252,7 +249,8 @@ RECIPES = {
     "chairs": Recipe(
         description="Flying Chairs without its truth, where sintel and kitti start. A GPU and 8 cores; on an "
         "A100 some 25 hours, estimated. We quote no score.",
-        clips=_EVERY_PAIR,
+        # Here and below: a data set's sequences are of one shot each, and the papers leave no pair out.
+        clips=EVERY_PAIR,
         networks=_FULL,
         augmentation=Challenge(crop=Crop(height=320, width=448)),
         teacher=_TEACHER,
@@ -263,7 +261,7 @@ RECIPES = {
     "sintel": Recipe(
         description="MPI-Sintel; give --init the chairs teacher. A GPU and 8 cores; on an A100 some "
         "50 hours, estimated. DDFlow's paper: EPE 2.92 on clean, 3.98 on final.",
-        clips=_EVERY_PAIR,
+        clips=EVERY_PAIR,
         networks=_FULL,
         augmentation=Challenge(crop=Crop(height=384, width=832)),
         teacher=_TEACHER,
@@ -279,7 +277,7 @@ RECIPES = {
     "kitti": Recipe(
         description="KITTI multi-view; give --init the chairs teacher. A GPU and 8 cores; on an A100 "
         "some 50 hours, estimated. DDFlow's paper: EPE 2.35 on 2012, 5.72 on 2015.",
-        clips=_EVERY_PAIR,
+        clips=EVERY_PAIR,
         networks=_FULL,
         augmentation=Challenge(crop=Crop(height=320, width=896)),
         teacher=_TEACHER,

@@ -9,7 +9,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,7 @@ from flowcore.formats import write_flow, write_image
 from flowcore.geometry import pad_to_multiple, upsample_flow
 from flowcore.networks import FlowNetwork
 from flowcore.shapes import FlowArray, Frame
-from flowcore.video import ClipOptions, VideoError, VideoReport
+from flowcore.video import EVERY_PAIR, VideoError, VideoReport
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.clips import (
     IMAGE_EXTENSIONS,
@@ -46,9 +46,7 @@ from pipelines.locations import shared_folder
 
 FILM_NAME = "flow.mp4"
 
-_EVERY_PAIR = ClipOptions(
-    cut_threshold=None, static_threshold=0.0, fade_contrast=0.0, chunk_pairs=4, min_size=(1, 1)
-)
+_EVERY_PAIR = replace(EVERY_PAIR, chunk_pairs=4, min_size=(1, 1))
 _LOSSLESS = FrameCodec("png")
 _DEFAULT_RATE = Fraction(25)
 
