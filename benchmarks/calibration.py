@@ -27,6 +27,7 @@ from flowcore.metrics import endpoint_error
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene
+from flowcore.shapes import to_images
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.labelling import label_chunk
 from pipelines.labels import decode_flow
@@ -77,7 +78,7 @@ def real(data: Path) -> Iterator[tuple[ndarray, ndarray, ndarray, ndarray]]:
 
 def judged(network: FlowNetwork, pair: tuple[ndarray, ndarray, ndarray, ndarray]) -> Judged:
     image1, image2, flow, known = pair
-    frames = torch.from_numpy(np.stack([image1, image2])).permute(0, 3, 1, 2).float() / 255
+    frames = to_images(np.stack([image1, image2]))
     row = label_chunk([network], frames, ForwardBackwardCheck()).to_pylist()[0]
     height, width = image1.shape[:2]
     label = decode_flow(row["flow_fw"], row["flow_stride"], height, width)

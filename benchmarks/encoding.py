@@ -27,6 +27,7 @@ from numpy import ndarray
 from flowcore.formats import read_flow, read_mask, write_flow, write_mask
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene
+from flowcore.shapes import to_images
 from flowcore.video import ChunkReader, ClipOptions, VideoError
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.clips import find_videos
@@ -66,7 +67,7 @@ def chunks(videos: str | None, pairs: int) -> list[ndarray]:
 
 
 def labelled(network: torch.nn.Module, frames: ndarray) -> pa.Table:
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255
+    pixels = to_images(frames)
     parts = [
         label_chunk([network], pixels[at : at + 2], ForwardBackwardCheck())  # type: ignore[list-item]
         for at in range(len(pixels) - 1)

@@ -35,6 +35,7 @@ from flowcore.geometry import pad_to_multiple, upsample_flow
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
+from flowcore.shapes import to_images
 from flowcore.video import ChunkReader, ClipOptions, VideoError
 from jobs.command import connect
 from jobs.recipes import RECIPES
@@ -124,7 +125,7 @@ class InMemory:
     def __init__(self, network: FlowNetwork, chunks: Sequence[ndarray]) -> None:
         torch.set_num_threads(1)
         self._network = network.eval()
-        self._chunks = [torch.from_numpy(chunk).permute(0, 3, 1, 2).float() / 255 for chunk in chunks]
+        self._chunks = [to_images(chunk) for chunk in chunks]
 
     def pairs_per_second(self, seconds: float, at_once: int, *, checked: bool) -> float:
         """Over all chunks, again and again. checked: with the check and the numbers that go with a label."""

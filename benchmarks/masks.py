@@ -36,6 +36,7 @@ from flowcore.networks import FlowNetwork
 from flowcore.objectives import Batch, Photometric, TeacherObjective
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import Scene, SceneOptions, render_scene
+from flowcore.shapes import to_images
 from pipelines.feed import to_batch
 from pipelines.locations import write_whole
 from pipelines.training import TrainingOptions
@@ -126,7 +127,7 @@ def judged(network: FlowNetwork) -> dict[str, float]:
     errors, counts = FlowErrors(), OcclusionCounts()
     for seed in TEST_SCENES:
         truth = scene(seed, replace(KINDS["mixed"], num_frames=TEST_PAIRS + 1))
-        frames = torch.from_numpy(truth.frames).movedim(-1, 1).float() / 255
+        frames = to_images(truth.frames)
         forward, backward = network.estimate(frames[:-1], frames[1:])
         occluded = torch.from_numpy(truth.occ_fw)[:, None]
         valid = torch.ones_like(occluded)

@@ -1,5 +1,6 @@
 """The shapes that travel through flowcore, as annotations that tests assert."""
 
+import torch
 from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
 from torch import Tensor
@@ -15,3 +16,13 @@ Frame = UInt8[ndarray, "height width 3"]
 """RGB, of one frame as files hold it."""
 FlowArray = Float[ndarray, "2 height width"]
 """[u, v] in pixels, of one frame pair."""
+
+
+def to_images(
+    frames: UInt8[ndarray, "batch height width 3"], device: torch.device | str | None = None
+) -> Image:
+    """Frames as networks take them.
+
+    The order in memory is the shape's, too: on CPUs networks are slower with a view of the frames' own.
+    """
+    return torch.tensor(frames, device=device).movedim(-1, 1).contiguous().float() / 255

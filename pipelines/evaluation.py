@@ -29,7 +29,7 @@ from flowcore.metrics import (
 )
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import ForwardBackwardCheck
-from flowcore.shapes import FlowArray, Frame
+from flowcore.shapes import FlowArray, Frame, to_images
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.locations import shared_folder
 
@@ -240,15 +240,14 @@ class NetworkEstimator:
         self._device = torch.device("cpu")
 
     def __call__(self, image1: Frame, image2: Frame) -> tuple[FlowArray, FlowArray]:
-        flow_fw, flow_bw = self._network.estimate(self._tensor(image1), self._tensor(image2))
+        flow_fw, flow_bw = self._network.estimate(
+            *(to_images(image[None], self._device) for image in (image1, image2))
+        )
         return flow_fw[0].cpu().numpy(), flow_bw[0].cpu().numpy()
 
     def to(self, device: torch.device) -> None:
         self._device = device
         self._network.to(device)
-
-    def _tensor(self, image: Frame) -> torch.Tensor:
-        return torch.from_numpy(image).to(self._device).movedim(-1, 0)[None].float() / 255
 
 
 class _Evaluator:

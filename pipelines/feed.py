@@ -26,6 +26,7 @@ from numpy import ndarray
 
 from flowcore.hallucination import Transformation
 from flowcore.objectives import Batch
+from flowcore.shapes import to_images
 from pipelines.execution import let_ray_data_rest
 from pipelines.labels import PairSet
 
@@ -187,9 +188,9 @@ def to_batch(arrays: dict[str, ndarray], device: torch.device | None = None) -> 
     """Stacked fields of FramePair as the network's tensors: images in [0, 1], masks with a channel axis."""
 
     def tensor(name: str) -> torch.Tensor:
-        values = torch.tensor(arrays[name], device=device)
         if name.startswith("image"):
-            return values.movedim(-1, 1).float() / 255.0
+            return to_images(arrays[name], device)
+        values = torch.tensor(arrays[name], device=device)
         return values if name.startswith("flow") else values.unsqueeze(1)
 
     return Batch(**{name: tensor(name) for name in arrays})

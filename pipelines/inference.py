@@ -28,7 +28,7 @@ from flowcore.drawing import Picture, flow_colors
 from flowcore.formats import write_flow, write_image
 from flowcore.geometry import pad_to_multiple, upsample_flow
 from flowcore.networks import FlowNetwork
-from flowcore.shapes import FlowArray, Frame
+from flowcore.shapes import FlowArray, Frame, to_images
 from flowcore.video import EVERY_PAIR, VideoError, VideoReport
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.clips import (
@@ -176,7 +176,7 @@ class _StreamedFlow:
     def __call__(self, image: Frame) -> FlowArray | None:
         """The flow from the frame before to `image`, None for a first frame."""
         height, width = image.shape[:2]
-        frame = torch.from_numpy(image).to(self._device).movedim(-1, 0)[None].float() / 255
+        frame = to_images(image[None], self._device)
         before, self._features = (
             self._features,
             self._network.encode(pad_to_multiple(frame, self._network.multiple)),

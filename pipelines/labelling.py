@@ -44,7 +44,7 @@ from flowcore.geometry import backward_warp, upsample_flow
 from flowcore.networks import FlowNetwork, NetworkConfig
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.photometric import census_border, census_distance
-from flowcore.shapes import Flow, Mask
+from flowcore.shapes import Flow, Mask, to_images
 from flowcore.video import SAMPLER_VERSION, ClipOptions, VideoError, VideoReport
 from pipelines import checkpoints
 from pipelines.clips import (
@@ -846,8 +846,7 @@ class _Teacher:
 
     def _labels(self, chunk: Mapping[str, Any]) -> pa.Table:
         codec = self._plan.options.codec
-        pixels = torch.from_numpy(np.stack([codec.decode(frame) for frame in chunk["frames"]]))
-        frames = pixels.to(self._device).permute(0, 3, 1, 2).float() / 255
+        frames = to_images(np.stack([codec.decode(frame) for frame in chunk["frames"]]), self._device)
         step = max(1, _STEP_PIXELS[self._device.type] // frames[0, 0].numel())
         labels = pa.concat_tables(
             [

@@ -13,6 +13,7 @@ from numpy import ndarray
 from flowcore.formats import read_flow, read_image, write_image
 from flowcore.networks import FlowNetwork, PWCNetConfig
 from flowcore.scenes import SceneOptions, render_scene, write_video
+from flowcore.shapes import to_images
 from flowcore.video import ChunkReader, ClipOptions
 from pipelines.checkpoints import load_model, save_model
 from pipelines.clips import VideoSource
@@ -51,12 +52,8 @@ def write_images(folder: Path, frames: Frames, names: list[str]) -> Path:
     return folder
 
 
-def tensor(image: UInt8[ndarray, "height width 3"]) -> torch.Tensor:
-    return torch.from_numpy(image).movedim(-1, 0)[None].float() / 255
-
-
 def flow_of_pair(network: FlowNetwork, image1: ndarray, image2: ndarray) -> Float[ndarray, "2 height width"]:
-    flow_fw, _ = network.estimate(tensor(image1), tensor(image2))
+    flow_fw, _ = network.estimate(to_images(image1[None]), to_images(image2[None]))
     return flow_fw[0].numpy()
 
 

@@ -25,6 +25,7 @@ from flowcore.formats import write_image
 from flowcore.networks import FlowNetwork, PWCNetConfig
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
+from flowcore.shapes import to_images
 from flowcore.video import ClipOptions
 from pipelines import labelling
 from pipelines.checkpoints import fetch_model, model_digest, save_model
@@ -114,10 +115,6 @@ def labels(
     return PairSet.open(str(location))
 
 
-def tensor(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-
-
 def contents(location: Path | str) -> dict[str, bytes]:
     return {str(path.relative_to(location)): path.read_bytes() for path in Path(location).rglob("*.parquet")}
 
@@ -191,7 +188,7 @@ def test_labels_are_the_teachers_output_on_the_stored_frames(
         row = labels.read_group(labels.files[entry["file"]], entry["row_group"])[entry["row"]]
         pair = decode_row(row)
         sizes.add(pair.image1.shape)
-        forward, backward = network.estimate(tensor(pair.image1), tensor(pair.image2))
+        forward, backward = network.estimate(to_images(pair.image1[None]), to_images(pair.image2[None]))
         assert pair.flow_fw is not None
         assert pair.flow_bw is not None
         # Its own rounding differs with the number of pairs that it sees at once.
