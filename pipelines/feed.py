@@ -78,6 +78,11 @@ class Plan:
         steps = self.steps_per_epoch
         return order[: steps * self.global_batch].reshape(self.global_batch, steps).T
 
+    def pair_ids(self, step: int) -> list[str]:
+        """Of the step's global batch."""
+        epoch, at = divmod(step, self.steps_per_epoch)
+        return cast(list[str], self.index["pair_id"].take(self.epoch(epoch)[at]).to_pylist())
+
     def windows(self, start: int, stop: int, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
         """What worker `rank` reads for the steps from `start` to before `stop`, in windows of a few steps.
 

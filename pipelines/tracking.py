@@ -127,10 +127,14 @@ class Run:
         """True where the metric was recorded, now or before the run was resumed."""
         return metric in self._last_step
 
+    def last_step(self, metric: str) -> int:
+        """The last step at which the metric was recorded, -1 where it wasn't."""
+        return int(self._last_step.get(metric, -1))
+
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Records metrics at `step` in one request; ignores one that was recorded at this step or a later."""
         now = time.time_ns() // 1_000_000
-        fresh = {key: float(value) for key, value in values.items() if step > self._last_step.get(key, -1)}
+        fresh = {key: float(value) for key, value in values.items() if step > self.last_step(key)}
         if fresh:
             metrics = [Metric(key, value, now, step) for key, value in fresh.items()]
             self._client.log_batch(self.run_id, metrics=metrics)
@@ -194,6 +198,10 @@ class Run:
             self._client.log_artifacts(self.run_id, str(path), folder)
         else:
             self._client.log_artifact(self.run_id, str(path), folder)
+
+    def document(self, path: str, values: Mapping[str, object]) -> None:
+        """Stores JSON as the run's artifact `path`."""
+        self._client.log_dict(self.run_id, dict(values), path)
 
     def finish(self, status: str = "FINISHED") -> None:
         """Ends the run as FINISHED, FAILED or KILLED."""

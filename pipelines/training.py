@@ -25,7 +25,9 @@ import ray.train.torch
 import torch
 import torch.distributed
 from pyarrow.fs import FileSystem
+from ray.train import PreemptionInfo
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from flowcore.drawing import comparison_panel
 from flowcore.hallucination import FramePair, Transformation
@@ -51,6 +53,11 @@ if TYPE_CHECKING:
     from pipelines.tracking import Run
 
 
+_NOTICE_STEPS = 10
+"""Steps between two questions whether a node is about to be taken away: each makes the workers wait for each
+other, some milliseconds, and Ray itself asks every 5 seconds."""
+
+
 class TrainingStopped(RuntimeError):  # noqa: N818 - not every stop is an error of the program
     """Training ended before its last step because going on is useless; the message names the remedy."""
 
@@ -74,6 +81,12 @@ class TrainingOptions:
     halve_every: int = 50_000
     clip_norm: float = 1.0
     """Gradients longer than this are scaled down to it."""
+    ema_decay: float = 0.0
+    """How much of the weights' moving average a step keeps, less in the first ones. The average is then what
+    is validated, stored and registered. 0: the weights themselves."""
+    max_skipped: int = 10
+    """Steps that may be left out because their loss or gradient isn't finite; one more ends the training. The
+    run's artifacts name their pairs, in `skipped`."""
     workers: int = 1
     """Training processes, each with a GPU or a CPU of its own."""
     accelerator: Literal["auto", "gpu", "cpu"] = "auto"
@@ -91,7 +104,8 @@ class TrainingOptions:
     """The share of pairs that is held back for validation, and the most of them."""
     keep_checkpoints: int = 3
     max_failures: int = 3
-    """Dead workers to recover from before giving up."""
+    """Dead workers to recover from before giving up. Nodes that are taken away with notice, as spot machines
+    are, don't count."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -103,6 +117,10 @@ class TrainingOptions:
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)} must be above 0")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay {self.ema_decay} must lie in [0, 1)")
+        if self.max_skipped < 0:
+            raise ValueError(f"max_skipped {self.max_skipped} must not be below 0")
         if not 0 <= self.unmasked_steps <= self.steps:
             raise ValueError(f"unmasked_steps {self.unmasked_steps} must lie in 0..steps, {self.steps}")
         if self.global_batch % self.workers:
@@ -344,14 +362,19 @@ class _Worker:
             for source, plan in zip(self.training.sources, self.plans, strict=True)
         ]
         self.network = self._initial_network().to(self.device)
+        self.average = (
+            AveragedModel(self.network, multi_avg_fn=self._average) if self.options.ema_decay else None
+        )
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=self.options.learning_rate, betas=(0.9, 0.999)
         )
         self.step = 0
+        self.skipped = 0
+        self.notice: PreemptionInfo | None = None
         self.first_validation: dict[str, float] | None = None
         self.validation: dict[str, float] = {}
-        self._resume()
         self.log = _run_of(training) if self.rank == 0 else None
+        self._resume()
         self.parallel = ray.train.torch.prepare_model(self.network, move_to_device=False)
 
     def _initial_network(self) -> FlowNetwork:
@@ -360,6 +383,16 @@ class _Worker:
         if self.training.initial is not None:
             network.load_state_dict(self.training.initial)
         return network
+
+    @property
+    def result(self) -> FlowNetwork:
+        """What the training makes: the network or its average."""
+        return self.network if self.average is None else cast(FlowNetwork, self.average.module)
+
+    def _average(self, averages: Any, weights: Any, _number: Any) -> None:
+        # Fresh weights would be in the average for long: it begins with the mean of few steps.
+        decay = min(self.options.ema_decay, (1 + self.step) / (10 + self.step))
+        get_ema_multi_avg_fn(decay)(averages, weights, _number)
 
     def _resume(self) -> None:
         checkpoint = ray.train.get_checkpoint()
@@ -372,15 +405,25 @@ class _Worker:
                 "resume it with the same videos or labels, --where and options, or start a new one"
             )
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        self.step, self.skipped = state["step"], state["skipped"]
         self.first_validation, self.validation = state["first_validation"], state["validation"]
+        if self.log is not None:
+            self._log({"train/steps_done_again": max(0, self.log.last_step("train/loss") - self.step)})
 
     @patient
     def _load(self, checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
         """Takes the checkpoint's weights; gives the rest of the state."""
         with checkpoint.as_directory() as folder:
-            load_weights_into(self.network, Path(folder))
-            return load_training_state(Path(folder))
+            load_weights_into(self.result, Path(folder))
+            state = load_training_state(Path(folder))
+        weights = state["weights"]
+        if self.average is not None:
+            # A run that had no average begins one.
+            self.average.n_averaged.fill_(int(bool(weights)))
+            weights = weights or self.result.state_dict()
+        if weights:
+            self.network.load_state_dict(weights)
+        return state
 
     def run(self) -> dict[str, Any]:
         """Trains from where the worker stands to the last step, or to where going on is useless."""
@@ -411,17 +454,22 @@ class _Worker:
                 window.end_waiting()
                 window.add(self._update(step_batches), options.global_batch * len(feeds))
                 self.step += 1
+                is_stored = False
                 last = self.step == options.steps
                 if self.step % options.log_every == 0 or last:
                     means = window.means()
                     self._log({f"train/{key}": value for key, value in means.items()})
+                    self._log({"train/skipped_steps": self.skipped})
                     if self.rank == 0:
-                        self.reporter.report(self.step, loss=means["loss"])
+                        self.reporter.report(self.step, loss=means.get("loss", math.nan))
                     window = _Window()
                 if self.step % options.validate_every == 0 or last:
                     self.validation = self._validate()
                     if self.step > options.unmasked_steps:
                         self.training.alarm.check(self.validation, self.first_validation)
+                    self._checkpoint()
+                    is_stored = True
+                if self.step % _NOTICE_STEPS == 0 and self._is_news() and not is_stored:
                     self._checkpoint()
         except TrainingStopped as reason:
             # every worker sees the same global numbers, so that every worker stops here, and none is started
@@ -434,8 +482,14 @@ class _Worker:
             "validation_digest": _digest(self.held_back["pair_id"].to_pylist()),
         }
 
+    def _is_news(self) -> bool:
+        """Whether a node with a worker is about to be taken away, and wasn't when last asked."""
+        before, self.notice = self.notice, ray.train.get_preemption_info()
+        return self.notice is not None and self.notice != before
+
     def _update(self, step_batches: Sequence[Batch]) -> dict[str, float]:
-        """One optimiser step; returns the global loss and what is watched, averaged over the global batch."""
+        """One optimiser step; returns the global loss and what is watched, averaged over the global batch;
+        nothing for a step that is left out."""
         rate = self.options.learning_rate_at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -451,19 +505,31 @@ class _Worker:
         ]
         outcome = Outcome(terms=terms, watched=outcomes[0].watched)
         loss, facts = global_loss(outcome, self.world_size, self.options.global_batch)
+        # Every worker sees the same global numbers, and skips the same steps.
         if not math.isfinite(facts["loss"]):
-            raise TrainingStopped(
-                f"the loss of step {self.step} is {facts['loss']}; lower learning_rate or clip_norm"
-            )
+            self._skip(f"the loss of step {self.step} is {facts['loss']}")
+            return {}
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
         if not torch.isfinite(norm):
-            raise TrainingStopped(
-                f"the gradient of step {self.step} is not finite; lower learning_rate or clip_norm"
-            )
+            self._skip(f"the gradient of step {self.step} is not finite")
+            return {}
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
         return {**facts, "learning_rate": rate, "gradient_norm": float(norm)}
+
+    def _skip(self, reason: str) -> None:
+        self.skipped += 1
+        if self.log is not None:
+            pairs = [plan.pair_ids(self.step) for plan in self.plans]
+            self.log.document(f"skipped/step-{self.step:08d}.json", {"reason": reason, "pair_ids": pairs})
+        if self.skipped > self.options.max_skipped:
+            raise TrainingStopped(
+                f"{reason}, and max_skipped {self.options.max_skipped} such steps were left out before it; "
+                "lower learning_rate or clip_norm, or look at the pairs, which skipped in its artifacts names"
+            )
 
     def _held_back_pairs(self) -> list[FramePair]:
         """This worker's share of the held-back pairs, whole frames."""
@@ -480,12 +546,12 @@ class _Worker:
             ),
             0.0,
         )
-        self.network.eval()
+        network = self.result.eval()
         check = ForwardBackwardCheck()
         has_truth = self.training.sources[0].pairs.has_truth
         for number, pair in enumerate(self._held_back_pairs()):
             frames = to_batch({"image1": pair.image1[None], "image2": pair.image2[None]}, self.device)
-            flow_fw, flow_bw = self.network.estimate(frames.image1, frames.image2)
+            flow_fw, flow_bw = network.estimate(frames.image1, frames.image2)
             for key, value in validate_pair(frames.image1, frames.image2, flow_fw, flow_bw, check).items():
                 sums[key] += value
             if has_truth:
@@ -510,7 +576,7 @@ class _Worker:
                     comparison_panel(pair.image1, pair.image2, predictions=predictions),
                     self.step,
                 )
-        self.network.train()
+        network.train()
         totals = dict(zip(sums, _summed(list(sums.values()), self.world_size, self.device), strict=True))
         pairs = max(totals["pairs"], 1.0)
         means = {key: totals[key] / pairs for key in ("occluded", "motion", "flow_variance")}
@@ -537,12 +603,15 @@ class _Worker:
             return
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            save_model(folder, self.network, self.training.provenance)
+            save_model(folder, self.result, self.training.provenance)
             save_training_state(
                 folder,
                 {
                     "optimizer": self.optimizer.state_dict(),
+                    # Those of the network, where the model's are its average.
+                    "weights": {} if self.average is None else self.network.state_dict(),
                     "step": self.step,
+                    "skipped": self.skipped,
                     "plans": self._plan_digests,
                     "first_validation": self.first_validation,
                     "validation": self.validation,
@@ -607,7 +676,7 @@ class _Window:
     def add(self, facts: Mapping[str, float], pairs: int) -> None:
         for key, value in facts.items():
             self._sums[key] = self._sums.get(key, 0.0) + value
-        self._steps += 1
+        self._steps += bool(facts)
         self._pairs += pairs
         self._seconds += time.monotonic() - self._step_began
 

@@ -1,22 +1,29 @@
-"""A training worker and then the driver killed with -9: training goes on from the last checkpoint, to the
-same weights, in one run."""
+"""A training worker, the driver or a node taken away: training goes on from the last checkpoint, to the same
+weights, in one run."""
 
+import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pytest
+from mlflow.entities import Run
+from ray._raylet import GcsClient
+from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from pipelines import tracking
 from pipelines.checkpoints import load_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+T = TypeVar("T")
 
 DRIVER = """
 import json, sys
@@ -28,10 +35,12 @@ from jobs.recipes import RECIPES
 from jobs.train_teacher import recipes, train_teacher
 
 if __name__ == "__main__":
-    videos, root, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    resume = sys.argv[4] if len(sys.argv) > 4 else None
+    videos, root, (steps, validate_every) = sys.argv[1], sys.argv[2], map(int, sys.argv[3:5])
+    resume = sys.argv[5] if len(sys.argv) > 5 else None
     _, options = recipes()["smoke"]
-    training = replace(options.training, steps=steps, unmasked_steps=steps, validate_every=10, log_every=5)
+    training = replace(
+        options.training, steps=steps, unmasked_steps=steps, validate_every=validate_every, log_every=5
+    )
     connect()
     options = replace(options, videos=videos, run_root=root, training=training, resume=resume)
     uri = train_teacher("smoke", options)
@@ -48,13 +57,19 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, videos: Path, steps: int, *resume: str) -> subprocess.Popen[str]:
+def start(
+    folder: Path, videos: Path, *resume: str, steps: int = 60, validate_every: int = 10, **environment: str
+) -> subprocess.Popen[str]:
     driver = folder / "driver.py"
     driver.write_text(DRIVER)
     return subprocess.Popen(
-        [sys.executable, str(driver), str(videos), str(folder / "runs"), str(steps), *resume],
+        [
+            *(sys.executable, str(driver), str(videos), str(folder / "runs")),
+            *(str(steps), str(validate_every), *resume),
+        ],
         env={
             **os.environ,
+            **environment,
             "PYTHONPATH": str(REPOSITORY),
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
         },
@@ -67,12 +82,16 @@ def start(folder: Path, videos: Path, steps: int, *resume: str) -> subprocess.Po
 def result_of(driver: subprocess.Popen[str]) -> str:
     out, errors = driver.communicate(timeout=240)
     assert driver.returncode == 0, errors[-4000:]
-    return str(json.loads(out.split("RESULT", 1)[1]))
+    # Of a cluster the workers print, too.
+    return str(json.loads(out.split("RESULT", 1)[1].splitlines()[0]))
 
 
-def train_worker_of(driver: subprocess.Popen[str]) -> psutil.Process:
-    children = psutil.Process(driver.pid).children(recursive=True)
-    return next(child for child in children if "RayTrainWorker" in " ".join(child.cmdline()))
+def train_worker_of(parent: int) -> psutil.Process | None:
+    for child in psutil.Process(parent).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(child.cmdline()):
+                return child
+    return None
 
 
 def weights_digest(folder: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -80,14 +99,37 @@ def weights_digest(folder: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> s
     return load_model(tracking.download(uri))[1].digest
 
 
-def await_checkpoint(driver: subprocess.Popen[str], folder: Path, step: int) -> str:
-    """The id of the run that wrote it."""
+def await_(driver: subprocess.Popen[str], found: Callable[[], T | None]) -> T:
     deadline = time.monotonic() + 200
-    while not (written := list((folder / "runs").glob(f"*/step-{step:08}/model.json"))):
+    while (it := found()) is None:
         assert driver.poll() is None, driver.communicate()[1][-4000:]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    return written[0].parent.parent.name
+    return it
+
+
+def checkpoint_of(folder: Path, step: str) -> Path | None:
+    return next((folder / "runs").glob(f"*/step-{step}/model.json"), None)
+
+
+def only_run(folder: Path) -> Run:
+    client = client_of(folder)
+    (run,) = client.search_runs([client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id])
+    return run
+
+
+def client_of(folder: Path) -> tracking.MlflowClient:
+    return tracking.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def logged_steps(folder: Path, metric: str = "train/loss") -> list[int]:
+    history = client_of(folder).get_metric_history(only_run(folder).info.run_id, metric)
+    return [each.step for each in history]
+
+
+def expect_each_step_once(folder: Path, steps: int) -> None:
+    assert only_run(folder).info.status == "FINISHED"
+    assert sorted(logged_steps(folder)) == list(range(5, steps + 1, 5))
 
 
 @pytest.mark.cluster
@@ -98,24 +140,56 @@ def test_killing_a_worker_and_then_the_driver_ends_in_the_same_weights_and_one_r
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     for folder in (undisturbed, disturbed):
         folder.mkdir()
-    calm = result_of(start(undisturbed, videos, steps=60))
+    calm = result_of(start(undisturbed, videos))
 
-    driver = start(disturbed, videos, steps=60)
-    await_checkpoint(driver, disturbed, 10)
-    os.kill(train_worker_of(driver).pid, signal.SIGKILL)
+    driver = start(disturbed, videos)
+    await_(driver, lambda: checkpoint_of(disturbed, "00000010"))
+    worker = train_worker_of(driver.pid)
+    assert worker is not None
+    worker.kill()
     # only a worker that went on from a checkpoint gets there
-    run_id = await_checkpoint(driver, disturbed, 30)
+    run_id = await_(driver, lambda: checkpoint_of(disturbed, "00000030")).parent.parent.name
     driver.kill()
     driver.communicate()
-    resumed = result_of(start(disturbed, videos, 60, run_id))
+    resumed = result_of(start(disturbed, videos, run_id))
 
     assert weights_digest(disturbed, resumed, monkeypatch) == weights_digest(undisturbed, calm, monkeypatch)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{disturbed / 'mlflow.db'}")
-    client = tracking.MlflowClient(tracking.tracking_uri())
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
-    (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.run_id == run_id
-    assert run.info.status == "FINISHED"
-    steps = [metric.step for metric in client.get_metric_history(run_id, "train/loss")]
-    assert sorted(set(steps)) == list(range(5, 61, 5))
-    assert len(steps) == len(set(steps))
+    assert only_run(disturbed).info.run_id == run_id
+    expect_each_step_once(disturbed, 60)
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(600)
+def test_notice_that_a_node_will_be_taken_away_makes_a_checkpoint(tmp_path: Path, videos: Path) -> None:
+    steps = 300
+    # Nothing but the driver fits the head, so that the training is on the other node.
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        node = cluster.add_node(num_cpus=3)
+        driver = start(
+            tmp_path,
+            videos,
+            steps=steps,
+            validate_every=steps,
+            RAY_ADDRESS=cluster.address,
+            RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="1",
+            RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="0.2",
+        )
+        await_(driver, lambda: train_worker_of(os.getpid()))
+        cluster.add_node(num_cpus=3)
+        await_(driver, lambda: True if logged_steps(tmp_path) else None)
+        # As the command `ray drain-node` does, which takes seconds to start.
+        deadline = int((time.time() + 10) * 1000)
+        preemption = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+        GcsClient(cluster.address).drain_node(node.node_id, preemption, "a spot machine", deadline)
+        # The validation's own comes with the last step.
+        stored = await_(driver, lambda: checkpoint_of(tmp_path, "*")).parent
+        cluster.remove_node(node, allow_graceful=False)
+        result_of(driver)
+    finally:
+        cluster.shutdown()
+    step = int(stored.name.removeprefix("step-"))
+    assert 0 < step < steps
+    expect_each_step_once(tmp_path, steps)
+    # It went on from there.
+    assert logged_steps(tmp_path, "train/steps_done_again") == [step]

@@ -1,5 +1,6 @@
 """The one training loop on real Ray, MLflow and Parquet: gradients, resuming, alarms, errors."""
 
+import json
 import math
 import re
 import sys
@@ -19,6 +20,7 @@ from flowcore.video import ClipOptions
 from jobs import train_teacher
 from pipelines import tracking
 from pipelines.checkpoints import CARD_FILE, WEIGHTS_FILE, load_model, load_training_state, save_model
+from pipelines.feed import Plan, hold_back
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.labels import PairSet
 from pipelines.training import (
@@ -172,15 +174,52 @@ class Poisoned:
         return replace(outcome, terms=[replace(term, total=term.total * math.nan) for term in outcome.terms])
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+def test_steps_whose_loss_is_not_finite_are_left_out_and_named_and_above_a_limit_end_the_training(
     pairs: PairSet, project: Path
 ) -> None:
-    with pytest.raises(TrainingStopped, match="the loss of step 3 is nan") as stopped:
-        trained(pairs, project, replace(OPTIONS, steps=8), objective=Poisoned())
+    options = replace(OPTIONS, steps=8, max_skipped=2)
+    with pytest.raises(TrainingStopped, match="the loss of step 5 is nan, and max_skipped 2") as stopped:
+        trained(pairs, project, options, objective=Poisoned())
     (folder,) = re.findall(r"checkpoint is (\S+)\)", str(stopped.value))
-    assert folder.endswith("step-00000002")
+    assert folder.endswith("step-00000004")
     network, _ = load_model(Path(folder))
     assert all(torch.isfinite(weight).all() for weight in network.parameters())
+    client = tracking.MlflowClient(tracking.tracking_uri(project))
+    run_id = Path(folder).parent.name
+    history = client.get_metric_history(run_id, "train/skipped_steps")
+    assert [(metric.step, metric.value) for metric in history] == [(2, 0), (4, 1)]
+    # The mean of the one step that wasn't left out.
+    assert math.isfinite(client.get_metric_history(run_id, "train/loss")[-1].value)
+    index, _ = hold_back(pairs.index(), OPTIONS.held_back_share, OPTIONS.held_back_most)
+    plan = Plan(index=index, global_batch=OPTIONS.global_batch, seed=OPTIONS.seed)
+    for step in (3, 4, 5):
+        name = f"skipped/step-{step:08d}.json"
+        skipped = json.loads(Path(client.download_artifacts(run_id, name, str(project))).read_text())
+        assert skipped == {
+            "reason": f"the loss of step {step} is nan",
+            "pair_ids": [index["pair_id"].take(plan.epoch(step // 5)[step % 5]).to_pylist()],
+        }
+
+
+def test_the_average_of_the_weights_is_what_a_training_gives_also_resumed(
+    pairs: PairSet, project: Path, finished: tuple[TrainingResult, str]
+) -> None:
+    half = replace(OPTIONS, steps=2, unmasked_steps=2, validate_every=1, keep_checkpoints=9, ema_decay=0.4)
+    _, run_id = trained(pairs, project, half)
+    result, _ = trained(pairs, project, replace(half, steps=4, unmasked_steps=4), resume=run_id)
+    folders = [project / "runs" / run_id / f"step-{step:08d}" for step in (1, 2, 3, 4)]
+    weights = [load_training_state(folder)["weights"] for folder in folders]
+    averages = [load_model(folder)[0].state_dict() for folder in folders]
+    # The training itself is the one without an average.
+    plain = load_model(finished[0].model)[0].state_dict()
+    assert all(torch.equal(weights[3][name], value) for name, value in plain.items())
+    for step, decay in ((1, 2 / 11), (2, 3 / 12), (3, 4 / 13)):
+        for name, value in averages[step].items():
+            expected = decay * averages[step - 1][name] + (1 - decay) * weights[step][name]
+            torch.testing.assert_close(value, expected)
+    assert not torch.equal(averages[3]["encoder.0.0.0.weight"], weights[3]["encoder.0.0.0.weight"])
+    final = load_model(result.model)[0].state_dict()
+    assert all(torch.equal(final[name], value) for name, value in averages[3].items())
 
 
 def test_a_collapse_stops_with_its_remedy(pairs: PairSet, project: Path) -> None:
@@ -286,6 +325,8 @@ def test_more_workers_than_the_cluster_has_room_for_is_an_error_and_not_a_wait(
         {"held_back_most": 0},
         {"learning_rate": 0.0},
         {"clip_norm": -1.0},
+        {"ema_decay": 1.0},
+        {"max_skipped": -1},
     ],
 )
 def test_options_that_make_no_sense_are_refused(change: dict[str, int]) -> None:
