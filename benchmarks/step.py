@@ -1,0 +1,220 @@
+"""What do the functions written by hand save? The census distance, the cost volume, the warp and a whole
+step of the teacher beside the same written straightforwardly for autograd.
+
+    python benchmarks/step.py [--compiled]
+
+The straightforward forms hold every offset of a patch and every displacement as a channel, and a step of
+theirs encodes each frame once for each direction. Each form's values and gradients are compared with the
+others' before any is timed. Prints, forward and backward together, the milliseconds of each, taken in turn,
+and the memory at its highest above what was held before (Linux only). --compiled adds the straightforward
+form as torch.compile makes it, which takes some minutes and a C++ compiler.
+"""
+
+import argparse
+import ctypes
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from flowcore import photometric
+from flowcore.geometry import backward_warp, pixel_grid
+from flowcore.networks import BidirectionalFlow, FlowNetwork
+from flowcore.networks.correlation import cost_volume, normalize_features
+from flowcore.objectives import Batch, Estimator, TeacherObjective
+from flowcore.photometric import census_border, census_distance, grey
+from flowcore.scenes import SceneOptions, render_scene
+from flowcore.shapes import to_images
+from jobs.recipes import RECIPES
+from pipelines.training import global_loss
+
+_ROUNDS = 9
+_PAIRS, _HEIGHT, _WIDTH = 4, 192, 256
+
+
+def plain_census(image1: Tensor, image2: Tensor) -> Tensor:
+    """As census_distance."""
+    signatures = []
+    for image in (image1, image2):
+        centre = grey(image)
+        batch, _, height, width = centre.shape
+        patches = functional.unfold(centre, 7, padding=3).view(batch, 49, height, width)
+        difference = patches - centre
+        signatures.append(difference / (0.81 + difference**2).sqrt())
+    mismatch = (signatures[0] - signatures[1]) ** 2
+    distance = (mismatch / (0.1 + mismatch)).sum(dim=1, keepdim=True)
+    return distance.masked_fill(census_border(image1), 0.0)
+
+
+def plain_cost_volume(features1: Tensor, features2: Tensor, radius: int = 4) -> Tensor:
+    """As cost_volume."""
+    height, width = features1.shape[-2:]
+    padded = functional.pad(features2, (radius,) * 4)
+    side = 2 * radius + 1
+    slices = [
+        (features1 * padded[..., dy : dy + height, dx : dx + width]).sum(dim=1)
+        for dy in range(side)
+        for dx in range(side)
+    ]
+    return torch.stack(slices, dim=1)
+
+
+def plain_warp(image: Tensor, flow: Tensor) -> Tensor:
+    """As backward_warp, but for what isn't finite."""
+    height, width = image.shape[-2:]
+    x, y = (pixel_grid(height, width) + flow).unbind(dim=1)
+    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
+    return functional.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def plain_estimate(network: FlowNetwork, image1: Tensor, image2: Tensor) -> BidirectionalFlow:
+    """As the network's own, one direction after the other."""
+    return BidirectionalFlow(
+        forward=network.decode(network.encode(image1), network.encode(image2)),
+        backward=network.decode(network.encode(image2), network.encode(image1)),
+        strides=network.strides,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """One way to compute something: a scalar, and then the gradients of `inputs`."""
+
+    name: str
+    loss: Callable[[], Tensor]
+    inputs: Sequence[Tensor]
+
+    def run(self) -> list[Tensor]:
+        loss = self.loss()
+        return [loss.detach(), *torch.autograd.grad(loss, self.inputs)]
+
+
+def function_forms(
+    function: Callable[..., Tensor], plain: Callable[..., Tensor], compiled: bool, *inputs: Tensor
+) -> list[Form]:
+    for each in inputs:
+        each.requires_grad_()
+    # A gradient that differs from pixel to pixel.
+    weights = torch.rand_like(function(*inputs).detach())
+
+    def loss(form: Callable[..., Tensor]) -> Tensor:
+        return (form(*inputs) * weights).mean()
+
+    forms = {"ours": function, "plain": plain}
+    if compiled:
+        forms["compiled"] = torch.compile(plain)
+    return [Form(name=name, loss=partial(loss, form), inputs=inputs) for name, form in forms.items()]
+
+
+def step_forms(batch: Batch, compiled: bool) -> list[Form]:
+    network = RECIPES["demo"].networks["pwcnet"].build()
+    objective = TeacherObjective()
+
+    def loss(estimate: Estimator, *replaced: Callable[..., Tensor]) -> Tensor:
+        with ExitStack() as stack:
+            for place, function in zip(
+                ("networks.pwcnet.cost_volume", "networks.pwcnet.backward_warp", "objectives.backward_warp"),
+                replaced[1:],
+                strict=False,
+            ):
+                stack.enter_context(mock.patch(f"flowcore.{place}", function))
+            if replaced:
+                census = {"census": (replaced[0], photometric.PATCH_RADIUS)}
+                stack.enter_context(mock.patch.dict(photometric.DISTANCES, census))
+            return global_loss(objective(estimate, batch, masked=True), 1, _PAIRS)[0]
+
+    plain = partial(plain_estimate, network)
+    functions = (plain_census, plain_cost_volume, plain_warp, plain_warp)
+    parts: dict[str, Callable[[], Tensor]] = {
+        "ours": partial(loss, network),
+        "plain": partial(loss, plain, *functions),
+    }
+    if compiled:
+        parts["compiled"] = partial(loss, torch.compile(plain), torch.compile(plain_census), *functions[1:])
+    inputs = list(network.parameters())
+    return [Form(name=name, loss=part, inputs=inputs) for name, part in parts.items()]
+
+
+def peak_megabytes(form: Form) -> float:
+    """What the form holds at its highest, above what was held before."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    form.run()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def compare(title: str, forms: Sequence[Form]) -> str:
+    """A row of the table for each form; AssertionError where their values differ."""
+    expected, *others = [form.run() for form in forms]
+    for other in others:
+        for mine, its in zip(expected, other, strict=True):
+            scale = float(mine.abs().max())
+            torch.testing.assert_close(mine, its, rtol=1e-3, atol=1e-4 * scale)
+    del expected, others
+    seconds: dict[str, list[float]] = {form.name: [] for form in forms}
+    for _ in range(_ROUNDS):
+        for form in forms:
+            start = time.perf_counter()
+            form.run()
+            seconds[form.name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(each) for name, each in seconds.items()}
+    peaks = {form.name: peak_megabytes(form) for form in forms}
+    return "\n".join(
+        f"| {title} | {name} | {1000 * medians[name]:.1f} | {medians[name] / medians['ours']:.1f} | "
+        f"{peaks[name]:.0f} | {peaks[name] / max(peaks['ours'], 1e-9):.1f} |"
+        for name in medians
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--compiled", action="store_true", help="the straightforward form compiled, too")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    options = SceneOptions(height=_HEIGHT, width=_WIDTH, num_frames=2)
+    scenes = [render_scene(seed, options) for seed in range(_PAIRS)]
+    image1, image2 = (torch.cat([to_images(scene.frames[at : at + 1]) for scene in scenes]) for at in (0, 1))
+    flow = torch.cat([torch.from_numpy(scene.flow_fw[:1]).float() for scene in scenes])
+    features1, features2 = (
+        normalize_features(torch.randn(2 * _PAIRS, 32, _HEIGHT // 4, _WIDTH // 4)) for _ in range(2)
+    )
+    print(f"{_PAIRS} pairs of {_HEIGHT}x{_WIDTH} px, {torch.get_num_threads()} threads")
+    print("| | form | ms | times ours | peak MB | times ours |\n|---|---|---|---|---|---|")
+    for title, forms in (
+        (
+            "census distance",
+            function_forms(census_distance, plain_census, arguments.compiled, image1, image2),
+        ),
+        (
+            "cost volume, 32 channels at stride 4",
+            function_forms(cost_volume, plain_cost_volume, arguments.compiled, features1, features2),
+        ),
+        ("warp", function_forms(backward_warp, plain_warp, arguments.compiled, image2, flow)),
+        (
+            "step of the demo's teacher",
+            step_forms(Batch(image1=image1.detach(), image2=image2.detach()), arguments.compiled),
+        ),
+    ):
+        print(compare(title, forms), flush=True)
+
+
+if __name__ == "__main__":
+    main()
