@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
+from pydantic import TypeAdapter
 
 # MLflow reads these when imported: no usage reports from a user's cluster, no progress bars in a job's log.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -50,6 +51,10 @@ _LONGEST_TEXT = 5000
 _PACKAGES = ("torch", "ray", "numpy", "pyarrow", "av", "opencv-python", "mlflow")
 _RUN_URI = re.compile(r"runs:/(?P<run>[^/]+)(?:/(?P<path>.+))?")
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))")
+_OPTIONS_FILE, _DIFF_FILE, _PACKAGES_FILE = (
+    f"repeat/{name}" for name in ("options.json", "uncommitted.diff", "packages.txt")
+)
+"""Artifacts of a run: with its tags, all that is needed to do the same again."""
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """MLflow's answers for a name that it doesn't know; an unknown alias is an invalid parameter to it."""
 
@@ -228,6 +233,11 @@ def start(
     client = MlflowClient(uri)
     experiment_id = _experiment_id(client, uri)
     code = _code_tags(project_folder)
+    if dataclasses.is_dataclass(parameters):
+        options = TypeAdapter(type(parameters)).dump_json(parameters, indent=1).decode()
+        files = {_OPTIONS_FILE: _without_secrets(options), **_code_files(project_folder)}
+    else:
+        files = {}
     if resume_run_id is None:
         tags = {"stage": stage, **({} if recipe is None else {"recipe": recipe}), **code}
         name = stage if recipe is None else f"{stage} {recipe}"
@@ -245,6 +255,8 @@ def start(
     try:
         monitor.start()  # type: ignore[no-untyped-call]
         run.log_params(parameters)
+        for name, text in files.items():
+            client.log_text(run_id, text, name)
         for name, location in (inputs or {}).items():
             run.tag(f"input.{name}", location)
             if is_mlflow_uri(location) and (maker := run_of(location, project_folder)) is not None:
@@ -328,6 +340,65 @@ def register(
 def run_of(uri: str, project_folder: Path = PROJECT_FOLDER) -> str | None:
     """The id of the run that made the model at a runs:/ or models:/ URI; raises as `download` does."""
     return _resolved(uri, project_folder)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What a run left for doing the same again."""
+
+    stage: str
+    recipe: str
+    options: str
+    """The stage's dataclass of options as JSON, to be read with pydantic's TypeAdapter."""
+    differences: list[str]
+    """What its code and packages had that those of this process haven't, a line each."""
+    losses: dict[int, float]
+    """`train/loss` by step."""
+    data: dict[str, str]
+    """The digests of the data that it read, by what the data are."""
+
+
+def recorded(run_id: str, project_folder: Path = PROJECT_FOLDER) -> Recorded:
+    """What is needed to do a run again, or to compare one with it; ValueError for a run that isn't there or
+    was made by a version that recorded less."""
+    uri = tracking_uri(project_folder)
+    client = MlflowClient(uri)
+    try:
+        with _impatient():
+            run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in _ABSENT:
+            raise _unreachable(uri, error) from error
+        raise ValueError(f"no run {run_id} at {_without_secrets(uri)}") from error
+    there = {each.path for each in client.list_artifacts(run_id, Path(_OPTIONS_FILE).parent.name)}
+    if _OPTIONS_FILE not in there:
+        raise ValueError(
+            f"run {run_id} has no {_OPTIONS_FILE}: it is no job's, or an older version's; its command was "
+            f"{run.data.tags.get('command')!r}"
+        )
+    texts = {
+        name: mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{name}")
+        for name in (_OPTIONS_FILE, _DIFF_FILE, _PACKAGES_FILE)
+    }
+    revision, now = _revision(project_folder)[0], _code_files(project_folder)
+    differences = []
+    if (was := run.data.tags["mlflow.source.git.commit"]) != revision:
+        differences.append(f"code of revision {was}, not {revision}: git checkout {was}")
+    if texts[_DIFF_FILE] != now[_DIFF_FILE]:
+        differences.append(f"other uncommitted changes: the run's artifact {_DIFF_FILE} has them")
+    missing = sorted(set(texts[_PACKAGES_FILE].split("\n")) - set(now[_PACKAGES_FILE].split("\n")))
+    if missing:
+        differences.append(f"packages {', '.join(missing)}: pip install them")
+    return Recorded(
+        stage=run.data.tags["stage"],
+        recipe=run.data.tags.get("recipe", ""),
+        options=texts[_OPTIONS_FILE],
+        differences=differences,
+        losses={each.step: each.value for each in client.get_metric_history(run_id, "train/loss")},
+        data={each.dataset.name: each.dataset.digest for each in run.inputs.dataset_inputs}
+        if run.inputs
+        else {},
+    )
 
 
 def origin(run_id: str, project_folder: Path = PROJECT_FOLDER) -> dict[str, str]:
@@ -465,6 +536,13 @@ def _resume(client: MlflowClient, run_id: str, stage: str, uri: str) -> None:
     was = run.data.tags.get("stage")
     if was != stage:
         raise ValueError(f"run {run_id} is of stage {was!r}, not {stage!r}; resume one of the same stage")
+    # Its artifacts are the registered version's, which this run would write over.
+    if versions := client.search_model_versions(f"run_id = '{run_id}'"):
+        model = f"models:/{versions[0].name}/{versions[0].version}"
+        raise ValueError(
+            f"run {run_id} has ended, and its model is registered as {model}; start a new run with --init "
+            f"{model}"
+        )
     client.update_run(run_id, status="RUNNING")
     if "failure" in run.data.tags:
         client.delete_tag(run_id, "failure")
@@ -499,6 +577,17 @@ def _revision(project_folder: Path) -> tuple[str, str]:
         return git("rev-parse", "HEAD"), str(git("status", "--porcelain") != "").lower()
     except (OSError, subprocess.CalledProcessError):
         return told, "unknown"
+
+
+def _code_files(project_folder: Path) -> dict[str, str]:
+    """By artifact: how files differ from the revision, and every package installed."""
+    packages = {f"{each.metadata['Name']}=={each.version}" for each in importlib.metadata.distributions()} | {
+        f"python=={platform.python_version()}"
+    }
+    command = ["git", "-C", str(project_folder), "diff", "HEAD"]
+    has_git = (project_folder / ".git").exists()
+    diff = subprocess.run(command, capture_output=True, text=True, check=False).stdout if has_git else ""
+    return {_DIFF_FILE: diff, _PACKAGES_FILE: "\n".join(sorted(packages))}
 
 
 def _flattened(value: object, name: str) -> dict[str, str]:

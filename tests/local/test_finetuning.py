@@ -13,7 +13,7 @@ from flowcore.benchmarks import find_samples, load
 from flowcore.formats import write_flow, write_image
 from flowcore.objectives import StudentObjective
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
-from jobs import distill, finetune, pseudolabel
+from jobs import distill, finetune, pseudolabel, rerun
 from jobs.recipes import RECIPES
 from pipelines import tracking
 from pipelines.checkpoints import fetch_model, load_model, save_model
@@ -225,3 +225,29 @@ def test_a_truth_that_names_no_benchmark_is_refused(project: Path, scenes: Path)
         finetune.finetune("smoke", replace(options(scenes, project), truth=str(scenes)))
     with pytest.raises(ValueError, match="unknown benchmark 'nothing'"):
         finetune.finetune("smoke", replace(options(scenes, project), truth=f"nothing:{scenes}"))
+
+
+def test_a_training_is_done_again_from_its_run_alone_and_comes_out_the_same(
+    scenes: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = finetune.finetune("smoke", options(scenes, project))
+    run_id = tracking.run_of(uri)
+    assert run_id is not None
+    again, text = rerun.rerun(rerun.Rerun(run_id=run_id))
+    assert again != uri
+    assert load_model(fetch_model(again))[1].digest == load_model(fetch_model(uri))[1].digest
+    assert text == "the same: 2 losses equal to the last bit"
+    before, after = tracking.recorded(run_id), tracking.recorded(str(tracking.run_of(again)))
+    assert before.losses == after.losses
+    assert before.data
+    changed = replace(after, losses={**after.losses, 4: 2 * after.losses[4]})
+    assert rerun.comparison(before, changed) == (
+        "not the same: losses differ from step 4 on, by 1 of theirs at most"
+    )
+    assert "other" in rerun.comparison(before, replace(after, data=dict.fromkeys(after.data, "-")))
+    # What is registered isn't written over.
+    with pytest.raises(ValueError, match=f"registered as {uri}; start a new run with --init {uri}"):
+        finetune.finetune("smoke", replace(options(scenes, project), resume=run_id))
+    monkeypatch.setattr(tracking.platform, "python_version", lambda: "3.9.0")
+    with pytest.raises(ValueError, match=r"packages python==3\.\d+\.\d+: pip install.*--anyway"):
+        rerun.rerun(rerun.Rerun(run_id=run_id))
