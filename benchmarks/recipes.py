@@ -22,7 +22,7 @@ from flowcore.objectives import Objective, StudentObjective, SupervisedObjective
 from flowcore.scenes import SceneOptions, render_scene
 from jobs.recipes import RECIPES
 from pipelines.feed import to_batch
-from pipelines.training import TrainingOptions, global_loss
+from pipelines.training import TrainingOptions, global_facts, global_loss
 
 FRAMES = {"chairs": (384, 512), "sintel": (436, 1024), "kitti": (375, 1242), "video": (384, 640)}
 """(height, width) of each recipe's frames, in px."""
@@ -79,7 +79,8 @@ def measured(
 
     started = time.process_time()
     with FlopCounterMode(display=False) as counter:
-        loss, _ = global_loss(objective(network, batch, masked=True), 1, options.global_batch)
+        outcome = objective(network, batch, masked=True)
+        loss = global_loss(outcome, global_facts(outcome, 1, options.global_batch)[0], 1)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)

@@ -35,7 +35,7 @@ from flowcore.photometric import census_border, census_distance, grey
 from flowcore.scenes import SceneOptions, render_scene
 from flowcore.shapes import to_images
 from jobs.recipes import RECIPES
-from pipelines.training import global_loss
+from pipelines.training import global_facts, global_loss
 
 _ROUNDS = 9
 _PAIRS, _HEIGHT, _WIDTH = 4, 192, 256
@@ -130,7 +130,8 @@ def step_forms(batch: Batch, compiled: bool) -> list[Form]:
             if replaced:
                 census = {"census": (replaced[0], photometric.PATCH_RADIUS)}
                 stack.enter_context(mock.patch.dict(photometric.DISTANCES, census))
-            return global_loss(objective(estimate, batch, masked=True), 1, _PAIRS)[0]
+            outcome = objective(estimate, batch, masked=True)
+            return global_loss(outcome, global_facts(outcome, 1, _PAIRS)[0], 1)
 
     plain = partial(plain_estimate, network)
     functions = (plain_census, plain_cost_volume, plain_warp, plain_warp)

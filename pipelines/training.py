@@ -14,6 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -89,6 +90,10 @@ class TrainingOptions:
     run's artifacts name their pairs, in `skipped`."""
     workers: int = 1
     """Training processes, each with a GPU or a CPU of its own."""
+    accumulate: int = 1
+    """In how many parts, one after the other, a worker takes its share of a global batch: less memory for the
+    same gradient. More than one costs a second forward pass, since a loss is known when its pixels are
+    counted."""
     accelerator: Literal["auto", "gpu", "cpu"] = "auto"
     """`auto`: GPUs where the cluster has any now. `gpu` also waits for nodes that an autoscaler has yet to
     start."""
@@ -110,7 +115,7 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         for name in (
             *("steps", "global_batch", "halve_every", "workers", "readers", "log_every", "validate_every"),
-            *("held_back_most", "keep_checkpoints"),
+            *("held_back_most", "keep_checkpoints", "accumulate"),
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
@@ -123,10 +128,10 @@ class TrainingOptions:
             raise ValueError(f"max_skipped {self.max_skipped} must not be below 0")
         if not 0 <= self.unmasked_steps <= self.steps:
             raise ValueError(f"unmasked_steps {self.unmasked_steps} must lie in 0..steps, {self.steps}")
-        if self.global_batch % self.workers:
+        if self.global_batch % (self.workers * self.accumulate):
             raise ValueError(
-                f"global_batch {self.global_batch} must be a multiple of workers {self.workers}, "
-                "so that each has the same share"
+                f"global_batch {self.global_batch} must be a multiple of workers {self.workers} times "
+                f"accumulate {self.accumulate}, so that each has the same share"
             )
         if self.accelerator not in ("auto", "gpu", "cpu"):
             raise ValueError(f"accelerator {self.accelerator!r} must be 'auto', 'gpu' or 'cpu'")
@@ -493,24 +498,21 @@ class _Worker:
         rate = self.options.learning_rate_at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        masked = self.step >= self.options.unmasked_steps
-        outcomes = [
-            source.objective(self.parallel, batch, masked=masked)
-            for source, batch in zip(self.training.sources, step_batches, strict=True)
-        ]
-        terms = [
-            replace(term, weight=source.weight * term.weight)
-            for source, outcome in zip(self.training.sources, outcomes, strict=True)
-            for term in outcome.terms
-        ]
-        outcome = Outcome(terms=terms, watched=outcomes[0].watched)
-        loss, facts = global_loss(outcome, self.world_size, self.options.global_batch)
+        parts = list(zip(*(_split(batch, self.options.accumulate) for batch in step_batches), strict=True))
+        with torch.set_grad_enabled(len(parts) == 1):
+            outcome = _added([self._outcome(part) for part in parts])
+        counts, facts = global_facts(outcome, self.world_size, self.options.global_batch)
         # Every worker sees the same global numbers, and skips the same steps.
         if not math.isfinite(facts["loss"]):
             self._skip(f"the loss of step {self.step} is {facts['loss']}")
             return {}
         self.optimizer.zero_grad()
-        loss.backward()
+        # Gradients are averaged over the workers once, with the last part.
+        alone = getattr(self.parallel, "no_sync", nullcontext)
+        for number, part in enumerate(parts, start=1):
+            with alone() if number < len(parts) else nullcontext():
+                mine = outcome if len(parts) == 1 else self._outcome(part)
+                global_loss(mine, counts, self.world_size).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
         if not torch.isfinite(norm):
             self._skip(f"the gradient of step {self.step} is not finite")
@@ -519,6 +521,20 @@ class _Worker:
         if self.average is not None:
             self.average.update_parameters(self.network)
         return {**facts, "learning_rate": rate, "gradient_norm": float(norm)}
+
+    def _outcome(self, part: Sequence[Batch]) -> Outcome:
+        """Of a batch of each source: the terms of all, what is watched of the first."""
+        masked = self.step >= self.options.unmasked_steps
+        outcomes = [
+            source.objective(self.parallel, batch, masked=masked)
+            for source, batch in zip(self.training.sources, part, strict=True)
+        ]
+        terms = [
+            replace(term, weight=source.weight * term.weight)
+            for source, outcome in zip(self.training.sources, outcomes, strict=True)
+            for term in outcome.terms
+        ]
+        return Outcome(terms=terms, watched=outcomes[0].watched)
 
     def _skip(self, reason: str) -> None:
         self.skipped += 1
@@ -624,12 +640,46 @@ class _Worker:
             )
 
 
-def global_loss(outcome: Outcome, world_size: int, global_batch: int) -> tuple[Tensor, dict[str, float]]:
-    """(the loss whose gradient, averaged over workers, is the global batch's; facts about the global batch).
+def _split(batch: Batch, parts: int) -> list[Batch]:
+    """Equal parts of the batch's pairs, in their order."""
+    size = len(batch.image1) // parts
+    return [
+        Batch(**{name: value[at : at + size] for name, value in vars(batch).items() if value is not None})
+        for at in range(0, parts * size, size)
+    ]
 
-    The global loss is the sum over terms of weight * total / count, total and count over all workers; an
-    empty term is 0.
+
+def _added(outcomes: Sequence[Outcome]) -> Outcome:
+    """The outcome of all batches together."""
+    first, *others = outcomes
+    for other in others:
+        terms = [
+            replace(one, total=one.total + two.total, count=one.count + two.count)
+            for one, two in zip(first.terms, other.terms, strict=True)
+        ]
+        watched = {name: value + other.watched[name] for name, value in first.watched.items()}
+        first = Outcome(terms=terms, watched=watched)
+    return first
+
+
+def global_loss(outcome: Outcome, counts: Tensor, world_size: int) -> Tensor:
+    """The loss whose gradient, added up over a worker's parts and averaged over workers, is the global
+    batch's.
+
+    The global loss is the sum over terms of weight * total / count, total and count over all workers;
+    `counts` are those of `global_facts`.
     """
+    # each worker adds its own pixels over everybody's count; DDP then averages, which the factor undoes
+    parts = [
+        term.weight * term.total / count
+        for term, count in zip(outcome.terms, counts.to(outcome.terms[0].total.dtype), strict=True)
+    ]
+    return torch.stack(parts).sum() * world_size
+
+
+def global_facts(outcome: Outcome, world_size: int, global_batch: int) -> tuple[Tensor, dict[str, float]]:
+    """(the terms' counts over all workers, 1 for an empty one; the global batch's loss, its kinds of terms
+    and what is watched)."""
     terms = outcome.terms
     totals = torch.stack([term.total.detach() for term in terms])
     counts = torch.stack([term.count for term in terms])
@@ -639,13 +689,6 @@ def global_loss(outcome: Outcome, world_size: int, global_batch: int) -> tuple[T
         torch.distributed.all_reduce(packed)
     totals, counts, watched = packed.split([len(terms), len(terms), len(outcome.watched)])
     counts = counts.clamp(min=1.0)
-    # each worker adds its own pixels over everybody's count; DDP then averages, which the factor undoes
-    loss = torch.stack(
-        [
-            term.weight * term.total / count
-            for term, count in zip(terms, counts.to(terms[0].total.dtype), strict=True)
-        ]
-    ).sum()
     facts: dict[str, float] = {"loss": 0.0}
     for term, total, count in zip(terms, totals.tolist(), counts.tolist(), strict=True):
         kind = f"loss/{term.name.split('/')[0]}"
@@ -653,7 +696,7 @@ def global_loss(outcome: Outcome, world_size: int, global_batch: int) -> tuple[T
         facts["loss"] += term.weight * total / count
     for name, value in zip(outcome.watched, watched.tolist(), strict=True):
         facts[name] = value / global_batch
-    return loss * world_size, facts
+    return counts, facts
 
 
 class _Window:

@@ -113,14 +113,15 @@ def several(pairs: PairSet) -> tuple[Source, ...]:
     return first, second
 
 
-def test_two_workers_and_one_worker_at_equal_global_batch_give_equal_gradients(
+def test_two_workers_in_two_parts_and_one_worker_at_equal_global_batch_give_equal_gradients(
     pairs: PairSet, project: Path
 ) -> None:
     sources = several(pairs)
     one_step = replace(OPTIONS, steps=1, unmasked_steps=1, clip_norm=1e9)
     moments = []
-    for workers in (1, 2):
-        _, run_id = trained(pairs, project, replace(one_step, workers=workers), sources=sources)
+    for workers, parts in ((1, 1), (2, 2)):
+        shared = replace(one_step, workers=workers, accumulate=parts)
+        _, run_id = trained(pairs, project, shared, sources=sources)
         checkpoint = project / "runs" / run_id / "step-00000001"
         state = load_training_state(checkpoint)["optimizer"]["state"]
         # after Adam's first step its first moment is a tenth of the gradient
@@ -321,6 +322,7 @@ def test_more_workers_than_the_cluster_has_room_for_is_an_error_and_not_a_wait(
         {"steps": 0},
         {"unmasked_steps": 5},
         {"workers": 3},
+        {"accumulate": 3},
         {"held_back_share": 1.0},
         {"held_back_most": 0},
         {"learning_rate": 0.0},
