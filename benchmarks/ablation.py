@@ -575,6 +575,8 @@ REASONS = """\
   visible.
 - Rectangles and superpixels alone hide too little for a student to learn what leaves these frames, which
   is most of their occlusion and which a crop imitates.
+- Not explained yet: on visible pixels the stereo student is worse than its control, and so is the student of
+  scenes with a moving camera alone once it is tested on moving objects.
 """
 
 
