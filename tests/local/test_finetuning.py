@@ -235,6 +235,7 @@ def test_a_training_is_done_again_from_its_run_alone_and_comes_out_the_same(
     assert run_id is not None
     again, text = rerun.rerun(rerun.Rerun(run_id=run_id))
     assert again != uri
+    # A seed gives the same weights bit for bit.
     assert load_model(fetch_model(again))[1].digest == load_model(fetch_model(uri))[1].digest
     assert text == "the same: 2 losses equal to the last bit"
     before, after = tracking.recorded(run_id), tracking.recorded(str(tracking.run_of(again)))
