@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flowcore.hallucination import Challenge, Crop, FramePair
 from flowcore.networks import PWCNetConfig
 from flowcore.objectives import Objective, StudentObjective, SupervisedObjective, TeacherObjective
-from flowcore.scenes import SceneOptions, render_scene
+from flowcore.scenes import Scene, SceneOptions, render_scene
 from jobs.recipes import RECIPES
 from pipelines.feed import to_batch
 from pipelines.training import TrainingOptions, global_facts, global_loss
@@ -57,6 +57,18 @@ class Stage:
     @property
     def gpu_hours(self) -> float:
         return self.options.steps * self.gpu_seconds / 3600
+
+
+def first_pair(scene: Scene) -> FramePair:
+    """With its truth as the label."""
+    return FramePair(
+        image1=scene.frames[0],
+        image2=scene.frames[1],
+        flow_fw=scene.flow_fw[0],
+        flow_bw=scene.flow_bw[0],
+        confidence_fw=1 - scene.occ_fw[0].astype(np.float32),
+        confidence_bw=1 - scene.occ_bw[0].astype(np.float32),
+    )
 
 
 def measured(
@@ -127,15 +139,7 @@ def main() -> None:
     for name, (height, width) in FRAMES.items():
         recipe = RECIPES[name]
         assert isinstance(recipe.network, PWCNetConfig)
-        scene = render_scene(0, SceneOptions(height=height, width=width, num_frames=2))
-        frames = FramePair(
-            image1=scene.frames[0],
-            image2=scene.frames[1],
-            flow_fw=scene.flow_fw[0],
-            flow_bw=scene.flow_bw[0],
-            confidence_fw=1 - scene.occ_fw[0].astype(np.float32),
-            confidence_bw=1 - scene.occ_bw[0].astype(np.float32),
-        )
+        frames = first_pair(render_scene(0, SceneOptions(height=height, width=width, num_frames=2)))
         # Small, to warm up.
         small = replace(recipe.augmentation, crop=Crop(height=64, width=64))
         measured(frames, recipe.network, small, recipe.teacher, TeacherObjective())

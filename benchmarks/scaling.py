@@ -19,10 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
-from recipes import GPU, GPU_PEAK, UTILISATION, cost_volume_operations, measured
+from recipes import GPU, GPU_PEAK, UTILISATION, cost_volume_operations, first_pair, measured
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowcore.hallucination import FramePair
 from flowcore.networks import PWCNetConfig
 from flowcore.objectives import StudentObjective
 from flowcore.occlusion import ForwardBackwardCheck
@@ -86,15 +85,7 @@ def per_pair() -> dict[str, float]:
         teacher.estimate_chunk(to_images(some[:3]))
     # The formula is for both passes, which are three times one.
     forward = counter.get_total_flops() + cost_volume_operations(config, 2, _HEIGHT, _WIDTH) / 3
-    truth = FramePair(
-        image1=scene.frames[0],
-        image2=scene.frames[1],
-        flow_fw=scene.flow_fw[0],
-        flow_bw=scene.flow_bw[0],
-        confidence_fw=1 - scene.occ_fw[0].astype(np.float32),
-        confidence_bw=1 - scene.occ_bw[0].astype(np.float32),
-    )
-    step = measured(truth, config, recipe.challenge, recipe.student, StudentObjective())
+    step = measured(first_pair(scene), config, recipe.challenge, recipe.student, StudentObjective())
     return {
         "reading": reading / pairs,
         "writing": _seconds(lambda: encode_shard(flows, len(flows))) / len(flows),

@@ -565,18 +565,24 @@ def _code_tags(project_folder: Path) -> dict[str, str]:
 def _revision(project_folder: Path) -> tuple[str, str]:
     """(git revision, whether files differ from it); a copy without git repeats DISTILLFLOW_REVISION."""
     told = os.environ.get("DISTILLFLOW_REVISION", "unknown")
+    revision, changes = (
+        _git(project_folder, *command) for command in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+    )
+    if revision is None or changes is None:
+        return told, "unknown"
+    return revision.strip(), str(changes.strip() != "").lower()
+
+
+def _git(project_folder: Path, *arguments: str) -> str | None:
+    """What a git command prints about the project; None without git or a repository of its own."""
     # Without a .git of its own, git would answer for a repository that the folder happens to lie in.
     if not (project_folder / ".git").exists():
-        return told, "unknown"
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(project_folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
+        return None
+    command = ["git", "-C", str(project_folder), *arguments]
     try:
-        return git("rev-parse", "HEAD"), str(git("status", "--porcelain") != "").lower()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        return told, "unknown"
+        return None
 
 
 def _code_files(project_folder: Path) -> dict[str, str]:
@@ -584,10 +590,10 @@ def _code_files(project_folder: Path) -> dict[str, str]:
     packages = {f"{each.metadata['Name']}=={each.version}" for each in importlib.metadata.distributions()} | {
         f"python=={platform.python_version()}"
     }
-    command = ["git", "-C", str(project_folder), "diff", "HEAD"]
-    has_git = (project_folder / ".git").exists()
-    diff = subprocess.run(command, capture_output=True, text=True, check=False).stdout if has_git else ""
-    return {_DIFF_FILE: diff, _PACKAGES_FILE: "\n".join(sorted(packages))}
+    return {
+        _DIFF_FILE: _git(project_folder, "diff", "HEAD") or "",
+        _PACKAGES_FILE: "\n".join(sorted(packages)),
+    }
 
 
 def _flattened(value: object, name: str) -> dict[str, str]:
