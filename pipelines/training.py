@@ -463,8 +463,8 @@ class _Worker:
                 last = self.step == options.steps
                 if self.step % options.log_every == 0 or last:
                     means = window.means()
-                    self._log({f"train/{key}": value for key, value in means.items()})
-                    self._log({"train/skipped_steps": self.skipped})
+                    logged = {**means, "skipped_steps": self.skipped}
+                    self._log({f"train/{key}": value for key, value in logged.items()})
                     if self.rank == 0:
                         self.reporter.report(self.step, loss=means.get("loss", math.nan))
                     window = _Window()
