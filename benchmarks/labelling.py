@@ -51,6 +51,7 @@ from pipelines.labelling import (
 
 _CHUNK_PAIRS = 16
 _LIMIT_SECONDS = 8.0
+_SCRIPT_SECONDS = 40.0
 _SCENES = 4
 
 
@@ -75,6 +76,7 @@ class Script:
         self._network = network.eval()
 
     def pairs_per_second(self, videos: Sequence[str], options: ClipOptions, folder: str) -> float:
+        """Of whole videos, until it has worked for long enough."""
         pairs, start = 0, time.monotonic()
         for video in videos:
             before = None
@@ -83,6 +85,8 @@ class Script:
                     self._label(before, frame, f"{folder}/{Path(video).stem}-{pairs}.npz")
                     pairs += 1
                 before = frame
+            if time.monotonic() - start > _SCRIPT_SECONDS:
+                break
         return pairs / (time.monotonic() - start)
 
     def _frames(self, video: str, options: ClipOptions) -> Iterator[torch.Tensor]:

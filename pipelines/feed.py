@@ -4,7 +4,7 @@ The order is a function of (seed, epoch) alone. An epoch is a permutation of the
 rows and cut into as many streams as the global batch has places; batch t takes the t-th row of every stream.
 So a batch mixes the whole set, a row group is read in one piece, and the workers of any number share the same
 global batches: worker r of N takes its share of the places. Where training stands is one number, the step, so
-that resuming inside an epoch is starting the plan there.
+that resuming inside an epoch is starting the plan there, with as many workers as there are then.
 
 Ray Data reads, decodes and transforms windows of a few batches as tasks on any node's CPUs, in order, ahead
 of the training step.
@@ -83,18 +83,22 @@ class Plan:
         epoch, at = divmod(step, self.steps_per_epoch)
         return cast(list[str], self.index["pair_id"].take(self.epoch(epoch)[at]).to_pylist())
 
-    def windows(self, start: int, stop: int, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
-        """What worker `rank` reads for the steps from `start` to before `stop`, in windows of a few steps.
-
-        ValueError where the global batch can't be shared equally.
-        """
-        if self.global_batch % world_size:
+    def places(self, rank: int, world_size: int) -> range:
+        """The places of the global batch that are worker `rank`'s; the workers' numbers of them differ by at
+        most one. ValueError where there is none for some worker."""
+        if self.global_batch < world_size:
             raise ValueError(
-                f"global batch {self.global_batch} must be a multiple of the number of workers {world_size}, "
-                "so that each has the same share"
+                f"global batch {self.global_batch} has no pair for some of {world_size} workers; choose a "
+                "larger one, or fewer workers"
             )
-        share = self.global_batch // world_size
-        places = slice(rank * share, (rank + 1) * share)
+        begin, end = (self.global_batch * each // world_size for each in (rank, rank + 1))
+        return range(begin, end)
+
+    def windows(self, start: int, stop: int, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
+        """What worker `rank` reads for the steps from `start` to before `stop`, in windows of a few steps;
+        ValueError as `places`."""
+        mine = self.places(rank, world_size)
+        places = slice(mine.start, mine.stop)
         step = start
         while step < stop:
             epoch, first = divmod(step, self.steps_per_epoch)
@@ -169,11 +173,12 @@ def batches(
     rank: int = 0,
     world_size: int = 1,
     readers: int = 2,
+    reader_cpus: float = 1.0,
     device: torch.device | None = None,
 ) -> Iterator[Batch]:
     """This worker's share of the global batches of the steps from `start` to before `stop`, one Batch a
-    step."""
-    share = plan.global_batch // world_size
+    step. reader_cpus: what each reading task asks of Ray."""
+    share = len(plan.places(rank, world_size))
     windows = plan.windows(start, stop, rank, world_size)
     let_ray_data_rest()
     context = ray.data.DataContext.get_current()
@@ -184,6 +189,7 @@ def batches(
             _WindowReader(pairs=pairs, transformation=transformation),
             batch_size=1,
             compute=ray.data.TaskPoolStrategy(size=readers),
+            num_cpus=reader_cpus,
         )
         for arrays in dataset.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=2):
             yield to_batch(arrays, device)

@@ -57,6 +57,9 @@ if TYPE_CHECKING:
 _NOTICE_STEPS = 10
 """Steps between two questions whether a node is about to be taken away: each makes the workers wait for each
 other, some milliseconds, and Ray itself asks every 5 seconds."""
+_RESIZE_SECONDS = 60.0
+"""Between two looks whether the cluster has room for more workers: each that comes costs the steps since the
+last checkpoint."""
 
 
 class TrainingStopped(RuntimeError):  # noqa: N818 - not every stop is an error of the program
@@ -90,6 +93,10 @@ class TrainingOptions:
     run's artifacts name their pairs, in `skipped`."""
     workers: int = 1
     """Training processes, each with a GPU or a CPU of its own."""
+    min_workers: int | None = None
+    """Fewest of them. Training then begins with as many as there is room for, goes on with those that are
+    left where a node is lost, and from its last checkpoint with more where one comes; global batches,
+    schedule and pairs stay the same. None: always `workers`."""
     accumulate: int = 1
     """In how many parts, one after the other, a worker takes its share of a global batch: less memory for the
     same gradient. More than one costs a second forward pass, since a loss is known when its pixels are
@@ -128,10 +135,12 @@ class TrainingOptions:
             raise ValueError(f"max_skipped {self.max_skipped} must not be below 0")
         if not 0 <= self.unmasked_steps <= self.steps:
             raise ValueError(f"unmasked_steps {self.unmasked_steps} must lie in 0..steps, {self.steps}")
-        if self.global_batch % (self.workers * self.accumulate):
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            raise ValueError(f"min_workers {self.min_workers} must lie in 1..workers, {self.workers}")
+        if self.global_batch < self.workers * self.accumulate:
             raise ValueError(
-                f"global_batch {self.global_batch} must be a multiple of workers {self.workers} times "
-                f"accumulate {self.accumulate}, so that each has the same share"
+                f"global_batch {self.global_batch} must be at least workers {self.workers} times accumulate "
+                f"{self.accumulate}, so that each has a pair"
             )
         if self.accelerator not in ("auto", "gpu", "cpu"):
             raise ValueError(f"accelerator {self.accelerator!r} must be 'auto', 'gpu' or 'cpu'")
@@ -258,7 +267,14 @@ def train(training: Training, run_root: str) -> TrainingResult:
         result = ray.train.torch.TorchTrainer(
             cast(Any, _work),
             train_loop_config={"training": training, "reporter": reporter},
-            scaling_config=ray.train.ScalingConfig(num_workers=options.workers, use_gpu=use_gpu),
+            # Typed as an older Ray Train's.
+            scaling_config=cast(Any, ray.train.ScalingConfig)(
+                num_workers=(options.min_workers, options.workers)
+                if options.min_workers
+                else options.workers,
+                use_gpu=use_gpu,
+                elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
+            ),
             run_config=ray.train.RunConfig(
                 name=training.run_id,
                 storage_path=run_root,
@@ -320,20 +336,28 @@ def _use_gpu(options: TrainingOptions) -> bool:
     """Whether workers get GPUs; RuntimeError where they, or the tasks that feed them, would wait for ever."""
     have = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
+    workers = options.min_workers or options.workers
     if options.accelerator == "gpu" or (options.accelerator == "auto" and gpus):
-        if options.accelerator == "auto" and gpus < options.workers:
+        if options.accelerator == "auto" and gpus < workers:
             raise RuntimeError(
-                f"{options.workers} workers need {options.workers} GPUs; this cluster has {gpus:g}. Choose "
+                f"{workers} workers need {workers} GPUs; this cluster has {gpus:g}. Choose "
                 "fewer workers, add nodes, or set accelerator to gpu to wait for an autoscaler"
             )
         return True
+    needed = workers + _reader_cpus(options)
     # where there are none at all an autoscaler has yet to begin
-    if 0 < cpus < options.workers + 1:
+    if 0 < cpus < needed:
         raise RuntimeError(
-            f"{options.workers} workers and the tasks that feed them need {options.workers + 1} CPUs; this "
+            f"{workers} workers and the tasks that feed them need {needed:g} CPUs; this "
             f"cluster has {cpus:g}. Start Ray with more (logical) CPUs, or choose fewer workers"
         )
     return False
+
+
+def _reader_cpus(options: TrainingOptions) -> float:
+    """What a task that feeds a worker asks of Ray. Where the number of workers follows the cluster, on CPUs
+    they take all that there are: tasks that asked for one would wait for ever."""
+    return 1.0 if options.min_workers is None else 0.0
 
 
 def _work(config: dict[str, Any]) -> dict[str, Any]:
@@ -448,6 +472,7 @@ class _Worker:
                     rank=self.rank,
                     world_size=self.world_size,
                     readers=options.readers,
+                    reader_cpus=1.0 if self.device.type == "cuda" else _reader_cpus(options),
                     device=self.device,
                 )
                 for source, plan in zip(self.training.sources, self.plans, strict=True)
@@ -463,7 +488,7 @@ class _Worker:
                 last = self.step == options.steps
                 if self.step % options.log_every == 0 or last:
                     means = window.means()
-                    logged = {**means, "skipped_steps": self.skipped}
+                    logged = {**means, "skipped_steps": self.skipped, "workers": self.world_size}
                     self._log({f"train/{key}": value for key, value in logged.items()})
                     if self.rank == 0:
                         self.reporter.report(self.step, loss=means.get("loss", math.nan))
@@ -641,12 +666,9 @@ class _Worker:
 
 
 def _split(batch: Batch, parts: int) -> list[Batch]:
-    """Equal parts of the batch's pairs, in their order."""
-    size = len(batch.image1) // parts
-    return [
-        Batch(**{name: value[at : at + size] for name, value in vars(batch).items() if value is not None})
-        for at in range(0, parts * size, size)
-    ]
+    """Parts of the batch's pairs, in their order; of sizes that differ by at most one."""
+    fields = {name: value.tensor_split(parts) for name, value in vars(batch).items() if value is not None}
+    return [Batch(**{name: each[part] for name, each in fields.items()}) for part in range(parts)]
 
 
 def _added(outcomes: Sequence[Outcome]) -> Outcome:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 DRIVER = """
 import json, sys
-import tyro
+import pipelines.training
 from dataclasses import replace
 from pathlib import Path
 from jobs.command import connect
@@ -36,12 +36,14 @@ from jobs.recipes import RECIPES
 from jobs.train_teacher import recipes, train_teacher
 
 if __name__ == "__main__":
-    videos, root, (steps, validate_every) = sys.argv[1], sys.argv[2], map(int, sys.argv[3:5])
-    resume = sys.argv[5] if len(sys.argv) > 5 else None
+    videos, root, (steps, validate_every, workers) = sys.argv[1], sys.argv[2], map(int, sys.argv[3:6])
+    resume = sys.argv[6] if len(sys.argv) > 6 else None
     _, options = recipes()["smoke"]
     training = replace(
-        options.training, steps=steps, unmasked_steps=steps, validate_every=validate_every, log_every=5
+        options.training, steps=steps, unmasked_steps=steps, validate_every=validate_every, log_every=5,
+        workers=workers, min_workers=None if workers == 1 else 1,
     )
+    pipelines.training._RESIZE_SECONDS = 1.0
     connect()
     options = replace(options, videos=videos, run_root=root, training=training, resume=resume)
     uri = train_teacher("smoke", options)
@@ -59,14 +61,20 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(
-    folder: Path, videos: Path, *resume: str, steps: int = 60, validate_every: int = 10, **environment: str
+    folder: Path,
+    videos: Path,
+    *resume: str,
+    steps: int = 60,
+    validate_every: int = 10,
+    workers: int = 1,
+    **environment: str,
 ) -> subprocess.Popen[str]:
     driver = folder / "driver.py"
     driver.write_text(DRIVER)
     return subprocess.Popen(
         [
             *(sys.executable, str(driver), str(videos), str(folder / "runs")),
-            *(str(steps), str(validate_every), *resume),
+            *(str(steps), str(validate_every), str(workers), *resume),
         ],
         env={
             **os.environ,
@@ -131,14 +139,17 @@ def client_of(folder: Path) -> tracking.MlflowClient:
     return tracking.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
 
 
-def logged_steps(folder: Path, metric: str = "train/loss") -> list[int]:
+def logged(folder: Path, metric: str) -> dict[int, float]:
+    """By step; no step twice."""
     history = client_of(folder).get_metric_history(only_run(folder).info.run_id, metric)
-    return [each.step for each in history]
+    values = {each.step: each.value for each in history}
+    assert len(values) == len(history)
+    return values
 
 
 def expect_each_step_once(folder: Path, steps: int) -> None:
     assert only_run(folder).info.status == "FINISHED"
-    assert sorted(logged_steps(folder)) == list(range(5, steps + 1, 5))
+    assert sorted(logged(folder, "train/loss")) == list(range(5, steps + 1, 5))
 
 
 @pytest.mark.cluster
@@ -169,35 +180,42 @@ def test_killing_a_worker_and_then_the_driver_ends_in_the_same_weights_and_one_r
 
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
-def test_notice_that_a_node_will_be_taken_away_makes_a_checkpoint(tmp_path: Path, videos: Path) -> None:
-    steps = 300
-    # Nothing but the driver fits the head, so that the training is on the other node.
+def test_workers_come_and_go_with_nodes_and_notice_of_an_end_makes_a_checkpoint(
+    tmp_path: Path, videos: Path
+) -> None:
+    steps = 400
+    # A worker fits each node that comes, and nothing but the driver the head.
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
-        node = cluster.add_node(num_cpus=3)
+        cluster.add_node(num_cpus=1)
         driver = start(
             tmp_path,
             videos,
             steps=steps,
-            validate_every=steps,
+            validate_every=100,
+            workers=2,
             RAY_ADDRESS=cluster.address,
             RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="1",
             RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="0.2",
         )
-        await_(driver, lambda: train_worker_of(os.getpid()))
-        cluster.add_node(num_cpus=3)
-        await_(driver, lambda: True if logged_steps(tmp_path) else None)
+        await_(driver, lambda: known_checkpoint(tmp_path))
+        node = cluster.add_node(num_cpus=1)
+        await_(driver, lambda: 2.0 in logged(tmp_path, "train/workers").values() or None)
+        before = known_checkpoint(tmp_path)
         # As the command `ray drain-node` does, which takes seconds to start.
         deadline = int((time.time() + 10) * 1000)
         preemption = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
         GcsClient(cluster.address).drain_node(node.node_id, preemption, "a spot machine", deadline)
-        # The validation's own comes with the last step.
-        step = await_(driver, lambda: known_checkpoint(tmp_path))
+        noticed = await_(
+            driver, lambda: known_checkpoint(tmp_path) if known_checkpoint(tmp_path) != before else None
+        )
         cluster.remove_node(node, allow_graceful=False)
         result_of(driver)
     finally:
         cluster.shutdown()
-    assert 0 < step < steps
+    assert 100 < noticed < steps
     expect_each_step_once(tmp_path, steps)
-    # It went on from there.
-    assert logged_steps(tmp_path, "train/steps_done_again") == [step]
+    workers = logged(tmp_path, "train/workers")
+    assert (workers[5], workers[steps]) == (1.0, 1.0)
+    # It went on from the checkpoints.
+    assert noticed in logged(tmp_path, "train/steps_done_again")

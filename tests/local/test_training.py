@@ -117,7 +117,8 @@ def test_two_workers_in_two_parts_and_one_worker_at_equal_global_batch_give_equa
     pairs: PairSet, project: Path
 ) -> None:
     sources = several(pairs)
-    one_step = replace(OPTIONS, steps=1, unmasked_steps=1, clip_norm=1e9)
+    # Neither the workers' shares of five pairs nor their parts are equal.
+    one_step = replace(OPTIONS, steps=1, unmasked_steps=1, clip_norm=1e9, global_batch=5)
     moments = []
     for workers, parts in ((1, 1), (2, 2)):
         shared = replace(one_step, workers=workers, accumulate=parts)
@@ -314,8 +315,9 @@ def test_more_workers_than_the_cluster_has_room_for_is_an_error_and_not_a_wait(
     [
         {"steps": 0},
         {"unmasked_steps": 5},
-        {"workers": 3},
-        {"accumulate": 3},
+        {"workers": 5},
+        {"min_workers": 2},
+        {"accumulate": 5},
         {"held_back_share": 1.0},
         {"held_back_most": 0},
         {"learning_rate": 0.0},

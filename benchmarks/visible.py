@@ -1,0 +1,103 @@
+"""Where, on visible pixels, is a student worse than its control?
+
+    python benchmarks/visible.py [--kinds stereo camera] [--seed 0]
+
+Takes the ablation's cells of a seed, trained where their networks aren't there, and the same student in the
+confidence view with the photometric loss. Splits the visible pixels of the test scenes by what is near: an
+occluded pixel, the frame's border, neither; and by how far they move.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from ablation import CELLS, KINDS, TEST_SCENES, TRACKING_URI, WORK, Cell, model, student, truth
+
+from flowcore.benchmarks import Truth, find_samples, load
+from flowcore.objectives import StudentObjective
+from jobs.command import connect
+from pipelines.evaluation import load_estimator
+
+_NEAR_OCCLUDED, _NEAR_BORDER, _SLOW = 4, 8, 2.0
+"""Pixels."""
+PHOTOMETRIC = "student/{kind}, confidence+photometric"
+
+
+def regions(truth_: Truth) -> dict[str, np.ndarray]:
+    """Masks of the visible pixels; the first three make up all, so do the last two."""
+    assert truth_.occluded is not None
+    visible = truth_.valid & ~truth_.occluded
+    kernel = np.ones((2 * _NEAR_OCCLUDED + 1,) * 2, np.uint8)
+    near = cv2.dilate((truth_.valid & truth_.occluded).astype(np.uint8), kernel) > 0
+    border = np.ones_like(near)
+    border[_NEAR_BORDER:-_NEAR_BORDER, _NEAR_BORDER:-_NEAR_BORDER] = False
+    slow = np.hypot(*truth_.flow) < _SLOW
+    return {
+        f"within {_NEAR_OCCLUDED} px of an occluded pixel": visible & near,
+        f"else, within {_NEAR_BORDER} px of the border": visible & ~near & border,
+        "else": visible & ~near & ~border,
+        f"moving by less than {_SLOW:g} px": visible & slow,
+        f"moving by {_SLOW:g} px or more": visible & ~slow,
+    }
+
+
+def split_errors(places: dict[str, str], root: str) -> list[list[str]]:
+    """A line a region: its share of the visible pixels, and each network's mean error there."""
+    estimators = {name: load_estimator(place) for name, place in places.items()}
+    pixels: dict[str, int] = {}
+    errors: dict[tuple[str, str], float] = {}
+    for sample in find_samples("scenes", Path(root)):
+        pair = load(sample)
+        masks = regions(pair)
+        for region, mask in masks.items():
+            pixels[region] = pixels.get(region, 0) + int(mask.sum())
+        for name, estimator in estimators.items():
+            distance = np.hypot(*(estimator(pair.image1, pair.image2)[0] - pair.flow))
+            for region, mask in masks.items():
+                errors[region, name] = errors.get((region, name), 0.0) + float(distance[mask].sum())
+    total = sum(list(pixels.values())[:3])
+    return [
+        [region, f"{100 * count / total:.0f} %", *(f"{errors[region, name] / count:.2f}" for name in places)]
+        for region, count in pixels.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kinds", nargs="+", default=["stereo", "camera"], choices=sorted(KINDS))
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    WORK.mkdir(parents=True, exist_ok=True)
+    os.environ["MLFLOW_TRACKING_URI"] = TRACKING_URI
+    connect()
+    print(f"command: python {shlex.join(sys.argv)}")
+    for kind in arguments.kinds:
+        objective = replace(StudentObjective(), view="confidence", photometric_weight=1.0)
+        CELLS[PHOTOMETRIC.format(kind=kind)] = Cell(
+            make=partial(student, of=[f"teacher/{kind}"], kind=kind, objective=objective), kinds=(kind,)
+        )
+        titles = {
+            "teacher": f"teacher/{kind}",
+            "control": f"control/{kind}",
+            "student": f"student/{kind}",
+            "confidence + photometric": PHOTOMETRIC.format(kind=kind),
+        }
+        places = {title: model(name, arguments.seed) for title, name in titles.items()}
+        for tested in CELLS[f"teacher/{kind}"].kinds:
+            print(f"\n{kind} -> {tested}, seed {arguments.seed}\n")
+            print(f"| visible pixels | share | {' | '.join(places)} |")
+            print(f"|---|{'---:|' * (1 + len(places))}")
+            for line in split_errors(places, truth(tested, TEST_SCENES)):
+                print(f"| {' | '.join(line)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
