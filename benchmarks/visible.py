@@ -65,6 +65,7 @@ def split_errors(places: dict[str, str], root: str) -> list[list[str]]:
     return [
         [region, f"{100 * count / total:.0f} %", *(f"{errors[region, name] / count:.2f}" for name in places)]
         for region, count in pixels.items()
+        if count
     ]
 
 

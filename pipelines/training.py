@@ -60,6 +60,9 @@ other, some milliseconds, and Ray itself asks every 5 seconds."""
 _RESIZE_SECONDS = 60.0
 """Between two looks whether the cluster has room for more workers: each that comes costs the steps since the
 last checkpoint."""
+_ELASTIC_CPUS = 2
+"""Of a worker with its reading tasks, which ask for none, where there are no GPUs and the number of workers
+follows the cluster: they would take every CPU, and tasks that asked for one wait for ever."""
 
 
 class TrainingStopped(RuntimeError):  # noqa: N818 - not every stop is an error of the program
@@ -267,14 +270,7 @@ def train(training: Training, run_root: str) -> TrainingResult:
         result = ray.train.torch.TorchTrainer(
             cast(Any, _work),
             train_loop_config={"training": training, "reporter": reporter},
-            # Typed as an older Ray Train's.
-            scaling_config=cast(Any, ray.train.ScalingConfig)(
-                num_workers=(options.min_workers, options.workers)
-                if options.min_workers
-                else options.workers,
-                use_gpu=use_gpu,
-                elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
-            ),
+            scaling_config=_scaling(options, use_gpu),
             run_config=ray.train.RunConfig(
                 name=training.run_id,
                 storage_path=run_root,
@@ -344,7 +340,7 @@ def _use_gpu(options: TrainingOptions) -> bool:
                 "fewer workers, add nodes, or set accelerator to gpu to wait for an autoscaler"
             )
         return True
-    needed = workers + _reader_cpus(options)
+    needed = workers + 1 if options.min_workers is None else workers * _ELASTIC_CPUS
     # where there are none at all an autoscaler has yet to begin
     if 0 < cpus < needed:
         raise RuntimeError(
@@ -354,10 +350,16 @@ def _use_gpu(options: TrainingOptions) -> bool:
     return False
 
 
-def _reader_cpus(options: TrainingOptions) -> float:
-    """What a task that feeds a worker asks of Ray. Where the number of workers follows the cluster, on CPUs
-    they take all that there are: tasks that asked for one would wait for ever."""
-    return 1.0 if options.min_workers is None else 0.0
+def _scaling(options: TrainingOptions, use_gpu: bool) -> ray.train.ScalingConfig:
+    if options.min_workers is None:
+        return ray.train.ScalingConfig(num_workers=options.workers, use_gpu=use_gpu)
+    # Typed as an older Ray Train's.
+    return cast(Any, ray.train.ScalingConfig)(  # type: ignore[no-any-return]
+        num_workers=(options.min_workers, options.workers),
+        use_gpu=use_gpu,
+        resources_per_worker=None if use_gpu else {"CPU": _ELASTIC_CPUS},
+        elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
+    )
 
 
 def _work(config: dict[str, Any]) -> dict[str, Any]:
@@ -472,7 +474,7 @@ class _Worker:
                     rank=self.rank,
                     world_size=self.world_size,
                     readers=options.readers,
-                    reader_cpus=1.0 if self.device.type == "cuda" else _reader_cpus(options),
+                    reader_cpus=1 if options.min_workers is None or self.device.type != "cpu" else 0,
                     device=self.device,
                 )
                 for source, plan in zip(self.training.sources, self.plans, strict=True)
