@@ -2,8 +2,8 @@
 
     python benchmarks/visible.py [--kinds stereo camera] [--seed 0]
 
-Takes the ablation's cells of a seed, trained where their networks aren't there, and the same student in the
-confidence view with the photometric loss. Splits the visible pixels of the test scenes by what is near: an
+Takes the ablation's cells of a seed, trained where their networks aren't there, and two more students: in the
+confidence view with the photometric loss, and with a quarter of the distillation's weight. Splits the visible pixels of the test scenes by what is near: an
 occluded pixel, the frame's border, neither; and by how far they move.
 """
 
@@ -11,7 +11,6 @@ import argparse
 import os
 import shlex
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +25,10 @@ from pipelines.evaluation import load_estimator
 
 _NEAR_OCCLUDED, _NEAR_BORDER, _SLOW = 4, 8, 2.0
 """Pixels."""
-PHOTOMETRIC = "student/{kind}, confidence+photometric"
+OTHERS = {
+    "confidence + photometric": StudentObjective(view="confidence", photometric_weight=1.0),
+    "a quarter of the distillation": StudentObjective(distillation_weight=0.25),
+}
 
 
 def regions(truth_: Truth) -> dict[str, np.ndarray]:
@@ -81,16 +83,11 @@ def main() -> None:
     connect()
     print(f"command: python {shlex.join(sys.argv)}")
     for kind in arguments.kinds:
-        objective = replace(StudentObjective(), view="confidence", photometric_weight=1.0)
-        CELLS[PHOTOMETRIC.format(kind=kind)] = Cell(
-            make=partial(student, of=[f"teacher/{kind}"], kind=kind, objective=objective), kinds=(kind,)
-        )
-        titles = {
-            "teacher": f"teacher/{kind}",
-            "control": f"control/{kind}",
-            "student": f"student/{kind}",
-            "confidence + photometric": PHOTOMETRIC.format(kind=kind),
-        }
+        titles = {part: f"{part}/{kind}" for part in ("teacher", "control", "student")}
+        for title, objective in OTHERS.items():
+            titles[title] = f"student/{kind}, {title}"
+            make = partial(student, of=[f"teacher/{kind}"], kind=kind, objective=objective)
+            CELLS[titles[title]] = Cell(make=make, kinds=(kind,))
         places = {title: model(name, arguments.seed) for title, name in titles.items()}
         for tested in CELLS[f"teacher/{kind}"].kinds:
             print(f"\n{kind} -> {tested}, seed {arguments.seed}\n")

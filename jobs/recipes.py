@@ -196,13 +196,27 @@ RECIPES = {
         networks=_TINY,
         augmentation=Challenge(crop=Crop(height=56, width=88)),
         teacher=TrainingOptions(
-            steps=8, unmasked_steps=8, global_batch=2, learning_rate=4e-4, log_every=2, validate_every=4
+            steps=8,
+            unmasked_steps=8,
+            global_batch=2,
+            learning_rate=4e-4,
+            log_every=2,
+            validate_every=4,
+            readers=1,
         ),
         challenge=Challenge(crop=Crop(height=48, width=64)),
         student=TrainingOptions(
-            steps=8, unmasked_steps=8, global_batch=2, learning_rate=4e-4, log_every=2, validate_every=4
+            steps=8,
+            unmasked_steps=8,
+            global_batch=2,
+            learning_rate=4e-4,
+            log_every=2,
+            validate_every=4,
+            readers=1,
         ),
-        finetune=TrainingOptions(steps=8, global_batch=2, learning_rate=4e-4, log_every=2, validate_every=4),
+        finetune=TrainingOptions(
+            steps=8, global_batch=2, learning_rate=4e-4, log_every=2, validate_every=4, readers=1
+        ),
     ),
     "demo": Recipe(
         description="Frames of about 96x128 px and a small network; two CPU cores, some nine minutes.",
