@@ -586,7 +586,7 @@ REASONS = """\
 - On visible pixels the students in the occlusion view gain less than 3 %, the stereo student loses, and so does
   that of scenes with a moving camera alone once it is tested on moving objects. It is the weight of the
   distillation, whose few pixels count as much as all others together: with a quarter of it visible pixels gain,
-  and in the confidence view, which has labels for all (`docs/results/visible.md`,
+  as they do in the confidence view, which labels all (`docs/results/visible.md`,
   `python benchmarks/visible.py`). On moving objects that explains a third.
 """
 
