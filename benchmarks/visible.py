@@ -3,8 +3,9 @@
     python benchmarks/visible.py [--kinds stereo camera] [--seed 0]
 
 Takes the ablation's cells of a seed, trained where their networks aren't there, and two more students: in the
-confidence view with the photometric loss, and with a quarter of the distillation's weight. Splits the visible pixels of the test scenes by what is near: an
-occluded pixel, the frame's border, neither; and by how far they move.
+confidence view with the photometric loss, and with a quarter of the distillation's weight. Splits the visible
+pixels of the test scenes by what is near: an occluded pixel, the frame's border, neither; and by how far they
+move.
 """
 
 import argparse
