@@ -583,7 +583,7 @@ REASONS = """\
   visible.
 - Rectangles and superpixels alone hide too little for a student to learn what leaves these frames, which
   is most of their occlusion and which a crop imitates.
-- On visible pixels PWC-Net's students gain less than 3 %, the stereo student loses, and so does that of scenes
+- On visible pixels PWC-Net's students gain under 3 %, the stereo student loses, and so does that of scenes
   with a moving camera alone once it is tested on moving objects. It is the weight of the distillation, whose
   few pixels count as much as all others together: with a quarter of it visible pixels gain, as they do in the
   confidence view with the photometric loss (`docs/results/visible.md`, `python benchmarks/visible.py`). On

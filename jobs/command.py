@@ -155,15 +155,14 @@ def finish(run: Run, result: "TrainingResult", name: str) -> str:
     """Stores the trained model in its run and registers it as a version of `name`; returns that version's
     URI.
 
-    Models are compared by their error on the held-back pairs where those have truth, else by the photometric
-    error of all pixels: that of the visible ones is 0 for a model that finds nothing visible.
+    Models are compared by `pipelines.training.score_of`.
     """
     run.artifact(result.model, "model")
     run.summary({f"final/{key}": value for key, value in result.validation.items()})
     return register(
         run,
         name,
-        validation_loss=result.validation.get("epe", result.validation["unmasked"]),
+        validation_loss=result.score,
         validation_digest=result.validation_digest,
     ).uri
 

@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 _NOTICE_STEPS = 10
 """Steps between two questions whether a node is about to be taken away: each makes the workers wait for each
 other, some milliseconds, and Ray itself asks every 5 seconds."""
+_SCORE = "score"
+"""Of a checkpoint, by which the best one is chosen: lower is better."""
 _RESIZE_SECONDS = 60.0
 """Between two looks whether the cluster has room for more workers: each that comes costs the steps since the
 last checkpoint."""
@@ -114,6 +116,9 @@ class TrainingOptions:
     log_every: int = 20
     validate_every: int = 200
     """Steps between validations on the held-back pairs; each makes a checkpoint too."""
+    patience: int | None = None
+    """Validations in a row that may be no better than the best one before training ends early; the model is
+    then the best one's, see `score_of`. None: trains to the last step, whose model it is."""
     held_back_share: float = 0.05
     held_back_most: int = 64
     """The share of pairs that is held back for validation, and the most of them."""
@@ -134,6 +139,8 @@ class TrainingOptions:
                 raise ValueError(f"{name} {getattr(self, name)} must be above 0")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay {self.ema_decay} must lie in [0, 1)")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience {self.patience} must be at least 1, or None")
         if self.max_skipped < 0:
             raise ValueError(f"max_skipped {self.max_skipped} must not be below 0")
         if not 0 <= self.unmasked_steps <= self.steps:
@@ -243,9 +250,14 @@ class TrainingResult:
     model: Path
     """The folder of the trained model, which goes with this process."""
     validation: dict[str, float]
-    """At the last step, on the held-back pairs."""
+    """Of the model, on the held-back pairs."""
     validation_digest: str
     """Of the held-back pairs, so that two models judged on the same ones can be compared."""
+
+    @property
+    def score(self) -> float:
+        """See `score_of`."""
+        return score_of(self.validation)
 
 
 def train(training: Training, run_root: str) -> TrainingResult:
@@ -275,7 +287,12 @@ def train(training: Training, run_root: str) -> TrainingResult:
                 name=training.run_id,
                 storage_path=run_root,
                 failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=options.keep_checkpoints),
+                checkpoint_config=ray.train.CheckpointConfig(
+                    num_to_keep=options.keep_checkpoints,
+                    # The latest one is kept in any case.
+                    checkpoint_score_attribute=None if options.patience is None else _SCORE,
+                    checkpoint_score_order="min",
+                ),
             ),
         ).fit()
     outcome = cast(Any, result).return_value
@@ -287,9 +304,13 @@ def train(training: Training, run_root: str) -> TrainingResult:
         )
         raise TrainingStopped(f"{outcome['stopped']} ({where})")
     assert result.checkpoint is not None
+    checkpoint, validation = result.checkpoint, outcome["validation"]
+    if options.patience is not None:
+        checkpoint, validation = min(cast(Any, result).best_checkpoints, key=lambda each: each[1][_SCORE])
+        validation = {name: value for name, value in validation.items() if name not in (_SCORE, "step")}
     return TrainingResult(
-        model=_model_of(result.checkpoint),
-        validation=outcome["validation"],
+        model=_model_of(checkpoint),
+        validation=validation,
         validation_digest=outcome["validation_digest"],
     )
 
@@ -404,6 +425,8 @@ class _Worker:
         self.notice: PreemptionInfo | None = None
         self.first_validation: dict[str, float] | None = None
         self.validation: dict[str, float] = {}
+        self.best = math.inf
+        self.not_better = 0
         self.log = _run_of(training) if self.rank == 0 else None
         self._resume()
         self.parallel = ray.train.torch.prepare_model(self.network, move_to_device=False)
@@ -438,6 +461,7 @@ class _Worker:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.skipped = state["step"], state["skipped"]
         self.first_validation, self.validation = state["first_validation"], state["validation"]
+        self.best, self.not_better = state["best"], state["not_better"]
         if self.log is not None:
             self._log({"train/steps_done_again": max(0, self.log.last_step("train/loss") - self.step)})
 
@@ -480,7 +504,7 @@ class _Worker:
                 for source, plan in zip(self.training.sources, self.plans, strict=True)
             ]
             window = _Window()
-            while self.step < options.steps:
+            while self.step < options.steps and not self._is_out_of_patience:
                 window.begin_waiting()
                 step_batches = [next(feed) for feed in feeds]
                 window.end_waiting()
@@ -499,10 +523,13 @@ class _Worker:
                     self.validation = self._validate()
                     if self.step > options.unmasked_steps:
                         self.training.alarm.check(self.validation, self.first_validation)
+                    score = score_of(self.validation)
+                    self.not_better = 0 if score < self.best else self.not_better + 1
+                    self.best = min(self.best, score)
                     self._checkpoint()
                     is_stored = True
                 if self.step % _NOTICE_STEPS == 0 and self._is_news() and not is_stored:
-                    self._checkpoint()
+                    self._checkpoint(is_validated=False)
         except TrainingStopped as reason:
             # every worker sees the same global numbers, so that every worker stops here, and none is started
             # again
@@ -513,6 +540,10 @@ class _Worker:
             "validation": self.validation,
             "validation_digest": _digest(self.held_back["pair_id"].to_pylist()),
         }
+
+    @property
+    def _is_out_of_patience(self) -> bool:
+        return self.options.patience is not None and self.not_better >= self.options.patience
 
     def _is_news(self) -> bool:
         """Whether a node with a worker is about to be taken away, and wasn't when last asked."""
@@ -638,9 +669,10 @@ class _Worker:
         if self.log is not None:
             self.log.log(self.step, values)
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, *, is_validated: bool = True) -> None:
         """Every worker reports; the first one's folder is the checkpoint."""
-        metrics = {"step": self.step, **self.validation}
+        score = score_of(self.validation) if is_validated else math.inf
+        metrics = {"step": self.step, **self.validation, _SCORE: score}
         if self.rank != 0:
             ray.train.report(metrics)
             return
@@ -658,6 +690,8 @@ class _Worker:
                     "plans": self._plan_digests,
                     "first_validation": self.first_validation,
                     "validation": self.validation,
+                    "best": self.best,
+                    "not_better": self.not_better,
                 },
             )
             ray.train.report(
@@ -665,6 +699,13 @@ class _Worker:
                 checkpoint=ray.train.Checkpoint.from_directory(name),
                 checkpoint_dir_name=f"step-{self.step:08d}",
             )
+
+
+def score_of(validation: Mapping[str, float]) -> float:
+    """What models are compared by, lower is better: the error on the held-back pairs where those have truth,
+    else the photometric error of all pixels, as that of the visible ones is 0 for a model that finds nothing
+    visible."""
+    return validation["epe"] if "epe" in validation else validation["unmasked"]
 
 
 def _split(batch: Batch, parts: int) -> list[Batch]:

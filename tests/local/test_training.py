@@ -217,6 +217,21 @@ def test_the_average_of_the_weights_is_what_a_training_gives_also_resumed(
     assert all(torch.equal(final[name], value) for name, value in averages[3].items())
 
 
+def test_training_that_gets_no_better_ends_early_with_its_best_model(pairs: PairSet, project: Path) -> None:
+    # Steps so long that one soon is no better than the one before.
+    wild = replace(OPTIONS, steps=40, unmasked_steps=40, learning_rate=0.03, patience=2, keep_checkpoints=20)
+    result, run_id = trained(pairs, project, wild)
+    client = tracking.MlflowClient(tracking.tracking_uri(project))
+    history = client.get_metric_history(run_id, "validation/unmasked")
+    scores = {metric.step: metric.value for metric in history if metric.step > 0}
+    best = min(scores, key=lambda step: scores[step])
+    assert result.score == scores[best]
+    assert max(scores) == best + 2 * wild.validate_every < wild.steps
+    assert client.get_run(run_id).info.status == "FINISHED"
+    stored = project / "runs" / run_id / f"step-{best:08d}"
+    assert load_model(result.model)[1].digest == load_model(stored)[1].digest
+
+
 def test_a_collapse_stops_with_its_remedy(pairs: PairSet, project: Path) -> None:
     alarm = CollapseAlarm(max_occluded=-1.0)
     with pytest.raises(TrainingStopped, match="unmasked_steps"):
@@ -317,6 +332,7 @@ def test_more_workers_than_the_cluster_has_room_for_is_an_error_and_not_a_wait(
         {"unmasked_steps": 5},
         {"workers": 5},
         {"min_workers": 2},
+        {"patience": 0},
         {"accumulate": 5},
         {"held_back_share": 1.0},
         {"held_back_most": 0},
