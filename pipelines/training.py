@@ -694,11 +694,18 @@ class _Worker:
                     "not_better": self.not_better,
                 },
             )
-            ray.train.report(
-                metrics,
-                checkpoint=ray.train.Checkpoint.from_directory(name),
-                checkpoint_dir_name=f"step-{self.step:08d}",
-            )
+            try:
+                ray.train.report(
+                    metrics,
+                    checkpoint=ray.train.Checkpoint.from_directory(name),
+                    checkpoint_dir_name=f"step-{self.step:08d}",
+                )
+            except OSError as error:
+                raise OSError(
+                    f"the checkpoint of step {self.step} can't be written into --run-root: {error}; the one "
+                    f"before is whole: free space there, or mend the storage, and go on with --resume "
+                    f"{self.training.run_id}"
+                ) from error
 
 
 def score_of(validation: Mapping[str, float]) -> float:

@@ -307,6 +307,11 @@ def test_a_run_is_resumed_where_it_was_and_with_its_network_or_not_at_all(
     ):
         trained(pairs, project, replace(OPTIONS, steps=8, seed=1, max_failures=0), resume=run_id)
     assert "context_widths is (12,)" in str(failed.value).replace("[12]", "(12,)")
+    # In the way of the next checkpoint, as a full disk is.
+    (project / "runs" / run_id / "step-00000006").write_text("")
+    with pytest.raises(WorkerGroupError, match=f"step 6 can't be written into .* --resume {run_id}"):
+        trained(pairs, project, replace(OPTIONS, steps=8, max_failures=0), resume=run_id)
+    load_training_state(project / "runs" / run_id / "step-00000004")
 
 
 def test_a_teacher_cannot_start_from_a_model_of_another_configuration(tmp_path: Path) -> None:
