@@ -158,7 +158,12 @@ def finish(run: Run, result: "TrainingResult", name: str) -> str:
     Models are compared by `pipelines.training.score_of`.
     """
     run.artifact(result.model, "model")
-    run.summary({f"final/{key}": value for key, value in result.validation.items()})
+    run.summary({f"final/{key}": value for key, value in {"step": result.step, **result.validation}.items()})
+    if result.step < result.ended_at:
+        print(
+            f"ended at step {result.ended_at}, validation got no better (patience); the model is step "
+            f"{result.step}'s"
+        )
     return register(
         run,
         name,

@@ -57,8 +57,8 @@ if TYPE_CHECKING:
 _NOTICE_STEPS = 10
 """Steps between two questions whether a node is about to be taken away: each makes the workers wait for each
 other, some milliseconds, and Ray itself asks every 5 seconds."""
-_SCORE = "score"
-"""Of a checkpoint, by which the best one is chosen: lower is better."""
+_STEP, _SCORE = "step", "score"
+"""What Ray Train knows of a checkpoint beside its validation; the lowest score is the best one's."""
 _RESIZE_SECONDS = 60.0
 """Between two looks whether the cluster has room for more workers: each that comes costs the steps since the
 last checkpoint."""
@@ -249,6 +249,10 @@ class TrainingResult:
 
     model: Path
     """The folder of the trained model, which goes with this process."""
+    step: int
+    """Whose model it is."""
+    ended_at: int
+    """The last step; before the planned one where validation got no better."""
     validation: dict[str, float]
     """Of the model, on the held-back pairs."""
     validation_digest: str
@@ -304,13 +308,16 @@ def train(training: Training, run_root: str) -> TrainingResult:
         )
         raise TrainingStopped(f"{outcome['stopped']} ({where})")
     assert result.checkpoint is not None
-    checkpoint, validation = result.checkpoint, outcome["validation"]
-    if options.patience is not None:
-        checkpoint, validation = min(cast(Any, result).best_checkpoints, key=lambda each: each[1][_SCORE])
-        validation = {name: value for name, value in validation.items() if name not in (_SCORE, "step")}
+    kept = cast(Any, result).best_checkpoints
+    if options.patience is None:
+        checkpoint, facts = max(kept, key=lambda each: each[1][_STEP])
+    else:
+        checkpoint, facts = min(kept, key=lambda each: each[1][_SCORE])
     return TrainingResult(
         model=_model_of(checkpoint),
-        validation=validation,
+        step=facts[_STEP],
+        ended_at=outcome["step"],
+        validation={name: value for name, value in facts.items() if name not in (_STEP, _SCORE)},
         validation_digest=outcome["validation_digest"],
     )
 
@@ -537,7 +544,6 @@ class _Worker:
         return {
             "stopped": stopped,
             "step": self.step,
-            "validation": self.validation,
             "validation_digest": _digest(self.held_back["pair_id"].to_pylist()),
         }
 
@@ -672,7 +678,7 @@ class _Worker:
     def _checkpoint(self, *, is_validated: bool = True) -> None:
         """Every worker reports; the first one's folder is the checkpoint."""
         score = score_of(self.validation) if is_validated else math.inf
-        metrics = {"step": self.step, **self.validation, _SCORE: score}
+        metrics = {_STEP: self.step, **self.validation, _SCORE: score}
         if self.rank != 0:
             ray.train.report(metrics)
             return

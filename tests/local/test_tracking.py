@@ -301,7 +301,10 @@ def test_a_model_that_finds_nothing_visible_is_no_champion_for_that(project: Pat
             model.mkdir(exist_ok=True)
             (model / "model.safetensors").write_bytes(b"weights")
             validation = {"photometric": photometric, "unmasked": unmasked}
-            finish(run, TrainingResult(model=model, validation=validation, validation_digest="a"), "student")
+            result = TrainingResult(
+                model=model, step=1, ended_at=1, validation=validation, validation_digest="a"
+            )
+            finish(run, result, "student")
             return run.run_id
 
     finished(0.0, 9.0)
