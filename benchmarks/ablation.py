@@ -227,6 +227,12 @@ def finetuned(seed: int, *, start: str | None, share: float, unlabelled: bool = 
 
 
 BASE = "teacher/census+mask"
+OBJECTIVES = {
+    "confidence": StudentObjective(view="confidence"),
+    "confidence+photometric": StudentObjective(view="confidence", photometric_weight=1.0),
+    "quarter": StudentObjective(distillation_weight=0.25),
+}
+"""Of the student on crops, beside the occlusion view."""
 STAGE_1 = {
     "rgb": "no mask, RGB",
     "rgb+mask": "mask, RGB",
@@ -246,17 +252,10 @@ CELLS: dict[str, Cell] = {
     "control/crop": Cell(make=partial(control, of=BASE)),
     "control/whole": Cell(make=partial(control, of=BASE, crop=False)),
     **{f"student/{name}": Cell(make=partial(student, of=[BASE], challenge=name)) for name in CHALLENGES},
-    "student/confidence": Cell(
-        make=partial(student, of=[BASE], objective=StudentObjective(view="confidence"))
-    ),
-    "student/confidence+photometric": Cell(
-        make=partial(
-            student, of=[BASE], objective=StudentObjective(view="confidence", photometric_weight=1.0)
-        )
-    ),
-    "student/quarter": Cell(
-        make=partial(student, of=[BASE], objective=StudentObjective(distillation_weight=0.25))
-    ),
+    **{
+        f"student/{name}": Cell(make=partial(student, of=[BASE], objective=objective))
+        for name, objective in OBJECTIVES.items()
+    },
     "student/2 teachers": Cell(make=partial(student, of=[BASE, "teacher/second"])),
     "student/3 teachers": Cell(make=partial(student, of=[BASE, "teacher/second", "teacher/third"])),
 }
@@ -548,7 +547,7 @@ def claims() -> str:
         for other in list(STAGE_1)[:-1]:
             claim = "mask + census beats the other rows on occluded pixels"
             lines.append((claim, *below(f"{BASE}{where}", f"teacher/{other}{where}", "occ")))
-    for student_of in (*CHALLENGES, "confidence", "confidence+photometric", "quarter"):
+    for student_of in (*CHALLENGES, *OBJECTIVES):
         name, against = f"student/{student_of}", control_of(student_of)
         for key, least in (("occ", 16.0), ("noc", 3.0)):
             changes = changes_against(name, against, key)

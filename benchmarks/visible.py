@@ -17,18 +17,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from ablation import CELLS, KINDS, TEST_SCENES, TRACKING_URI, WORK, Cell, model, student, truth
+from ablation import CELLS, KINDS, OBJECTIVES, TEST_SCENES, TRACKING_URI, WORK, Cell, model, student, truth
 
 from flowcore.benchmarks import Truth, find_samples, load
-from flowcore.objectives import StudentObjective
 from jobs.command import connect
 from pipelines.evaluation import load_estimator
 
 _NEAR_OCCLUDED, _NEAR_BORDER, _SLOW = 4, 8, 2.0
 """Pixels."""
 OTHERS = {
-    "confidence + photometric": StudentObjective(view="confidence", photometric_weight=1.0),
-    "a quarter of the distillation": StudentObjective(distillation_weight=0.25),
+    "confidence + photometric": OBJECTIVES["confidence+photometric"],
+    "a quarter of the distillation": OBJECTIVES["quarter"],
 }
 
 

@@ -17,7 +17,7 @@ hours are estimates, and scores are DDFlow's own after distillation, on the sets
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from flowcore.hallucination import (
@@ -188,6 +188,9 @@ def _on_a_laptop(steps: int, unmasked_steps: int = 0, learning_rate: float = 4e-
 _TEACHER = _trained(400_000, unmasked_steps=100_000)
 _STUDENT = _trained(300_000)
 _FINETUNE = _trained(50_000, halve_every=20_000)
+_BRIEFLY = TrainingOptions(
+    steps=8, global_batch=2, learning_rate=4e-4, log_every=2, validate_every=4, readers=1
+)
 
 RECIPES = {
     "smoke": Recipe(
@@ -195,28 +198,10 @@ RECIPES = {
         clips=ClipOptions(size=(64, 96), min_size=(56, 88)),
         networks=_TINY,
         augmentation=Challenge(crop=Crop(height=56, width=88)),
-        teacher=TrainingOptions(
-            steps=8,
-            unmasked_steps=8,
-            global_batch=2,
-            learning_rate=4e-4,
-            log_every=2,
-            validate_every=4,
-            readers=1,
-        ),
+        teacher=replace(_BRIEFLY, unmasked_steps=8),
         challenge=Challenge(crop=Crop(height=48, width=64)),
-        student=TrainingOptions(
-            steps=8,
-            unmasked_steps=8,
-            global_batch=2,
-            learning_rate=4e-4,
-            log_every=2,
-            validate_every=4,
-            readers=1,
-        ),
-        finetune=TrainingOptions(
-            steps=8, global_batch=2, learning_rate=4e-4, log_every=2, validate_every=4, readers=1
-        ),
+        student=replace(_BRIEFLY, unmasked_steps=8),
+        finetune=_BRIEFLY,
     ),
     "demo": Recipe(
         description="Frames of about 96x128 px and a small network; two CPU cores, some nine minutes.",

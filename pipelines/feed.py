@@ -98,11 +98,10 @@ class Plan:
         """What worker `rank` reads for the steps from `start` to before `stop`, in windows of a few steps;
         ValueError as `places`."""
         mine = self.places(rank, world_size)
-        places = slice(mine.start, mine.stop)
         step = start
         while step < stop:
             epoch, first = divmod(step, self.steps_per_epoch)
-            rows = self.epoch(epoch)[first : first + stop - step, places]
+            rows = self.epoch(epoch)[first : first + stop - step, mine.start : mine.stop]
             for at in range(0, len(rows), _WINDOW_STEPS):
                 taken = self.index.take(rows[at : at + _WINDOW_STEPS].reshape(-1))
                 yield {

@@ -709,7 +709,7 @@ class _Worker:
             except OSError as error:
                 raise OSError(
                     f"the checkpoint of step {self.step} can't be written into --run-root: {error}; the one "
-                    f"before is whole: free space there, or mend the storage, and go on with --resume "
+                    "before is whole: free space there, or mend the storage, and go on with --resume "
                     f"{self.training.run_id}"
                 ) from error
 
