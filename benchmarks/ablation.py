@@ -51,9 +51,11 @@ KINDS = {
     "objects": SceneOptions(camera_speed=1.0, layers=(5, 8), layer_speed=8.0),
     "stereo": SceneOptions(stereo=True),
     "lit": SceneOptions(lighting=0.2),
+    "fast": SceneOptions(camera_speed=3.0, layers=(3, 5), layer_speed=18.0, layer_radius=(0.2, 0.4)),
 }
 """The scenes of the demo; of a camera that moves past little; of many layers before a camera almost at rest;
-rectified stereo pairs; and the demo's in light that changes from frame to frame."""
+rectified stereo pairs; the demo's in light that changes from frame to frame; and of large fast layers, that
+hide much of the frame."""
 TRAINING_SCENES = range(25)
 TEST_SCENES = range(10_000, 10_040)
 

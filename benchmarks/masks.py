@@ -1,13 +1,15 @@
 """Why does the occlusion mask not help the ablation's teachers? Masks of other kinds, and longer training.
 
-    python benchmarks/masks.py [--steps 600 1800] [--seeds 0 1 2] [--masks none check lenient truth] [--print]
+    python benchmarks/masks.py [--steps 600 1800] [--seeds 0 1 2] [--masks none check lenient truth]
+        [--kinds mixed objects fast] [--print]
 
 Trains the ablation's teacher (census loss, its network, scenes, steps and schedule) in this process alone,
 with the loss masked by nothing, by the forward-backward check of METHOD, by one that forgives 2 px of
-disagreement, and by the true occlusion of the rendered scenes, which no training has in earnest. Prints the
-errors on the ablation's test scenes and how well the check then finds their occlusion, and writes each
-training to docs/results/masks when it is done, the table to docs/results/masks.md. What is there isn't done
-again. If the truth helps and the check doesn't, then it is the check's mistakes that cost.
+disagreement, and by the true occlusion of the rendered scenes, which no training has in earnest; on each kind
+of scenes. Prints the errors on the ablation's test scenes of that kind and how well the check then finds
+their occlusion, and writes each training to docs/results/masks when it is done, the table to
+docs/results/masks.md. What is there isn't done again. If the truth helps and the check doesn't, then it is
+the check's mistakes that cost.
 """
 
 import argparse
@@ -71,9 +73,9 @@ def scene(seed: int, options: SceneOptions) -> Scene:
     return render_scene(seed, options)
 
 
-def training_pairs() -> list[FramePair]:
+def training_pairs(kind: str) -> list[FramePair]:
     """With the true visibility where a label has its confidence."""
-    scenes = [scene(seed, KINDS["mixed"]) for seed in TRAINING_SCENES]
+    scenes = [scene(seed, KINDS[kind]) for seed in TRAINING_SCENES]
     return [
         FramePair(
             image1=each.frames[frame],
@@ -98,10 +100,10 @@ def loss_of(network: FlowNetwork, batch: Batch, mask: str) -> torch.Tensor:
     return torch.stack([term.weight * term.total / term.count.clamp(min=1) for term in terms]).sum()
 
 
-def trained(mask: str, schedule: Schedule) -> FlowNetwork:
+def trained(kind: str, mask: str, schedule: Schedule) -> FlowNetwork:
     options = schedule.options
     augmentation = teacher_options("pwcnet").augmentation
-    pairs = training_pairs()
+    pairs = training_pairs(kind)
     torch.manual_seed(options.seed)
     network = NETWORKS["pwcnet"].build()
     optimizer = torch.optim.Adam(network.parameters(), betas=(0.9, 0.999))
@@ -122,11 +124,11 @@ def trained(mask: str, schedule: Schedule) -> FlowNetwork:
     return network.eval()
 
 
-def judged(network: FlowNetwork) -> dict[str, float]:
+def judged(network: FlowNetwork, kind: str) -> dict[str, float]:
     """Errors on the test scenes, and precision and recall of the check."""
     errors, counts = FlowErrors(), OcclusionCounts()
     for seed in TEST_SCENES:
-        truth = scene(seed, replace(KINDS["mixed"], num_frames=TEST_PAIRS + 1))
+        truth = scene(seed, replace(KINDS[kind], num_frames=TEST_PAIRS + 1))
         frames = to_images(truth.frames)
         forward, backward = network.estimate(frames[:-1], frames[1:])
         occluded = torch.from_numpy(truth.occ_fw)[:, None]
@@ -137,14 +139,15 @@ def judged(network: FlowNetwork) -> dict[str, float]:
     return {key: value for key, value in (*errors.epe.items(), *found.items()) if value is not None}
 
 
-def do(mask: str, schedule: Schedule) -> None:
+def do(kind: str, mask: str, schedule: Schedule) -> None:
     """Trains and judges, unless the record is there."""
-    path = RECORDS / f"{mask}.steps{schedule.steps}.seed{schedule.seed}.json"
+    path = RECORDS / f"{kind}.{mask}.steps{schedule.steps}.seed{schedule.seed}.json"
     if path.exists():
         return
     started = time.monotonic()
-    numbers = judged(trained(mask, schedule))
-    record = {"mask": mask, **vars(schedule), **numbers, "seconds": round(time.monotonic() - started)}
+    numbers = judged(trained(kind, mask, schedule), kind)
+    seconds = round(time.monotonic() - started)
+    record = {"kind": kind, "mask": mask, **vars(schedule), **numbers, "seconds": seconds}
     write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
     print(record, flush=True)
 
@@ -180,14 +183,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[TEACHER_STEPS, 3 * TEACHER_STEPS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--masks", nargs="+", choices=list(MASKS), default=list(MASKS))
+    parser.add_argument("--kinds", nargs="+", choices=["mixed", "objects", "fast"], default=["mixed"])
     parser.add_argument("--print", action="store_true", help="only write the table")
     arguments = parser.parse_args()
     if not arguments.print:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
         for seed in arguments.seeds:
             for steps in arguments.steps:
-                for mask in arguments.masks:
-                    do(mask, Schedule(steps=steps, seed=seed))
+                for kind in arguments.kinds:
+                    for mask in arguments.masks:
+                        do(kind, mask, Schedule(steps=steps, seed=seed))
     text = report()
     RESULTS.joinpath("masks.md").write_text(text)
     print(text)

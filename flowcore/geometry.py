@@ -31,7 +31,7 @@ def backward_warp(
     """`image` sampled bilinearly at p + flow(p); outside the frame, its border. Flow in pixels.
 
     Where the flow is NaN the result is NaN: a diverging network is reported as a non-finite loss. (Handed to
-    `grid_sample`, a NaN coordinate ends the process on a CPU.)
+    `grid_sample`, a NaN coordinate ends the process on a CPU.) The result has the flow's precision.
     """
     height, width = image.shape[-2:]
     target = pixel_grid(height, width, flow.device) + flow
@@ -41,7 +41,9 @@ def backward_warp(
     x = target[:, 0].nan_to_num(nan=0.0).clamp(-1.0, float(width))
     y = target[:, 1].nan_to_num(nan=0.0).clamp(-1.0, float(height))
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
-    sampled = functional.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    sampled = functional.grid_sample(
+        image.to(flow.dtype), grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
     return sampled.masked_fill(lost, float("nan"))
 
 

@@ -13,7 +13,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,9 +33,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from flowcore.drawing import comparison_panel
 from flowcore.hallucination import FramePair, Transformation
 from flowcore.metrics import endpoint_error
-from flowcore.networks import FlowNetwork, NetworkConfig
+from flowcore.networks import BidirectionalFlow, FlowNetwork, NetworkConfig
 from flowcore.objectives import Batch, Objective, Outcome, validate_pair
 from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.shapes import Image
 from pipelines import progress
 from pipelines.checkpoints import (
     CARD_FILE,
@@ -106,6 +107,18 @@ class TrainingOptions:
     """In how many parts, one after the other, a worker takes its share of a global batch: less memory for the
     same gradient. More than one costs a second forward pass, since a loss is known when its pixels are
     counted."""
+    checkpoint_activations: bool = False
+    """Keep less between a step's two passes, and compute it again: less memory and the same gradient, for
+    about a second forward pass. For large crops or the recurrent networks; FlowNet has little to gain."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the convolutions in training. What is compared, the flow and the losses stay float32, and so does
+    validation. With float16 the loss is scaled up; where a gradient overflows, the step is done again with
+    half the scale."""
+    channels_last: bool = False
+    """Let the channels of a pixel lie side by side in memory, which GPUs' half precision likes."""
+    compiled: bool = False
+    """torch.compile the network: some minutes at the start, for less time a step. On CPUs it needs a C++
+    compiler on every node."""
     accelerator: Literal["auto", "gpu", "cpu"] = "auto"
     """`auto`: GPUs where the cluster has any now. `gpu` also waits for nodes that an autoscaler has yet to
     start."""
@@ -152,10 +165,13 @@ class TrainingOptions:
                 f"global_batch {self.global_batch} must be at least workers {self.workers} times accumulate "
                 f"{self.accumulate}, so that each has a pair"
             )
-        if self.accelerator not in ("auto", "gpu", "cpu"):
-            raise ValueError(f"accelerator {self.accelerator!r} must be 'auto', 'gpu' or 'cpu'")
-        if self.schedule not in ("halved", "cosine"):
-            raise ValueError(f"schedule {self.schedule!r} must be 'halved' or 'cosine'")
+        for name, known in (
+            ("accelerator", ("auto", "gpu", "cpu")),
+            ("schedule", ("halved", "cosine")),
+            ("precision", ("float32", "bfloat16", "float16")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r} must be one of {', '.join(known)}")
         if not 0 < self.held_back_share < 1:
             raise ValueError(f"held_back_share {self.held_back_share} must lie between 0 and 1")
 
@@ -421,12 +437,16 @@ class _Worker:
             for source, plan in zip(self.training.sources, self.plans, strict=True)
         ]
         self.network = self._initial_network().to(self.device)
+        self.network.checkpoints_activations = self.options.checkpoint_activations
+        if self.options.channels_last:
+            cast(Any, self.network).to(memory_format=torch.channels_last)
         self.average = (
             AveragedModel(self.network, multi_avg_fn=self._average) if self.options.ema_decay else None
         )
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=self.options.learning_rate, betas=(0.9, 0.999)
         )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.options.precision == "float16")
         self.step = 0
         self.skipped = 0
         self.notice: PreemptionInfo | None = None
@@ -436,7 +456,10 @@ class _Worker:
         self.not_better = 0
         self.log = _run_of(training) if self.rank == 0 else None
         self._resume()
-        self.parallel = ray.train.torch.prepare_model(self.network, move_to_device=False)
+        parallel = ray.train.torch.prepare_model(self.network, move_to_device=False)
+        self.parallel: Callable[..., BidirectionalFlow] = (
+            torch.compile(parallel) if self.options.compiled else parallel
+        )
 
     def _initial_network(self) -> FlowNetwork:
         torch.manual_seed(self.options.seed)
@@ -466,6 +489,8 @@ class _Worker:
                 "resume it with the same videos or labels, --where and options, or start a new one"
             )
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
         self.step, self.skipped = state["step"], state["skipped"]
         self.first_validation, self.validation = state["first_validation"], state["validation"]
         self.best, self.not_better = state["best"], state["not_better"]
@@ -576,21 +601,33 @@ class _Worker:
         for number, part in enumerate(parts, start=1):
             with alone() if number < len(parts) else nullcontext():
                 mine = outcome if len(parts) == 1 else self._outcome(part)
-                global_loss(mine, counts, self.world_size).backward()
+                self.scaler.scale(global_loss(mine, counts, self.world_size)).backward()
+        self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
+        scale = self.scaler.get_scale()
         if not torch.isfinite(norm):
+            self.scaler.update()
+            if 1 < self.scaler.get_scale() < scale:
+                return self._update(step_batches)
             self._skip(f"the gradient of step {self.step} is not finite")
             return {}
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.network)
-        return {**facts, "learning_rate": rate, "gradient_norm": float(norm)}
+        scaled = {"loss_scale": scale} if self.scaler.is_enabled() else {}
+        return {**facts, **scaled, "learning_rate": rate, "gradient_norm": float(norm)}
+
+    def _estimate(self, image1: Image, image2: Image) -> BidirectionalFlow:
+        precision = getattr(torch, self.options.precision)
+        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
+            return self.parallel(image1, image2)
 
     def _outcome(self, part: Sequence[Batch]) -> Outcome:
         """Of a batch of each source: the terms of all, what is watched of the first."""
         masked = self.step >= self.options.unmasked_steps
         outcomes = [
-            source.objective(self.parallel, batch, masked=masked)
+            source.objective(self._estimate, batch, masked=masked)
             for source, batch in zip(self.training.sources, part, strict=True)
         ]
         terms = [
@@ -691,6 +728,7 @@ class _Worker:
                     "optimizer": self.optimizer.state_dict(),
                     # Those of the network, where the model's are its average.
                     "weights": {} if self.average is None else self.network.state_dict(),
+                    "scaler": self.scaler.state_dict(),
                     "step": self.step,
                     "skipped": self.skipped,
                     "plans": self._plan_digests,

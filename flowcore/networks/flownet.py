@@ -111,7 +111,7 @@ class FlowNet(FlowNetwork):
         x = self.refiners[0](x)
         for block, refiner in zip(self.encoder[_CORRELATED_LEVEL:], self.refiners[1:], strict=True):
             skips.append(x)
-            x = refiner(block(x))
+            x = self._block(nn.Sequential(block, refiner), x)
         flow = self.heads[0](x)
         levels = [flow * FLOW_SCALE]
         for skip, upsampler, head in zip(reversed(skips), self.upsamplers, self.heads[1:], strict=True):

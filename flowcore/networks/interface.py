@@ -1,11 +1,14 @@
 """What every flow network offers, whatever is inside it."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from flowcore.geometry import pad_to_multiple, upsample_flow
 from flowcore.shapes import Flow, Image
@@ -42,6 +45,9 @@ class FlowNetwork(nn.Module):
     config: NetworkConfig
     multiple: int
     strides: tuple[int, ...]
+    checkpoints_activations: bool = False
+    """Whether a backward pass computes again what is inside a block, in place of keeping it: less memory for
+    the time of a second forward pass, with the same gradients."""
 
     @abstractmethod
     def encode(self, images: Image) -> list[Tensor]:
@@ -50,6 +56,12 @@ class FlowNetwork(nn.Module):
     @abstractmethod
     def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[FlowLevel]:
         """The flow from frames 1 to frames 2, finest level first; see BidirectionalFlow for the unit."""
+
+    def _block(self, function: Callable[..., Any], *inputs: Tensor) -> Any:
+        """`function` of the inputs; see `checkpoints_activations`."""
+        if not (self.checkpoints_activations and torch.is_grad_enabled()):
+            return function(*inputs)
+        return checkpoint(function, *inputs, use_reentrant=False)
 
     def _require_fitting(self, images: Image) -> None:
         """ValueError for frames whose sides aren't multiples of `multiple`."""

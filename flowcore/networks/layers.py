@@ -1,6 +1,9 @@
 """What are the networks made of?"""
 
-from torch import nn
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
 
 FLOW_SCALE = 20.0
 """Pixels of motion that one unit of a decoder's output stands for, as PWC-Net and FlowNet scale their
@@ -24,6 +27,21 @@ def convolution(
     return nn.Sequential(layer, nn.LeakyReLU(0.1, inplace=True))
 
 
+class _FlowHead(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return in_full_precision(super().forward, input)
+
+
 def flow_head(channels: int) -> nn.Conv2d:
-    """Features to two components of flow."""
-    return nn.Conv2d(channels, 2, 3, padding=1)
+    """Features to two components of flow, in full precision."""
+    return _FlowHead(channels, 2, 3, padding=1)
+
+
+def in_full_precision(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """What `function` makes of the inputs where autocast is off: of flow and of what is compared to find it,
+    the eight bits of bfloat16 would round pixels away."""
+    device = inputs[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return function(*inputs)
+    with torch.autocast(device, enabled=False):
+        return function(*(each.float() for each in inputs))

@@ -83,7 +83,7 @@ class PWCNet(FlowNetwork):
         features = []
         x = images - 0.5
         for block in self.encoder:
-            x = block(x)
+            x = self._block(block, x)
             features.append(x)
         return features[self.config.finest_level - 1 :]
 
@@ -102,10 +102,10 @@ class PWCNet(FlowNetwork):
                 known = [first, flow / FLOW_SCALE, hidden]
             volume = cost_volume(normalize_features(first), normalize_features(second), self.config.radius)
             volume = functional.leaky_relu(volume, 0.1)
-            hidden = self.decoders[index](torch.cat([volume, *known], dim=1))
+            hidden = self._block(self.decoders[index], torch.cat([volume, *known], dim=1))
             scaled = self.heads[index](hidden)
             if index == 0:
-                scaled = scaled + self.context(torch.cat([hidden, scaled], dim=1))
+                scaled = scaled + self._block(self.context, torch.cat([hidden, scaled], dim=1))
             flow = scaled * FLOW_SCALE
             levels.append(flow)
         return levels[::-1]

@@ -4,6 +4,7 @@ One flow at one resolution, refined by a recurrent unit that looks up, at severa
 features around its present guess are. All pairs are compared once for each direction, before the iterations.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional
 from flowcore.geometry import pixel_grid
 from flowcore.networks.correlation import normalize_features
 from flowcore.networks.interface import FlowLevel, FlowNetwork, NetworkConfig
-from flowcore.networks.layers import convolution
+from flowcore.networks.layers import convolution, flow_head, in_full_precision
 from flowcore.shapes import Image
 
 _NEIGHBOURS = 9
@@ -113,7 +114,7 @@ class RAFT(FlowNetwork):
             convolution(config.motion_width, config.motion_width),
         )
         self.update = _Recurrent(hidden, config.motion_width + config.context_width + 2)
-        self.head = nn.Sequential(convolution(hidden, hidden), nn.Conv2d(hidden, 2, 3, padding=1))
+        self.head = nn.Sequential(convolution(hidden, hidden), flow_head(hidden))
         self.mask: nn.Module | None = None
         if config.learned_upsampling:
             self.strides = (stride // 2, *self.strides)
@@ -122,25 +123,31 @@ class RAFT(FlowNetwork):
     def encode(self, images: Image) -> list[Tensor]:
         self._require_fitting(images)
         centred = 2 * images - 1
-        return [normalize_features(self.features(centred)), self.context(centred)]
+        return [normalize_features(self._block(self.features, centred)), self._block(self.context, centred)]
 
     def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[FlowLevel]:
         pyramid = _all_pairs(features1[0], features2[0], self.config.scales)
         hidden, context = features1[1].split([self.config.hidden_width, self.config.context_width], dim=1)
         hidden, context = hidden.tanh(), context.relu()
-        flow = torch.zeros_like(hidden[:, :2])
+        batch, _, height, width = features1[0].shape
+        flow = features1[0].new_zeros(batch, 2, height, width)
         levels = []
         for _ in range(self.config.iterations):
             # each iteration answers for its own step alone
-            flow = flow.detach()
-            likeness = _lookup(pyramid, flow, self.config.radius, self.config.scales)
-            motion = self.motion(torch.cat([likeness, flow], dim=1))
-            hidden = self.update(hidden, torch.cat([motion, flow, context], dim=1))
-            flow = flow + self.head(hidden)
+            flow, hidden = self._block(self._refined, flow.detach(), hidden, context, *pyramid)
             levels.append(flow * self._stride)
         if self.mask is not None:
             levels.append(_doubled(flow, self.mask(hidden)) * self._stride)
         return levels[::-1]
+
+    def _refined(
+        self, flow: Tensor, hidden: Tensor, context: Tensor, *pyramid: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Flow and hidden state after one more iteration."""
+        likeness = _lookup(pyramid, flow, self.config.radius, self.config.scales)
+        motion = self.motion(torch.cat([likeness, flow], dim=1))
+        hidden = self.update(hidden, torch.cat([motion, flow, context], dim=1))
+        return flow + self.head(hidden), hidden
 
 
 def _all_pairs(
@@ -150,15 +157,19 @@ def _all_pairs(
 ) -> list[Float[Tensor, "pixels 1 _ _"]]:
     """For each pixel of the first frame, how alike every pixel of the second is; and that averaged down."""
     batch, _, height, width = features1.shape
-    products = torch.einsum("bcp,bcq->bpq", features1.flatten(2), features2.flatten(2))
+    products = in_full_precision(_products, features1, features2)
     pyramid = [products.reshape(batch * height * width, 1, height, width)]
     while len(pyramid) < scales and min(pyramid[-1].shape[-2:]) > 1:
         pyramid.append(functional.avg_pool2d(pyramid[-1], 2))
     return pyramid
 
 
+def _products(features1: Tensor, features2: Tensor) -> Tensor:
+    return torch.einsum("bcp,bcq->bpq", features1.flatten(2), features2.flatten(2))
+
+
 def _lookup(
-    pyramid: list[Float[Tensor, "pixels 1 _ _"]],
+    pyramid: Sequence[Float[Tensor, "pixels 1 _ _"]],
     flow: Float[Tensor, "batch 2 height width"],
     radius: int,
     scales: int,

@@ -6,6 +6,7 @@ import re
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -217,6 +218,46 @@ def test_the_average_of_the_weights_is_what_a_training_gives_also_resumed(
     assert all(torch.equal(final[name], value) for name, value in averages[3].items())
 
 
+def test_ways_to_a_cheaper_step_lead_where_the_plain_step_leads_also_resumed(
+    pairs: PairSet, project: Path, finished: tuple[TrainingResult, str]
+) -> None:
+    cheaper = replace(
+        OPTIONS, precision="float16", channels_last=True, checkpoint_activations=True, compiled=True
+    )
+    _, run_id = trained(pairs, project, replace(cheaper, steps=2, unmasked_steps=2))
+    # Compiled or not, the checkpoint is the same.
+    result, _ = trained(pairs, project, replace(cheaper, compiled=False), resume=run_id)
+    client = tracking.MlflowClient(tracking.tracking_uri(project))
+    losses, plain = (
+        [metric.value for metric in client.get_metric_history(run, "train/loss")]
+        for run in (run_id, finished[1])
+    )
+    assert losses == pytest.approx(plain, rel=1e-2)
+    assert losses != plain
+    assert load_training_state(project / "runs" / run_id / "step-00000004")["scaler"]["_growth_tracker"] == 4
+    assert all(weight.dtype == torch.float32 for weight in load_model(result.model)[0].parameters())
+
+
+@dataclass(frozen=True)
+class Overflowing:
+    """The teacher's objective a hundred times as strong: scaled for float16, its gradients overflow."""
+
+    def __call__(self, estimate: Estimator, batch: Batch, *, masked: bool) -> Outcome:
+        outcome = TeacherObjective()(estimate, batch, masked=masked)
+        return replace(outcome, terms=[replace(term, weight=100 * term.weight) for term in outcome.terms])
+
+
+def test_a_step_whose_half_precision_overflows_is_done_again_with_a_smaller_scale(
+    pairs: PairSet, project: Path
+) -> None:
+    options = replace(OPTIONS, steps=2, unmasked_steps=2, log_every=1, precision="float16", max_skipped=0)
+    _, run_id = trained(pairs, project, options, objective=Overflowing())
+    client = tracking.MlflowClient(tracking.tracking_uri(project))
+    scales = [metric.value for metric in client.get_metric_history(run_id, "train/loss_scale")]
+    assert len(scales) == 2
+    assert max(scales) < 2**16
+
+
 def test_training_that_gets_no_better_ends_early_with_its_best_model(pairs: PairSet, project: Path) -> None:
     # Steps so long that one soon is no better than the one before.
     wild = replace(OPTIONS, steps=40, unmasked_steps=40, learning_rate=0.03, patience=2, keep_checkpoints=20)
@@ -345,9 +386,11 @@ def test_more_workers_than_the_cluster_has_room_for_is_an_error_and_not_a_wait(
         {"clip_norm": -1.0},
         {"ema_decay": 1.0},
         {"max_skipped": -1},
+        {"precision": "float64"},
+        {"schedule": "linear"},
     ],
 )
-def test_options_that_make_no_sense_are_refused(change: dict[str, int]) -> None:
+def test_options_that_make_no_sense_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         replace(OPTIONS, **change)
 

@@ -467,3 +467,52 @@ def test_learned_upsampling_of_a_uniform_flow_is_uniform() -> None:
 def test_decoders_of_another_number_than_flownets_levels_are_refused() -> None:
     with pytest.raises(ValueError, match="must be two fewer than encoder_widths"):
         FlowNetConfig(encoder_widths=(8, 8, 8, 8), decoder_widths=(8,))
+
+
+def levels_and_gradient(network: FlowNetwork, autocast: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    image1, image2 = random(5, 2, 2, 3, 64, 64).unbind()
+    with torch.autocast("cpu", autocast, enabled=autocast is not None):
+        flows = network(image1, image2)
+    levels = [*flows.forward, *flows.backward]
+    assert {level.dtype for level in levels} == {torch.float32}
+    network.zero_grad()
+    torch.stack([level.square().mean() for level in levels]).sum().backward()
+    gradients = [parameter.grad.flatten() for parameter in network.parameters() if parameter.grad is not None]
+    return torch.cat([level.detach().flatten() for level in levels]), torch.cat(gradients)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_activations_that_are_computed_again_give_the_same_flow_and_gradient_and_are_not_kept(
+    backbone: str,
+) -> None:
+    def kept_by(network: FlowNetwork) -> int:
+        sizes: dict[int, int] = {}
+
+        def count(tensor: Tensor) -> Tensor:
+            sizes[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            network(*random(5, 2, 2, 3, 64, 64).unbind())
+        return sum(sizes.values())
+
+    network = fresh(backbone)
+    expected, kept = levels_and_gradient(network), kept_by(network)
+    network.checkpoints_activations = True
+    for one, two in zip(levels_and_gradient(network), expected, strict=True):
+        assert torch.equal(one, two)
+    assert kept_by(network) < kept
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_in_half_precision_and_with_channels_last_flow_is_float32_and_nearly_the_same(backbone: str) -> None:
+    network = fresh(backbone)
+    flow, gradient = levels_and_gradient(network)
+    in_half = [(levels_and_gradient(network, kind), kind) for kind in (torch.bfloat16, torch.float16)]
+    for (its_flow, its_gradient), kind in in_half:
+        tolerance = 4 * torch.finfo(kind).eps
+        assert 0 < (its_flow - flow).norm() < tolerance * flow.norm()
+        assert (its_gradient - gradient).norm() < 4 * tolerance * gradient.norm()
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for one, two in zip(levels_and_gradient(network), (flow, gradient), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4 * float(two.abs().max()))
