@@ -45,17 +45,19 @@ RECORDS = RESULTS / "ablation"
 WORK = PROJECT_FOLDER / "runs" / "ablation"
 TRACKING_URI = f"sqlite:///{WORK / 'mlflow.db'}"
 
+FAST = SceneOptions(camera_speed=3.0, layers=(3, 5), layer_speed=18.0, layer_radius=(0.2, 0.4))
 KINDS = {
     "mixed": SceneOptions(),
     "camera": SceneOptions(layers=(0, 1)),
     "objects": SceneOptions(camera_speed=1.0, layers=(5, 8), layer_speed=8.0),
     "stereo": SceneOptions(stereo=True),
     "lit": SceneOptions(lighting=0.2),
-    "fast": SceneOptions(camera_speed=3.0, layers=(3, 5), layer_speed=18.0, layer_radius=(0.2, 0.4)),
+    "fast": FAST,
+    "busy": replace(FAST, lighting=0.2),
 }
 """The scenes of the demo; of a camera that moves past little; of many layers before a camera almost at rest;
-rectified stereo pairs; the demo's in light that changes from frame to frame; and of large fast layers, that
-hide much of the frame."""
+rectified stereo pairs; the demo's in light that changes from frame to frame; of large fast layers, which hide
+much of the frame; and of these in such light, the likest to the papers' films."""
 TRAINING_SCENES = range(25)
 TEST_SCENES = range(10_000, 10_040)
 
@@ -241,12 +243,18 @@ STAGE_1 = {
     "census": "no mask, census",
     "census+mask": "mask, census",
 }
+STAGE_1_SCENES = {
+    "": ("mixed", ""),
+    " in changing light": ("lit", " again, on scenes whose brightness changes by up to a fifth a frame"),
+    " among fast layers": ("busy", " again, in such light and on scenes of large fast layers"),
+}
+"""By what the cells' names end with: the kind of scenes, and what the table's title adds."""
 CELLS: dict[str, Cell] = {
     **{
         f"teacher/{name}{where}": Cell(
             make=partial(teacher, kind=kind, distance=name.split("+")[0], masked="+" in name), kinds=(kind,)
         )
-        for kind, where in (("mixed", ""), ("lit", " in changing light"))
+        for where, (kind, _) in STAGE_1_SCENES.items()
         for name in STAGE_1
     },
     "teacher/second": Cell(make=lambda seed: teacher(seed + 100)),
@@ -430,13 +438,12 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 def tables() -> str:
     """Every table that the finished cells give, as Markdown."""
     parts: list[tuple[str, list[list[str]]]] = [
-        (
-            "Stage 1: what the teacher's loss is made of",
-            [row(title, f"teacher/{name}") for name, title in STAGE_1.items()],
-        ),
-        (
-            "Stage 1 again, on scenes whose brightness changes by up to a fifth from frame to frame",
-            [row(title, f"teacher/{name} in changing light") for name, title in STAGE_1.items()],
+        *(
+            (
+                f"Stage 1{title}: what the teacher's loss is made of",
+                [row(each, f"teacher/{name}{where}") for name, each in STAGE_1.items()],
+            )
+            for where, (_, title) in STAGE_1_SCENES.items()
         ),
         (
             "Stage 2: what makes it hard for the student (occlusion view)",
@@ -545,7 +552,7 @@ def below(name: str, other: str, key: str) -> tuple[bool | None, str]:
 def claims() -> str:
     """What the ablation was asked to show, and whether it does."""
     lines: list[tuple[str, bool | None, str]] = []
-    for where in ("", " in changing light"):
+    for where in STAGE_1_SCENES:
         for other in list(STAGE_1)[:-1]:
             claim = "mask + census beats the other rows on occluded pixels"
             lines.append((claim, *below(f"{BASE}{where}", f"teacher/{other}{where}", "occ")))

@@ -38,8 +38,8 @@ def backward_warp(
     lost = target.isnan().any(dim=1, keepdim=True)
     # Beyond one pixel outside the frame nothing changes: the clamp keeps value and gradient and bounds
     # infinities.
-    x = target[:, 0].nan_to_num(nan=0.0).clamp(-1.0, float(width))
-    y = target[:, 1].nan_to_num(nan=0.0).clamp(-1.0, float(height))
+    x = target[:, 0].nan_to_num(nan=0.0).clamp(-1, width)
+    y = target[:, 1].nan_to_num(nan=0.0).clamp(-1, height)
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
     sampled = functional.grid_sample(
         image.to(flow.dtype), grid, mode="bilinear", padding_mode="border", align_corners=False
@@ -76,7 +76,8 @@ def upsample_flow(
     stride) x ceil(width / stride) part over the frame alone is read. This is how every network here makes its
     full-resolution flow from its last level, and how a label stored at a stride is read back.
     """
-    flow = flow[..., : -(-height // stride), : -(-width // stride)]
+    # not -(-height // stride): exported, integers are divided towards zero
+    flow = flow[..., : (height + stride - 1) // stride, : (width + stride - 1) // stride]
     if stride == 1:
         return flow
     full = functional.interpolate(flow, scale_factor=stride, mode="bilinear", align_corners=False)

@@ -43,8 +43,22 @@ def cost_volume(
 
 
 def _cost_volume(radius: int, features1: Tensor, features2: Tensor) -> Tensor:
+    if torch.compiler.is_exporting():
+        return _cost_volume_to_export(radius, features1, features2)
     volume: Tensor = _CostVolume.apply(features1, features2, radius)  # type: ignore[no-untyped-call]
     return volume
+
+
+def _cost_volume_to_export(radius: int, features1: Tensor, features2: Tensor) -> Tensor:
+    """The same for a graph of its own, where each write into a part of a tensor would be a copy of all."""
+    height, width = features1.shape[-2:]
+    padded = functional.pad(features2, (radius,) * 4)
+    windows = (
+        padded[..., dy : dy + height, dx : dx + width]
+        for dy in range(2 * radius + 1)
+        for dx in range(2 * radius + 1)
+    )
+    return torch.cat([(features1 * window).sum(dim=1, keepdim=True) for window in windows], dim=1)
 
 
 class _CostVolume(torch.autograd.Function):

@@ -75,12 +75,12 @@ class FlowNetwork(nn.Module):
     def forward(self, image1: Image, image2: Image) -> BidirectionalFlow:
         """Flow in both directions, each frame encoded once."""
         features = self.encode(torch.cat([image1, image2]))
-        first = [level[: len(image1)] for level in features]
-        second = [level[len(image1) :] for level in features]
+        first = [level[: image1.shape[0]] for level in features]
+        second = [level[image1.shape[0] :] for level in features]
         return self._both_directions(first, second)
 
     def _both_directions(self, first: list[Tensor], second: list[Tensor]) -> BidirectionalFlow:
-        pairs = len(first[0])
+        pairs = first[0].shape[0]
         levels = self.decode(
             [torch.cat(both) for both in zip(first, second, strict=True)],
             [torch.cat(both) for both in zip(second, first, strict=True)],

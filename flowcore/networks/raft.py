@@ -182,9 +182,9 @@ def _lookup(
     found = []
     for scale, likeness in enumerate(pyramid):
         # half-pixel centres: a coarse pixel is the mean of the area under it
-        points = (target + 0.5) / 2**scale - 0.5 + window
-        size = points.new_tensor([likeness.shape[-1], likeness.shape[-2]])
-        grid = (2 * points + 1) / size - 1
+        x, y = ((target + 0.5) / 2**scale - 0.5 + window).unbind(dim=-1)
+        size_y, size_x = likeness.shape[-2:]
+        grid = torch.stack([(2 * x + 1) / size_x - 1, (2 * y + 1) / size_y - 1], dim=-1)
         sampled = functional.grid_sample(likeness, grid, padding_mode="zeros", align_corners=False)
         found.append(sampled.reshape(batch, height, width, -1).movedim(-1, 1))
     # frames too small for a scale have nothing to find there

@@ -1,0 +1,114 @@
+"""How does a network leave for programs that don't have this code? As a graph for frames of any size.
+
+The graph takes `image1` and `image2`, float32 RGB in [0, 1], (batch, 3, height, width), and gives `flow_fw`
+and `flow_bw`, (batch, 2, height, width), in pixels. Batch, height and width are free, but both sides must be
+multiples of the network's `multiple` and at least `SMALLEST_SIDE`: frames that aren't are padded before, as
+`pad_to_multiple` does.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowcore.geometry import upsample_flow
+from flowcore.networks.external import ExternalConfig
+from flowcore.networks.interface import FlowNetwork
+from flowcore.shapes import Flow, Image
+
+SMALLEST_SIDE = 128
+"""Pixels; every backbone's coarsest level has something to compare there."""
+SUFFIXES = (".onnx", ".pt2")
+_INPUTS, _OUTPUTS = ["image1", "image2"], ["flow_fw", "flow_bw"]
+_CARD = "distillflow.json"
+
+
+class _FullResolution(nn.Module):
+    def __init__(self, network: FlowNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image1: Image, image2: Image) -> tuple[Flow, Flow]:
+        flows = self.network(image1, image2)
+        height, width = image1.shape[-2:]
+        stride = self.network.strides[0]
+        return (
+            upsample_flow(flows.forward[0], stride, height, width),
+            upsample_flow(flows.backward[0], stride, height, width),
+        )
+
+
+def require_exportable(network: FlowNetwork, path: Path) -> None:
+    """ValueError for another library's network and for a file of another kind than `SUFFIXES`; RuntimeError
+    where what ONNX needs isn't installed."""
+    if isinstance(network.config, ExternalConfig):
+        raise ValueError(f"{network.config.uri} is another library's network; export it with that library")
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path} must end with {' or '.join(SUFFIXES)}: ONNX, or PyTorch's torch.export")
+    if path.suffix == ".onnx" and not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
+        raise RuntimeError("ONNX isn't installed; pip install 'distillflow-ray[onnx]'")
+
+
+def write_graph(network: FlowNetwork, path: Path, card: Mapping[str, Any]) -> None:
+    """Writes the network as a graph: `.onnx`, or `.pt2` for torch.export.load. `card`: what to store beside
+    it, JSON-ready, in ONNX's metadata or the .pt2's extra file, `distillflow.json`. Raises what
+    `require_exportable` raises."""
+    require_exportable(network, path)
+    multiple = network.multiple
+    batch = torch.export.Dim("batch", min=1)
+    sides = {
+        axis: multiple * torch.export.Dim(name, min=max(1, -(-SMALLEST_SIDE // multiple)))
+        for axis, name in ((2, "rows"), (3, "columns"))
+    }
+    side = multiple * (1 + -(-SMALLEST_SIDE // multiple))
+    # two tensors: one given twice would be one input
+    frames = tuple(torch.zeros(2, 3, side, side + multiple) for _ in _INPUTS)
+    shapes = {0: batch, **sides}
+    graph = torch.export.export(
+        _FullResolution(network.cpu().eval()), frames, dynamic_shapes=(shapes, shapes)
+    )
+    text = json.dumps({"multiple": multiple, "smallest_side": SMALLEST_SIDE, **card})
+    if path.suffix == ".pt2":
+        torch.export.save(graph, path, extra_files={_CARD: text})
+        return
+    # of what it passes over, such as operators of libraries that aren't installed
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        made = torch.onnx.export(
+            graph, frames, input_names=_INPUTS, output_names=_OUTPUTS, dynamo=True, verbose=False
+        )
+    assert made is not None
+    made.model.metadata_props[_CARD] = text
+    made.save(path)
+
+
+@torch.no_grad()
+def run_graph(path: Path, image1: Image, image2: Image) -> tuple[Flow, Flow]:
+    """(flow_fw, flow_bw) of a file that `write_graph` wrote, on the CPU."""
+    if path.suffix == ".pt2":
+        flow_fw, flow_bw = torch.export.load(path).module()(image1, image2)
+        return flow_fw, flow_bw
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    frames = (image1.numpy(), image2.numpy())
+    first, second = session.run(_OUTPUTS, dict(zip(_INPUTS, frames, strict=True)))
+    return torch.from_numpy(first), torch.from_numpy(second)
+
+
+@torch.no_grad()
+def disagreement(network: FlowNetwork, path: Path) -> float:
+    """By how much the flow of a written graph is from the network's own, pixels at most, on noise of another
+    size than it was traced with."""
+    generator = torch.Generator().manual_seed(0)
+    side = network.multiple * (2 + -(-SMALLEST_SIDE // network.multiple))
+    frames: tuple[Tensor, ...] = torch.rand(2, 1, 3, side, side, generator=generator).unbind()
+    pairs = zip(run_graph(path, *frames), network.cpu().eval().estimate(*frames), strict=True)
+    return max(float((one - two).abs().max()) for one, two in pairs)

@@ -1,0 +1,60 @@
+"""Writes a network as a file that runs without this project: ONNX, or PyTorch's torch.export.
+
+    python jobs/export_model.py --model models:/flow-student@champion --output student.onnx
+
+The ending decides: .onnx for ONNX Runtime, TensorRT and the like (pip install 'distillflow-ray[onnx]'), .pt2
+for torch.export.load. Inputs image1 and image2 are float32 RGB in [0, 1], (batch, 3, height, width), outputs
+flow_fw and flow_bw (batch, 2, height, width) in pixels. Both sides must be multiples of a number that the job
+prints and the file has in its metadata; pad frames that aren't. The written file is run on frames of another
+size and compared with the network.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowcore.networks.exported import SMALLEST_SIDE, disagreement, require_exportable, write_graph
+from jobs.command import run
+from pipelines.checkpoints import absolute_model, fetch_model, load_model
+from pipelines.locations import absolute, shared_folder
+
+_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportModel:
+    """Options of export_model."""
+
+    model: str
+    """Checkpoint folder or its URI, runs:/<run id>/model or models:/<name>@<alias>."""
+    output: str
+    """File to write, ending with .onnx or .pt2."""
+
+
+def main(options: ExportModel) -> None:
+    output = Path(absolute(options.output, "--output"))
+    network, info = load_model(fetch_model(absolute_model(options.model, "--model")))
+    require_exportable(network, output)
+    shared_folder(str(output.parent), "--output").mkdir(parents=True, exist_ok=True)
+    print("tracing the network and checking the file, which takes up to two minutes", flush=True)
+    partial = output.with_name(f".{output.name}"[: -len(output.suffix)] + f".part{output.suffix}")
+    try:
+        write_graph(network, partial, {"digest": info.digest, "provenance": dict(info.provenance)})
+        error = disagreement(network, partial)
+        if not error <= _TOLERANCE:
+            raise RuntimeError(
+                f"the flow of the exported network is up to {error:.2g} px from the network's own, so it was "
+                "not kept; please report it with the model"
+            )
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
+    print(
+        f"{output}: {output.stat().st_size / 1e6:.1f} MB, at most {error:.1e} px from the network's own flow"
+    )
+    sides = f"both sides multiples of {network.multiple} px and at least {SMALLEST_SIDE} px"
+    print(f"frames: RGB in [0, 1], {sides}")
+
+
+if __name__ == "__main__":
+    run(main, ExportModel)

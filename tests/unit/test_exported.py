@@ -1,0 +1,116 @@
+"""Networks as graphs: the same flow on frames of any size, and what can't leave says so."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import jaxtyping
+import onnxruntime
+import pytest
+import torch
+
+from flowcore.geometry import pad_to_multiple
+from flowcore.networks import FlowNetConfig, NetworkConfig, PWCNetConfig, RAFTConfig, external_network
+from flowcore.networks.exported import SMALLEST_SIDE, disagreement, run_graph, write_graph
+from jobs import export_model
+from jobs.export_model import ExportModel
+from pipelines.checkpoints import save_model
+
+
+@pytest.fixture(autouse=True)
+def unchecked_shapes() -> Iterator[None]:
+    """In a graph height and width are symbols, which the tests' shape assertions take for a wrong type."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+BACKBONES: dict[str, NetworkConfig] = {
+    "pwcnet": PWCNetConfig(encoder_widths=(4, 6, 8), decoder_widths=(8, 6), context_widths=(8,), radius=1),
+    "flownets": FlowNetConfig(encoder_widths=(4, 6, 8, 8), decoder_widths=(6, 8)),
+    "flownetc": FlowNetConfig(
+        variant="correlated", encoder_widths=(4, 6, 8, 8), decoder_widths=(6, 8), radius=2
+    ),
+    "raft": RAFTConfig(
+        encoder_widths=(4, 6, 8),
+        feature_width=8,
+        hidden_width=8,
+        context_width=8,
+        motion_width=8,
+        iterations=2,
+    ),
+    "raft_small": RAFTConfig(
+        encoder_widths=(4, 6),
+        feature_width=8,
+        hidden_width=8,
+        context_width=8,
+        motion_width=8,
+        iterations=2,
+        scales=2,
+        radius=2,
+        learned_upsampling=False,
+    ),
+}
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_an_exported_network_gives_its_flow_at_any_batch_height_and_width(
+    backbone: str, suffix: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = BACKBONES[backbone].build()
+    path = tmp_path / f"network{suffix}"
+    write_graph(network, path, {"digest": "abc"})
+    for batch, height, width in ((1, SMALLEST_SIDE, 240), (3, 160, SMALLEST_SIDE)):
+        frames = torch.rand(2, batch, 3, height, width, generator=torch.Generator().manual_seed(batch))
+        image1, image2 = (pad_to_multiple(each, network.multiple) for each in frames)
+        expected = network.estimate(image1, image2)
+        assert expected[0].std() > 0
+        for one, two in zip(run_graph(path, image1, image2), expected, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+    assert disagreement(network, path) < 1e-4
+
+
+def test_an_exported_network_says_what_it_is_and_what_it_takes(tmp_path: Path) -> None:
+    network = BACKBONES["flownets"].build()
+    for path in (tmp_path / "network.onnx", tmp_path / "network.pt2"):
+        write_graph(network, path, {"digest": "abc"})
+    session = onnxruntime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
+    assert [each.name for each in session.get_inputs()] == ["image1", "image2"]
+    assert [each.name for each in session.get_outputs()] == ["flow_fw", "flow_bw"]
+    extra = {"distillflow.json": ""}
+    torch.export.load(tmp_path / "network.pt2", extra_files=extra)
+    for text in (session.get_modelmeta().custom_metadata_map["distillflow.json"], extra["distillflow.json"]):
+        assert json.loads(text) == {"digest": "abc", "multiple": 16, "smallest_side": SMALLEST_SIDE}
+
+
+def test_a_network_that_was_changed_after_its_export_disagrees_with_it(tmp_path: Path) -> None:
+    network = BACKBONES["flownets"].build()
+    write_graph(network, tmp_path / "network.pt2", {})
+    for parameter in network.parameters():
+        parameter.data *= 2
+    assert disagreement(network, tmp_path / "network.pt2") > 0.01
+
+
+def test_what_cannot_be_exported_says_what_can(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must end with \.onnx or \.pt2"):
+        write_graph(BACKBONES["raft"].build(), tmp_path / "network.pth", {})
+    classical = external_network("opencv:farneback")
+    assert classical is not None
+    with pytest.raises(ValueError, match="opencv:farneback is another library's"):
+        write_graph(classical.build(), tmp_path / "network.onnx", {})
+
+
+def test_the_job_writes_a_file_into_a_new_folder_and_keeps_none_that_disagrees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(tmp_path / "model", BACKBONES["flownets"].build(), {"stage": "test"})
+    options = ExportModel(model=str(tmp_path / "model"), output=str(tmp_path / "new" / "network.pt2"))
+    export_model.main(options)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["network.pt2"]
+    monkeypatch.setattr(export_model, "_TOLERANCE", -1.0)
+    with pytest.raises(RuntimeError, match="px from the network's own"):
+        export_model.main(replace(options, output=str(tmp_path / "other" / "network.pt2")))
+    assert not list((tmp_path / "other").iterdir())
