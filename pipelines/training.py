@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
 _NOTICE_STEPS = 10
 """Steps between two questions whether a node is about to be taken away: each makes the workers wait for each
 other, some milliseconds, and Ray itself asks every 5 seconds."""
+KEPT_FOLDER = "kept"
+"""In a run's folder: the checkpoints of `keep_every`."""
 _STEP, _SCORE = "step", "score"
 """What Ray Train knows of a checkpoint beside its validation; the lowest score is the best one's."""
 _RESIZE_SECONDS = 60.0
@@ -136,6 +139,10 @@ class TrainingOptions:
     held_back_most: int = 64
     """The share of pairs that is held back for validation, and the most of them."""
     keep_checkpoints: int = 3
+    """The latest ones that are kept, and with `patience` the best one."""
+    keep_every: int | None = None
+    """Keep the checkpoint of every step that is a multiple of this too, in `kept` in the run's folder, to
+    look back on; a multiple of validate_every."""
     max_failures: int = 3
     """Dead workers to recover from before giving up. Nodes that are taken away with notice, as spot machines
     are, don't count."""
@@ -154,6 +161,10 @@ class TrainingOptions:
             raise ValueError(f"ema_decay {self.ema_decay} must lie in [0, 1)")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience {self.patience} must be at least 1, or None")
+        if self.keep_every is not None and (self.keep_every < 1 or self.keep_every % self.validate_every):
+            raise ValueError(
+                f"keep_every {self.keep_every} must be a multiple of validate_every {self.validate_every}"
+            )
         if self.max_skipped < 0:
             raise ValueError(f"max_skipped {self.max_skipped} must not be below 0")
         if not 0 <= self.unmasked_steps <= self.steps:
@@ -716,40 +727,52 @@ class _Worker:
         """Every worker reports; the first one's folder is the checkpoint."""
         score = score_of(self.validation) if is_validated else math.inf
         metrics = {_STEP: self.step, **self.validation, _SCORE: score}
+        report: Callable[..., None] = partial(
+            ray.train.report, checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC
+        )
         if self.rank != 0:
-            ray.train.report(metrics)
+            report(metrics)
             return
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            save_model(folder, self.result, self.training.provenance)
-            save_training_state(
-                folder,
-                {
-                    "optimizer": self.optimizer.state_dict(),
-                    # Those of the network, where the model's are its average.
-                    "weights": {} if self.average is None else self.network.state_dict(),
-                    "scaler": self.scaler.state_dict(),
-                    "step": self.step,
-                    "skipped": self.skipped,
-                    "plans": self._plan_digests,
-                    "first_validation": self.first_validation,
-                    "validation": self.validation,
-                    "best": self.best,
-                    "not_better": self.not_better,
-                },
-            )
-            try:
-                ray.train.report(
-                    metrics,
-                    checkpoint=ray.train.Checkpoint.from_directory(name),
-                    checkpoint_dir_name=f"step-{self.step:08d}",
-                )
-            except OSError as error:
-                raise OSError(
-                    f"the checkpoint of step {self.step} can't be written into --run-root: {error}; the one "
-                    "before is whole: free space there, or mend the storage, and go on with --resume "
-                    f"{self.training.run_id}"
-                ) from error
+        folder = Path(tempfile.mkdtemp(prefix="distillflow-checkpoint-"))
+        save_model(folder, self.result, self.training.provenance)
+        save_training_state(
+            folder,
+            {
+                "optimizer": self.optimizer.state_dict(),
+                # Those of the network, where the model's are its average.
+                "weights": {} if self.average is None else self.network.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "step": self.step,
+                "skipped": self.skipped,
+                "plans": self._plan_digests,
+                "first_validation": self.first_validation,
+                "validation": self.validation,
+                "best": self.best,
+                "not_better": self.not_better,
+            },
+        )
+        # Written while training goes on; Ray removes the folder here then.
+        report(
+            metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
+            checkpoint_dir_name=f"step-{self.step:08d}",
+            checkpoint_upload_fn=partial(self._store, self.step),
+        )
+
+    def _store(self, step: int, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        """Writes a checkpoint into the run's folder, and into `KEPT_FOLDER` in it what is kept for ever."""
+        storage = ray.train.get_context().get_storage()
+        every = self.options.keep_every
+        try:
+            if every is not None and step % every == 0:
+                storage.persist_current_checkpoint(checkpoint, f"{KEPT_FOLDER}/{name}")
+            return cast(ray.train.Checkpoint, storage.persist_current_checkpoint(checkpoint, name))
+        except OSError as error:
+            raise OSError(
+                f"the checkpoint of step {step} can't be written into --run-root: {error}; the one before is "
+                "whole: free space there, or mend the storage, and go on with --resume "
+                f"{self.training.run_id}"
+            ) from error
 
 
 def score_of(validation: Mapping[str, float]) -> float:

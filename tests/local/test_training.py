@@ -25,6 +25,7 @@ from pipelines.feed import Plan, hold_back
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.labels import PairSet
 from pipelines.training import (
+    KEPT_FOLDER,
     CollapseAlarm,
     Source,
     Training,
@@ -234,7 +235,10 @@ def test_ways_to_a_cheaper_step_lead_where_the_plain_step_leads_also_resumed(
     )
     assert losses == pytest.approx(plain, rel=1e-2)
     assert losses != plain
-    assert load_training_state(project / "runs" / run_id / "step-00000004")["scaler"]["_growth_tracker"] == 4
+    states = [
+        load_training_state(project / "runs" / run_id / f"step-{step:08d}")["scaler"] for step in (2, 4)
+    ]
+    assert 0 < states[1]["scale"] <= states[0]["scale"] <= 2**16
     assert all(weight.dtype == torch.float32 for weight in load_model(result.model)[0].parameters())
 
 
@@ -258,9 +262,13 @@ def test_a_step_whose_half_precision_overflows_is_done_again_with_a_smaller_scal
     assert max(scales) < 2**16
 
 
-def test_training_that_gets_no_better_ends_early_with_its_best_model(pairs: PairSet, project: Path) -> None:
+def test_training_that_gets_no_better_ends_early_with_its_best_model_and_keeps_what_it_was_told_to(
+    pairs: PairSet, project: Path
+) -> None:
     # Steps so long that one soon is no better than the one before.
-    wild = replace(OPTIONS, steps=40, unmasked_steps=40, learning_rate=0.03, patience=2, keep_checkpoints=20)
+    wild = replace(
+        OPTIONS, steps=40, unmasked_steps=40, learning_rate=0.03, patience=2, keep_checkpoints=1, keep_every=4
+    )
     result, run_id = trained(pairs, project, wild)
     client = tracking.MlflowClient(tracking.tracking_uri(project))
     history = client.get_metric_history(run_id, "validation/unmasked")
@@ -271,6 +279,15 @@ def test_training_that_gets_no_better_ends_early_with_its_best_model(pairs: Pair
     assert client.get_run(run_id).info.status == "FINISHED"
     stored = project / "runs" / run_id / f"step-{best:08d}"
     assert load_model(result.model)[1].digest == load_model(stored)[1].digest
+    last = stored.with_name(f"step-{max(scores):08d}")
+    assert sorted(stored.parent.glob("step-*")) == [stored, last]
+    kept = sorted((stored.parent / KEPT_FOLDER).iterdir())
+    assert [folder.name for folder in kept] == [
+        f"step-{step:08d}" for step in sorted(scores) if step % 4 == 0
+    ]
+    assert [load_training_state(folder)["step"] for folder in kept] == [
+        step for step in sorted(scores) if step % 4 == 0
+    ]
 
 
 def test_a_collapse_stops_with_its_remedy(pairs: PairSet, project: Path) -> None:
@@ -379,6 +396,8 @@ def test_more_workers_than_the_cluster_has_room_for_is_an_error_and_not_a_wait(
         {"workers": 5},
         {"min_workers": 2},
         {"patience": 0},
+        {"keep_every": 3},
+        {"keep_every": 0},
         {"accumulate": 5},
         {"held_back_share": 1.0},
         {"held_back_most": 0},
