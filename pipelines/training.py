@@ -491,9 +491,13 @@ class _Worker:
 
     def _resume(self) -> None:
         checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return
-        state = self._load(checkpoint)
+        if checkpoint is not None:
+            self._restore(self._load(checkpoint))
+        if self.log is not None and (last := self.log.last_step("train/loss")) > 0:
+            # at the step that was lost last, since more than one restart may begin at the same checkpoint
+            self.log.log(last, {"train/steps_done_again": max(0, last - self.step)})
+
+    def _restore(self, state: dict[str, Any]) -> None:
         if state["plans"] != self._plan_digests:
             raise ValueError(
                 "the run began with other pairs, other labels of them, another global_batch or another seed; "
@@ -505,8 +509,6 @@ class _Worker:
         self.step, self.skipped = state["step"], state["skipped"]
         self.first_validation, self.validation = state["first_validation"], state["validation"]
         self.best, self.not_better = state["best"], state["not_better"]
-        if self.log is not None:
-            self._log({"train/steps_done_again": max(0, self.log.last_step("train/loss") - self.step)})
 
     @patient
     def _load(self, checkpoint: ray.train.Checkpoint) -> dict[str, Any]:

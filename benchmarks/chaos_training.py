@@ -1,0 +1,216 @@
+"""Does a training end in the same weights, whatever is killed while it runs?
+
+    python benchmarks/chaos_training.py [--kills 10] [--seed 0] [--steps 400] [--victims worker driver node]
+
+Trains a teacher with two workers on a cluster of two nodes on this machine, once undisturbed. Then the same
+training runs while a worker, the command or a whole node is killed with -9 at random steps; where the command
+ends by that, it is typed again with --resume. Ends with an error if the weights differ from the undisturbed
+ones in a bit, if there is more than one run, or if a step's loss is missing, is logged twice or is another.
+Prints how many steps were done again.
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from chaos import Nodes
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from flowcore.scenes import SceneOptions, render_scene, write_video
+from pipelines import tracking
+from pipelines.checkpoints import model_digest
+from pipelines.locations import PROJECT_FOLDER
+
+VICTIMS = ("worker", "driver", "node")
+_VALIDATE_EVERY = 40
+
+
+@dataclass
+class Command:
+    """A training, typed again and again."""
+
+    folder: Path
+    videos: Path
+    address: str
+    steps: int
+    starts: int = 0
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.folder / 'mlflow.db'}"
+
+    def run(self) -> Run | None:
+        """The training's, None before it is there; RuntimeError if there is another."""
+        if not (self.folder / "mlflow.db").exists():
+            return None
+        with contextlib.suppress(Exception):  # the database is being made
+            client = MlflowClient(self.uri)
+            runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
+            if len(runs) > 1:
+                raise SystemExit(f"there are {len(runs)} runs of one training")
+            return runs[0] if runs else None
+        return None
+
+    def losses(self) -> dict[int, float]:
+        """By step; SystemExit where one was logged twice."""
+        run = self.run()
+        if run is None:
+            return {}
+        points = MlflowClient(self.uri).get_metric_history(run.info.run_id, "train/loss")
+        if twice := [step for step, count in Counter(each.step for each in points).items() if count > 1]:
+            raise SystemExit(f"the losses of steps {twice} were logged more than once")
+        return {each.step: each.value for each in points}
+
+    def step(self) -> int:
+        run = self.run()
+        return 0 if run is None or "train/loss" not in run.data.metrics else max(self.losses(), default=0)
+
+    def start(self) -> None:
+        """Unless it runs."""
+        if self.is_running():
+            return
+        self.starts += 1
+        self.folder.mkdir(exist_ok=True)
+        flags = {
+            "videos": self.videos,
+            "run-root": self.folder / "runs",
+            "training.steps": self.steps,
+            "training.unmasked-steps": self.steps,
+            "training.validate-every": _VALIDATE_EVERY,
+            "training.log-every": 1,
+            "training.workers": 2,
+            "training.max-failures": 100,
+        }
+        run = self.run()
+        if run is not None:
+            flags["resume"] = run.info.run_id
+        command = [sys.executable, str(PROJECT_FOLDER / "jobs" / "train_teacher.py"), "smoke"]
+        command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+        with open(self.folder / "log.txt", "ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env={**os.environ, "MLFLOW_TRACKING_URI": self.uri, "RAY_ADDRESS": self.address},
+                stdout=log,
+                stderr=log,
+            )
+
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def finish(self) -> None:
+        """Lets it end; SystemExit where it fails."""
+        self.start()
+        assert self._process is not None
+        if self._process.wait() != 0:
+            log = (self.folder / "log.txt").read_text(errors="replace")
+            raise SystemExit(f"the command failed:\n{log[-4000:]}")
+
+    def digest(self) -> str:
+        """Of the weights."""
+        run = self.run()
+        assert run is not None
+        os.environ["MLFLOW_TRACKING_URI"] = self.uri
+        return model_digest(tracking.download(f"runs:/{run.info.run_id}/model"))
+
+
+def killed(kind: str, command: Command, nodes: Nodes, chance: random.Random) -> bool:
+    """Whether there was one to kill."""
+    if kind == "driver":
+        command.kill()
+        return True
+    if kind == "node":
+        nodes.kill_second()
+        nodes.replace_second()
+        return True
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    with contextlib.suppress(psutil.Error):
+        if found:
+            chance.choice(found).kill()
+            return True
+    return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--victims", nargs="+", default=list(VICTIMS), choices=VICTIMS)
+    arguments = parser.parse_args()
+    chance = random.Random(arguments.seed)
+    print(f"command: python {shlex.join(sys.argv)}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for seed in range(4):
+            scene = render_scene(seed, SceneOptions(height=64, width=96, num_frames=9))
+            write_video(folder / "videos" / f"{seed}.mp4", scene.frames)
+        nodes = Nodes()
+        deaths: Counter[str] = Counter()
+        try:
+            places = (folder / "undisturbed", folder / "disturbed")
+            undisturbed, disturbed = (
+                Command(place, folder / "videos", nodes.address, arguments.steps) for place in places
+            )
+            started = time.monotonic()
+            undisturbed.finish()
+            print(f"undisturbed: {arguments.steps} steps, {time.monotonic() - started:.0f} s", flush=True)
+            # in order, so that each comes after the step at which the one before struck
+            for at in sorted(chance.sample(range(1, arguments.steps - 5), arguments.kills)):
+                kind = chance.choice(arguments.victims)
+                while True:
+                    disturbed.start()
+                    if disturbed.step() >= at and killed(kind, disturbed, nodes, chance):
+                        break
+                    time.sleep(0.2)
+                deaths[kind] += 1
+                print(f"killed a {kind} at step {disturbed.step()}", flush=True)
+            disturbed.finish()
+            losses, expected = disturbed.losses(), undisturbed.losses()
+            if sorted(losses) != list(range(1, arguments.steps + 1)):
+                raise SystemExit(f"{arguments.steps - len(losses)} steps have no loss")
+            if losses != expected:
+                other = [step for step in losses if losses[step] != expected[step]]
+                raise SystemExit(f"{len(other)} losses are others than undisturbed, from step {other[0]} on")
+            if disturbed.digest() != undisturbed.digest():
+                raise SystemExit("the weights are others than undisturbed")
+            run = disturbed.run()
+            assert run is not None
+            history = MlflowClient(disturbed.uri).get_metric_history(
+                run.info.run_id, "train/steps_done_again"
+            )
+            again = int(sum(each.value for each in history))
+        finally:
+            nodes.stop()
+    kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(deaths.items()))
+    print(f"{deaths.total()} kills ({kinds}), {disturbed.starts} starts of the command: one run, ", end="")
+    print(
+        f"each step's loss once and the same, the same weights; {again} of {arguments.steps} steps done again"
+    )
+
+
+if __name__ == "__main__":
+    main()
