@@ -73,63 +73,67 @@ def main(options: Demo) -> None:
             render(folder, recipe.clips.size or (96, 128))
     with stages.stage("start", "an embedded Ray"):
         connect()
-    with stages.stage("train_teacher", "learns optical flow from the videos, without labels"):
-        _, defaults = train_teacher.recipes()[options.recipe]
-        teacher = train_teacher.train_teacher(
-            options.recipe,
-            replace(
-                defaults,
-                videos=videos,
-                run_root=str(folder),
-                training=replace(defaults.training, seed=options.seed),
-            ),
-        )
-    labels = str(folder / "labels")
-    with stages.stage("pseudolabel", "the teacher writes flow and occlusion of every pair"):
-        _, labelling = pseudolabel.recipes()[options.recipe]
-        written = pseudolabel.pseudolabel(
-            options.recipe, replace(labelling, videos=videos, teacher=(teacher,), labels=labels)
-        )
-    with stages.stage("distill", "a student learns from the labels on harder crops"):
-        _, distillation = distill.recipes()[options.recipe]
-        student = distill.distill(
-            options.recipe,
-            replace(
-                distillation,
-                labels=labels,
-                run_root=str(folder),
-                training=replace(distillation.training, seed=options.seed),
-            ),
-        )
-    models = {"teacher": teacher, "student": student}
-    picture = folder / "comparison.png"
-    summary: dict[str, object] = {"seed": options.seed, "models": models}
-    table = ""
-    if options.videos:
-        with stages.stage("picture", "teacher and student on your videos"):
-            write_image(picture, on_own_videos(labels, models))
-        summary["pairs"] = written.num_pairs
-    else:
-        with stages.stage("evaluate", "zero flow, DIS, teacher and student on scenes never trained on"):
-            results = evaluate.evaluate_models(
-                {"zero": "zero", "dis": "opencv:dis_medium", **models},
-                evaluate.Evaluate(model=("zero",), benchmark="scenes", root=str(folder / "scenes")),
+    with tracking.start("demo", recipe=options.recipe, parameters=options, is_chain=True) as chain:
+        with stages.stage("train_teacher", "learns optical flow from the videos, without labels"):
+            _, defaults = train_teacher.recipes()[options.recipe]
+            teacher = train_teacher.train_teacher(
+                options.recipe,
+                replace(
+                    defaults,
+                    videos=videos,
+                    run_root=str(folder),
+                    training=replace(defaults.training, seed=options.seed),
+                ),
             )
-            ranked = results["student"].ranked
-            write_image(picture, on_a_scene(ranked[len(ranked) // 2], models))
-        totals = {name: result.total for name, result in results.items()}
-        for name, errors in totals.items():
-            numbers = errors.summary()
-            summary[name] = {
-                "epe": numbers["epe"],
-                "fl": numbers["fl"],
-                "occlusion_f1": numbers["occlusion"]["f1"],
-            }
-        summary["pairs"] = totals["student"].pairs
-        table = evaluation.table(f"seed {options.seed}", totals)
-    summary["seconds"] = stages.seconds | {"total": round(sum(stages.seconds.values()), 1)}
-    path = folder / "summary.json"
-    path.write_text(json.dumps(summary, indent=2) + "\n")
+        labels = str(folder / "labels")
+        with stages.stage("pseudolabel", "the teacher writes flow and occlusion of every pair"):
+            _, labelling = pseudolabel.recipes()[options.recipe]
+            written = pseudolabel.pseudolabel(
+                options.recipe, replace(labelling, videos=videos, teacher=(teacher,), labels=labels)
+            )
+        with stages.stage("distill", "a student learns from the labels on harder crops"):
+            _, distillation = distill.recipes()[options.recipe]
+            student = distill.distill(
+                options.recipe,
+                replace(
+                    distillation,
+                    labels=labels,
+                    run_root=str(folder),
+                    training=replace(distillation.training, seed=options.seed),
+                ),
+            )
+        models = {"teacher": teacher, "student": student}
+        picture = folder / "comparison.png"
+        summary: dict[str, object] = {"seed": options.seed, "models": models}
+        table = ""
+        if options.videos:
+            with stages.stage("picture", "teacher and student on your videos"):
+                write_image(picture, on_own_videos(labels, models))
+            summary["pairs"] = written.num_pairs
+        else:
+            with stages.stage("evaluate", "zero flow, DIS, teacher and student on scenes never trained on"):
+                results = evaluate.evaluate_models(
+                    {"zero": "zero", "dis": "opencv:dis_medium", **models},
+                    evaluate.Evaluate(model=("zero",), benchmark="scenes", root=str(folder / "scenes")),
+                )
+                ranked = results["student"].ranked
+                write_image(picture, on_a_scene(ranked[len(ranked) // 2], models))
+            totals = {name: result.total for name, result in results.items()}
+            for name, errors in totals.items():
+                numbers = errors.summary()
+                summary[name] = {
+                    "epe": numbers["epe"],
+                    "fl": numbers["fl"],
+                    "occlusion_f1": numbers["occlusion"]["f1"],
+                }
+                chain.summary(errors.metrics(name))
+            summary["pairs"] = totals["student"].pairs
+            table = evaluation.table(f"seed {options.seed}", totals)
+        summary["seconds"] = stages.seconds | {"total": round(sum(stages.seconds.values()), 1)}
+        path = folder / "summary.json"
+        path.write_text(json.dumps(summary, indent=2) + "\n")
+        chain.artifact(path)
+        chain.artifact(picture)
     print(f"\n{table}\n\npicture: {picture}\nnumbers: {path}\nlabels:  {labels}\nstudent: {student}")
     print(f"every step: {tracking.ui_command()}")
 

@@ -69,6 +69,7 @@ def evaluate_models(models: Mapping[str, str], options: Evaluate) -> dict[str, E
                     recipe=options.benchmark,
                     parameters={"model": place, "root": root, "pairs": len(samples), "check": options.check},
                     inputs={"root": root, "model": place},
+                    subject=name,
                 )
             )
             for name, place in places.items()

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,10 +40,13 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipelines.locations import PROJECT_FOLDER, is_mlflow_uri, is_shipped_copy
 
 EXPERIMENT = "distillflow"
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Which of its two faces MLflow's page shows: that of training, not that of language models."""
 CHAMPION = "champion"
 """The alias of a registered model's best version."""
 
@@ -213,6 +217,10 @@ class Run:
         self._client.set_terminated(self.run_id, status)
 
 
+_parent: ContextVar[str | None] = ContextVar("parent", default=None)
+"""The run of the chain that runs now."""
+
+
 @contextlib.contextmanager
 def start(
     stage: str,
@@ -221,11 +229,15 @@ def start(
     parameters: object,
     inputs: Mapping[str, str] | None = None,
     resume_run_id: str | None = None,
+    subject: str | None = None,
+    is_chain: bool = False,
     project_folder: Path = PROJECT_FOLDER,
 ) -> Iterator[Run]:
     """The run of one stage, ended with the block: FAILED by an exception, KILLED by Ctrl-C, else FINISHED.
 
-    `inputs` are locations by name; a model's URI in MLflow is also linked to the run that made it.
+    `inputs` are locations by name; a model's URI in MLflow is also linked to the run that made it. `subject`
+    tells runs of one stage and recipe apart in their names. Of a chain the runs that start inside the block
+    are children.
     `resume_run_id` goes on with an earlier run of the stage. ConnectionError within seconds where the MLflow
     server doesn't answer.
     """
@@ -240,7 +252,10 @@ def start(
         files = {}
     if resume_run_id is None:
         tags = {"stage": stage, **({} if recipe is None else {"recipe": recipe}), **code}
+        if (parent := _parent.get()) is not None:
+            tags[MLFLOW_PARENT_RUN_ID] = parent
         name = stage if recipe is None else f"{stage} {recipe}"
+        name = name if subject is None else f"{name}: {subject}"
         run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
     else:
         run_id = resume_run_id
@@ -252,6 +267,7 @@ def start(
     monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
         run_id, sampling_interval=10, samples_before_logging=6, resume_logging=True, tracking_uri=uri
     )
+    token = _parent.set(run_id if is_chain else _parent.get())
     try:
         monitor.start()  # type: ignore[no-untyped-call]
         run.log_params(parameters)
@@ -269,6 +285,8 @@ def start(
             run.tag("failure", f"{type(error).__name__}: {error}")
             run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
+    finally:
+        _parent.reset(token)
     monitor.finish()  # type: ignore[no-untyped-call]
     run.finish()
 
@@ -496,7 +514,7 @@ def _experiment_id(client: MlflowClient, uri: str) -> str:
     # Without a location MLflow writes into the current folder of each process; a server decides for itself.
     location = None if file is None else str(file.parent / "mlartifacts")
     try:
-        return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+        return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=_EXPERIMENT_TAGS))
     except MlflowException:
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:

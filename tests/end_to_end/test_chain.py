@@ -75,6 +75,14 @@ def test_the_demo_ends_with_a_table_a_picture_and_the_same_numbers_as_json(tmp_p
         "pseudolabel": 1,
         "distill": 1,
         "evaluate": 4,
+        "demo": 1,
+    }
+    (chain,) = runs.pop("demo")
+    assert chain.data.metrics["student/epe/occ"] == pytest.approx(summary["student"]["epe"]["occ"])
+    children = [run for found in runs.values() for run in found]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {chain.info.run_id}
+    assert {run.info.run_name for run in runs["evaluate"]} == {
+        f"evaluate scenes: {name}" for name in ("zero", "dis", "teacher", "student")
     }
     # from the student back to the videos
     (student,), (labels,), (teacher,) = runs["distill"], runs["pseudolabel"], runs["train_teacher"]
