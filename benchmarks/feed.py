@@ -1,6 +1,6 @@
 """What share of a student's step is spent waiting for data?
 
-    python benchmarks/feed.py [--steps 300] [--workers 1]
+    python benchmarks/feed.py [--steps 300] [--workers 1] [--global-batch 4]
 
 Renders videos, labels them with a teacher of fresh weights (its labels cost the feed what good ones do),
 trains the demo recipe's student on them and prints the share of the training time that the loop waited for
@@ -32,6 +32,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--global-batch", type=int, default=4)
     arguments = parser.parse_args()
     recipe = RECIPES["demo"]
     with tempfile.TemporaryDirectory() as name:
@@ -49,6 +50,7 @@ def main() -> None:
             recipe.student,
             steps=arguments.steps,
             workers=arguments.workers,
+            global_batch=arguments.global_batch,
             log_every=max(1, arguments.steps // 10),
             validate_every=arguments.steps,
         )

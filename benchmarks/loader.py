@@ -1,13 +1,13 @@
 """Is the feed as fast as the loader that one would write: a torch Dataset of .flo and PNG files?
 
-    python benchmarks/loader.py [--pairs 512] [--readers 2]
+    python benchmarks/loader.py [--pairs 512] [--readers 3]
 
 Renders videos of 256x320 px and labels them twice, with a network of fresh weights (labels at its stride, 4)
 and with OpenCV's DIS (labels at full resolution); writes both also as FlyingChairs2's files, frames and masks
 as PNG and flow as .flo. Then reads each four ways with the same crops: as training does, in Ray's processes;
-by torch's DataLoader with as many workers; and by either's reader in this process, one thread. Prints pairs
-a second once running (the files are in the page cache) and the bytes of a pair, and what each challenge adds
-to a pair in one process. Seed 0.
+by torch's DataLoader with as many workers, both to the batches that a step takes; and by either's reader in
+this process, one thread. Prints pairs a second once running (the files are in the page cache) and the bytes
+of a pair, and what each challenge takes for a pair in one process. Seed 0.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from jobs.command import connect
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import fetch_model, save_model
 from pipelines.export import EXPORT_FILE, export
-from pipelines.feed import Plan, batches
+from pipelines.feed import Plan, batches, to_batch
 from pipelines.labelling import LabellingOptions, write_labels
 from pipelines.labels import PairSet
 
@@ -110,7 +110,8 @@ def loaded(files: Files, readers: int) -> float:
 
     def steps() -> Iterator[Any]:
         for _ in range(3):
-            yield from loader
+            for arrays in loader:
+                yield to_batch({name: each.numpy() for name, each in arrays.items()})
 
     return rate(steps(), _BATCH, len(loader) // 2)
 
@@ -160,7 +161,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pairs", type=int, default=512)
-    parser.add_argument("--readers", type=int, default=2)
+    parser.add_argument("--readers", type=int, default=3)
     arguments = parser.parse_args()
     scene = SceneOptions(height=_HEIGHT, width=_WIDTH)
     with tempfile.TemporaryDirectory() as name:
