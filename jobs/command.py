@@ -15,6 +15,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import ray
@@ -28,6 +29,7 @@ from pipelines.execution import let_ray_data_rest
 from pipelines.labels import PairSet
 from pipelines.locations import PROJECT_FOLDER, is_shipped_copy
 from pipelines.tracking import Run, register
+from pipelines.truth import truth_set
 
 if TYPE_CHECKING:
     # Brings Ray Train's torch, for which commands that train nothing would wait.
@@ -170,6 +172,15 @@ def finish(run: Run, result: "TrainingResult", name: str) -> str:
         validation_loss=result.score,
         validation_digest=result.validation_digest,
     ).uri
+
+
+def validation_set(run: Run, judge: tuple[str, Path] | None, run_root: str) -> PairSet | None:
+    """The pairs of `truth_location` that a training is validated on, recorded in its run; None for None."""
+    if judge is None:
+        return None
+    pairs = truth_set(*judge, run_root, to_learn_from=False)
+    run.dataset("validation", ":".join(map(str, judge)), pairs.label_set, "validation")
+    return pairs
 
 
 def kept_pairs(pairs: PairSet) -> dict[str, float]:

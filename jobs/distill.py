@@ -21,7 +21,7 @@ import tyro
 from flowcore.hallucination import Challenge
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import StudentObjective
-from jobs.command import announce, connect, finish, kept_pairs, run_recipe
+from jobs.command import announce, connect, finish, kept_pairs, run_recipe, validation_set
 from jobs.recipes import with_backbones
 from pipelines import tracking
 from pipelines.checkpoints import absolute_model, starting_point
@@ -29,6 +29,7 @@ from pipelines.filters import PairFilter
 from pipelines.labels import DEFAULT_MAX_SPREAD, PairSet
 from pipelines.locations import absolute
 from pipelines.training import CollapseAlarm, Source, Training, TrainingOptions, train
+from pipelines.truth import truth_location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,9 @@ class Distill:
     where: str | None = None
     """The pairs to take, for validation too, by columns of the labels: "occluded < 0.6 and photometric < 4".
     Numbers, texts in single quotes, < <= > >= == !=, and, or, not, parentheses; SQL takes the same text."""
+    validate_on: str | None = None
+    """<benchmark>:<its unpacked folder>, such as sintel:/data/MPI-Sintel, whose truth judges the network
+    while it trains, in place of the held-back pairs."""
     resume: str | None = None
     """The id of an MLflow run of this job to go on with."""
 
@@ -73,6 +77,7 @@ def distill(recipe: str, options: Distill) -> str:
         )
     kept = kept_pairs(pairs)
     inputs = {"labels": labels}
+    judge = None if options.validate_on is None else truth_location(options.validate_on, "--validate-on")
     if options.init != "fresh":
         if ":" in recipe:
             raise ValueError(
@@ -85,6 +90,7 @@ def distill(recipe: str, options: Distill) -> str:
         "distill", recipe=recipe, parameters=options, inputs=inputs, resume_run_id=options.resume
     ) as run:
         announce(run, "distill")
+        validation = validation_set(run, judge, run_root)
         run.dataset("labels", labels, pairs.label_set, "training")
         run.log(0, kept)
         run.tag("label_set", pairs.label_set)
@@ -107,6 +113,7 @@ def distill(recipe: str, options: Distill) -> str:
         result = train(
             Training(
                 stage="distill",
+                validation=validation,
                 network=network,
                 initial=initial,
                 sources=(

@@ -25,9 +25,9 @@ from pipelines import tracking
 from pipelines.checkpoints import absolute_model, starting_point
 from pipelines.filters import PairFilter
 from pipelines.labels import DEFAULT_MAX_SPREAD, PairSet
-from pipelines.locations import absolute, shared_folder
+from pipelines.locations import absolute
 from pipelines.training import CollapseAlarm, Source, Training, TrainingOptions, train
-from pipelines.truth import truth_set
+from pipelines.truth import truth_location, truth_set
 
 _NO_ALARM = CollapseAlarm(max_occluded=1.0, min_flow_variance=0.0, must_improve=False)
 """What the truth teaches can't collapse."""
@@ -77,12 +77,7 @@ class Finetune:
 def finetune(recipe: str, options: Finetune) -> str:
     """Runs the stage; returns the registered network's URI."""
     run_root = absolute(options.run_root, "--run-root")
-    benchmark, mark, root = options.truth.partition(":")
-    if not mark:
-        raise ValueError(
-            f"--truth {options.truth!r} must be <benchmark>:<folder>, such as kitti2015:/data/kitti2015"
-        )
-    folder = shared_folder(root, "--truth")
+    benchmark, folder = truth_location(options.truth, "--truth")
     inputs = {"truth": f"{benchmark}:{folder}"}
     if options.init != "fresh":
         inputs["init"] = absolute_model(options.init, "--init")
@@ -96,7 +91,7 @@ def finetune(recipe: str, options: Finetune) -> str:
         "finetune", recipe=recipe, parameters=options, inputs=inputs, resume_run_id=options.resume
     ) as run:
         announce(run, "finetune")
-        pairs = truth_set(benchmark, folder, run_root)
+        pairs = truth_set(benchmark, folder, run_root, to_learn_from=True)
         run.dataset("truth", inputs["truth"], pairs.label_set, "training")
         sources = [
             Source(

@@ -16,7 +16,7 @@ from flowcore.hallucination import Challenge
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import TeacherObjective
 from flowcore.video import ClipOptions
-from jobs.command import announce, connect, finish, run_recipe
+from jobs.command import announce, connect, finish, run_recipe, validation_set
 from jobs.recipes import with_backbones
 from pipelines import tracking
 from pipelines.checkpoints import absolute_model, fetch_model, load_weights_into
@@ -26,6 +26,7 @@ from pipelines.labels import PairSet
 from pipelines.locations import absolute, join
 from pipelines.progress import video_bar
 from pipelines.training import Source, Training, TrainingOptions, train
+from pipelines.truth import truth_location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,9 @@ class TrainTeacher:
     init: str | None = None
     """A model of the same network to start from, such as one trained on rendered scenes; without, fresh
     weights. Videos that hardly move teach fresh weights little but to answer that nothing does."""
+    validate_on: str | None = None
+    """<benchmark>:<its unpacked folder>, such as sintel:/data/MPI-Sintel, whose truth judges the network
+    while it trains, in place of the held-back pairs."""
     resume: str | None = None
     """The id of an MLflow run of this job to go on with."""
 
@@ -59,6 +63,7 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
         absolute(options.run_root, "--run-root"),
     )
     inputs = {"videos": videos}
+    judge = None if options.validate_on is None else truth_location(options.validate_on, "--validate-on")
     network = options.network.build()
     info = None
     if options.init is not None:
@@ -73,6 +78,7 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
         resume_run_id=options.resume,
     ) as run:
         announce(run, "train_teacher")
+        validation = validation_set(run, judge, run_root)
         made_from = hashlib.blake2b(repr((videos, options.clips)).encode(), digest_size=6).hexdigest()
         location = join(run_root, f"pairs-{made_from}")
         with video_bar("frame pairs") as draw:
@@ -85,6 +91,7 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
         result = train(
             Training(
                 stage="train_teacher",
+                validation=validation,
                 network=options.network,
                 initial=network.state_dict() if info else None,
                 sources=(

@@ -261,6 +261,8 @@ class Training:
     sources: tuple[Source, ...]
     """One for teacher and student; with several, a step adds up their losses. Pairs of the first one are held
     back for validation."""
+    validation: PairSet | None = None
+    """Pairs with truth to validate on, at most `held_back_most` of them, in place of those."""
     options: TrainingOptions
     provenance: dict[str, str]
     """Written into every checkpoint: what the model was made from."""
@@ -433,6 +435,7 @@ class _Worker:
         if self.device.type == "cpu":
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             torch.set_num_threads(max(1, cores // context.get_local_world_size()))
+        self.validated = training.validation or training.sources[0].pairs
         self.plans: list[Plan] = []
         for source in training.sources:
             share, most = self.options.held_back_share, self.options.held_back_most
@@ -443,6 +446,8 @@ class _Worker:
             self.plans.append(
                 Plan(index=rows, global_batch=self.options.global_batch, seed=self.options.seed)
             )
+        if training.validation is not None:
+            _, self.held_back = hold_back(self.validated.index(), 1.0, self.options.held_back_most)
         self._plan_digests = [
             f"{source.pairs.label_set} {plan.digest()}"
             for source, plan in zip(self.training.sources, self.plans, strict=True)
@@ -664,8 +669,7 @@ class _Worker:
     def _held_back_pairs(self) -> list[FramePair]:
         """This worker's share of the held-back pairs, whole frames."""
         mine = self.held_back.to_pylist()[self.rank :: self.world_size]
-        pairs = self.training.sources[0].pairs
-        return [pairs.decode(pairs.read(place)) for place in mine]
+        return [self.validated.decode(self.validated.read(place)) for place in mine]
 
     def _validate(self) -> dict[str, float]:
         """Means over all workers' held-back pairs; logged, with a picture of the first pair."""
@@ -678,7 +682,7 @@ class _Worker:
         )
         network = self.result.eval()
         check = ForwardBackwardCheck()
-        has_truth = self.training.sources[0].pairs.has_truth
+        has_truth = self.validated.has_truth
         for number, pair in enumerate(self._held_back_pairs()):
             frames = to_batch({"image1": pair.image1[None], "image2": pair.image2[None]}, self.device)
             flow_fw, flow_bw = network.estimate(frames.image1, frames.image2)

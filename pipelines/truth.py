@@ -1,4 +1,5 @@
-"""How does a benchmark's truth become a pair set? For fine-tuning, which is fed like every other training.
+"""How does a benchmark's truth become a pair set? To be learnt from in fine-tuning, which is fed like every
+other training, and to validate on.
 
 A shard holds some of the benchmark's samples; its name and content follow from the samples alone, it appears
 whole, and it is left as it is where it is there, so that a rerun does what is left.
@@ -32,20 +33,30 @@ from pipelines.labels import (
     shard_name,
     write_manifest,
 )
-from pipelines.locations import Folder, join
+from pipelines.locations import Folder, join, shared_folder
 
 _SHARD_PAIRS = 64
 _ROW_GROUP_PAIRS = 4
 
 
-def truth_set(benchmark: str, root: Path, run_root: str) -> PairSet:
-    """The pair set of a benchmark's samples to learn from, in a folder of its own in `run_root`.
+def truth_location(text: str, option: str) -> tuple[str, Path]:
+    """(benchmark, its folder) of `<benchmark>:<folder>`; ValueError, with the option's name, for anything
+    else."""
+    benchmark, mark, root = text.partition(":")
+    if not mark:
+        raise ValueError(f"{option} {text!r} must be <benchmark>:<folder>, such as kitti2015:/data/kitti2015")
+    return benchmark, shared_folder(root, option)
+
+
+def truth_set(benchmark: str, root: Path, run_root: str, *, to_learn_from: bool) -> PairSet:
+    """The pair set of a benchmark's samples, those to learn from or all that are judged, in a folder of its
+    own in `run_root`.
 
     It is written where it isn't there; Ray has to be running.
 
     Raises as `flowcore.benchmarks.find_samples`, and ValueError for a sample that can't be read.
     """
-    samples = find_samples(benchmark, root, to_learn_from=True)
+    samples = find_samples(benchmark, root, to_learn_from=to_learn_from)
     description = SetDescription(
         made_of={"truth": benchmark, "samples": samples_digest(samples)}, provenance={"root": str(root)}
     )

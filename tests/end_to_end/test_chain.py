@@ -191,13 +191,15 @@ def test_every_job_runs_on_a_started_head(head: dict[str, str], tmp_path: Path) 
         write_video(tmp_path / "videos" / f"scene{seed}.mp4", scene.frames)
     truth = render_scene(9, SceneOptions(height=64, width=96, num_frames=3))
     write_truth(tmp_path / "truth" / "scene9", truth)
-    videos, run_root, labels = (str(tmp_path / name) for name in ("videos", "runs", "labels"))
+    videos, run_root, labels, scenes = (
+        str(tmp_path / name) for name in ("videos", "runs", "labels", "truth")
+    )
     teacher, student = "models:/flow-teacher@champion", "models:/flow-student@champion"
     for command in (
         ("train_teacher", "smoke", "--videos", videos, "--run-root", run_root),
         ("pseudolabel", "smoke", "--videos", videos, "--teacher", teacher, "--labels", labels),
-        ("distill", "smoke", "--labels", labels, "--run-root", run_root),
-        ("evaluate", "--model", student, "zero", "--benchmark", "scenes", "--root", str(tmp_path / "truth")),
+        ("distill", "smoke", "--labels", labels, "--run-root", run_root, "--validate-on", f"scenes:{scenes}"),
+        ("evaluate", "--model", student, "zero", "--benchmark", "scenes", "--root", scenes),
         ("predict", "--model", student, "--input", videos, "--output", str(tmp_path / "flow")),
     ):
         job = submitted(head, tmp_path, "python", f"jobs/{command[0]}.py", *command[1:])
@@ -213,6 +215,15 @@ def test_every_job_runs_on_a_started_head(head: dict[str, str], tmp_path: Path) 
         "predict": 1,
     }
     (predicted,), (student_run,) = runs["predict"], runs["distill"]
+    # what it was validated on while it trained is what evaluate judges
+    judged = {
+        run.data.tags["model.name"]: value
+        for run in runs["evaluate"]
+        for name, value in run.data.metrics.items()
+        if name.endswith("/epe/all")
+    }
+    assert judged[student] == pytest.approx(student_run.data.metrics["final/epe"], rel=1e-2)
+    assert "validation/epe" not in runs["train_teacher"][0].data.metrics
     assert predicted.data.tags["from.model"] == student_run.info.run_id
     assert predicted.data.metrics["predict/pairs"] == 16
     assert {run.data.tags["mlflow.source.git.commit"] for each in runs.values() for run in each} == {"abc123"}

@@ -61,7 +61,7 @@ def pairs_of(labels: PairSet) -> list[dict[str, object]]:
 def test_a_truth_set_has_every_sample_once_with_its_flow_and_is_not_written_twice(
     scenes: Path, tmp_path: Path
 ) -> None:
-    truth = truth_set("scenes", scenes, str(tmp_path))
+    truth = truth_set("scenes", scenes, str(tmp_path), to_learn_from=True)
     assert truth.has_truth
     assert not truth.has_labels
     assert truth.index().num_rows == len(set(truth.index().column("pair_id").to_pylist())) == 16
@@ -77,7 +77,7 @@ def test_a_truth_set_has_every_sample_once_with_its_flow_and_is_not_written_twic
         assert np.abs(pair.image1.astype(int) - expected.image1).mean() < 6
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     (tmp_path / truth.location / MANIFEST_FILE).unlink()
-    again = truth_set("scenes", scenes, str(tmp_path))
+    again = truth_set("scenes", scenes, str(tmp_path), to_learn_from=True)
     assert pairs_of(again) == pairs_of(truth)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")} == written
 
@@ -93,7 +93,7 @@ def test_where_sparse_truth_is_not_known_it_is_not_trusted(tmp_path: Path) -> No
         write_image(root / "image_2" / f"000000_{folder}.png", scene.frames[frame])
     for kind in ("flow_occ", "flow_noc"):
         write_flow(root / kind / "000000_10.png", scene.flow_fw[0], valid)
-    truth = truth_set("kitti2015", tmp_path / "kitti", str(tmp_path / "runs"))
+    truth = truth_set("kitti2015", tmp_path / "kitti", str(tmp_path / "runs"), to_learn_from=True)
     pair = truth.decode(truth.read_group(truth.files[0], 0)[0])
     assert pair.confidence_fw is not None
     assert ((pair.confidence_fw == 1) == valid).all()
