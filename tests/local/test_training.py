@@ -38,7 +38,7 @@ from pipelines.training import (
 # Ray's workers can't import this module; they get what it defines by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-NETWORK = PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,))
+NETWORK = PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,), radius=2)
 OPTIONS = TrainingOptions(
     steps=4, unmasked_steps=4, global_batch=4, learning_rate=4e-4, log_every=2, validate_every=2, readers=1
 )
