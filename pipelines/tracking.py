@@ -45,8 +45,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pipelines.locations import PROJECT_FOLDER, is_mlflow_uri, is_shipped_copy
 
 EXPERIMENT = "distillflow"
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Which of its two faces MLflow's page shows: that of training, not that of language models."""
+_TRAINING_PAGES = "?workflowType=machine_learning"
+"""Of MLflow's two faces that of training; without, a page has the menu for language models."""
 CHAMPION = "champion"
 """The alias of a registered model's best version."""
 
@@ -129,7 +129,7 @@ class Run:
     def url_hint(self) -> str:
         """The page of the run, on the server or on the one that `ui_command` starts."""
         server = self.uri if self.uri.startswith("http") else "http://127.0.0.1:5000"
-        page = f"#/experiments/{self._experiment_id}/runs/{self.run_id}"
+        page = f"#/experiments/{self._experiment_id}/runs/{self.run_id}{_TRAINING_PAGES}"
         return f"{_without_secrets(server).rstrip('/')}/{page}"
 
     def has(self, metric: str) -> bool:
@@ -514,7 +514,7 @@ def _experiment_id(client: MlflowClient, uri: str) -> str:
     # Without a location MLflow writes into the current folder of each process; a server decides for itself.
     location = None if file is None else str(file.parent / "mlartifacts")
     try:
-        return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=_EXPERIMENT_TAGS))
+        return str(client.create_experiment(EXPERIMENT, artifact_location=location))
     except MlflowException:
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:

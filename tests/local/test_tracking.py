@@ -580,4 +580,5 @@ def test_runs_models_and_pictures_go_through_a_server(
     with pytest.raises(FileNotFoundError, match="has no models:/student@best"):
         tracking.download("models:/student@best")
     assert run.url_hint.startswith(f"{server}/#/experiments/")
+    assert run.url_hint.endswith(f"/runs/{run.run_id}?workflowType=machine_learning")
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
