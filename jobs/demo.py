@@ -73,7 +73,9 @@ def main(options: Demo) -> None:
             render(folder, recipe.clips.size or (96, 128))
     with stages.stage("start", "an embedded Ray"):
         connect()
-    with tracking.start("demo", recipe=options.recipe, parameters=options, is_chain=True) as chain:
+    with tracking.start(
+        "demo", recipe=options.recipe, parameters=options, subject=f"seed {options.seed}", is_chain=True
+    ) as chain:
         with stages.stage("train_teacher", "learns optical flow from the videos, without labels"):
             _, defaults = train_teacher.recipes()[options.recipe]
             teacher = train_teacher.train_teacher(

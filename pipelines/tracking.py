@@ -254,7 +254,7 @@ def start(
         tags = {"stage": stage, **({} if recipe is None else {"recipe": recipe}), **code}
         if (parent := _parent.get()) is not None:
             tags[MLFLOW_PARENT_RUN_ID] = parent
-        name = stage if recipe is None else f"{stage} {recipe}"
+        name = stage if recipe in (None, stage) else f"{stage} {recipe}"
         name = name if subject is None else f"{name}: {subject}"
         run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
     else:

@@ -111,7 +111,9 @@ def test_a_run_records_its_code_parameters_metrics_and_end(project: Path) -> Non
 
 
 def test_runs_inside_a_chain_are_its_children_and_those_after_it_are_not(project: Path) -> None:
-    with tracking.start("demo", parameters={}, is_chain=True, project_folder=project) as chain:
+    with tracking.start(
+        "demo", recipe="demo", parameters={}, subject="seed 1", is_chain=True, project_folder=project
+    ) as chain:
         with tracking.start("evaluate", parameters={}, subject="dis", project_folder=project) as inside:
             pass
         with tracking.start("evaluate", parameters={}, project_folder=project) as beside:
@@ -121,7 +123,7 @@ def test_runs_inside_a_chain_are_its_children_and_those_after_it_are_not(project
     runs = [client(project).get_run(run.run_id) for run in (chain, inside, beside, after)]
     parents = [run.data.tags.get("mlflow.parentRunId") for run in runs]
     assert parents == [None, chain.run_id, chain.run_id, None]
-    assert [run.info.run_name for run in runs] == ["demo", "evaluate: dis", "evaluate", "evaluate"]
+    assert [run.info.run_name for run in runs] == ["demo: seed 1", "evaluate: dis", "evaluate", "evaluate"]
 
 
 def test_nothing_is_written_into_the_current_folder(project: Path) -> None:
