@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -66,38 +67,34 @@ class Nodes:
         self._cluster.shutdown()
 
 
-class Labelling:
-    """The command, typed again and again."""
+class Job:
+    """A job with the recipe smoke on a cluster, typed again and again; its output is in `log.txt` in the
+    folder, its run in `mlflow.db` there."""
 
-    def __init__(self, folder: Path, address: str, labels: Path) -> None:
-        self.labels = labels
-        self.first_seen: dict[Path, int] = {}
-        self._address = address
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self, name: str, folder: Path, address: str) -> None:
+        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
         self.starts = 0
+        self._command = [sys.executable, str(PROJECT_FOLDER / "jobs" / f"{name}.py"), "smoke"]
+        self._folder = folder
+        self._address = address
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def flags(self) -> Mapping[str, object]:
+        """What to type now."""
+        raise NotImplementedError
 
     def start(self) -> None:
         """Unless it runs."""
         if self.is_running():
             return
         self.starts += 1
-        flags = {
-            "videos": self._folder / "videos",
-            "teacher": self._folder / "teacher",
-            "labels": self.labels,
-            "labelling.num-teachers": 2,
-            "labelling.clips.chunk-pairs": _CHUNK_PAIRS,
-            "labelling.shard-pairs": _SHARD_PAIRS,
-        }
-        command = [sys.executable, str(PROJECT_FOLDER / "jobs" / "pseudolabel.py"), "smoke"]
-        command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-        tracking = {"MLFLOW_TRACKING_URI": f"sqlite:///{self._folder / 'mlflow.db'}"}
+        self._folder.mkdir(exist_ok=True)
+        flags = [part for name, value in self.flags().items() for part in (f"--{name}", str(value))]
         with open(self._folder / "log.txt", "ab") as log:
             self._process = subprocess.Popen(
-                command,
+                [*self._command, *flags],
                 cwd=self._folder,
-                env={**os.environ, **tracking, "RAY_ADDRESS": self._address},
+                env={**os.environ, "MLFLOW_TRACKING_URI": self.uri, "RAY_ADDRESS": self._address},
                 stdout=log,
                 stderr=log,
             )
@@ -111,18 +108,41 @@ class Labelling:
         self._process.kill()
         self._process.wait()
 
+    def succeeds(self) -> bool:
+        """Types it, unless it runs, and waits for its end."""
+        self.start()
+        assert self._process is not None
+        return self._process.wait() == 0
+
+    def last_words(self) -> str:
+        return (self._folder / "log.txt").read_text(errors="replace")[-4000:]
+
+
+class Labelling(Job):
+    def __init__(self, folder: Path, address: str, labels: Path) -> None:
+        super().__init__("pseudolabel", folder, address)
+        self.labels = labels
+        self.first_seen: dict[Path, int] = {}
+
+    def flags(self) -> Mapping[str, object]:
+        return {
+            "videos": self._folder / "videos",
+            "teacher": self._folder / "teacher",
+            "labels": self.labels,
+            "labelling.num-teachers": 2,
+            "labelling.clips.chunk-pairs": _CHUNK_PAIRS,
+            "labelling.shard-pairs": _SHARD_PAIRS,
+        }
+
     def finish(self) -> None:
         """Lets it end, and types it until it ends well without a kill: after one, a video may be unreadable
         until then. RuntimeError if it never does."""
         if self._process is not None:
             self._process.wait()
         for _ in range(5):
-            self.start()
-            assert self._process is not None
-            if self._process.wait() == 0:
+            if self.succeeds():
                 return
-        log = (self._folder / "log.txt").read_text(errors="replace")
-        raise RuntimeError(f"the command failed five times over without a kill:\n{log[-4000:]}")
+        raise RuntimeError(f"the command failed five times over without a kill:\n{self.last_words()}")
 
     @property
     def is_finished(self) -> bool:
@@ -146,6 +166,20 @@ class Labelling:
         return sorted(PairSet.open(str(self.labels)).index().column("pair_id").to_pylist())
 
 
+def kill_one_titled(title: str, chance: random.Random) -> bool:
+    """Kills one of this process's descendants with that in their titles; False if there was none."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if title in " ".join(process.cmdline()):
+                found.append(process)
+    with contextlib.suppress(psutil.Error):
+        if found:
+            chance.choice(found).kill()
+            return True
+    return False
+
+
 def killed(kind: str, labelling: Labelling, nodes: Nodes, chance: random.Random) -> bool:
     """Kills a process of the kind, or a node; False if there was none until the command ended."""
     if kind == "driver":
@@ -160,15 +194,8 @@ def killed(kind: str, labelling: Labelling, nodes: Nodes, chance: random.Random)
     assert title is not None
     deadline = time.monotonic() + _PATIENCE
     while labelling.is_running() and time.monotonic() < deadline:
-        found = []
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if title in " ".join(process.cmdline()):
-                    found.append(process)
-        with contextlib.suppress(psutil.Error):
-            if found:
-                chance.choice(found).kill()
-                return True
+        if kill_one_titled(title, chance):
+            return True
         time.sleep(0.05)
     return False
 

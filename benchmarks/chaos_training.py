@@ -14,42 +14,33 @@ import contextlib
 import os
 import random
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
-from chaos import Nodes
+from chaos import Job, Nodes, kill_one_titled
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from pipelines import tracking
 from pipelines.checkpoints import model_digest
-from pipelines.locations import PROJECT_FOLDER
 
 VICTIMS = ("worker", "driver", "node")
 _VALIDATE_EVERY = 40
 
 
-@dataclass
-class Command:
-    """A training, typed again and again."""
+class Command(Job):
+    """A training."""
 
-    folder: Path
-    videos: Path
-    address: str
-    steps: int
-    starts: int = 0
-    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
-
-    @property
-    def uri(self) -> str:
-        return f"sqlite:///{self.folder / 'mlflow.db'}"
+    def __init__(self, folder: Path, videos: Path, address: str, steps: int) -> None:
+        super().__init__("train_teacher", folder, address)
+        self.folder = folder
+        self._videos = videos
+        self._steps = steps
 
     def run(self) -> Run | None:
         """The training's, None before it is there; RuntimeError if there is another."""
@@ -77,51 +68,24 @@ class Command:
         run = self.run()
         return 0 if run is None or "train/loss" not in run.data.metrics else max(self.losses(), default=0)
 
-    def start(self) -> None:
-        """Unless it runs."""
-        if self.is_running():
-            return
-        self.starts += 1
-        self.folder.mkdir(exist_ok=True)
-        flags = {
-            "videos": self.videos,
+    def flags(self) -> Mapping[str, object]:
+        run = self.run()
+        return {
+            "videos": self._videos,
             "run-root": self.folder / "runs",
-            "training.steps": self.steps,
-            "training.unmasked-steps": self.steps,
+            "training.steps": self._steps,
+            "training.unmasked-steps": self._steps,
             "training.validate-every": _VALIDATE_EVERY,
             "training.log-every": 1,
             "training.workers": 2,
             "training.max-failures": 100,
+            **({} if run is None else {"resume": run.info.run_id}),
         }
-        run = self.run()
-        if run is not None:
-            flags["resume"] = run.info.run_id
-        command = [sys.executable, str(PROJECT_FOLDER / "jobs" / "train_teacher.py"), "smoke"]
-        command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-        with open(self.folder / "log.txt", "ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env={**os.environ, "MLFLOW_TRACKING_URI": self.uri, "RAY_ADDRESS": self.address},
-                stdout=log,
-                stderr=log,
-            )
-
-    def is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
 
     def finish(self) -> None:
         """Lets it end; SystemExit where it fails."""
-        self.start()
-        assert self._process is not None
-        if self._process.wait() != 0:
-            log = (self.folder / "log.txt").read_text(errors="replace")
-            raise SystemExit(f"the command failed:\n{log[-4000:]}")
+        if not self.succeeds():
+            raise SystemExit(f"the command failed:\n{self.last_words()}")
 
     def digest(self) -> str:
         """Of the weights."""
@@ -140,16 +104,7 @@ def killed(kind: str, command: Command, nodes: Nodes, chance: random.Random) -> 
         nodes.kill_second()
         nodes.replace_second()
         return True
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                found.append(process)
-    with contextlib.suppress(psutil.Error):
-        if found:
-            chance.choice(found).kill()
-            return True
-    return False
+    return kill_one_titled("RayTrainWorker", chance)
 
 
 def main() -> None:

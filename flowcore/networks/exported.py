@@ -55,6 +55,11 @@ def require_exportable(network: FlowNetwork, path: Path) -> None:
         raise RuntimeError("ONNX isn't installed; pip install 'distillflow-ray[onnx]'")
 
 
+def _fewest_multiples(network: FlowNetwork) -> int:
+    """Of the network's `multiple`, in a side of `SMALLEST_SIDE` or more."""
+    return -(-SMALLEST_SIDE // network.multiple)
+
+
 def write_graph(network: FlowNetwork, path: Path, card: Mapping[str, Any]) -> None:
     """Writes the network as a graph: `.onnx`, or `.pt2` for torch.export.load. `card`: what to store beside
     it, JSON-ready, in ONNX's metadata or the .pt2's extra file, `distillflow.json`. Raises what
@@ -63,10 +68,10 @@ def write_graph(network: FlowNetwork, path: Path, card: Mapping[str, Any]) -> No
     multiple = network.multiple
     batch = torch.export.Dim("batch", min=1)
     sides = {
-        axis: multiple * torch.export.Dim(name, min=max(1, -(-SMALLEST_SIDE // multiple)))
+        axis: multiple * torch.export.Dim(name, min=_fewest_multiples(network))
         for axis, name in ((2, "rows"), (3, "columns"))
     }
-    side = multiple * (1 + -(-SMALLEST_SIDE // multiple))
+    side = multiple * (1 + _fewest_multiples(network))
     # two tensors: one given twice would be one input
     frames = tuple(torch.zeros(2, 3, side, side + multiple) for _ in _INPUTS)
     shapes = {0: batch, **sides}
@@ -108,7 +113,7 @@ def disagreement(network: FlowNetwork, path: Path) -> float:
     """By how much the flow of a written graph is from the network's own, pixels at most, on noise of another
     size than it was traced with."""
     generator = torch.Generator().manual_seed(0)
-    side = network.multiple * (2 + -(-SMALLEST_SIDE // network.multiple))
+    side = network.multiple * (2 + _fewest_multiples(network))
     frames: tuple[Tensor, ...] = torch.rand(2, 1, 3, side, side, generator=generator).unbind()
     pairs = zip(run_graph(path, *frames), network.cpu().eval().estimate(*frames), strict=True)
     return max(float((one - two).abs().max()) for one, two in pairs)
