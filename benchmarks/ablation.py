@@ -38,7 +38,8 @@ from jobs.recipes import RECIPES
 from pipelines.checkpoints import fetch_model
 from pipelines.labels import MANIFEST_FILE
 from pipelines.locations import PROJECT_FOLDER, write_whole
-from pipelines.training import TrainingOptions, TrainingStopped
+from pipelines.training import TrainingOptions
+from pipelines.validation import TrainingStopped
 
 RESULTS = PROJECT_FOLDER / "docs" / "results"
 RECORDS = RESULTS / "ablation"

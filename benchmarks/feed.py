@@ -23,7 +23,8 @@ from pipelines import tracking
 from pipelines.checkpoints import save_model
 from pipelines.labelling import write_labels
 from pipelines.labels import PairSet
-from pipelines.training import CollapseAlarm, Source, Training, train
+from pipelines.training import Source, Training, train
+from pipelines.validation import CollapseAlarm
 
 
 def main() -> None:

@@ -157,7 +157,7 @@ def finish(run: Run, result: "TrainingResult", name: str) -> str:
     """Stores the trained model in its run and registers it as a version of `name`; returns that version's
     URI.
 
-    Models are compared by `pipelines.training.score_of`.
+    Models are compared by `pipelines.validation.score_of`.
     """
     run.artifact(result.model, "model")
     run.summary({f"final/{key}": value for key, value in {"step": result.step, **result.validation}.items()})

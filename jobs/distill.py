@@ -28,8 +28,9 @@ from pipelines.checkpoints import absolute_model, starting_point
 from pipelines.filters import PairFilter
 from pipelines.labels import DEFAULT_MAX_SPREAD, PairSet
 from pipelines.locations import absolute
-from pipelines.training import CollapseAlarm, Source, Training, TrainingOptions, train
+from pipelines.training import Source, Training, TrainingOptions, train
 from pipelines.truth import truth_location
+from pipelines.validation import CollapseAlarm
 
 
 @dataclass(frozen=True, kw_only=True)

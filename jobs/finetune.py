@@ -26,8 +26,9 @@ from pipelines.checkpoints import absolute_model, starting_point
 from pipelines.filters import PairFilter
 from pipelines.labels import DEFAULT_MAX_SPREAD, PairSet
 from pipelines.locations import absolute
-from pipelines.training import CollapseAlarm, Source, Training, TrainingOptions, train
+from pipelines.training import Source, Training, TrainingOptions, train
 from pipelines.truth import truth_location, truth_set
+from pipelines.validation import CollapseAlarm
 
 _NO_ALARM = CollapseAlarm(max_occluded=1.0, min_flow_variance=0.0, must_improve=False)
 """What the truth teaches can't collapse."""

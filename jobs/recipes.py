@@ -33,7 +33,7 @@ from flowcore.networks import AnyNetworkConfig, FlowNetConfig, PWCNetConfig, RAF
 from flowcore.objectives import Photometric, StudentObjective
 from flowcore.video import EVERY_PAIR, ClipOptions
 from pipelines.labelling import LabellingOptions
-from pipelines.training import TrainingOptions
+from pipelines.training import Schedule, TrainingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,13 +160,22 @@ _CAMERA = Geometric(
 """Moves the camera where it stood still, as it does in most clips: what never moves teaches no flow."""
 
 
-def _trained(steps: int, unmasked_steps: int = 0, halve_every: int = 100_000) -> TrainingOptions:
+_COSINE: Schedule = ((0.1, 1.0, "linear"), (1.0, 0.0, "cosine"))
+"""Rises over the first tenth, then falls to 0."""
+
+
+def _halved(*until: float) -> Schedule:
+    """After each of these shares of the steps, and constant between them."""
+    return tuple((end, 0.5**halvings, "constant") for halvings, end in enumerate((*until, 1.0)))
+
+
+def _trained(steps: int, *, unmasked_steps: int = 0, schedule: Schedule) -> TrainingOptions:
     return TrainingOptions(
         steps=steps,
         unmasked_steps=unmasked_steps,
         global_batch=4,
         learning_rate=1e-4,
-        halve_every=halve_every,
+        schedule=schedule,
         readers=6,
         log_every=100,
         validate_every=5_000,
@@ -179,15 +188,15 @@ def _on_a_laptop(steps: int, unmasked_steps: int = 0, learning_rate: float = 4e-
         unmasked_steps=unmasked_steps,
         global_batch=4,
         learning_rate=learning_rate,
-        schedule="cosine",
+        schedule=_COSINE,
         readers=1,
         validate_every=1_000,
     )
 
 
-_TEACHER = _trained(400_000, unmasked_steps=100_000)
-_STUDENT = _trained(300_000)
-_FINETUNE = _trained(50_000, halve_every=20_000)
+_TEACHER = _trained(400_000, unmasked_steps=100_000, schedule=_halved(0.25, 0.5, 0.75))
+_STUDENT = _trained(300_000, schedule=_halved(1 / 3, 2 / 3))
+_FINETUNE = _trained(50_000, schedule=_halved(0.4, 0.8))
 _BRIEFLY = TrainingOptions(
     steps=8, global_batch=2, learning_rate=4e-4, log_every=2, validate_every=4, readers=1
 )
@@ -213,15 +222,15 @@ RECIPES = {
             unmasked_steps=240,
             global_batch=4,
             learning_rate=4e-4,
-            schedule="cosine",
+            schedule=_COSINE,
             validate_every=200,
         ),
         challenge=Challenge(crop=Crop(height=80, width=112)),
         student=TrainingOptions(
-            steps=800, global_batch=4, learning_rate=4e-4, schedule="cosine", validate_every=200
+            steps=800, global_batch=4, learning_rate=4e-4, schedule=_COSINE, validate_every=200
         ),
         finetune=TrainingOptions(
-            steps=400, global_batch=4, learning_rate=4e-4, schedule="cosine", validate_every=200
+            steps=400, global_batch=4, learning_rate=4e-4, schedule=_COSINE, validate_every=200
         ),
     ),
     "laptop": Recipe(

@@ -16,17 +16,22 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import safetensors.torch
 import torch
 from pyarrow import ArrowException
+from pyarrow.fs import FileSystem
 from safetensors import SafetensorError
 from torch import Tensor
 
 from flowcore import networks
 from flowcore.networks import ExternalConfig, FlowNetwork, NetworkConfig
-from pipelines.locations import Folder, absolute, is_mlflow_uri, write_whole
+from pipelines.locations import Folder, absolute, is_mlflow_uri, patient, write_whole
+
+if TYPE_CHECKING:
+    # Only its type is needed: this module is imported by many processes that don't train.
+    import ray.train
 
 FORMAT = 1
 """Version of the folder's layout; another one is refused."""
@@ -198,6 +203,16 @@ def fetch_model(uri: str) -> Path:
             f"no model can be read at {uri} ({error}); {_CONTENTS}; check the address and the credentials"
         ) from error
     return folder
+
+
+@patient
+def copy_model(checkpoint: "ray.train.Checkpoint", folder: Path) -> None:
+    """Copies the model of Ray Train's checkpoint into a folder, without the optimiser's state, which is twice
+    as large."""
+    filesystem = cast(FileSystem, checkpoint.filesystem)
+    for name in (WEIGHTS_FILE, CARD_FILE):
+        with filesystem.open_input_file(f"{checkpoint.path}/{name}") as file:
+            (folder / name).write_bytes(file.read())
 
 
 def _fetch_external(config: ExternalConfig) -> Path:

@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import ray
@@ -26,53 +26,49 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
-from pyarrow.fs import FileSystem
-from ray.train import PreemptionInfo
+from ray.train import PreemptionInfo, ReportedCheckpoint, ReportedCheckpointStatus
+from ray.train.collective import broadcast_from_rank_zero
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from flowcore.drawing import comparison_panel
-from flowcore.hallucination import FramePair, Transformation
-from flowcore.metrics import endpoint_error
+from flowcore.hallucination import Transformation
 from flowcore.networks import BidirectionalFlow, FlowNetwork, NetworkConfig
-from flowcore.objectives import Batch, Objective, Outcome, validate_pair
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.objectives import Batch, Objective, Outcome
 from flowcore.shapes import Image
 from pipelines import progress
 from pipelines.checkpoints import (
-    CARD_FILE,
-    WEIGHTS_FILE,
+    copy_model,
     load_training_state,
     load_weights_into,
     save_model,
     save_training_state,
     vanishing_folder,
 )
-from pipelines.feed import Plan, batches, hold_back, part_of, to_batch
+from pipelines.feed import Plan, batches, hold_back, part_of
 from pipelines.labels import PairSet
 from pipelines.locations import Folder, join, patient
+from pipelines.validation import SCORE, CollapseAlarm, TrainingStopped, Validation, score_of
 
 if TYPE_CHECKING:
     from pipelines.tracking import Run
 
 
+_Shape = Literal["constant", "linear", "cosine"]
+Schedule = tuple[tuple[float, float, _Shape], ...]
+"""Of the learning rate: phases (until, factor, shape), see TrainingOptions.schedule."""
 _NOTICE_STEPS = 10
 """Steps between two questions whether a node is about to be taken away: each makes the workers wait for each
 other, some milliseconds, and Ray itself asks every 5 seconds."""
 KEPT_FOLDER = "kept"
 """In a run's folder: the checkpoints of `keep_every`."""
-_STEP, _SCORE = "step", "score"
-"""What Ray Train knows of a checkpoint beside its validation; the lowest score is the best one's."""
+_STEP = "step"
+"""What Ray Train knows of a checkpoint before its validation, beside the worst SCORE."""
 _RESIZE_SECONDS = 60.0
 """Between two looks whether the cluster has room for more workers: each that comes costs the steps since the
 last checkpoint."""
 _ELASTIC_CPUS = 2
 """Of a worker with its reading tasks, which ask for none, where there are no GPUs and the number of workers
 follows the cluster: they would take every CPU, and tasks that asked for one wait for ever."""
-
-
-class TrainingStopped(RuntimeError):  # noqa: N818 - not every stop is an error of the program
-    """Training ended before its last step because going on is useless; the message names the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +83,11 @@ class TrainingOptions:
     global_batch: int = 4
     """Pairs in a step, over all workers."""
     learning_rate: float = 1e-4
-    """Adam's, at its highest."""
-    schedule: Literal["halved", "cosine"] = "halved"
-    """`halved`: multiplied by 1/2 every `halve_every` steps. `cosine`: rises over the first tenth, then falls
-    to 0 by the end."""
-    halve_every: int = 50_000
+    """Adam's, which the schedule multiplies."""
+    schedule: Schedule = ((1.0, 1.0, "constant"),)
+    """Phases of the learning rate: until which share of the steps, its factor, and the shape. `constant` has
+    the factor at once; `linear` and `cosine` go to it from the factor before, at first 0. So 0.1 1 linear 1 0
+    cosine rises over the first tenth and falls to 0, and 0.5 1 constant 1 0.5 constant halves once."""
     clip_norm: float = 1.0
     """Gradients longer than this are scaled down to it."""
     ema_decay: float = 0.0
@@ -131,7 +127,9 @@ class TrainingOptions:
     """Decides fresh weights, the order of the pairs and every crop."""
     log_every: int = 20
     validate_every: int = 200
-    """Steps between validations on the held-back pairs; each makes a checkpoint too."""
+    """Steps between validations on the held-back pairs, each of a checkpoint that is made for it. Training
+    goes on meanwhile, and waits for a validation where the next one is due before it ended. It takes a GPU
+    where the cluster has one more than workers, else half the cores of a node."""
     patience: int | None = None
     """Validations in a row that may be no better than the best one before training ends early; the model is
     then the best one's, see `score_of`. None: trains to the last step, whose model it is."""
@@ -139,7 +137,8 @@ class TrainingOptions:
     held_back_most: int = 64
     """The share of pairs that is held back for validation, and the most of them."""
     keep_checkpoints: int = 3
-    """The latest ones that are kept, and with `patience` the best one."""
+    """The latest ones that are kept, and with `patience` the best one; 2 or more, as the last one may be
+    found to have collapsed."""
     keep_every: int | None = None
     """Keep the checkpoint of every step that is a multiple of this too, in `kept` in the run's folder, to
     look back on; a multiple of validate_every."""
@@ -149,11 +148,13 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         for name in (
-            *("steps", "global_batch", "halve_every", "workers", "readers", "log_every", "validate_every"),
-            *("held_back_most", "keep_checkpoints", "accumulate"),
+            *("steps", "global_batch", "workers", "readers", "log_every", "validate_every"),
+            *("held_back_most", "accumulate"),
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.keep_checkpoints < 2:
+            raise ValueError(f"keep_checkpoints {self.keep_checkpoints} must be at least 2")
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)} must be above 0")
@@ -178,59 +179,41 @@ class TrainingOptions:
             )
         for name, known in (
             ("accelerator", ("auto", "gpu", "cpu")),
-            ("schedule", ("halved", "cosine")),
             ("precision", ("float32", "bfloat16", "float16")),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} must be one of {', '.join(known)}")
+        ends = [until for until, _, _ in self.schedule]
+        if not ends or ends != sorted(set(ends)) or ends[0] <= 0 or ends[-1] != 1:
+            raise ValueError(
+                f"schedule {self.schedule} must have phases that end later and later, the last at 1"
+            )
+        if any(factor < 0 or shape not in get_args(_Shape) for _, factor, shape in self.schedule):
+            raise ValueError(
+                f"schedule {self.schedule} must have factors of at least 0 and shapes of "
+                f"{', '.join(get_args(_Shape))}"
+            )
         if not 0 < self.held_back_share < 1:
             raise ValueError(f"held_back_share {self.held_back_share} must lie between 0 and 1")
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
-        if self.schedule == "halved":
-            return float(self.learning_rate * 0.5 ** (step // self.halve_every))
-        rise = max(1, self.steps // 10)
-        if step < rise:
-            return self.learning_rate * (step + 1) / rise
-        progress = (step - rise) / max(1, self.steps - rise)
-        return self.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+        begin, before = 0, 0.0
+        for until, factor, shape in self.schedule:
+            end = round(until * self.steps)
+            if step < end:
+                done = _done_of_phase(shape, step - begin, end - begin)
+                return self.learning_rate * (before + (factor - before) * done)
+            begin, before = end, factor
+        return self.learning_rate * before
 
 
-@dataclass(frozen=True, kw_only=True)
-class CollapseAlarm:
-    """Stops a training that has settled on a useless answer. Watched at each validation, after the unmasked
-    steps."""
-
-    max_occluded: float = 0.95
-    """The mean occluded share of frames above which nothing is left to learn from."""
-    min_flow_variance: float = 1e-5
-    """Squared pixels; below it the flow is the same everywhere."""
-    must_improve: bool = True
-    """Whether fresh weights that have not become better than they were are a reason to stop."""
-
-    def check(self, validation: Mapping[str, float], first: Mapping[str, float] | None) -> None:
-        """Raises TrainingStopped; `first` is the validation of the fresh weights, None where training went on
-        from a trained network."""
-        if validation["occluded"] > self.max_occluded:
-            raise TrainingStopped(
-                f"collapsed: the check finds {validation['occluded']:.0%} of the held-back frames occluded, "
-                "so the masked loss is empty; "
-                "train longer without the mask (unmasked_steps) or with a lower learning_rate"
-            )
-        if validation["flow_variance"] < self.min_flow_variance:
-            raise TrainingStopped(
-                "collapsed: the flow is the same everywhere "
-                f"(variance {validation['flow_variance']:.1e} px^2); "
-                "lower learning_rate, or check that the videos move"
-            )
-        # over all pixels: to fresh weights the check may leave none
-        if self.must_improve and first is not None and validation["unmasked"] >= first["unmasked"]:
-            raise TrainingStopped(
-                f"not learning: the photometric error on held-back pairs is {validation['unmasked']:.3f}, "
-                f"and was {first['unmasked']:.3f} with fresh weights; lower learning_rate or train longer "
-                "without the mask (unmasked_steps)"
-            )
+def _done_of_phase(shape: _Shape, step: int, steps: int) -> float:
+    """How far the factor is from the one before to the phase's own. A line ends on its factor, so that a rise
+    from 0 begins above it; a cosine begins on the one before, so that a fall to 0 ends above it."""
+    if shape == "linear":
+        return (step + 1) / steps
+    return 1.0 if shape == "constant" else (1 - math.cos(math.pi * step / steps)) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +264,8 @@ class TrainingResult:
     step: int
     """Whose model it is."""
     ended_at: int
-    """The last step; before the planned one where validation got no better."""
+    """The last step; before the planned one where validation got no better, which is known a validation
+    later."""
     validation: dict[str, float]
     """Of the model, on the held-back pairs."""
     validation_digest: str
@@ -311,10 +295,12 @@ def train(training: Training, run_root: str) -> TrainingResult:
             )
     _require_fitting_crops(training)
     use_gpu = _use_gpu(options)
+    validation = _validation_of(training)
     with progress.shown(training.stage, options.steps, "step") as reporter:
-        result = ray.train.torch.TorchTrainer(
-            cast(Any, _work),
-            train_loop_config={"training": training, "reporter": reporter},
+        # Typed as an older Ray Train's.
+        result = cast(Any, ray.train.torch.TorchTrainer)(
+            _work,
+            train_loop_config={"training": training, "validation": validation, "reporter": reporter},
             scaling_config=_scaling(options, use_gpu),
             run_config=ray.train.RunConfig(
                 name=training.run_id,
@@ -323,43 +309,54 @@ def train(training: Training, run_root: str) -> TrainingResult:
                 checkpoint_config=ray.train.CheckpointConfig(
                     num_to_keep=options.keep_checkpoints,
                     # The latest one is kept in any case.
-                    checkpoint_score_attribute=None if options.patience is None else _SCORE,
+                    checkpoint_score_attribute=None if options.patience is None else SCORE,
                     checkpoint_score_order="min",
                 ),
             ),
+            validation_config=ray.train.ValidationConfig(
+                fn=cast(Any, validation), ray_remote_kwargs=_validation_resources(options, use_gpu)
+            ),
         ).fit()
-    outcome = cast(Any, result).return_value
+    outcome = result.return_value
+    kept = sorted(result.best_checkpoints, key=lambda each: each[1][_STEP])
     if outcome["stopped"] is not None:
-        where = (
-            f"the last good checkpoint is {result.checkpoint.path}"
-            if result.checkpoint
-            else "before the first checkpoint"
-        )
+        good = [checkpoint for checkpoint, facts in kept if facts[_STEP] < outcome["condemned"]]
+        where = f"the last good checkpoint is {good[-1].path}" if good else "there is no good checkpoint"
         raise TrainingStopped(f"{outcome['stopped']} ({where})")
-    assert result.checkpoint is not None
-    kept = cast(Any, result).best_checkpoints
-    if options.patience is None:
-        checkpoint, facts = max(kept, key=lambda each: each[1][_STEP])
-    else:
-        checkpoint, facts = min(kept, key=lambda each: each[1][_SCORE])
+    checkpoint, facts = kept[-1]
+    if options.patience is not None:
+        checkpoint, facts = min(kept, key=lambda each: each[1][SCORE])
+    numbers = outcome["validation"] if facts[_STEP] == outcome["step"] else facts
+    folder = vanishing_folder()
+    copy_model(checkpoint, folder)
     return TrainingResult(
-        model=_model_of(checkpoint),
+        model=folder,
         step=facts[_STEP],
         ended_at=outcome["step"],
-        validation={name: value for name, value in facts.items() if name not in (_STEP, _SCORE)},
-        validation_digest=outcome["validation_digest"],
+        validation={name: value for name, value in numbers.items() if name not in (_STEP, SCORE)},
+        validation_digest=_digest(validation.held_back["pair_id"].to_pylist()),
     )
 
 
-@patient
-def _model_of(checkpoint: ray.train.Checkpoint) -> Path:
-    """A folder with the checkpoint's model, without the optimiser's state, which is twice as large."""
-    folder = vanishing_folder()
-    filesystem, place = cast(FileSystem, checkpoint.filesystem), checkpoint.path
-    for name in (WEIGHTS_FILE, CARD_FILE):
-        with filesystem.open_input_file(f"{place}/{name}") as file:
-            (folder / name).write_bytes(file.read())
-    return folder
+def _validation_of(training: Training) -> Validation:
+    pairs, share = training.sources[0].pairs, training.options.held_back_share
+    if training.validation is not None:
+        pairs, share = training.validation, 1.0
+    _, held_back = hold_back(pairs.index(), share, training.options.held_back_most)
+    return Validation(
+        stage=training.stage,
+        pairs=pairs,
+        held_back=held_back,
+        tracking_uri=training.tracking_uri,
+        run_id=training.run_id,
+    )
+
+
+def _validation_resources(options: TrainingOptions, use_gpu: bool) -> dict[str, Any]:
+    """Of its task. On CPUs it asks for none: workers and reading tasks may have them all."""
+    gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
+    has_spare = use_gpu and gpus > options.workers
+    return {"num_cpus": int(use_gpu), "num_gpus": int(has_spare), "max_retries": 3, "retry_exceptions": True}
 
 
 def _run_of(training: Training) -> "Run":
@@ -421,12 +418,13 @@ def _scaling(options: TrainingOptions, use_gpu: bool) -> ray.train.ScalingConfig
 
 def _work(config: dict[str, Any]) -> dict[str, Any]:
     """One worker's whole life; returns what the driver needs to know, the same on every worker."""
-    return _Worker(config["training"], config["reporter"]).run()
+    return _Worker(config["training"], config["validation"], config["reporter"]).run()
 
 
 class _Worker:
-    def __init__(self, training: Training, reporter: progress.Reporter) -> None:
+    def __init__(self, training: Training, validate: Validation, reporter: progress.Reporter) -> None:
         self.training = training
+        self.validate = validate
         self.reporter = reporter
         self.options = training.options
         context = ray.train.get_context()
@@ -435,19 +433,14 @@ class _Worker:
         if self.device.type == "cpu":
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             torch.set_num_threads(max(1, cores // context.get_local_world_size()))
-        self.validated = training.validation or training.sources[0].pairs
         self.plans: list[Plan] = []
         for source in training.sources:
             share, most = self.options.held_back_share, self.options.held_back_most
-            rows, held_back = hold_back(source.pairs.index(), share, most)
-            if not self.plans:
-                self.held_back = held_back
+            rows, _ = hold_back(source.pairs.index(), share, most)
             rows = part_of(rows, source.share)
             self.plans.append(
                 Plan(index=rows, global_batch=self.options.global_batch, seed=self.options.seed)
             )
-        if training.validation is not None:
-            _, self.held_back = hold_back(self.validated.index(), 1.0, self.options.held_back_most)
         self._plan_digests = [
             f"{source.pairs.label_set} {plan.digest()}"
             for source, plan in zip(self.training.sources, self.plans, strict=True)
@@ -466,6 +459,10 @@ class _Worker:
         self.step = 0
         self.skipped = 0
         self.notice: PreemptionInfo | None = None
+        self.judged = -1
+        """The step of the checkpoint whose validation was looked at last."""
+        self.condemned = math.inf
+        """The step of one that a validation found useless."""
         self.first_validation: dict[str, float] | None = None
         self.validation: dict[str, float] = {}
         self.best = math.inf
@@ -512,7 +509,7 @@ class _Worker:
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.skipped = state["step"], state["skipped"]
-        self.first_validation, self.validation = state["first_validation"], state["validation"]
+        self.judged, self.first_validation = state["judged"], state["first_validation"]
         self.best, self.not_better = state["best"], state["not_better"]
 
     @patient
@@ -535,9 +532,8 @@ class _Worker:
         options = self.options
         stopped = None
         try:
-            if self.step == 0:
-                self.validation = self._validate()
-                self.first_validation = self.validation if self.training.initial is None else None
+            if ray.train.get_checkpoint() is None:
+                self._checkpoint()
             feeds = [
                 batches(
                     source.pairs,
@@ -570,16 +566,13 @@ class _Worker:
                         self.reporter.report(self.step, loss=means.get("loss", math.nan))
                     window = _Window()
                 if self.step % options.validate_every == 0 or last:
-                    self.validation = self._validate()
-                    if self.step > options.unmasked_steps:
-                        self.training.alarm.check(self.validation, self.first_validation)
-                    score = score_of(self.validation)
-                    self.not_better = 0 if score < self.best else self.not_better + 1
-                    self.best = min(self.best, score)
-                    self._checkpoint()
+                    self._judge()
+                    if not self._is_out_of_patience:
+                        self._checkpoint()
                     is_stored = True
                 if self.step % _NOTICE_STEPS == 0 and self._is_news() and not is_stored:
                     self._checkpoint(is_validated=False)
+            self._judge()
         except TrainingStopped as reason:
             # every worker sees the same global numbers, so that every worker stops here, and none is started
             # again
@@ -587,8 +580,44 @@ class _Worker:
         return {
             "stopped": stopped,
             "step": self.step,
-            "validation_digest": _digest(self.held_back["pair_id"].to_pylist()),
+            "condemned": self.condemned,
+            "validation": self.validation,
         }
+
+    def _judge(self) -> None:
+        """Waits for the validation that is under way, and raises TrainingStopped where it says so."""
+        began = time.monotonic()
+        reported = [
+            each
+            for each in ray.train.get_all_reported_checkpoints()
+            if each.status is not ReportedCheckpointStatus.COMMITTED and each.metrics[_STEP] > self.judged
+        ]
+        if reported:
+            self._log({"train/waiting_for_validation_seconds": time.monotonic() - began})
+        for each in sorted(reported, key=lambda each: each.metrics[_STEP]):
+            self.judged = each.metrics[_STEP]
+            self.validation = self._validation_of(each)
+            self.condemned = self.judged
+            if not self.validation:
+                raise TrainingStopped(
+                    f"the flow on held-back pairs is not finite at step {self.judged}; lower learning_rate"
+                )
+            if self.judged > self.options.unmasked_steps:
+                self.training.alarm.check(self.validation, self.first_validation)
+            self.condemned = math.inf
+            if self.judged == 0:
+                self.first_validation = self.validation if self.training.initial is None else None
+                continue
+            score = score_of(self.validation)
+            self.not_better = 0 if score < self.best else self.not_better + 1
+            self.best = min(self.best, score)
+
+    def _validation_of(self, reported: ReportedCheckpoint) -> dict[str, float]:
+        """Where its task failed it is done here, so that its error is the training's."""
+        if reported.status is not ReportedCheckpointStatus.VALIDATION_FAILED:
+            return {name: value for name, value in reported.metrics.items() if name not in (_STEP, SCORE)}
+        mine = self.validate(reported.checkpoint, reported.metrics[_STEP]) if self.rank == 0 else None
+        return cast(dict[str, float], broadcast_from_rank_zero(mine))
 
     @property
     def _is_out_of_patience(self) -> bool:
@@ -666,73 +695,13 @@ class _Worker:
                 "lower learning_rate or clip_norm, or look at the pairs, which skipped in its artifacts names"
             )
 
-    def _held_back_pairs(self) -> list[FramePair]:
-        """This worker's share of the held-back pairs, whole frames."""
-        mine = self.held_back.to_pylist()[self.rank :: self.world_size]
-        return [self.validated.decode(self.validated.read(place)) for place in mine]
-
-    def _validate(self) -> dict[str, float]:
-        """Means over all workers' held-back pairs; logged, with a picture of the first pair."""
-        sums: dict[str, float] = dict.fromkeys(
-            (
-                *("photometric", "visible", "unmasked", "pixels"),
-                *("pairs", "occluded", "motion", "flow_variance", "error", "with_truth"),
-            ),
-            0.0,
-        )
-        network = self.result.eval()
-        check = ForwardBackwardCheck()
-        has_truth = self.validated.has_truth
-        for number, pair in enumerate(self._held_back_pairs()):
-            frames = to_batch({"image1": pair.image1[None], "image2": pair.image2[None]}, self.device)
-            flow_fw, flow_bw = network.estimate(frames.image1, frames.image2)
-            for key, value in validate_pair(frames.image1, frames.image2, flow_fw, flow_bw, check).items():
-                sums[key] += value
-            if has_truth:
-                assert pair.flow_fw is not None
-                assert pair.confidence_fw is not None
-                known = pair.confidence_fw > 0
-                errors = endpoint_error(flow_fw.cpu(), torch.from_numpy(pair.flow_fw)[None])[0, 0].numpy()
-                sums["error"] += float(errors[known].sum(dtype=np.float64))
-                sums["with_truth"] += float(known.sum())
-            if number == 0 and self.log is not None:
-                predictions = {
-                    self.training.stage: (
-                        flow_fw[0].cpu().numpy(),
-                        check(flow_fw, flow_bw)[0, 0].cpu().numpy(),
-                    )
-                }
-                if pair.flow_fw is not None and pair.confidence_fw is not None:
-                    label = (pair.flow_fw, pair.confidence_fw < 0.5)
-                    predictions = {"truth" if has_truth else "pseudo-label": label, **predictions}
-                self.log.picture(
-                    "validation",
-                    comparison_panel(pair.image1, pair.image2, predictions=predictions),
-                    self.step,
-                )
-        network.train()
-        totals = dict(zip(sums, _summed(list(sums.values()), self.world_size, self.device), strict=True))
-        pairs = max(totals["pairs"], 1.0)
-        means = {key: totals[key] / pairs for key in ("occluded", "motion", "flow_variance")}
-        means["photometric"] = totals["photometric"] / max(totals["visible"], 1.0)
-        means["unmasked"] = totals["unmasked"] / max(totals["pixels"], 1.0)
-        if has_truth:
-            means["epe"] = totals["error"] / max(totals["with_truth"], 1.0)
-        if not math.isfinite(sum(means.values())):
-            raise TrainingStopped(
-                f"the flow on held-back pairs is not finite at step {self.step}; lower learning_rate"
-            )
-        self._log({f"validation/{key}": value for key, value in means.items()})
-        return means
-
     def _log(self, values: Mapping[str, float]) -> None:
         if self.log is not None:
             self.log.log(self.step, values)
 
     def _checkpoint(self, *, is_validated: bool = True) -> None:
         """Every worker reports; the first one's folder is the checkpoint."""
-        score = score_of(self.validation) if is_validated else math.inf
-        metrics = {_STEP: self.step, **self.validation, _SCORE: score}
+        metrics = {_STEP: self.step, SCORE: math.inf}
         report: Callable[..., None] = partial(
             ray.train.report, checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC
         )
@@ -751,18 +720,20 @@ class _Worker:
                 "step": self.step,
                 "skipped": self.skipped,
                 "plans": self._plan_digests,
+                "judged": self.judged,
                 "first_validation": self.first_validation,
-                "validation": self.validation,
                 "best": self.best,
                 "not_better": self.not_better,
             },
         )
+        validation = ray.train.ValidationTaskConfig(fn_kwargs={"step": self.step})
         # Written while training goes on; Ray removes the folder here then.
         report(
             metrics,
             checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
             checkpoint_dir_name=f"step-{self.step:08d}",
             checkpoint_upload_fn=partial(self._store, self.step),
+            validation=validation if is_validated else False,
         )
 
     def _store(self, step: int, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
@@ -770,7 +741,7 @@ class _Worker:
         storage = ray.train.get_context().get_storage()
         every = self.options.keep_every
         try:
-            if every is not None and step % every == 0:
+            if every is not None and step > 0 and step % every == 0:
                 storage.persist_current_checkpoint(checkpoint, f"{KEPT_FOLDER}/{name}")
             return cast(ray.train.Checkpoint, storage.persist_current_checkpoint(checkpoint, name))
         except OSError as error:
@@ -779,13 +750,6 @@ class _Worker:
                 "whole: free space there, or mend the storage, and go on with --resume "
                 f"{self.training.run_id}"
             ) from error
-
-
-def score_of(validation: Mapping[str, float]) -> float:
-    """What models are compared by, lower is better: the error on the held-back pairs where those have truth,
-    else the photometric error of all pixels, as that of the visible ones is 0 for a model that finds nothing
-    visible."""
-    return validation["epe"] if "epe" in validation else validation["unmasked"]
 
 
 def _split(batch: Batch, parts: int) -> list[Batch]:
@@ -875,13 +839,6 @@ class _Window:
             "pairs_per_second": self._pairs / seconds,
             "waiting_for_data": self._waited / seconds,
         }
-
-
-def _summed(values: list[float], world_size: int, device: torch.device) -> list[float]:
-    packed = torch.tensor(values, dtype=torch.float64, device=device)
-    if world_size > 1:
-        torch.distributed.all_reduce(packed)
-    return cast(list[float], packed.tolist())
 
 
 def _digest(pair_ids: list[str]) -> str:

@@ -4,6 +4,8 @@ import json
 import math
 import re
 import sys
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,14 +28,13 @@ from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.labels import PairSet
 from pipelines.training import (
     KEPT_FOLDER,
-    CollapseAlarm,
     Source,
     Training,
     TrainingOptions,
     TrainingResult,
-    TrainingStopped,
     train,
 )
+from pipelines.validation import CollapseAlarm, TrainingStopped
 
 # Ray's workers can't import this module; they get what it defines by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -67,6 +68,7 @@ def trained(
     objective: Objective | None = None,
     sources: tuple[Source, ...] = (),
     alarm: CollapseAlarm | None = None,
+    validation: PairSet | None = None,
     resume: str | None = None,
     network: PWCNetConfig = NETWORK,
 ) -> tuple[TrainingResult, str]:
@@ -95,6 +97,7 @@ def trained(
             provenance={"stage": "train_teacher", "run_id": run.run_id},
             tracking_uri=run.uri,
             run_id=run.run_id,
+            validation=validation,
             alarm=alarm or CollapseAlarm(max_occluded=2.0, min_flow_variance=-1.0, must_improve=False),
         )
         return train(training, str(project_folder / "runs")), run.run_id
@@ -267,14 +270,16 @@ def test_training_that_gets_no_better_ends_early_with_its_best_model_and_keeps_w
 ) -> None:
     # Steps so long that one soon is no better than the one before.
     wild = replace(
-        OPTIONS, steps=40, unmasked_steps=40, learning_rate=0.03, patience=2, keep_checkpoints=1, keep_every=4
+        OPTIONS, steps=40, unmasked_steps=40, learning_rate=0.03, patience=2, keep_checkpoints=2, keep_every=4
     )
     result, run_id = trained(pairs, project, wild)
     client = tracking.MlflowClient(tracking.tracking_uri(project))
     history = client.get_metric_history(run_id, "validation/unmasked")
     scores = {metric.step: metric.value for metric in history if metric.step > 0}
     best = min(scores, key=lambda step: scores[step])
-    assert (result.score, result.step, result.ended_at) == (scores[best], best, max(scores))
+    # That it got no better is known a validation later.
+    ended = max(scores) + wild.validate_every
+    assert (result.score, result.step, result.ended_at) == (scores[best], best, ended)
     assert max(scores) == best + 2 * wild.validate_every < wild.steps
     assert client.get_run(run_id).info.status == "FINISHED"
     stored = project / "runs" / run_id / f"step-{best:08d}"
@@ -288,6 +293,64 @@ def test_training_that_gets_no_better_ends_early_with_its_best_model_and_keeps_w
     assert [load_training_state(folder)["step"] for folder in kept] == [
         step for step in sorted(scores) if step % 4 == 0
     ]
+
+
+@dataclass(frozen=True)
+class Announcing:
+    """The teacher's objective; makes a file when a step begins."""
+
+    file: Path
+
+    def __call__(self, estimate: Estimator, batch: Batch, *, masked: bool) -> Outcome:
+        self.file.touch()
+        return TeacherObjective()(estimate, batch, masked=masked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting(PairSet):
+    """Pairs that can be read once a file is there; without one, never."""
+
+    file: Path | None
+
+    def read(self, place: Mapping[str, Any]) -> dict[str, Any]:
+        for _ in range(600 if self.file else 0):
+            if self.file and self.file.exists():
+                return super().read(place)
+            time.sleep(0.1)
+        raise OSError("no such pairs any more")
+
+
+def test_training_goes_on_while_it_is_validated(pairs: PairSet, project: Path, tmp_path: Path) -> None:
+    # The first validation can't end before the first step has begun.
+    file = tmp_path / "begun"
+    source = Source(
+        pairs=pairs, transformation=Crop(height=48, width=64), objective=Announcing(file), share=1.0
+    )
+    waiting = Waiting(**vars(pairs), file=file)
+    _, run_id = trained(pairs, project, OPTIONS, sources=(source,), validation=waiting)
+    client = tracking.MlflowClient(tracking.tracking_uri(project))
+    assert [m.step for m in client.get_metric_history(run_id, "validation/unmasked")] == [0, 2, 4]
+
+
+def test_a_validation_that_fails_ends_the_training_with_its_error_and_is_made_up_for_when_it_is_resumed(
+    pairs: PairSet, project: Path
+) -> None:
+    lost = Waiting(**vars(pairs), file=None)
+    with pytest.raises(WorkerGroupError, match="no such pairs any more"):
+        trained(pairs, project, replace(OPTIONS, max_failures=0), validation=lost)
+    client = tracking.MlflowClient(tracking.tracking_uri(project))
+    (experiment,) = client.search_experiments(filter_string="name != 'Default'")
+    run_id = client.search_runs([experiment.experiment_id], max_results=1)[0].info.run_id
+    result, _ = trained(pairs, project, OPTIONS, validation=pairs, resume=run_id)
+    assert [m.step for m in client.get_metric_history(run_id, "validation/unmasked")] == [0, 2, 4]
+    assert result.validation["unmasked"] == client.get_run(run_id).data.metrics["validation/unmasked"]
+
+
+def test_a_network_whose_flow_is_not_finite_is_no_good_checkpoint(pairs: PairSet, project: Path) -> None:
+    with pytest.raises(TrainingStopped, match=r"not finite at step 2; .*step-00000000") as stopped:
+        trained(pairs, project, replace(OPTIONS, learning_rate=1e30))
+    (folder,) = re.findall(r"checkpoint is (\S+)\)", str(stopped.value))
+    assert all(torch.isfinite(weight).all() for weight in load_model(Path(folder))[0].parameters())
 
 
 def test_a_collapse_stops_with_its_remedy(pairs: PairSet, project: Path) -> None:
@@ -396,6 +459,7 @@ def test_more_workers_than_the_cluster_has_room_for_is_an_error_and_not_a_wait(
         {"workers": 5},
         {"min_workers": 2},
         {"patience": 0},
+        {"keep_checkpoints": 1},
         {"keep_every": 3},
         {"keep_every": 0},
         {"accumulate": 5},
@@ -406,7 +470,11 @@ def test_more_workers_than_the_cluster_has_room_for_is_an_error_and_not_a_wait(
         {"ema_decay": 1.0},
         {"max_skipped": -1},
         {"precision": "float64"},
-        {"schedule": "linear"},
+        {"schedule": ()},
+        {"schedule": ((0.5, 1.0, "constant"),)},
+        {"schedule": ((0.5, 1.0, "constant"), (0.5, 0.5, "constant"), (1.0, 0.5, "constant"))},
+        {"schedule": ((1.0, -1.0, "linear"),)},
+        {"schedule": ((1.0, 1.0, "quadratic"),)},
     ],
 )
 def test_options_that_make_no_sense_are_refused(change: dict[str, Any]) -> None:
@@ -414,11 +482,20 @@ def test_options_that_make_no_sense_are_refused(change: dict[str, Any]) -> None:
         replace(OPTIONS, **change)
 
 
-def test_the_halved_schedule_halves_and_the_cosine_ends_near_zero() -> None:
-    halved = replace(OPTIONS, learning_rate=8.0, halve_every=10, steps=100)
-    assert [halved.learning_rate_at(step) for step in (0, 9, 10, 25)] == [8.0, 8.0, 4.0, 2.0]
-    cosine = replace(halved, schedule="cosine")
-    rates = [cosine.learning_rate_at(step) for step in range(100)]
-    assert max(rates) == pytest.approx(8.0)
-    assert rates[-1] < 0.01
-    assert rates[0] < 1.0
+def test_a_schedule_is_followed_phase_by_phase_whatever_the_number_of_steps() -> None:
+    halved = replace(
+        OPTIONS, learning_rate=8.0, steps=30, schedule=((1 / 3, 1.0, "constant"), (1.0, 0.5, "constant"))
+    )
+    assert [halved.learning_rate_at(step) for step in (0, 9, 10, 29)] == [8.0, 8.0, 4.0, 4.0]
+    warmed = replace(halved, steps=100, schedule=((0.1, 1.0, "linear"), (1.0, 0.0, "cosine")))
+    rates = [warmed.learning_rate_at(step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.8 * (step + 1) for step in range(10)])
+    assert rates[10] == 8.0
+    assert rates[55] == pytest.approx(4.0)
+    assert 0 < rates[-1] < 0.01
+    # A disruption, and one step that is all phases at once.
+    again = replace(warmed, schedule=((0.5, 0.5, "linear"), (0.6, 2.0, "constant"), (1.0, 1.0, "linear")))
+    assert [again.learning_rate_at(step) for step in (49, 50, 59, 79, 99)] == pytest.approx(
+        [4, 16, 16, 12, 8]
+    )
+    assert replace(warmed, steps=1, unmasked_steps=0).learning_rate_at(0) == 8.0
