@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from jaxtyping import UInt8
 from pydantic import TypeAdapter
 
@@ -123,7 +124,7 @@ class Run:
                 f"run {run_id} is recorded in {file}, which this machine doesn't have; for several "
                 "machines start `mlflow server` and set MLFLOW_TRACKING_URI to its address"
             )
-        return cls(MlflowClient(uri), uri, run_id)
+        return cls(_client(uri), uri, run_id)
 
     @property
     def url_hint(self) -> str:
@@ -242,7 +243,7 @@ def start(
     server doesn't answer.
     """
     uri = tracking_uri(project_folder)
-    client = MlflowClient(uri)
+    client = _client(uri)
     experiment_id = _experiment_id(client, uri)
     code = _code_tags(project_folder)
     if dataclasses.is_dataclass(parameters):
@@ -380,7 +381,7 @@ def recorded(run_id: str, project_folder: Path = PROJECT_FOLDER) -> Recorded:
     """What is needed to do a run again, or to compare one with it; ValueError for a run that isn't there or
     was made by a version that recorded less."""
     uri = tracking_uri(project_folder)
-    client = MlflowClient(uri)
+    client = _client(uri)
     try:
         with _impatient():
             run = client.get_run(run_id)
@@ -422,7 +423,7 @@ def recorded(run_id: str, project_folder: Path = PROJECT_FOLDER) -> Recorded:
 def origin(run_id: str, project_folder: Path = PROJECT_FOLDER) -> dict[str, str]:
     """When a run began, in UTC, its command and its code's revision; empty where this MLflow doesn't have it,
     as of labels that were made elsewhere."""
-    client = MlflowClient(tracking_uri(project_folder))
+    client = _client(tracking_uri(project_folder))
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
@@ -458,7 +459,7 @@ def download(uri: str, project_folder: Path = PROJECT_FOLDER) -> Path:
 def _resolved(uri: str, project_folder: Path) -> tuple[str | None, str, str]:
     """(run id, artifact URI, tracking URI) of a model's URI."""
     store = tracking_uri(project_folder)
-    client = MlflowClient(store)
+    client = _client(store)
     try:
         with _impatient():
             if match := _RUN_URI.fullmatch(uri):
@@ -636,6 +637,17 @@ def _shortened(text: str) -> str:
 def _without_secrets(text: str) -> str:
     """`text` without the user and password of a URI in it."""
     return re.sub(r"://[^/@\s]+@", "://***@", text)
+
+
+def _client(uri: str) -> MlflowClient:
+    """Speaks to the store; a SQLite file's tables are made by the first one who opens it, while others
+    wait."""
+    file = _sqlite_file(uri)
+    if file is None:
+        return MlflowClient(uri)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f"{file.name}.lock")):
+        return MlflowClient(uri)
 
 
 def _sqlite_file(uri: str) -> Path | None:

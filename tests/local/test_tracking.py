@@ -1,5 +1,6 @@
 """Runs, their lineage and the registry, in a real MLflow store."""
 
+import multiprocessing
 import os
 import shlex
 import shutil
@@ -13,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,28 @@ def finished_run(project: Path, content: bytes = b"weights") -> Run:
         (folder / "model.safetensors").write_bytes(content)
         run.artifact(folder, "model")
     return run
+
+
+def first_run(folder: Path, ready: Barrier) -> None:
+    ready.wait()
+    with tracking.start("evaluate", parameters={}, project_folder=folder):
+        pass
+
+
+def test_jobs_that_start_at_once_share_a_database_that_is_not_there_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(3)
+    jobs = [context.Process(target=first_run, args=(tmp_path, ready)) for _ in range(3)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert [job.exitcode for job in jobs] == [0, 0, 0]
+    (experiment,) = client(tmp_path).search_experiments(filter_string="name != 'Default'")
+    assert len(client(tmp_path).search_runs([experiment.experiment_id])) == 3
 
 
 def test_a_run_records_its_code_parameters_metrics_and_end(project: Path) -> None:
