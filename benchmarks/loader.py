@@ -97,8 +97,9 @@ def fed(pairs: PairSet, readers: int) -> float:
     index = pairs.index()
     plan = Plan(index=index, global_batch=_BATCH, seed=0)
     epochs = 4
-    steps = batches(pairs, plan, _CROP, start=0, stop=epochs * plan.steps_per_epoch, readers=readers)
-    return rate(steps, _BATCH, plan.steps_per_epoch)
+    steps_per_epoch = index.num_rows // _BATCH
+    steps = batches(pairs, plan, _CROP, start=0, stop=epochs * steps_per_epoch, readers=readers)
+    return rate(steps, _BATCH, steps_per_epoch)
 
 
 def loaded(files: Files, readers: int) -> float:

@@ -9,6 +9,8 @@ leaves the old file or the new one, never half of it.
 import io
 import re
 import uuid
+import zipfile
+import zlib
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -98,12 +100,18 @@ def write_image(path: Path, image: UInt8[np.ndarray, "height width 3"]) -> None:
 def read_disparity(
     path: Path, scale: float = 1.0
 ) -> tuple[Float[np.ndarray, "height width"], Bool[np.ndarray, "height width"]]:
-    """(disparity in pixels, where it is known) from .png, .pgm or .pfm, whose values are `scale` times that.
+    """(disparity in pixels, where it is known) from .png, .pgm, .pfm or .npz, whose values are `scale` times
+    that.
 
     Unknown, and 0 in the result, is what is 0 (KITTI, Middlebury 2003) or infinite (Middlebury 2014). Scales:
-    256 for KITTI's 16-bit PNG, 4 for Middlebury 2003, 1 for .pfm.
+    256 for KITTI's 16-bit PNG, 4 for Middlebury 2003, 1 for .pfm and for .npz, which holds one array. Raises
+    ValueError when the content is not that format or is truncated.
     """
-    values = _decode_image(path.read_bytes(), path, cv2.IMREAD_UNCHANGED)
+    content = path.read_bytes()
+    if path.suffix.lower() == ".npz":
+        values = _decode_npz(content, path)
+    else:
+        values = _decode_image(content, path, cv2.IMREAD_UNCHANGED)
     disparity = (values if values.ndim == 2 else values[..., 0]).astype(np.float32) / np.float32(scale)
     known = np.isfinite(disparity) & (disparity > 0)
     return np.where(known, disparity, np.float32(0)), known
@@ -246,6 +254,18 @@ def _encode_kitti(
         )
     bgr = np.stack([np.ones_like(units[0]), units[1], units[0]], axis=-1).astype(np.uint16) * valid[..., None]
     return _encode_image(path, bgr)
+
+
+def _decode_npz(content: bytes, path: Path) -> np.ndarray:
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            (values,) = arrays.values()
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is truncated or is not an .npz file with one array: {error}") from error
+    array: np.ndarray = values
+    if array.ndim != 2 or array.dtype.kind not in "fiu":
+        raise ValueError(f"{path} holds {array.dtype} {array.shape}; a disparity is numbers [height, width]")
+    return array
 
 
 def _decode_image(content: bytes, path: Path, mode: int) -> np.ndarray:

@@ -1,10 +1,11 @@
 """How do stored pairs become training batches? In a planned order, the same on any cluster.
 
 The order is a function of (seed, epoch) alone. An epoch is a permutation of the row groups, flattened into
-rows and cut into as many streams as the global batch has places; batch t takes the t-th row of every stream.
-So a batch mixes the whole set, a row group is read in one piece, and the workers of any number share the same
-global batches: worker r of N takes its share of the places. Where training stands is one number, the step, so
-that resuming inside an epoch is starting the plan there, with as many workers as there are then.
+rows and cut into as many streams as the global batch has places, from which it takes a row in turn; epoch
+follows epoch, and batches are cut from that. So each pair is seen once an epoch, a batch mixes the whole set,
+a row group is read in one piece, and the workers of any number share the same global batches: worker r of N
+takes its share of the places. Where training stands is one number, the step, so that resuming inside an epoch
+is starting the plan there, with as many workers as there are then.
 
 Ray Data reads, decodes and transforms windows of a few batches as tasks on any node's CPUs, in order, ahead
 of the training step.
@@ -48,17 +49,11 @@ class Plan:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.steps_per_epoch < 1:
+        if self.index.num_rows < self.global_batch:
             raise ValueError(
                 f"{self.index.num_rows} pairs don't fill one global batch of {self.global_batch}; "
                 "add videos or choose a smaller batch"
             )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch; the rows beyond the last one, other ones each epoch, wait for the
-        next."""
-        return int(self.index.num_rows // self.global_batch)
 
     def digest(self) -> str:
         """Of what decides which pair has which place."""
@@ -67,21 +62,23 @@ class Plan:
             digest.update("".join(part.column(0).to_pylist()).encode())
         return digest.hexdigest()
 
-    def epoch(self, epoch: int) -> Int[ndarray, "steps places"]:
-        """The rows of the index that each step of the epoch takes."""
+    def epoch(self, epoch: int) -> Int[ndarray, "pairs"]:
+        """The rows of the index in the order of the epoch, each once."""
         rng = np.random.default_rng([self.seed, epoch])
         # a row group is named by its file and its number; its rows stay neighbours, in a random order
         file, row_group = (self.index[name].to_numpy().astype(np.int64) for name in ("file", "row_group"))
         _, group = np.unique(file * (int(row_group.max()) + 1) + row_group, return_inverse=True)
         rank_of_group = rng.permutation(int(group.max()) + 1)
         order = np.lexsort((rng.random(len(group)), rank_of_group[group]))
-        steps = self.steps_per_epoch
-        return order[: steps * self.global_batch].reshape(self.global_batch, steps).T
+        # the streams side by side; the last ones may end a row earlier
+        lengths = [len(stream) for stream in np.array_split(order, self.global_batch)]
+        turn = np.concatenate([np.arange(length) for length in lengths])
+        return order[np.lexsort((np.repeat(np.arange(self.global_batch), lengths), turn))]
 
     def pair_ids(self, step: int) -> list[str]:
         """Of the step's global batch."""
-        epoch, at = divmod(step, self.steps_per_epoch)
-        return cast(list[str], self.index["pair_id"].take(self.epoch(epoch)[at]).to_pylist())
+        rows = next(self._batches(step, step + 1))[1]
+        return cast(list[str], self.index["pair_id"].take(rows[0]).to_pylist())
 
     def places(self, rank: int, world_size: int) -> range:
         """The places of the global batch that are worker `rank`'s; the workers' numbers of them differ by at
@@ -98,20 +95,29 @@ class Plan:
         """What worker `rank` reads for the steps from `start` to before `stop`, in windows of a few steps;
         ValueError as `places`."""
         mine = self.places(rank, world_size)
-        step = start
-        while step < stop:
-            epoch, first = divmod(step, self.steps_per_epoch)
-            rows = self.epoch(epoch)[first : first + stop - step, mine.start : mine.stop]
-            for at in range(0, len(rows), _WINDOW_STEPS):
-                taken = self.index.take(rows[at : at + _WINDOW_STEPS].reshape(-1))
-                yield {
-                    "epoch": epoch,
-                    "seed": self.seed,
-                    "file": taken["file"].to_pylist(),
-                    "row_group": taken["row_group"].to_pylist(),
-                    "row": taken["row"].to_pylist(),
-                }
-            step += len(rows)
+        for epochs, rows in self._batches(start, stop):
+            taken = self.index.take(rows[:, mine.start : mine.stop].reshape(-1))
+            yield {
+                "epoch": epochs[:, mine.start : mine.stop].reshape(-1).tolist(),
+                "seed": self.seed,
+                "file": taken["file"].to_pylist(),
+                "row_group": taken["row_group"].to_pylist(),
+                "row": taken["row"].to_pylist(),
+            }
+
+    def _batches(
+        self, start: int, stop: int
+    ) -> Iterator[tuple[Int[ndarray, "steps places"], Int[ndarray, "steps places"]]]:
+        """(the epoch, the row of the index) of each place, for a few steps at a time."""
+        pairs = self.index.num_rows
+        orders: dict[int, ndarray] = {}
+        for first in range(start, stop, _WINDOW_STEPS):
+            last = min(first + _WINDOW_STEPS, stop)
+            epochs, at = np.divmod(np.arange(first * self.global_batch, last * self.global_batch), pairs)
+            needed = range(int(epochs[0]), int(epochs[-1]) + 1)
+            orders = {epoch: orders[epoch] if epoch in orders else self.epoch(epoch) for epoch in needed}
+            rows = np.concatenate([orders[epoch][at[epochs == epoch]] for epoch in needed])
+            yield epochs.reshape(-1, self.global_batch), rows.reshape(-1, self.global_batch)
 
 
 def _by_pair_id(index: pa.Table) -> Int[ndarray, "pairs"]:
@@ -150,11 +156,13 @@ class _WindowReader:
         parts = {key: value[0] for key, value in window.items()}
         groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
         samples = []
-        for file, group, row in zip(parts["file"], parts["row_group"], parts["row"], strict=True):
+        for epoch, file, group, row in zip(
+            parts["epoch"], parts["file"], parts["row_group"], parts["row"], strict=True
+        ):
             if (file, group) not in groups:
                 groups[file, group] = self.pairs.read_group(self.pairs.files[int(file)], int(group))
             stored = groups[file, group][int(row)]
-            key = [int(parts["seed"]), int(parts["epoch"]), int(stored["pair_id"][:16], 16)]
+            key = [int(parts["seed"]), int(epoch), int(stored["pair_id"][:16], 16)]
             pair = self.transformation(self.pairs.decode(stored), np.random.default_rng(key))
             samples.append({name: value for name, value in vars(pair).items() if value is not None})
         return {

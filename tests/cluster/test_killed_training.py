@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,16 +34,18 @@ from pathlib import Path
 from jobs.command import connect
 from jobs.recipes import RECIPES
 from jobs.train_teacher import recipes, train_teacher
+from pipelines import training as loop
 
 if __name__ == "__main__":
     videos, root, (steps, validate_every, workers) = sys.argv[1], sys.argv[2], map(int, sys.argv[3:6])
     resume = sys.argv[6] if len(sys.argv) > 6 else None
     _, options = recipes()["smoke"]
     training = replace(
-        options.training, steps=steps, unmasked_steps=steps, validate_every=validate_every, log_every=5,
+        options.training, steps=steps, unmasked_steps=steps, validate_every=validate_every, log_every=2,
         workers=workers, min_workers=None if workers == 1 else 1,
     )
     connect()
+    loop._RESIZE_SECONDS = 2.0
     options = replace(options, videos=videos, run_root=root, training=training, resume=resume)
     uri = train_teacher("smoke", options)
     print("RESULT", json.dumps(uri))
@@ -115,15 +118,10 @@ def await_(driver: subprocess.Popen[str], found: Callable[[], T | None]) -> T:
     return it
 
 
-def checkpoint_of(folder: Path, step: str) -> Path | None:
-    return next((folder / "runs").glob(f"*/step-{step}/model.json"), None)
-
-
 def known_checkpoint(folder: Path) -> int | None:
-    """The step of the one that Ray Train has taken and would go on from."""
+    """The step of the one that Ray Train has taken and would go on from, but for that of fresh weights."""
     for snapshot in (folder / "runs").glob("*/checkpoint_manager_snapshot.json"):
-        if steps := re.findall(r"step-(\d+)", snapshot.read_text()):
-            return int(steps[-1])
+        return max(map(int, re.findall(r"step-(\d+)", snapshot.read_text())), default=0) or None
     return None
 
 
@@ -147,7 +145,15 @@ def logged(folder: Path, metric: str) -> dict[int, float]:
 
 def expect_each_step_once(folder: Path, steps: int) -> None:
     assert only_run(folder).info.status == "FINISHED"
-    assert sorted(logged(folder, "train/loss")) == list(range(5, steps + 1, 5))
+    assert sorted(logged(folder, "train/loss")) == list(range(2, steps + 1, 2))
+
+
+def between_checkpoints(folder: Path, after: int) -> str | None:
+    """The run's id, while it is some steps behind a checkpoint, at least `after` steps from the start."""
+    if known_checkpoint(folder) is None:
+        return None
+    step = max(logged(folder, "train/loss"), default=0)
+    return str(only_run(folder).info.run_id) if step > after and step % 10 in (2, 4, 6) else None
 
 
 @pytest.mark.cluster
@@ -161,12 +167,13 @@ def test_killing_a_worker_and_then_the_driver_ends_in_the_same_weights_and_one_r
     calm = result_of(start(undisturbed, videos))
 
     driver = start(disturbed, videos)
-    await_(driver, lambda: checkpoint_of(disturbed, "00000010"))
+    # Inside an epoch of seven steps, too.
+    await_(driver, lambda: between_checkpoints(disturbed, 10))
     worker = train_worker_of(driver.pid)
     assert worker is not None
     worker.kill()
     # only a worker that went on from a checkpoint gets there
-    run_id = await_(driver, lambda: checkpoint_of(disturbed, "00000030")).parent.parent.name
+    run_id = await_(driver, lambda: between_checkpoints(disturbed, 30))
     driver.kill()
     driver.communicate()
     resumed = result_of(start(disturbed, videos, run_id))
@@ -174,14 +181,14 @@ def test_killing_a_worker_and_then_the_driver_ends_in_the_same_weights_and_one_r
     assert weights_digest(disturbed, resumed, monkeypatch) == weights_digest(undisturbed, calm, monkeypatch)
     assert only_run(disturbed).info.run_id == run_id
     expect_each_step_once(disturbed, 60)
+    assert max(logged(disturbed, "train/steps_done_again").values()) > 0
 
 
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
-def test_notice_that_a_node_will_be_taken_away_makes_a_checkpoint_from_which_fewer_workers_go_on(
+def test_fewer_workers_go_on_where_a_node_is_taken_away_with_notice_and_more_where_one_comes(
     tmp_path: Path, videos: Path
 ) -> None:
-    steps = 100
     # A worker fits each node, and nothing but the driver the head.
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
@@ -190,8 +197,9 @@ def test_notice_that_a_node_will_be_taken_away_makes_a_checkpoint_from_which_few
         driver = start(
             tmp_path,
             videos,
-            steps=steps,
-            validate_every=steps,
+            # More than it ever gets to.
+            steps=5000,
+            validate_every=5000,
             workers=2,
             RAY_ADDRESS=cluster.address,
             RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="1",
@@ -205,16 +213,24 @@ def test_notice_that_a_node_will_be_taken_away_makes_a_checkpoint_from_which_few
         deadline = int((time.time() + 120) * 1000)
         preemption = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
         GcsClient(cluster.address).drain_node(node.node_id, preemption, "a spot machine", deadline)
-        # The validation's own comes with the last step.
         step = await_(driver, lambda: known_checkpoint(tmp_path))
         cluster.remove_node(node, allow_graceful=False)
-        result_of(driver)
+        await_(driver, lambda: numbers_of_workers(tmp_path)[1:] or None)
+        cluster.add_node(num_cpus=2)
+        await_(driver, lambda: numbers_of_workers(tmp_path)[2:] or None)
+        driver.kill()
+        driver.communicate()
     finally:
         cluster.shutdown()
-    assert 0 < step < steps
-    expect_each_step_once(tmp_path, steps)
-    workers = logged(tmp_path, "train/workers")
-    assert (workers[5], workers[steps]) == (2.0, 1.0)
-    # It went on from there.
-    ((last, again),) = logged(tmp_path, "train/steps_done_again").items()
-    assert last - again == step
+    assert numbers_of_workers(tmp_path) == [2.0, 1.0, 2.0]
+    # It went on from there, both times, and logged no step twice.
+    again = logged(tmp_path, "train/steps_done_again")
+    assert [at - steps for at, steps in sorted(again.items())] == [step, step]
+    steps = sorted(logged(tmp_path, "train/loss"))
+    assert steps == list(range(2, steps[-1] + 1, 2))
+
+
+def numbers_of_workers(folder: Path) -> list[float]:
+    """One after the other, in the order of steps."""
+    workers = logged(folder, "train/workers")
+    return [number for number, _ in groupby(workers[step] for step in sorted(workers))]
