@@ -6,8 +6,8 @@ A cell is a network trained through the jobs' own code, on rendered videos witho
 rendered scenes never trained on. Each is a run in MLflow, and a file in docs/results/ablation once it is
 done: a cell whose file is there isn't done again, so that a killed run goes on where it was. --quick does one
 seed. --only does some cells, those of stage 2 with what they start from; several processes may share the work
-if they take different seeds. At the end, and with --print without training anything, the tables are
-written to docs/results/ablation.md.
+if they take different seeds, best with a core each (taskset). At the end, and with --print without training
+anything, the tables are written to docs/results/ablation.md.
 
 Every student stands beside its teacher and beside the control: the teacher trained on without distillation
 for the student's steps on the student's crops. Only the gap to the control is distillation's.
@@ -592,7 +592,7 @@ REASONS = """\
   of whose occluded pixels are visible while the flow is still off by more than it forgives. Among large fast
   layers, which hide a sixth of the frame, the true mask helps on occluded pixels, and so does the check's;
   visible ones still pay for its mistakes (`docs/results/masks.md`, `python benchmarks/masks.py`). There, in
-  changing light, mask + census is best on occluded pixels, as in the papers.
+  changing light, mask + census is best on occluded pixels, as in the papers: on one of three kinds of scenes.
 - RGB with the mask in changing light ends in a collapse: the flow is so bad that the check finds nothing
   visible.
 - Rectangles and superpixels alone hide too little for a student to learn what leaves these frames, which
@@ -617,7 +617,8 @@ def report() -> str:
     return (
         "# The ablation\n\n"
         "Printed by `python benchmarks/ablation.py --print` from the cells in `docs/results/ablation`, each "
-        f"written when it was done; {count} cells so far, {spent / 3600:.1f} hours of one CPU core.\n\n"
+        f"written when it was done; {count} cells so far, {spent / 3600:.1f} hours of processes, two at once "
+        f"on two cores: {spent / 7200:.1f} hours.\n\n"
         f"Rendered scenes of 96x128 px, small networks: {len(TRAINING_SCENES)} videos without labels, "
         f"{len(TEST_SCENES)} other scenes for the test; {TEACHER_STEPS} steps for a teacher, "
         f"{STUDENT_STEPS} for a student and for a control; EPE in px, mean ± standard deviation over seeds. "

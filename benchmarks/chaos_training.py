@@ -54,19 +54,23 @@ class Command(Job):
             return runs[0] if runs else None
         return None
 
-    def losses(self) -> dict[int, float]:
+    def points(self, metric: str) -> dict[int, float]:
         """By step; SystemExit where one was logged twice."""
         run = self.run()
         if run is None:
             return {}
-        points = MlflowClient(self.uri).get_metric_history(run.info.run_id, "train/loss")
+        points = MlflowClient(self.uri).get_metric_history(run.info.run_id, metric)
         if twice := [step for step, count in Counter(each.step for each in points).items() if count > 1]:
-            raise SystemExit(f"the losses of steps {twice} were logged more than once")
+            raise SystemExit(f"{metric} of steps {twice} was logged more than once")
         return {each.step: each.value for each in points}
 
     def step(self) -> int:
         run = self.run()
-        return 0 if run is None or "train/loss" not in run.data.metrics else max(self.losses(), default=0)
+        return (
+            0
+            if run is None or "train/loss" not in run.data.metrics
+            else max(self.points("train/loss"), default=0)
+        )
 
     def flags(self) -> Mapping[str, object]:
         run = self.run()
@@ -144,26 +148,28 @@ def main() -> None:
                 deaths[kind] += 1
                 print(f"killed a {kind} at step {disturbed.step()}", flush=True)
             disturbed.finish()
-            losses, expected = disturbed.losses(), undisturbed.losses()
+            losses = disturbed.points("train/loss")
             if sorted(losses) != list(range(1, arguments.steps + 1)):
                 raise SystemExit(f"{arguments.steps - len(losses)} steps have no loss")
-            if losses != expected:
-                other = [step for step in losses if losses[step] != expected[step]]
-                raise SystemExit(f"{len(other)} losses are others than undisturbed, from step {other[0]} on")
-            if disturbed.digest() != undisturbed.digest():
-                raise SystemExit("the weights are others than undisturbed")
             run = disturbed.run()
             assert run is not None
-            history = MlflowClient(disturbed.uri).get_metric_history(
-                run.info.run_id, "train/steps_done_again"
-            )
-            again = int(sum(each.value for each in history))
+            # that none has two points at a step
+            for metric in run.data.metrics:
+                disturbed.points(metric)
+            for metric in ("train/loss", "validation/unmasked", "validation/occluded"):
+                found, expected = disturbed.points(metric), undisturbed.points(metric)
+                if found != expected:
+                    raise SystemExit(f"{metric} is other than undisturbed: {found}\n{expected}")
+            if disturbed.digest() != undisturbed.digest():
+                raise SystemExit("the weights are others than undisturbed")
+            again = int(sum(disturbed.points("train/steps_done_again").values()))
         finally:
             nodes.stop()
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(deaths.items()))
     print(f"{deaths.total()} kills ({kinds}), {disturbed.starts} starts of the command: one run, ", end="")
     print(
-        f"each step's loss once and the same, the same weights; {again} of {arguments.steps} steps done again"
+        "each loss and validation once and the same, no metric twice at a step, the same weights; "
+        f"{again} of {arguments.steps} steps done again"
     )
 
 

@@ -146,7 +146,7 @@ def size_of(folder: Path, pattern: str) -> int:
 
 
 def costs(pair: FramePair, rounds: int = 40) -> Iterator[tuple[str, float]]:
-    """Milliseconds that each challenge takes for a pair, one thread."""
+    """Milliseconds that each challenge takes for a pair."""
     for name, challenge in CHALLENGES.items():
         rng = np.random.default_rng(0)
         challenge(pair, rng)

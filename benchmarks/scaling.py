@@ -23,7 +23,7 @@ from recipes import GPU, GPU_PEAK, UTILISATION, cost_volume_operations, first_pa
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowcore.networks import PWCNetConfig
-from flowcore.objectives import StudentObjective
+from flowcore.objectives import StudentObjective, TeacherObjective
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.shapes import to_images
@@ -85,6 +85,7 @@ def per_pair() -> dict[str, float]:
         teacher.estimate_chunk(to_images(some[:3]))
     # The formula is for both passes, which are three times one.
     forward = counter.get_total_flops() + cost_volume_operations(config, 2, _HEIGHT, _WIDTH) / 3
+    learning = measured(first_pair(scene), config, recipe.augmentation, recipe.teacher, TeacherObjective())
     step = measured(first_pair(scene), config, recipe.challenge, recipe.student, StudentObjective())
     return {
         "reading": reading / pairs,
@@ -94,6 +95,7 @@ def per_pair() -> dict[str, float]:
         "label bytes": len(content) / len(flows),
         "teacher": forward / 2,
         "student": step.operations / recipe.student.global_batch,
+        "learning teacher": learning.operations / recipe.teacher.global_batch,
         "weights": 4.0 * sum(each.numel() for each in teacher.parameters()),
     }
 
@@ -145,6 +147,26 @@ def labels(pair: dict[str, float], gpu: float) -> str:
     return table(["", "pairs", "label set", "GPU-hours", "core-hours", "computing", "keeping it"], rows)
 
 
+def stages(pair: dict[str, float]) -> str:
+    """What the whole chain takes: all pairs are labelled, and the recipe's steps are trained."""
+    pairs = HOURS * 3600 * FRAME_RATE
+    recipe = RECIPES["video"]
+    learnt, distilled = (each.steps * each.global_batch for each in (recipe.teacher, recipe.student))
+    rows = []
+    for title, count, operations, core in (
+        ("train the teacher", learnt, pair["learning teacher"], pair["feeding"]),
+        ("label: decode, find cuts, encode frames", pairs, 0.0, pair["reading"]),
+        ("label: the teacher", pairs, pair["teacher"], 0.0),
+        ("label: write", pairs, 0.0, pair["writing"]),
+        ("train the student", distilled, pair["student"], pair["feeding"]),
+    ):
+        hours, cores = count * operations / (GPU_PEAK * UTILISATION) / 3600, count * core / 3600
+        # Cores beside a GPU come with it.
+        cost = hours * GPU_PRICE + (0.0 if operations else cores * CORE_PRICE)
+        rows.append((title, f"{count:.2g}", f"{hours:.2g}", f"{cores:.2g}", f"{cost:.2g} $"))
+    return table(["stage", "pairs", "GPU-hours", "core-hours", "cost if nothing is shared"], rows)
+
+
 def labelling(pair: dict[str, float], gpu: float, driver: float, shard: int) -> str:
     rows = []
     for count in GPUS:
@@ -186,9 +208,14 @@ def student(pair: dict[str, float], global_batch: int) -> str:
             (
                 *(f"{count}", f"{1e3 * step:.0f} ms", f"{1e3 * sending:.1f} ms", f"{rate:.0f}"),
                 *(f"{rate * pair['feeding']:.0f}", f"{rate * size / 1e9:.2f} GB/s"),
+                _shortest(
+                    cores=rate * pair["feeding"] / (count * GPU_CORES),
+                    network=rate * size / (count * NODE_NETWORK),
+                ),
             )
         )
-    return table(["GPUs", "a step", "its gradient sent", "pairs/s", "cores that feed", "labels in"], rows)
+    heads = ["GPUs", "a step", "its gradient sent", "pairs/s", "cores that feed", "labels in", "short first"]
+    return table(heads, rows)
 
 
 def main() -> None:
@@ -220,6 +247,10 @@ multiplied.
 ## Labels
 
 {labels(pair, gpu)}
+
+Every pair, and the training of the recipe `video`, by stage:
+
+{stages(pair)}
 
 Every pair, by GPUs:
 

@@ -1,7 +1,7 @@
 """What do the functions written by hand save, and what the options that make a step cheaper? The census
 distance, the cost volume, the warp and a whole step of the teacher beside the same written straightforwardly
-for autograd; then a teacher's step of PWC-Net and of RAFT with each of --training.precision,
---training.channels-last, --training.checkpoint-activations and --training.compiled.
+for autograd; then a teacher's step of PWC-Net and of RAFT with each of --training.accumulate,
+--training.precision, --training.channels-last, --training.checkpoint-activations and --training.compiled.
 
     python benchmarks/step.py [--compiled]
 
@@ -18,7 +18,7 @@ import ctypes
 import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +39,7 @@ from flowcore.photometric import census_border, census_distance, grey
 from flowcore.scenes import SceneOptions, render_scene
 from flowcore.shapes import to_images
 from jobs.recipes import RECIPES
-from pipelines.training import global_facts, global_loss
+from pipelines.training import added_outcomes, global_facts, global_loss, split_batch
 
 _ROUNDS = 9
 _PAIRS, _HEIGHT, _WIDTH = 4, 192, 256
@@ -98,10 +98,15 @@ class Form:
     inputs: Sequence[Tensor]
     tolerance: float = 1e-3
     """How far its value and gradient may be from the first form's, relative to their length."""
+    in_parts: Callable[[], Iterator[Tensor]] | None = None
+    """The same scalar as summands, each differentiated before the next is made."""
 
     def run(self) -> list[Tensor]:
-        loss = self.loss()
-        return [loss.detach(), *torch.autograd.grad(loss, self.inputs)]
+        sums: list[Tensor] = []
+        for loss in [self.loss()] if self.in_parts is None else self.in_parts():
+            values = [loss.detach(), *torch.autograd.grad(loss, self.inputs)]
+            sums = [one + two for one, two in zip(sums, values, strict=True)] if sums else values
+        return sums
 
 
 def function_forms(
@@ -186,6 +191,16 @@ def option_forms(network: FlowNetwork, batch: Batch, compiled: bool) -> list[For
         outcome = objective(in_precision, batch, masked=False)
         return global_loss(outcome, global_facts(outcome, 1, len(batch.image1))[0], 1)
 
+    def in_two_parts() -> Iterator[Tensor]:
+        cast(Any, network).to(memory_format=torch.contiguous_format)
+        network.checkpoints_activations = False
+        parts = split_batch(batch, 2)
+        with torch.no_grad():
+            whole = added_outcomes([objective(network, part, masked=False) for part in parts])
+        counts, _ = global_facts(whole, 1, len(batch.image1))
+        for part in parts:
+            yield global_loss(objective(network, part, masked=False), counts, 1)
+
     ours = partial(loss, network)
     forms = [
         Form(name="plain", loss=ours, inputs=inputs),
@@ -196,7 +211,9 @@ def option_forms(network: FlowNetwork, batch: Batch, compiled: bool) -> list[For
             tolerance=1e-2,
         ),
         Form(name="checkpointed", loss=partial(ours, again=True), inputs=inputs),
+        Form(name="two parts", loss=ours, inputs=inputs, in_parts=in_two_parts),
         Form(name="bfloat16", loss=partial(ours, precision=torch.bfloat16), inputs=inputs, tolerance=0.5),
+        Form(name="float16", loss=partial(ours, precision=torch.float16), inputs=inputs, tolerance=0.5),
     ]
     if compiled:
         made = cast(FlowNetwork, torch.compile(network))

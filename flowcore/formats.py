@@ -9,8 +9,6 @@ leaves the old file or the new one, never half of it.
 import io
 import re
 import uuid
-import zipfile
-import zlib
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -259,13 +257,12 @@ def _encode_kitti(
 def _decode_npz(content: bytes, path: Path) -> np.ndarray:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            (values,) = arrays.values()
-    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            (values,) = map(np.asarray, arrays.values())
+    except Exception as error:  # zipfile, zlib and the parsers of NumPy's header have errors of their own
         raise ValueError(f"{path} is truncated or is not an .npz file with one array: {error}") from error
-    array: np.ndarray = values
-    if array.ndim != 2 or array.dtype.kind not in "fiu":
-        raise ValueError(f"{path} holds {array.dtype} {array.shape}; a disparity is numbers [height, width]")
-    return array
+    if values.ndim != 2 or values.dtype.kind not in "fiu":
+        raise ValueError(f"{path} holds {values.dtype} {values.shape}; it must be numbers [height, width]")
+    return values
 
 
 def _decode_image(content: bytes, path: Path, mode: int) -> np.ndarray:

@@ -154,7 +154,7 @@ class Photometric:
         flows: BidirectionalFlow,
         occlusions: tuple[Mask, Mask] | None,
     ) -> list[Term]:
-        """The loss terms; occlusions None counts every pixel (the warm-up)."""
+        """The terms of L_p; occlusions None counts every pixel (the warm-up)."""
         terms = []
         for weight, flow_fw, flow_bw, stride in zip(
             self.level_weights, flows.forward, flows.backward, flows.strides, strict=False
@@ -177,9 +177,9 @@ class Photometric:
                 weights = counted.to(distance.dtype)
                 term = _weighted_term(f"photometric/stride{stride}/{name}", weight, distance, weights)
                 terms.append(replace(term, total=term.total / distance.shape[1]))
-        return terms + self._smoothness_terms(batch, flows)
+        return terms
 
-    def _smoothness_terms(self, batch: Batch, flows: BidirectionalFlow) -> list[Term]:
+    def smoothness_terms(self, batch: Batch, flows: BidirectionalFlow) -> list[Term]:
         """Means over the batch's pairs, of both directions."""
         if self.smoothness_weight == 0:
             return []
@@ -239,6 +239,7 @@ class TeacherObjective:
         flows = estimate(batch.image1, batch.image2)
         occlusions = _occlusions(flows, self.photometric.check, *batch.image1.shape[-2:])
         terms = self.photometric.terms(batch, flows, occlusions if masked else None)
+        terms += self.photometric.smoothness_terms(batch, flows)
         return Outcome(terms=terms, watched=_watched(flows, occlusions))
 
 
@@ -284,7 +285,8 @@ class StudentObjective:
             raise ValueError("the student's objective needs pseudo-labels; this batch has none")
         flows = estimate(batch.image1, batch.image2)
         occlusions = _occlusions(flows, self.photometric.check, *batch.image1.shape[-2:])
-        terms = []
+        # With a weight of its own, and so in the confidence view too.
+        terms = self.photometric.smoothness_terms(batch, flows)
         if weight := self._photometric_weight:
             photometric = self.photometric.terms(batch, flows, occlusions if masked else None)
             terms += [replace(term, weight=weight * term.weight) for term in photometric]

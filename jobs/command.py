@@ -25,6 +25,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.util import get_node_ip_address
 
+from pipelines.checkpoints import fetch_model
 from pipelines.execution import let_ray_data_rest
 from pipelines.labels import PairSet
 from pipelines.locations import PROJECT_FOLDER, is_shipped_copy
@@ -170,7 +171,8 @@ def finish(run: Run, result: "TrainingResult", name: str) -> str:
         run,
         name,
         validation_loss=result.score,
-        validation_digest=result.validation_digest,
+        validation_digest=result.judge.digest,
+        judge=lambda uri: result.judge.score(fetch_model(uri)),
     ).uri
 
 

@@ -88,7 +88,12 @@ def distill(recipe: str, options: Distill) -> str:
         inputs["init"] = absolute_model(options.init, "--init") if options.init else teacher
     network, initial, info = starting_point(inputs.get("init"), options.network)
     with tracking.start(
-        "distill", recipe=recipe, parameters=options, inputs=inputs, resume_run_id=options.resume
+        "distill",
+        recipe=recipe,
+        parameters=options,
+        defaults=recipes()[recipe][1],
+        inputs=inputs,
+        resume_run_id=options.resume,
     ) as run:
         announce(run, "distill")
         validation = validation_set(run, judge, run_root)

@@ -89,7 +89,12 @@ def finetune(recipe: str, options: Finetune) -> str:
         unlabelled = replace(PairSet.open(inputs["labels"]), max_spread=options.max_spread, where=where)
         kept = kept_pairs(unlabelled)
     with tracking.start(
-        "finetune", recipe=recipe, parameters=options, inputs=inputs, resume_run_id=options.resume
+        "finetune",
+        recipe=recipe,
+        parameters=options,
+        defaults=recipes()[recipe][1],
+        inputs=inputs,
+        resume_run_id=options.resume,
     ) as run:
         announce(run, "finetune")
         pairs = truth_set(benchmark, folder, run_root, to_learn_from=True)

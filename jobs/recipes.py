@@ -213,7 +213,7 @@ RECIPES = {
         finetune=_BRIEFLY,
     ),
     "demo": Recipe(
-        description="Frames of about 96x128 px and a small network; two CPU cores, some nine minutes.",
+        description="Frames of about 96x128 px and a small network; two CPU cores, some seven minutes.",
         clips=ClipOptions(size=(96, 128), min_size=(96, 128)),
         networks=_SMALL,
         augmentation=Challenge(crop=Crop(height=96, width=128)),

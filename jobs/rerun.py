@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from jobs import distill, finetune, train_teacher
 from jobs.command import connect, run
 from pipelines import tracking
+from pipelines.locations import is_mlflow_uri
 
 _STAGES: dict[str, Any] = {"train_teacher": train_teacher, "distill": distill, "finetune": finetune}
 
@@ -44,6 +45,9 @@ def rerun(options: Rerun) -> tuple[str, str]:
     job = _STAGES[before.stage]
     kind = type(job.recipes()[before.recipe][1])
     training = TypeAdapter(kind).validate_json(before.options)
+    if "init" in before.made_from and is_mlflow_uri(training.init or ""):
+        # What an alias named then, not what it names now.
+        training = replace(training, init=f"runs:/{before.made_from['init']}/model")
     uri: str = getattr(job, before.stage)(before.recipe, replace(training, resume=None))
     run_id = tracking.run_of(uri)
     assert run_id is not None
@@ -54,7 +58,9 @@ def comparison(before: tracking.Recorded, after: tracking.Recorded) -> str:
     """Whether two runs read the same data and had the same losses."""
     if changed := [name for name, digest in before.data.items() if after.data.get(name) != digest]:
         return f"not the same: other {', '.join(changed)} than then"
-    steps = sorted(before.losses.keys() & after.losses.keys())
+    steps = sorted(before.losses)
+    if steps != sorted(after.losses):
+        return f"not the same: losses of {len(steps)} steps then, and of {len(after.losses)} now"
     other = [step for step in steps if before.losses[step] != after.losses[step]]
     if not other:
         return f"the same: {len(steps)} losses equal to the last bit"

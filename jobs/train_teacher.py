@@ -74,6 +74,7 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
         "train_teacher",
         recipe=recipe,
         parameters=options,
+        defaults=recipes()[recipe][1],
         inputs=inputs,
         resume_run_id=options.resume,
     ) as run:

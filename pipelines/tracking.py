@@ -8,6 +8,7 @@ values.
 
 import contextlib
 import dataclasses
+import difflib
 import importlib.metadata
 import json
 import math
@@ -19,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -51,6 +52,10 @@ _TRAINING_PAGES = "?workflowType=machine_learning"
 CHAMPION = "champion"
 """The alias of a registered model's best version."""
 
+_SYSTEM_SAMPLE_SECONDS = 10.0
+"""Between two looks at CPUs, memory and disk of the machine that the driver runs on; each sixth is logged."""
+_LONGEST_SUBJECT = 100
+"""Characters in a run's name beside its stage and recipe."""
 _LONGEST_TEXT = 5000
 """Characters of a parameter or tag that every MLflow store accepts."""
 _PACKAGES = ("torch", "ray", "numpy", "pyarrow", "av", "opencv-python", "mlflow")
@@ -231,14 +236,15 @@ def start(
     inputs: Mapping[str, str] | None = None,
     resume_run_id: str | None = None,
     subject: str | None = None,
+    defaults: object = None,
     is_chain: bool = False,
     project_folder: Path = PROJECT_FOLDER,
 ) -> Iterator[Run]:
     """The run of one stage, ended with the block: FAILED by an exception, KILLED by Ctrl-C, else FINISHED.
 
-    `inputs` are locations by name; a model's URI in MLflow is also linked to the run that made it. `subject`
-    tells runs of one stage and recipe apart in their names. Of a chain the runs that start inside the block
-    are children.
+    `inputs` are locations by name; a model's URI in MLflow is also linked to the run that made it. `subject`,
+    or the parameters that are not as in `defaults`, tell runs of one stage and recipe apart in their names.
+    Of a chain the runs that start inside the block are children.
     `resume_run_id` goes on with an earlier run of the stage. ConnectionError within seconds where the MLflow
     server doesn't answer.
     """
@@ -256,7 +262,8 @@ def start(
         if (parent := _parent.get()) is not None:
             tags[MLFLOW_PARENT_RUN_ID] = parent
         name = stage if recipe in (None, stage) else f"{stage} {recipe}"
-        name = name if subject is None else f"{name}: {subject}"
+        subject = subject or _differing(parameters, defaults, {"run_root", "resume", *(inputs or {})})
+        name = f"{name}: {subject}" if subject else name
         run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
     else:
         run_id = resume_run_id
@@ -264,9 +271,12 @@ def start(
         for name, value in code.items():
             client.set_tag(run_id, name, value)
     run = Run(client, uri, run_id)
-    # Of the machine that the driver runs on; a point a minute.
     monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
-        run_id, sampling_interval=10, samples_before_logging=6, resume_logging=True, tracking_uri=uri
+        run_id,
+        sampling_interval=_SYSTEM_SAMPLE_SECONDS,
+        samples_before_logging=6,
+        resume_logging=True,
+        tracking_uri=uri,
     )
     token = _parent.set(run_id if is_chain else _parent.get())
     try:
@@ -311,14 +321,16 @@ def register(
     *,
     validation_loss: float,
     validation_digest: str,
+    judge: Callable[[str], float],
     folder: str = "model",
     tags: Mapping[str, str] | None = None,
 ) -> RegisteredVersion:
     """Makes the run's artifact folder the next version of model `name`; twice the same gives one version.
 
     It becomes the champion where its loss is lower than the champion's on the same validation set, and where
-    there is no champion or another set judged it. ValueError for a loss that isn't finite or a run without
-    that folder.
+    there is none. judge: the loss there of the model at a URI, for a champion that another set judged; may
+    raise FileNotFoundError or ValueError where it can't be read, which ends its reign. ValueError for a loss
+    that isn't finite or a run without that folder.
     """
     if not math.isfinite(validation_loss):
         raise ValueError(
@@ -348,12 +360,24 @@ def register(
     is_champion = (
         champion is None
         or str(champion.version) == str(version.version)
-        or champion.tags.get("validation.digest") != validation_digest
-        or validation_loss < float(champion.tags["validation.loss"])
+        or validation_loss < _loss_of(champion, validation_digest, judge)
     )
     if is_champion:
         client.set_registered_model_alias(name, CHAMPION, str(version.version))
     return RegisteredVersion(name=name, version=str(version.version), is_champion=is_champion)
+
+
+def _loss_of(champion: ModelVersion, validation_digest: str, judge: Callable[[str], float]) -> float:
+    """A champion's loss on a validation set; infinite where it can't be read any more."""
+    if champion.tags.get("validation.digest") == validation_digest:
+        return float(champion.tags["validation.loss"])
+    uri = f"models:/{champion.name}/{champion.version}"
+    print(f"{uri}, the champion, was judged on other pairs; judging it on these")
+    try:
+        return judge(uri)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"it can't be read: {error}")
+        return math.inf
 
 
 def run_of(uri: str, project_folder: Path = PROJECT_FOLDER) -> str | None:
@@ -375,6 +399,8 @@ class Recorded:
     """`train/loss` by step."""
     data: dict[str, str]
     """The digests of the data that it read, by what the data are."""
+    made_from: dict[str, str]
+    """The runs that made what it was made from, by what that is."""
 
 
 def recorded(run_id: str, project_folder: Path = PROJECT_FOLDER) -> Recorded:
@@ -417,6 +443,11 @@ def recorded(run_id: str, project_folder: Path = PROJECT_FOLDER) -> Recorded:
         data={each.dataset.name: each.dataset.digest for each in run.inputs.dataset_inputs}
         if run.inputs
         else {},
+        made_from={
+            name.removeprefix("from."): maker
+            for name, maker in run.data.tags.items()
+            if name.startswith("from.")
+        },
     )
 
 
@@ -605,12 +636,21 @@ def _git(project_folder: Path, *arguments: str) -> str | None:
 
 
 def _code_files(project_folder: Path) -> dict[str, str]:
-    """By artifact: how files differ from the revision, and every package installed."""
+    """By artifact: how files differ from the revision, with code that it doesn't have, and every package
+    installed."""
     packages = {f"{each.metadata['Name']}=={each.version}" for each in importlib.metadata.distributions()} | {
         f"python=={platform.python_version()}"
     }
+    unknown = _git(project_folder, "ls-files", "--others", "--exclude-standard", "--", "*.py") or ""
+    new = [
+        line
+        for name in unknown.splitlines()
+        for line in difflib.unified_diff(
+            [], (project_folder / name).read_text().splitlines(keepends=True), "/dev/null", f"b/{name}"
+        )
+    ]
     return {
-        _DIFF_FILE: _git(project_folder, "diff", "HEAD") or "",
+        _DIFF_FILE: (_git(project_folder, "diff", "HEAD") or "") + "".join(new),
         _PACKAGES_FILE: "\n".join(sorted(packages)),
     }
 
@@ -626,6 +666,20 @@ def _flattened(value: object, name: str) -> dict[str, str]:
     if isinstance(value, (list, tuple)) and any(dataclasses.is_dataclass(each) for each in value):
         return _flattened(dict(enumerate(value)), name)
     return {name: str(value)}
+
+
+def _differing(parameters: object, defaults: object, without: Set[str]) -> str:
+    """The parameters that have other values than the defaults, by the ends of their names."""
+    if defaults is None:
+        return ""
+    usual = _flattened(defaults, "")
+    changed = [
+        f"{'.'.join(name.split('.')[-2:]).removeprefix('training.')} {value}"
+        for name, value in _flattened(parameters, "").items()
+        if name not in without and value != usual.get(name)
+    ]
+    text = ", ".join(changed)
+    return text if len(text) <= _LONGEST_SUBJECT else text[: _LONGEST_SUBJECT - 3] + "..."
 
 
 def _shortened(text: str) -> str:

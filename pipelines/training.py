@@ -8,7 +8,6 @@ pair), so a checkpoint holds no random state either.
 Losses are normalised over the global batch: the workers add up each term's sum and count before they divide.
 """
 
-import hashlib
 import math
 import os
 import tempfile
@@ -268,8 +267,8 @@ class TrainingResult:
     later."""
     validation: dict[str, float]
     """Of the model, on the held-back pairs."""
-    validation_digest: str
-    """Of the held-back pairs, so that two models judged on the same ones can be compared."""
+    judge: Validation
+    """What validated it."""
 
     @property
     def score(self) -> float:
@@ -285,7 +284,8 @@ def train(training: Training, run_root: str) -> TrainingResult:
     finite or the network collapsed; the last checkpoint before that stays.
     """
     options = training.options
-    if _run_of(training).has("validation/photometric"):
+    run = _run_of(training)
+    if run.has("train/loss") or run.has("validation/photometric"):
         # without its state Ray Train would silently begin anew
         state = join(run_root, training.run_id)
         if not Folder(state).exists():
@@ -334,7 +334,7 @@ def train(training: Training, run_root: str) -> TrainingResult:
         step=facts[_STEP],
         ended_at=outcome["step"],
         validation={name: value for name, value in numbers.items() if name not in (_STEP, SCORE)},
-        validation_digest=_digest(validation.held_back["pair_id"].to_pylist()),
+        judge=validation,
     )
 
 
@@ -634,9 +634,11 @@ class _Worker:
         rate = self.options.learning_rate_at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        parts = list(zip(*(_split(batch, self.options.accumulate) for batch in step_batches), strict=True))
+        parts = list(
+            zip(*(split_batch(batch, self.options.accumulate) for batch in step_batches), strict=True)
+        )
         with torch.set_grad_enabled(len(parts) == 1):
-            outcome = _added([self._outcome(part) for part in parts])
+            outcome = added_outcomes([self._outcome(part) for part in parts])
         counts, facts = global_facts(outcome, self.world_size, self.options.global_batch)
         # Every worker sees the same global numbers, and skips the same steps.
         if not math.isfinite(facts["loss"]):
@@ -752,13 +754,15 @@ class _Worker:
             ) from error
 
 
-def _split(batch: Batch, parts: int) -> list[Batch]:
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
     """Parts of the batch's pairs, in their order; of sizes that differ by at most one."""
-    fields = {name: value.tensor_split(parts) for name, value in vars(batch).items() if value is not None}
+    fields = {
+        name: value.tensorsplit_batch(parts) for name, value in vars(batch).items() if value is not None
+    }
     return [Batch(**{name: each[part] for name, each in fields.items()}) for part in range(parts)]
 
 
-def _added(outcomes: Sequence[Outcome]) -> Outcome:
+def added_outcomes(outcomes: Sequence[Outcome]) -> Outcome:
     """The outcome of all batches together."""
     first, *others = outcomes
     for other in others:
@@ -839,7 +843,3 @@ class _Window:
             "pairs_per_second": self._pairs / seconds,
             "waiting_for_data": self._waited / seconds,
         }
-
-
-def _digest(pair_ids: list[str]) -> str:
-    return hashlib.blake2b("\n".join(sorted(pair_ids)).encode(), digest_size=16).hexdigest()

@@ -5,6 +5,7 @@ MLflow and, with the checkpoint, to Ray Train, which tells the workers. They wai
 is due, so that where training ends depends on no clock.
 """
 
+import hashlib
 import math
 import os
 import tempfile
@@ -89,6 +90,17 @@ class Validation:
     """Rows of the set's index: the pairs to judge on, whole frames."""
     tracking_uri: str
     run_id: str
+
+    @property
+    def digest(self) -> str:
+        """Of the held-back pairs: two models judged on the same ones can be compared."""
+        pair_ids = "\n".join(sorted(self.held_back["pair_id"].to_pylist()))
+        return hashlib.blake2b(pair_ids.encode(), digest_size=16).hexdigest()
+
+    def score(self, model: Path) -> float:
+        """`score_of` the model in a folder, judged in this process; raises as `load_model`."""
+        score = score_of(self._judge(load_model(model)[0].eval(), torch.device("cpu"))[0])
+        return score if math.isfinite(score) else math.inf
 
     def __call__(self, checkpoint: ray.train.Checkpoint, step: int) -> dict[str, float]:
         """Means over the held-back pairs, which also are logged, with a picture of the first pair, and

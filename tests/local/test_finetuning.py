@@ -230,9 +230,14 @@ def test_a_truth_that_names_no_benchmark_is_refused(project: Path, scenes: Path)
 def test_a_training_is_done_again_from_its_run_alone_and_comes_out_the_same(
     scenes: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = finetune.finetune("smoke", options(scenes, project))
+    finetune.finetune("smoke", options(scenes, project))
+    alias = "models:/flow-finetuned@champion"
+    uri = finetune.finetune("smoke", replace(options(scenes, project), init=alias))
     run_id = tracking.run_of(uri)
     assert run_id is not None
+    # What the alias names now isn't what it named.
+    client = tracking.MlflowClient(tracking.tracking_uri(project))
+    client.set_registered_model_alias("flow-finetuned", "champion", uri.rpartition("/")[2])
     again, text = rerun.rerun(rerun.Rerun(run_id=run_id))
     assert again != uri
     # A seed gives the same weights bit for bit.
@@ -246,6 +251,8 @@ def test_a_training_is_done_again_from_its_run_alone_and_comes_out_the_same(
         "not the same: losses differ from step 4 on, by 1 of theirs at most"
     )
     assert "other" in rerun.comparison(before, replace(after, data=dict.fromkeys(after.data, "-")))
+    fewer = replace(after, losses={2: after.losses[2]})
+    assert rerun.comparison(before, fewer) == "not the same: losses of 2 steps then, and of 1 now"
     # What is registered isn't written over.
     with pytest.raises(ValueError, match=f"registered as {uri}; start a new run with --init {uri}"):
         finetune.finetune("smoke", replace(options(scenes, project), resume=run_id))

@@ -12,19 +12,23 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 
 from jobs.command import finish
 from pipelines import tracking
+from pipelines.labels import PairSet
 from pipelines.tracking import Run
 from pipelines.training import TrainingResult
+from pipelines.validation import Validation
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -70,6 +74,10 @@ def project(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def client(project: Path) -> MlflowClient:
     return MlflowClient(tracking.tracking_uri(project))
+
+
+def unasked(uri: str) -> float:
+    raise AssertionError(f"{uri} was judged on the same pairs")
 
 
 def history(run: Run, key: str) -> list[tuple[int, float]]:
@@ -152,7 +160,7 @@ def test_runs_inside_a_chain_are_its_children_and_those_after_it_are_not(project
 
 def test_nothing_is_written_into_the_current_folder(project: Path) -> None:
     run = finished_run(project)
-    tracking.register(run, "teacher", validation_loss=1.0, validation_digest="a")
+    tracking.register(run, "teacher", validation_loss=1.0, validation_digest="a", judge=unasked)
     tracking.download("models:/teacher@champion", project)
     assert list(Path.cwd().iterdir()) == []
     assert (project / "mlartifacts").is_dir()
@@ -299,6 +307,36 @@ def test_the_data_of_a_run_is_recorded_once_under_its_own_digest(project: Path) 
     assert [tag.value for tag in data.tags] == ["training"]
 
 
+def test_a_run_is_named_after_what_is_not_as_in_its_recipe(project: Path) -> None:
+    options = replace(Options(), note="long", optimiser=Optimiser(learning_rate=2.0))
+    for defaults, inputs, name in (
+        (options, {}, "distill smoke"),
+        (Options(), {}, "distill smoke: optimiser.learning_rate 2.0, note long"),
+        (Options(), {"note": "a place"}, "distill smoke: optimiser.learning_rate 2.0"),
+    ):
+        with tracking.start(
+            "distill",
+            recipe="smoke",
+            parameters=options,
+            defaults=defaults,
+            inputs=inputs,
+            project_folder=project,
+        ) as run:
+            pass
+        assert client(project).get_run(run.run_id).info.run_name == name
+
+
+def test_a_run_has_the_load_of_its_machine(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_SYSTEM_SAMPLE_SECONDS", 0.1)
+    with tracking.start("evaluate", parameters={}, project_folder=project) as run:
+        for _ in range(100):
+            if points := history(run, "system/cpu_utilization_percentage"):
+                break
+            time.sleep(0.1)
+    assert all(0 <= value <= 100 for _, value in points)
+    assert points
+
+
 def test_a_picture_of_a_step_is_stored_once_also_after_reopening(project: Path) -> None:
     image = np.zeros((8, 12, 3), np.uint8)
     with tracking.start("distill", recipe="smoke", parameters={}, project_folder=project) as run:
@@ -316,34 +354,50 @@ def test_a_picture_of_a_step_is_stored_once_also_after_reopening(project: Path) 
 def test_the_first_model_is_champion_and_only_a_better_one_on_the_same_data_replaces_it(
     project: Path,
 ) -> None:
-    first, worse, better, elsewhere = [finished_run(project) for _ in range(4)]
+    asked = []
+
+    def judge(uri: str) -> float:
+        asked.append(uri)
+        if len(asked) == 3:
+            raise FileNotFoundError("its folder was deleted")
+        return 2.0
+
+    runs = [finished_run(project) for _ in range(6)]
     outcomes = [
-        tracking.register(run, "teacher", validation_loss=loss, validation_digest=digest)
-        for run, loss, digest in (
-            (first, 2.0, "sintel"),
-            (worse, 2.5, "sintel"),
-            (better, 1.5, "sintel"),
-            (elsewhere, 9.0, "kitti"),
+        tracking.register(run, "teacher", validation_loss=loss, validation_digest=digest, judge=judge)
+        for run, loss, digest in zip(
+            runs,
+            (2.0, 2.5, 1.5, 9.0, 1.9, 5.0),
+            ("sintel", "sintel", "sintel", "kitti", "kitti", "chairs"),
+            strict=True,
         )
     ]
-    assert [outcome.is_champion for outcome in outcomes] == [True, False, True, True]
-    assert [outcome.uri for outcome in outcomes] == [f"models:/teacher/{number}" for number in (1, 2, 3, 4)]
+    # Where another set judged the champion it is judged again: the fourth is worse than it, the fifth better.
+    assert [outcome.is_champion for outcome in outcomes] == [True, False, True, False, True, True]
+    assert asked == ["models:/teacher/3", "models:/teacher/3", "models:/teacher/5"]
+    assert [outcome.uri for outcome in outcomes] == [f"models:/teacher/{number}" for number in range(1, 7)]
     champion = client(project).get_model_version_by_alias("teacher", "champion")
-    assert champion.run_id == elsewhere.run_id
-    assert champion.tags["validation.loss"] == "9.0"
-    assert champion.tags["validation.digest"] == "kitti"
+    assert champion.run_id == runs[-1].run_id
+    assert champion.tags["validation.loss"] == "5.0"
+    assert champion.tags["validation.digest"] == "chairs"
 
 
 def test_a_model_that_finds_nothing_visible_is_no_champion_for_that(project: Path) -> None:
+    judge = Validation(
+        stage="distill",
+        pairs=cast(PairSet, None),
+        held_back=pa.table({"pair_id": ["a"]}),
+        tracking_uri="",
+        run_id="",
+    )
+
     def finished(photometric: float, unmasked: float) -> str:
         with tracking.start("distill", recipe="smoke", parameters={}, project_folder=project) as run:
             model = project / "model"
             model.mkdir(exist_ok=True)
             (model / "model.safetensors").write_bytes(b"weights")
             validation = {"photometric": photometric, "unmasked": unmasked}
-            result = TrainingResult(
-                model=model, step=1, ended_at=1, validation=validation, validation_digest="a"
-            )
+            result = TrainingResult(model=model, step=1, ended_at=1, validation=validation, judge=judge)
             finish(run, result, "student")
             return run.run_id
 
@@ -356,7 +410,9 @@ def test_a_model_that_finds_nothing_visible_is_no_champion_for_that(project: Pat
 def test_registering_a_run_again_makes_no_second_version(project: Path) -> None:
     run = finished_run(project)
     first, again = [
-        tracking.register(run, "teacher", validation_loss=2.0, validation_digest="a", tags={"model": "12"})
+        tracking.register(
+            run, "teacher", validation_loss=2.0, validation_digest="a", judge=unasked, tags={"model": "12"}
+        )
         for _ in range(2)
     ]
     assert first == again
@@ -367,16 +423,18 @@ def test_registering_a_run_again_makes_no_second_version(project: Path) -> None:
 def test_a_diverged_or_missing_model_is_not_registered(project: Path) -> None:
     run = finished_run(project)
     with pytest.raises(ValueError, match="must be finite"):
-        tracking.register(run, "teacher", validation_loss=float("nan"), validation_digest="a")
+        tracking.register(run, "teacher", validation_loss=float("nan"), validation_digest="a", judge=unasked)
     with pytest.raises(ValueError, match="no artifact folder 'weights'"):
-        tracking.register(run, "teacher", validation_loss=1.0, validation_digest="a", folder="weights")
+        tracking.register(
+            run, "teacher", validation_loss=1.0, validation_digest="a", judge=unasked, folder="weights"
+        )
     assert client(project).search_registered_models() == []
 
 
 def test_a_model_is_downloaded_by_run_alias_and_version_and_knows_its_run(project: Path) -> None:
     older, newer = finished_run(project, b"older"), finished_run(project, b"newer")
     for run, loss in ((older, 2.0), (newer, 1.0)):
-        tracking.register(run, "teacher", validation_loss=loss, validation_digest="a")
+        tracking.register(run, "teacher", validation_loss=loss, validation_digest="a", judge=unasked)
     for uri, run, content in (
         ("models:/teacher@champion", newer, b"newer"),
         ("models:/teacher/1", older, b"older"),
@@ -391,7 +449,9 @@ def test_a_model_is_downloaded_by_run_alias_and_version_and_knows_its_run(projec
     "uri", ["models:/nobody@champion", "models:/teacher@best", "models:/teacher/7", f"runs:/{'0' * 32}/model"]
 )
 def test_a_model_that_mlflow_does_not_have_is_named(project: Path, uri: str) -> None:
-    tracking.register(finished_run(project), "teacher", validation_loss=1.0, validation_digest="a")
+    tracking.register(
+        finished_run(project), "teacher", validation_loss=1.0, validation_digest="a", judge=unasked
+    )
     with pytest.raises(FileNotFoundError, match=f"has no {uri}"):
         tracking.download(uri, project)
 
@@ -411,7 +471,7 @@ def test_another_form_of_model_uri_is_refused(project: Path, uri: str) -> None:
 
 def test_a_student_is_linked_to_the_run_of_its_teacher(project: Path) -> None:
     teacher = finished_run(project)
-    tracking.register(teacher, "teacher", validation_loss=1.0, validation_digest="a")
+    tracking.register(teacher, "teacher", validation_loss=1.0, validation_digest="a", judge=unasked)
     with tracking.start(
         "pseudolabel",
         recipe="smoke",
@@ -597,7 +657,8 @@ def test_runs_models_and_pictures_go_through_a_server(
     assert history(run, "loss") == [(1, 2.0)]
     assert len(MlflowClient(server).list_artifacts(run.run_id, "images")) == 2
     outcomes = [
-        tracking.register(run, "student", validation_loss=1.0, validation_digest="a") for _ in range(2)
+        tracking.register(run, "student", validation_loss=1.0, validation_digest="a", judge=unasked)
+        for _ in range(2)
     ]
     assert outcomes[0] == outcomes[1]
     downloaded = tracking.download("models:/student@champion")

@@ -156,6 +156,7 @@ def test_training_is_one_run_with_every_loss_logged_once_a_step(
     assert [m.step for m in client.get_metric_history(run_id, "validation/photometric")] == [0, 2, 4]
     assert client.get_run(run_id).info.status == "FINISHED"
     assert {path.name for path in result.model.iterdir()} == {WEIGHTS_FILE, CARD_FILE}
+    assert result.judge.score(result.model) == pytest.approx(result.score)
     assert result.validation["photometric"] == pytest.approx(
         client.get_metric_history(run_id, "validation/photometric")[-1].value
     )
@@ -201,6 +202,38 @@ def test_steps_whose_loss_is_not_finite_are_left_out_and_named_and_above_a_limit
             "reason": f"the loss of step {step} is nan",
             "pair_ids": [index["pair_id"].take(order[4 * step : 4 * step + 4]).to_pylist()],
         }
+
+
+class _Explosive(torch.autograd.Function):
+    """The value itself, whose gradient is no number."""
+
+    @staticmethod
+    def forward(context: Any, value: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * math.nan
+
+
+@dataclass(frozen=True)
+class Exploding:
+    """The teacher's objective with a finite loss whose gradient isn't."""
+
+    def __call__(self, estimate: Estimator, batch: Batch, *, masked: bool) -> Outcome:
+        outcome = TeacherObjective()(estimate, batch, masked=masked)
+        terms = [replace(term, total=_Explosive.apply(term.total)) for term in outcome.terms]
+        return replace(outcome, terms=terms)
+
+
+def test_a_step_whose_gradient_is_not_finite_is_left_out_and_changes_no_weight(
+    pairs: PairSet, project: Path
+) -> None:
+    with pytest.raises(TrainingStopped, match="the gradient of step 2 is not finite, and max") as stopped:
+        trained(pairs, project, replace(OPTIONS, max_skipped=2), objective=Exploding())
+    (folder,) = re.findall(r"checkpoint is (\S+)\)", str(stopped.value))
+    weights = [load_model(Path(folder).with_name(f"step-{step:08d}"))[0].state_dict() for step in (0, 2)]
+    assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
 
 
 def test_the_average_of_the_weights_is_what_a_training_gives_also_resumed(

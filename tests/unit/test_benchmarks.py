@@ -18,7 +18,7 @@ from flowcore.benchmarks import (
     find_sequences,
     load,
 )
-from flowcore.formats import write_flow, write_image, write_mask
+from flowcore.formats import read_disparity, write_flow, write_image, write_mask
 
 HEIGHT, WIDTH = 4, 6
 FLOW = np.stack([np.full((HEIGHT, WIDTH), 1.0), np.full((HEIGHT, WIDTH), -2.0)]).astype(np.float32)
@@ -287,24 +287,124 @@ def test_kitti_stereo_is_flow_to_the_left_by_the_disparity_and_hidden_where_the_
     assert (truth.occluded == (LEFT & ~TOP)).all()
 
 
-def test_middlebury_stereo_of_both_years_is_found(tmp_path: Path) -> None:
-    for name in ("im2.png", "im6.png"):
-        put_image(tmp_path / "cones" / name)
-    put_disparity(tmp_path / "cones" / "disp2.pgm", np.where(LEFT, 0, 10).astype(np.uint8))
-    for name in ("im0.png", "im1.png"):
-        put_image(tmp_path / "piano" / name)
-    put_disparity(tmp_path / "piano" / "disp0.pfm", np.where(TOP, np.inf, 7.25).astype(np.float32))
-    cones, piano = (load(sample) for sample in find_samples("middlebury-stereo", tmp_path))
-    assert (cones.valid == ~LEFT).all()
-    assert (cones.flow[0][~LEFT] == -2.5).all()
-    assert (piano.valid == ~TOP).all()
-    assert (piano.flow[0][~TOP] == -7.25).all()
-    assert cones.occluded is piano.occluded is None
+def put_stereo(
+    folder: Path, truth: str, disparity: np.ndarray, left: str = "im0.png", right: str = "im1.png"
+) -> None:
+    put_image(folder / left, 1)
+    put_image(folder / right, 2)
+    put_disparity(folder / truth, disparity)
 
 
-def test_the_true_disparity_of_a_real_pair_explains_the_right_frame(shared_data: Path) -> None:
-    (sample,) = find_samples("middlebury-stereo", shared_data / "stereo_middlebury2003")
-    assert warping_gain(load(sample)) > 2
+def test_middlebury_stereo_is_found_in_the_layout_of_each_edition(tmp_path: Path) -> None:
+    stored = np.where(LEFT, 0, 10).astype(np.uint8)
+    put_stereo(tmp_path / "cones", "disp2.pgm", stored, "im2.png", "im6.png")
+    put_stereo(tmp_path / "teddy", "disp2.png", stored, "im2.png", "im6.png")
+    disparity = np.where(LEFT, np.inf, 2.5).astype(np.float32)
+    put_stereo(tmp_path / "piano", "disp0.pfm", disparity)
+    put_stereo(tmp_path / "vintage", "disp0GT.pfm", disparity)
+    put_image(tmp_path / "motorcycle_left.png", 1)
+    put_image(tmp_path / "motorcycle_right.png", 2)
+    np.savez_compressed(tmp_path / "motorcycle_disp.npz", disparity)
+    samples = find_samples("middlebury-stereo", tmp_path)
+    assert [sample.name for sample in samples] == ["cones", "motorcycle", "piano", "teddy", "vintage"]
+    for truth in map(load, samples):
+        assert truth.is_stereo
+        assert (truth.image1[0, 0, 0], truth.image2[0, 0, 0]) == (1, 2)
+        np.testing.assert_array_equal(truth.valid, ~LEFT)
+        np.testing.assert_array_equal(truth.flow, np.where(LEFT, 0, [[[-2.5]], [[0]]]))
+        assert truth.occluded is None
+
+
+@pytest.mark.parametrize("name", ["mask0nocc.png", "occlusion.png"])
+def test_middleburys_own_mask_says_255_where_a_pixel_is_visible(tmp_path: Path, name: str) -> None:
+    disparity = np.where(TOP, np.inf, 1).astype(np.float32)
+    put_stereo(tmp_path / "piano", "disp0GT.pfm", disparity)
+    put_disparity(tmp_path / "piano" / "disp1GT.pfm", disparity)
+    put_disparity(tmp_path / "piano" / name, np.where(TOP, 0, np.where(LEFT, 128, 255)).astype(np.uint8))
+    (sample,) = find_samples("middlebury-stereo", tmp_path)
+    truth = load(sample)
+    assert truth.occluded is not None
+    np.testing.assert_array_equal(truth.occluded[truth.valid], LEFT[truth.valid])
+
+
+@pytest.mark.parametrize(
+    ("truth", "of_right", "scale"),
+    [("disp2.pgm", "disp6.pgm", 4), ("disp2.png", "disp6.png", 4), ("disp0.pfm", "disp1.pfm", 1)],
+)
+def test_without_a_mask_two_disparities_tell_what_is_behind_something_nearer_or_out_of_the_frame(
+    tmp_path: Path, truth: str, of_right: str, scale: int
+) -> None:
+    # A bar two wide, 3 px nearer than the wall behind it, goes from columns 6 and 7 to 2 and 3. What is not
+    # known in column 7 of the right frame hides nothing.
+    left = np.array([1, 1, 1, 1, 1, 1, 4, 4, 1, 1])
+    right = np.array([1, 1, 4, 4, 1, 1, 1, 0, 1, 1])
+    occluded = np.array([1, 0, 0, 1, 1, 0, 0, 0, 0, 0], dtype=bool)
+    scene = tmp_path / "bar"
+    scene.mkdir()
+    for name in ("im2.png", "im6.png") if scale == 4 else ("im0.png", "im1.png"):
+        write_image(scene / name, np.zeros((HEIGHT, len(left), 3), np.uint8))
+    dtype = np.uint8 if scale == 4 else np.float32
+    put_disparity(scene / truth, (left * scale)[None].repeat(HEIGHT, axis=0).astype(dtype))
+    put_disparity(scene / of_right, (right * scale)[None].repeat(HEIGHT, axis=0).astype(dtype))
+    (sample,) = find_samples("middlebury-stereo", tmp_path)
+    found = load(sample)
+    assert found.valid.all()
+    assert found.occluded is not None
+    np.testing.assert_array_equal(found.occluded, occluded[None].repeat(HEIGHT, axis=0))
+
+    put_disparity(scene / of_right, np.ones((HEIGHT, 9), dtype))
+    with pytest.raises(ValueError, match=r"middlebury-stereo bar differ .*left \(4, 10\), right \(4, 9\)"):
+        load(sample)
+
+
+def test_an_npz_file_that_holds_no_single_disparity_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "a_disp.npz"
+    np.savez(path, np.ones((HEIGHT, WIDTH), np.float32))
+    whole = path.read_bytes()
+    one, two = (np.float32(value).tobytes() for value in (1, 2))
+    for content in (b"", b"no archive", whole[:-30], whole.replace(one, two, 1)):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a_disp\.npz is truncated or is not an \.npz file"):
+            read_disparity(path)
+    np.savez(path, np.ones((2, 2)), np.ones((2, 2)))
+    with pytest.raises(ValueError, match=r"a_disp\.npz .* with one array"):
+        read_disparity(path)
+    np.savez(path, np.ones(3))
+    with pytest.raises(ValueError, match=r"a_disp\.npz holds float64 \(3,\); it must be numbers"):
+        read_disparity(path)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "occlusion_known"),
+    [("stereo_middlebury2003", "cones", True), ("stereo_motorcycle", "motorcycle", False)],
+)
+def test_the_true_disparity_of_a_real_pair_explains_the_right_frame(
+    shared_data: Path, folder: str, name: str, occlusion_known: bool
+) -> None:
+    (sample,) = find_samples("middlebury-stereo", shared_data / folder)
+    truth = load(sample)
+    assert sample.name == name
+    assert (truth.occluded is not None) == occlusion_known
+    assert warping_gain(truth) > 2
+
+
+def test_the_occlusion_of_two_real_disparities_is_nearly_that_of_an_independent_map(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    scene = tmp_path / "cones"
+    scene.mkdir()
+    for file in (shared_data / "stereo_middlebury2003" / "cones").iterdir():
+        (scene / file.name).symlink_to(file)
+    (sample,) = find_samples("middlebury-stereo", tmp_path)
+    derived = load(sample)
+    (scene / "occlusion.png").symlink_to(shared_data / "stereo_pandora_cones" / "occlusion.png")
+    (sample,) = find_samples("middlebury-stereo", tmp_path)
+    given_map = load(sample)
+    assert derived.occluded is not None
+    assert given_map.occluded is not None
+    # By the map 11.9 % of what has truth is occluded; the two differ at the edges of things.
+    assert 0.11 < given_map.occluded[given_map.valid].mean() < 0.13
+    assert (derived.occluded == given_map.occluded)[derived.valid].mean() > 0.98
 
 
 def unread(name: str) -> str:

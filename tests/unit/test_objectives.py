@@ -636,3 +636,20 @@ def test_smoothness_is_off_by_default_and_pulls_only_on_flow_that_changes() -> N
         masked=False,
     )
     assert named(still, "smoothness/fw").total == 0
+
+
+def test_a_students_flow_is_smooth_in_either_view_by_a_weight_of_its_own() -> None:
+    batch = pairs(3, 2, 64, 64)
+    label = torch.zeros(2, 2, 64, 64)
+    batch = replace(
+        batch, flow_fw=label, flow_bw=label, confidence_fw=label[:, :1], confidence_bw=label[:, :1]
+    )
+    for view, weight in (("occlusion", 2.0), ("confidence", None)):
+        student = StudentObjective(
+            view=view,  # type: ignore[arg-type]
+            photometric=Photometric(smoothness_weight=4.0),
+            photometric_weight=weight,
+        )
+        term = named(student(small_network(), batch), "smoothness/fw")
+        assert term.weight == 4.0
+        assert term.total > 0
