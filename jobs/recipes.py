@@ -206,7 +206,7 @@ RECIPES = {
         description="Proves in a minute that the chain runs; learns nothing. Any laptop.",
         clips=ClipOptions(size=(64, 96), min_size=(56, 88)),
         networks=_TINY,
-        augmentation=Challenge(crop=Crop(height=56, width=88)),
+        augmentation=Challenge(crop=Crop(height=48, width=80)),
         teacher=replace(_BRIEFLY, unmasked_steps=8),
         challenge=Challenge(crop=Crop(height=48, width=64)),
         student=replace(_BRIEFLY, unmasked_steps=8),

@@ -756,9 +756,7 @@ class _Worker:
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
     """Parts of the batch's pairs, in their order; of sizes that differ by at most one."""
-    fields = {
-        name: value.tensor_split(parts) for name, value in vars(batch).items() if value is not None
-    }
+    fields = {name: value.tensor_split(parts) for name, value in vars(batch).items() if value is not None}
     return [Batch(**{name: each[part] for name, each in fields.items()}) for part in range(parts)]
 
 

@@ -21,7 +21,7 @@ HEIGHT, WIDTH = 64, 96
 SMALLEST_FRAMES = {"chairs": (384, 512), "sintel": (436, 1024), "kitti": (370, 1224), "video": (384, 640)}
 
 
-@pytest.mark.parametrize("name", [*SMALLEST_FRAMES, "laptop"])
+@pytest.mark.parametrize("name", RECIPES)
 def test_crops_suit_networks_and_frames_and_the_student_sees_less_than_the_teacher(name: str) -> None:
     recipe = RECIPES[name]
     teacher, student = recipe.augmentation.crop, recipe.challenge.crop
@@ -130,8 +130,10 @@ def small(challenge: Challenge, height: int, width: int) -> Challenge:
 def teacher_of(name: str, videos: str, project: Path) -> str:
     options = train_teacher.recipes()[name][1]
     is_second_set = name in ("sintel", "kitti")
+    # The chain is RAFT's; the other backbones have theirs in test_backbones.py.
+    network = RECIPES["smoke"].networks["raft" if name == "kitti" else "pwcnet"]
     if is_second_set:
-        save_model(project / "start", RECIPES["smoke"].network.build(), {"stage": "test"})
+        save_model(project / "start", network.build(), {"stage": "test"})
     return train_teacher.train_teacher(
         name,
         replace(
@@ -139,7 +141,7 @@ def teacher_of(name: str, videos: str, project: Path) -> str:
             videos=videos,
             run_root=str(project / "runs"),
             clips=replace(options.clips, min_size=(56, 88)),
-            network=RECIPES["smoke"].network,
+            network=network,
             augmentation=small(options.augmentation, 56, 88),
             training=few(options.training),
             init=str(project / "start") if is_second_set else None,
@@ -185,7 +187,7 @@ def test_a_recipe_leads_from_a_data_set_s_folder_to_a_student_tuned_on_its_truth
         ),
     )
     _, info = load_model(fetch_model(student))
-    assert info.generation == 1
+    assert (info.generation, info.config) == (1, RECIPES["smoke"].networks["raft"])
     third = finetune.recipes()["kitti"][1]
     finetune.finetune(
         "kitti",
