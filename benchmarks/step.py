@@ -164,7 +164,10 @@ def step_forms(batch: Batch, compiled: bool, full_resolution: bool = False) -> l
         "plain": partial(loss, plain, *functions),
     }
     if compiled:
-        parts["compiled"] = partial(loss, torch.compile(plain), torch.compile(plain_census), *functions[1:])
+        # With our cost volume: compiled by torch 2.13 inside a network, the straightforward one's gradient is
+        # another, by 0.6 of its length.
+        compiled_functions = (torch.compile(plain_census), cost_volume, *functions[2:])
+        parts["compiled"] = partial(loss, torch.compile(plain), *compiled_functions)
     inputs = list(network.parameters())
     return [Form(name=name, loss=part, inputs=inputs) for name, part in parts.items()]
 

@@ -10,8 +10,8 @@ goes on from its last checkpoint.
     python jobs/distill.py demo --labels my_labels --run-root runs
     --where "occluded < 0.6 and photometric < 4"
 
---where takes the pairs that it keeps, for validation too: students of two filters are judged on different
-pairs, and of two such the later one becomes the champion.
+--where takes the pairs that it keeps, for validation too; a champion that other pairs judged is judged on
+these before the student takes its place.
 """
 
 from dataclasses import dataclass, field, replace
