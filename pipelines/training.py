@@ -136,8 +136,8 @@ class TrainingOptions:
     held_back_most: int = 64
     """The share of pairs that is held back for validation, and the most of them."""
     keep_checkpoints: int = 3
-    """The latest ones that are kept, and with `patience` the best one; 2 or more, as the last one may be
-    found to have collapsed."""
+    """How many of the latest ones are kept; with `patience` of the best ones, beside the latest. 2 or more:
+    the last one may be found to have collapsed."""
     keep_every: int | None = None
     """Keep the checkpoint of every step that is a multiple of this too, in `kept` in the run's folder, to
     look back on; a multiple of validate_every."""

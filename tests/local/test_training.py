@@ -193,7 +193,7 @@ class Poisoned:
 def test_steps_whose_loss_or_gradient_is_not_finite_are_left_out_and_named_and_above_a_limit_end_the_training(
     pairs: PairSet, project: Path
 ) -> None:
-    options = replace(OPTIONS, steps=8, max_skipped=2)
+    options = replace(OPTIONS, steps=8, unmasked_steps=8, max_skipped=2)
     with pytest.raises(TrainingStopped, match="the loss of step 5 is nan, and max_skipped 2") as stopped:
         trained(pairs, project, options, objective=Poisoned())
     (folder,) = re.findall(r"checkpoint is (\S+)\)", str(stopped.value))
@@ -304,7 +304,10 @@ def test_training_that_gets_no_better_ends_early_with_its_best_model_and_keeps_w
     stored = project / "runs" / run_id / f"step-{best:08d}"
     assert load_model(result.model)[1].digest == load_model(stored)[1].digest
     last = stored.with_name(f"step-{max(scores):08d}")
-    assert sorted(stored.parent.glob("step-*")) == [stored, last]
+    folders = set(stored.parent.glob("step-*"))
+    # The best two, and the latest where it is another.
+    assert {stored, last} <= folders
+    assert len(folders) <= 3
     kept = sorted((stored.parent / KEPT_FOLDER).iterdir())
     assert [folder.name for folder in kept] == [
         f"step-{step:08d}" for step in sorted(scores) if step % 4 == 0
