@@ -167,13 +167,18 @@ def finish(run: Run, result: "TrainingResult", name: str) -> str:
             f"ended at step {result.ended_at}, validation got no better (patience); the model is step "
             f"{result.step}'s"
         )
-    return register(
+    version = register(
         run,
         name,
         validation_loss=result.score,
         validation_digest=result.judge.digest,
         judge=lambda uri: result.judge.score(fetch_model(uri)),
-    ).uri
+    )
+    if not version.is_champion:
+        print(
+            f"models:/{name}@champion stays an earlier one, whose error on the held-back pairs is no higher"
+        )
+    return version.uri
 
 
 def validation_set(run: Run, judge: tuple[str, Path] | None, run_root: str) -> PairSet | None:

@@ -382,7 +382,9 @@ def test_the_first_model_is_champion_and_only_a_better_one_on_the_same_data_repl
     assert champion.tags["validation.digest"] == "chairs"
 
 
-def test_a_model_that_finds_nothing_visible_is_no_champion_for_that(project: Path) -> None:
+def test_a_model_that_finds_nothing_visible_is_no_champion_for_that(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     judge = Validation(
         stage="distill",
         pairs=cast(PairSet, None),
@@ -403,7 +405,9 @@ def test_a_model_that_finds_nothing_visible_is_no_champion_for_that(project: Pat
 
     finished(0.0, 9.0)
     better = finished(2.0, 3.0)
+    assert "champion" not in capsys.readouterr().out
     finished(1.0, 4.0)
+    assert "models:/student@champion stays an earlier one" in capsys.readouterr().out
     assert client(project).get_model_version_by_alias("student", "champion").run_id == better
 
 
