@@ -352,7 +352,8 @@ def do(name: str, seed: int) -> None:
     try:
         place = model(name, seed)
     except TrainingStopped as stopped:
-        record |= {"errors": {}, "stopped": str(stopped)}
+        # without the place of its checkpoint
+        record |= {"errors": {}, "stopped": str(stopped).partition(" (the last good")[0]}
     else:
         run_id = json.loads((Path(place) / "model.json").read_text())["provenance"]["run_id"]
         record |= {"errors": errors_of(name, place), "run": run_id}
