@@ -12,29 +12,27 @@ from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from ablation import CHALLENGES, KINDS, TEST_SCENES
 from jaxtyping import Bool, Float
 
+from flowcore.geometry import backward_warp, in_frame
 from flowcore.hallucination import Challenge, FramePair
 from flowcore.scenes import render_scene
 
 
 def leaves(flow: Float[np.ndarray, "2 height width"]) -> Bool[np.ndarray, "height width"]:
     """True where the flow leads out of the frame."""
-    height, width = flow.shape[1:]
-    x, y = np.arange(width) + flow[0], np.arange(height)[:, None] + flow[1]
-    return (x < 0) | (x > width - 1) | (y < 0) | (y > height - 1)
+    return ~in_frame(torch.from_numpy(flow)[None])[0, 0].numpy()
 
 
 def at_target(
     mask: Bool[np.ndarray, "height width"], flow: Float[np.ndarray, "2 height width"]
 ) -> Bool[np.ndarray, "height width"]:
-    """The mask where the flow leads to, nearest pixel; False where it leaves the frame."""
-    height, width = mask.shape
-    x = np.rint(np.arange(width) + flow[0]).astype(int).clip(0, width - 1)
-    y = np.rint(np.arange(height)[:, None] + flow[1]).astype(int).clip(0, height - 1)
-    found: np.ndarray = mask[y, x] & ~leaves(flow)
-    return found
+    """The mask where the flow leads to; False where it leaves the frame."""
+    values = torch.from_numpy(mask.astype(np.float32))[None, None]
+    found: np.ndarray = backward_warp(values, torch.from_numpy(flow)[None])[0, 0].numpy() >= 0.5
+    return found & ~leaves(flow)
 
 
 def pairs() -> Iterator[FramePair]:

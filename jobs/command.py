@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import ray
 import ray.data
@@ -25,6 +25,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.util import get_node_ip_address
 
+from pipelines import tracking
 from pipelines.checkpoints import fetch_model
 from pipelines.execution import let_ray_data_rest
 from pipelines.labels import PairSet
@@ -146,12 +147,25 @@ def _known_address() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def announce(run: Run, stage: str) -> None:
-    """Tells where the training can be watched, and how it goes on if it is killed."""
-    print(
-        f"run {run.run_id}: {run.url_hint}\n"
-        f"if it is killed: jobs/{stage}.py with the same options and --resume {run.run_id}"
-    )
+@contextlib.contextmanager
+def training_run(
+    stage: str, recipe: str, options: Any, recipes: Recipes[Any], inputs: Mapping[str, str]
+) -> Iterator[Run]:
+    """A training's run, as `tracking.start`; tells where it can be watched, and how it goes on if it is
+    killed."""
+    with tracking.start(
+        stage,
+        recipe=recipe,
+        parameters=options,
+        defaults=recipes[recipe][1],
+        inputs=inputs,
+        resume_run_id=options.resume,
+    ) as run:
+        print(
+            f"run {run.run_id}: {run.url_hint}\n"
+            f"if it is killed: jobs/{stage}.py with the same options and --resume {run.run_id}"
+        )
+        yield run
 
 
 def finish(run: Run, result: "TrainingResult", name: str) -> str:

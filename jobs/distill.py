@@ -21,7 +21,7 @@ import tyro
 from flowcore.hallucination import Challenge
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import StudentObjective
-from jobs.command import announce, connect, finish, kept_pairs, run_recipe, validation_set
+from jobs.command import connect, finish, kept_pairs, run_recipe, training_run, validation_set
 from jobs.recipes import with_backbones
 from pipelines import tracking
 from pipelines.checkpoints import absolute_model, starting_point
@@ -87,15 +87,7 @@ def distill(recipe: str, options: Distill) -> str:
             )
         inputs["init"] = absolute_model(options.init, "--init") if options.init else teacher
     network, initial, info = starting_point(inputs.get("init"), options.network)
-    with tracking.start(
-        "distill",
-        recipe=recipe,
-        parameters=options,
-        defaults=recipes()[recipe][1],
-        inputs=inputs,
-        resume_run_id=options.resume,
-    ) as run:
-        announce(run, "distill")
+    with training_run("distill", recipe, options, recipes(), inputs) as run:
         validation = validation_set(run, judge, run_root)
         run.dataset("labels", labels, pairs.label_set, "training")
         run.log(0, kept)

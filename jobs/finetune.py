@@ -19,7 +19,7 @@ import tyro
 from flowcore.hallucination import Challenge
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import StudentObjective, SupervisedObjective
-from jobs.command import announce, connect, finish, kept_pairs, run_recipe
+from jobs.command import connect, finish, kept_pairs, run_recipe, training_run
 from jobs.recipes import with_backbones
 from pipelines import tracking
 from pipelines.checkpoints import absolute_model, starting_point
@@ -88,15 +88,7 @@ def finetune(recipe: str, options: Finetune) -> str:
         where = None if options.where is None else PairFilter(options.where)
         unlabelled = replace(PairSet.open(inputs["labels"]), max_spread=options.max_spread, where=where)
         kept = kept_pairs(unlabelled)
-    with tracking.start(
-        "finetune",
-        recipe=recipe,
-        parameters=options,
-        defaults=recipes()[recipe][1],
-        inputs=inputs,
-        resume_run_id=options.resume,
-    ) as run:
-        announce(run, "finetune")
+    with training_run("finetune", recipe, options, recipes(), inputs) as run:
         pairs = truth_set(benchmark, folder, run_root, to_learn_from=True)
         run.dataset("truth", inputs["truth"], pairs.label_set, "training")
         sources = [

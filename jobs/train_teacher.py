@@ -16,7 +16,7 @@ from flowcore.hallucination import Challenge
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import TeacherObjective
 from flowcore.video import ClipOptions
-from jobs.command import announce, connect, finish, run_recipe, validation_set
+from jobs.command import connect, finish, run_recipe, training_run, validation_set
 from jobs.recipes import with_backbones
 from pipelines import tracking
 from pipelines.checkpoints import absolute_model, fetch_model, load_weights_into
@@ -70,15 +70,7 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
         inputs["init"] = absolute_model(options.init, "--init")
         info = load_weights_into(network, fetch_model(inputs["init"]))
     provenance = {"init": info.digest, "generation": str(info.generation)} if info else {"generation": "0"}
-    with tracking.start(
-        "train_teacher",
-        recipe=recipe,
-        parameters=options,
-        defaults=recipes()[recipe][1],
-        inputs=inputs,
-        resume_run_id=options.resume,
-    ) as run:
-        announce(run, "train_teacher")
+    with training_run("train_teacher", recipe, options, recipes(), inputs) as run:
         validation = validation_set(run, judge, run_root)
         made_from = hashlib.blake2b(repr((videos, options.clips)).encode(), digest_size=6).hexdigest()
         location = join(run_root, f"pairs-{made_from}")

@@ -570,13 +570,6 @@ class PairSet:
         rows = self.read_group(self.files[place["file"]], place["row_group"])
         return rows[cast(int, place["row"])]
 
-    def one_of_each_size(self) -> list[dict[str, Any]]:
-        """A place of the index for each (height, width) of the set's frames."""
-        # by one thread, so that the first is the first in the index
-        sizes = self.index().group_by(["height", "width"], use_threads=False)
-        firsts = sizes.aggregate([(name, "first") for name in ("file", "row_group", "row")])
-        return cast(list[dict[str, Any]], firsts.rename_columns(_PLACE).to_pylist())
-
     def decode(self, row: Mapping[str, Any]) -> FramePair:
         """The pair in a row of `read_group`."""
         return decode_row(row, self.max_spread)
@@ -644,6 +637,14 @@ class PairSet:
                 f"{file} is missing in {self.location}, though {MANIFEST_FILE} lists it; delete "
                 f"{posixpath.dirname(file)}/{VIDEO_FILE} there and run the command that made the set again"
             ) from error
+
+
+def one_of_each_size(index: pa.Table) -> list[dict[str, Any]]:
+    """A place of a set's index for each (height, width) of its frames."""
+    # by one thread, so that the first is the first in the index
+    sizes = index.group_by(["height", "width"], use_threads=False)
+    firsts = sizes.aggregate([(name, "first") for name in ("file", "row_group", "row")])
+    return cast(list[dict[str, Any]], firsts.rename_columns(_PLACE).to_pylist())
 
 
 def _index_schema(columns: Sequence[str]) -> pa.Schema:

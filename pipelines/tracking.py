@@ -641,12 +641,16 @@ def _code_files(project_folder: Path) -> dict[str, str]:
     packages = {f"{each.metadata['Name']}=={each.version}" for each in importlib.metadata.distributions()} | {
         f"python=={platform.python_version()}"
     }
-    unknown = _git(project_folder, "ls-files", "--others", "--exclude-standard", "--", "*.py") or ""
+    # -z: without it git quotes names that aren't ASCII
+    unknown = _git(project_folder, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py") or ""
     new = [
         line
-        for name in unknown.splitlines()
+        for name in unknown.split("\0")[:-1]
         for line in difflib.unified_diff(
-            [], (project_folder / name).read_text().splitlines(keepends=True), "/dev/null", f"b/{name}"
+            [],
+            (project_folder / name).read_text(errors="replace").splitlines(keepends=True),
+            "/dev/null",
+            f"b/{name}",
         )
     ]
     return {
@@ -678,14 +682,13 @@ def _differing(parameters: object, defaults: object, without: Set[str]) -> str:
         for name, value in _flattened(parameters, "").items()
         if name not in without and value != usual.get(name)
     ]
-    text = ", ".join(changed)
-    return text if len(text) <= _LONGEST_SUBJECT else text[: _LONGEST_SUBJECT - 3] + "..."
+    return _shortened(", ".join(changed), _LONGEST_SUBJECT)
 
 
-def _shortened(text: str) -> str:
+def _shortened(text: str, longest: int = _LONGEST_TEXT) -> str:
     text = _without_secrets(text)
     note = f"... ({len(text)} characters)"
-    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - len(note)] + note
+    return text if len(text) <= longest else text[: longest - len(note)] + note
 
 
 def _without_secrets(text: str) -> str:

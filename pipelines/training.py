@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.train
 import ray.train.torch
@@ -44,7 +45,7 @@ from pipelines.checkpoints import (
     vanishing_folder,
 )
 from pipelines.feed import Plan, batches, hold_back, part_of
-from pipelines.labels import PairSet
+from pipelines.labels import PairSet, one_of_each_size
 from pipelines.locations import Folder, join, patient
 from pipelines.validation import SCORE, CollapseAlarm, TrainingStopped, Validation, score_of
 
@@ -293,9 +294,10 @@ def train(training: Training, run_root: str) -> TrainingResult:
                 f"run {training.run_id} has left no checkpoint in {state}; resume it with the --run-root "
                 "that it was started with"
             )
-    _require_fitting_crops(training)
+    indices = [source.pairs.index() for source in training.sources]
+    _require_fitting_crops(training, indices)
     use_gpu = _use_gpu(options)
-    validation = _validation_of(training)
+    validation = _validation(training, indices[0])
     with progress.shown(training.stage, options.steps, "step") as reporter:
         # Typed as an older Ray Train's.
         result = cast(Any, ray.train.torch.TorchTrainer)(
@@ -326,23 +328,29 @@ def train(training: Training, run_root: str) -> TrainingResult:
     checkpoint, facts = kept[-1]
     if options.patience is not None:
         checkpoint, facts = min(kept, key=lambda each: each[1][SCORE])
-    numbers = outcome["validation"] if facts[_STEP] == outcome["step"] else facts
+    numbers = outcome["validation"] if facts[_STEP] == outcome["step"] else _numbers(facts)
     folder = vanishing_folder()
     copy_model(checkpoint, folder)
     return TrainingResult(
         model=folder,
         step=facts[_STEP],
         ended_at=outcome["step"],
-        validation={name: value for name, value in numbers.items() if name not in (_STEP, SCORE)},
+        validation=numbers,
         judge=validation,
     )
 
 
-def _validation_of(training: Training) -> Validation:
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """What a validation found, of all that Ray Train knows of its checkpoint."""
+    return {name: value for name, value in metrics.items() if name not in (_STEP, SCORE)}
+
+
+def _validation(training: Training, index: pa.Table) -> Validation:
+    """index: that of the first source."""
     pairs, share = training.sources[0].pairs, training.options.held_back_share
     if training.validation is not None:
-        pairs, share = training.validation, 1.0
-    _, held_back = hold_back(pairs.index(), share, training.options.held_back_most)
+        pairs, index, share = training.validation, training.validation.index(), 1.0
+    _, held_back = hold_back(index, share, training.options.held_back_most)
     return Validation(
         stage=training.stage,
         pairs=pairs,
@@ -366,12 +374,12 @@ def _run_of(training: Training) -> "Run":
     return Run.reopen(training.tracking_uri, training.run_id)
 
 
-def _require_fitting_crops(training: Training) -> None:
+def _require_fitting_crops(training: Training, indices: Sequence[pa.Table]) -> None:
     """Tries the transformation on a pair of each size, so that a wrong crop ends the job before workers
     start."""
     multiple = training.network.build().multiple
-    for source in training.sources:
-        for place in source.pairs.one_of_each_size():
+    for source, index in zip(training.sources, indices, strict=True):
+        for place in one_of_each_size(index):
             row = source.pairs.read(place)
             pair = source.transformation(source.pairs.decode(row), np.random.default_rng(0))
             height, width = pair.image1.shape[:2]
@@ -615,7 +623,7 @@ class _Worker:
     def _validation_of(self, reported: ReportedCheckpoint) -> dict[str, float]:
         """Where its task failed it is done here, so that its error is the training's."""
         if reported.status is not ReportedCheckpointStatus.VALIDATION_FAILED:
-            return {name: value for name, value in reported.metrics.items() if name not in (_STEP, SCORE)}
+            return _numbers(reported.metrics)
         mine = self.validate(reported.checkpoint, reported.metrics[_STEP]) if self.rank == 0 else None
         return cast(dict[str, float], broadcast_from_rank_zero(mine))
 

@@ -569,6 +569,11 @@ def test_the_revision_is_read_from_git_or_told_or_unknown(
     assert (len(revision), is_dirty) == (40, "false")
     (tmp_path / "file").touch()
     assert tracking._revision(tmp_path) == (revision, "true")
+    # what git doesn't know is kept with the run, whatever it is called and holds
+    (tmp_path / "flow_für_alle.py").write_bytes(b"name = 'J\xf6rg'\n")
+    code = tracking._code_files(tmp_path)[tracking._DIFF_FILE]
+    assert "+++ b/flow_für_alle.py" in code
+    assert "+name = 'J" in code
 
 
 LOGGING_BESIDE = """

@@ -26,7 +26,7 @@ from pipelines import tracking
 from pipelines.checkpoints import CARD_FILE, WEIGHTS_FILE, load_model, load_training_state, save_model
 from pipelines.feed import Plan, hold_back
 from pipelines.labelling import LabellingOptions, write_pairs
-from pipelines.labels import PairSet
+from pipelines.labels import PairSet, one_of_each_size
 from pipelines.training import (
     KEPT_FOLDER,
     Source,
@@ -423,7 +423,7 @@ def test_a_crop_is_tried_on_every_size_of_frame(ray_session: None, tmp_path: Pat
         write_video(tmp_path / "videos" / f"scene{seed}.mp4", scene.frames)
     write_pairs(str(tmp_path / "videos"), str(tmp_path / "set"), LabellingOptions())
     mixed = PairSet.open(str(tmp_path / "set"))
-    places = mixed.one_of_each_size()
+    places = one_of_each_size(mixed.index())
     assert sorted((place["height"], place["width"]) for place in places) == [(40, 80), (64, 80)]
     assert all(mixed.read(place)["height"] == place["height"] for place in places)
     with pytest.raises(ValueError, match=r"larger than the frames \(40, 80\).*min_size"):
