@@ -284,22 +284,28 @@ def test_a_step_whose_half_precision_overflows_is_done_again_with_a_smaller_scal
     assert max(scales) < 2**16
 
 
+@dataclass(frozen=True)
+class Unlearning:
+    """The teacher's objective turned round: each validation is worse than the one before."""
+
+    def __call__(self, estimate: Estimator, batch: Batch, *, masked: bool) -> Outcome:
+        outcome = TeacherObjective()(estimate, batch, masked=masked)
+        return replace(outcome, terms=[replace(term, weight=-term.weight) for term in outcome.terms])
+
+
 def test_training_that_gets_no_better_ends_early_with_its_best_model_and_keeps_what_it_was_told_to(
     pairs: PairSet, project: Path
 ) -> None:
-    # Steps so long that one soon is no better than the one before.
-    wild = replace(
-        OPTIONS, steps=40, unmasked_steps=40, learning_rate=0.03, patience=2, keep_checkpoints=2, keep_every=4
-    )
-    result, run_id = trained(pairs, project, wild)
+    unwise = replace(OPTIONS, steps=40, unmasked_steps=40, patience=2, keep_checkpoints=2, keep_every=4)
+    result, run_id = trained(pairs, project, unwise, objective=Unlearning())
     client = tracking.MlflowClient(tracking.tracking_uri(project))
     history = client.get_metric_history(run_id, "validation/unmasked")
     scores = {metric.step: metric.value for metric in history if metric.step > 0}
     best = min(scores, key=lambda step: scores[step])
     # That it got no better is known a validation later.
-    ended = max(scores) + wild.validate_every
+    ended = max(scores) + unwise.validate_every
     assert (result.score, result.step, result.ended_at) == (scores[best], best, ended)
-    assert max(scores) == best + 2 * wild.validate_every < wild.steps
+    assert max(scores) == best + 2 * unwise.validate_every < unwise.steps
     assert client.get_run(run_id).info.status == "FINISHED"
     stored = project / "runs" / run_id / f"step-{best:08d}"
     assert load_model(result.model)[1].digest == load_model(stored)[1].digest
