@@ -34,17 +34,17 @@ def backward_warp(
     `grid_sample`, a NaN coordinate ends the process on a CPU.) The result has the flow's precision.
     """
     height, width = image.shape[-2:]
-    target = pixel_grid(height, width, flow.device) + flow
-    lost = target.isnan().any(dim=1, keepdim=True)
-    # Beyond one pixel outside the frame nothing changes: the clamp keeps value and gradient and bounds
-    # infinities.
-    x = target[:, 0].nan_to_num(nan=0.0).clamp(-1, width)
-    y = target[:, 1].nan_to_num(nan=0.0).clamp(-1, height)
-    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
-    sampled = functional.grid_sample(
+    pixels = pixel_grid(height, width, flow.device)[0].movedim(0, -1)
+    size = pixels[-1, -1] + 1
+    # As grid_sample wants it: -1 and 1 are the frame's ends, half a pixel beyond the centres of its corners.
+    target = torch.addcmul((2 * pixels + 1) / size - 1, flow.movedim(1, -1), 2 / size)
+    # Beyond the border nothing changes, nor with infinities bounded.
+    grid = target.clamp(-2, 2).nan_to_num(nan=0.0)
+    sampled: Tensor = functional.grid_sample(
         image.to(flow.dtype), grid, mode="bilinear", padding_mode="border", align_corners=False
     )
-    return sampled.masked_fill(lost, float("nan"))
+    lost = flow[:, :1].isnan() | flow[:, 1:].isnan()
+    return sampled.masked_fill_(lost, float("nan"))
 
 
 def in_frame(flow: Flow) -> Bool[Tensor, "batch 1 height width"]:
@@ -53,6 +53,13 @@ def in_frame(flow: Flow) -> Bool[Tensor, "batch 1 height width"]:
     x, y = (pixel_grid(height, width, flow.device) + flow).split(1, dim=1)
     inside: Tensor = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
     return inside
+
+
+def squared_length(flow: Flow) -> Float[Tensor, "batch 1 height width"]:
+    """|flow|^2, in squared pixels."""
+    u, v = flow[:, :1], flow[:, 1:]
+    # Summed over their axis, two components take several times as long.
+    return u * u + v * v
 
 
 def resize_image(

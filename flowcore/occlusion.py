@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flowcore.geometry import backward_warp, in_frame
+from flowcore.geometry import backward_warp, in_frame, squared_length
 from flowcore.shapes import Flow, Mask
 
 
@@ -33,7 +33,7 @@ class ForwardBackwardCheck:
         Swap the flows for the occlusion of the other frame.
         """
         returned = backward_warp(flow_bw, flow_fw)
-        mismatch = (flow_fw + returned).square().sum(dim=1, keepdim=True)
-        travelled = flow_fw.square().sum(dim=1, keepdim=True) + returned.square().sum(dim=1, keepdim=True)
+        mismatch = squared_length(flow_fw + returned)
+        travelled = squared_length(flow_fw) + squared_length(returned)
         visible = (mismatch < self.alpha1 * travelled + self.alpha2) & in_frame(flow_fw)
         return ~visible

@@ -165,7 +165,7 @@ class _StreamedFlow:
 
     def __init__(self, network: FlowNetwork) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._network = network.eval().to(self._device)
+        self._network = network.ready(self._device)
         self._features: list[Tensor] | None = None
 
     def forget(self) -> None:

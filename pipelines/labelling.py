@@ -40,7 +40,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowcore import networks
-from flowcore.geometry import backward_warp, upsample_flow
+from flowcore.geometry import backward_warp, squared_length, upsample_flow
 from flowcore.networks import FlowNetwork, NetworkConfig
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.photometric import census_border, census_distance
@@ -389,11 +389,11 @@ class _TeacherModel:
     config: NetworkConfig
     weights: str
 
-    def load(self, location: str, device: str) -> FlowNetwork:
+    def load(self, location: str, device: torch.device) -> FlowNetwork:
         """The network, from the set's copy of it."""
         network = self.config.build()
         network.load_state_dict(safetensors.torch.load(Folder(location).read(self.weights)))
-        return network.to(device).eval()
+        return network.ready(device)
 
 
 def _made_of(options: LabellingOptions) -> dict[str, Any]:
@@ -834,7 +834,7 @@ class _Teacher:
         self._plan = plan
         self._device = torch.device(device)
         self._digest = "+".join(model.digest for model in plan.teachers)
-        self._networks = [model.load(plan.location, device) for model in plan.teachers]
+        self._networks = [model.load(plan.location, self._device) for model in plan.teachers]
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         for row in table.to_pylist():
@@ -847,13 +847,8 @@ class _Teacher:
     def _labels(self, chunk: Mapping[str, Any]) -> pa.Table:
         codec = self._plan.options.codec
         frames = to_images(np.stack([codec.decode(frame) for frame in chunk["frames"]]), self._device)
-        step = max(1, _STEP_PIXELS[self._device.type] // frames[0, 0].numel())
-        labels = pa.concat_tables(
-            [
-                label_chunk(self._networks, frames[start : start + step + 1], self._plan.options.check)
-                for start in range(0, len(frames) - 1, step)
-            ]
-        )
+        at_once = max(1, _STEP_PIXELS[self._device.type] // frames[0, 0].numel())
+        labels = label_chunk(self._networks, frames, self._plan.options.check, at_once)
         teacher = pa.array([self._digest] * len(labels), pa.string())
         schema = LABEL_SCHEMA if len(self._networks) == 1 else pa.schema([*LABEL_SCHEMA, *SPREAD_SCHEMA])
         return labels.append_column("teacher", teacher).select(schema.names).cast(schema)
@@ -863,9 +858,10 @@ def label_chunk(
     teachers: Sequence[FlowNetwork],
     frames: Float[Tensor, "frames 3 height width"],
     check: ForwardBackwardCheck,
+    at_once: int | None = None,
 ) -> pa.Table:
     """The columns of LABEL_SCHEMA but `teacher`, for the pairs of consecutive frames, and of several teachers
-    those of SPREAD_SCHEMA.
+    those of SPREAD_SCHEMA. at_once: how many pairs are worked on together, None for all.
 
     Occlusion is checked at full resolution. The other numbers are taken on the flow's grid, with the frames
     averaged down to it, as the teacher's own loss is; nan where no pixel is visible in either direction.
@@ -873,15 +869,32 @@ def label_chunk(
     """
     height, width = frames.shape[-2:]
     pairs = len(frames) - 1
+    at_once = at_once or pairs
     strides = {teacher.strides[0] for teacher in teachers}
     stride = strides.pop() if len(strides) == 1 else 1
-    flows = []
-    for teacher in teachers:
-        grid_rows, grid_columns = label_grid(height, width, teacher.strides[0])
-        # Both directions at once, the forward ones first.
-        grid = torch.cat([flow[..., :grid_rows, :grid_columns] for flow in teacher.estimate_chunk(frames)])
-        meets = stride == teacher.strides[0]
-        flows.append(grid if meets else upsample_flow(grid, teacher.strides[0], height, width))
+    estimates = [teacher.estimate_chunk(frames, at_once) for teacher in teachers]
+    tables = []
+    for first in range(0, pairs, at_once):
+        flows = []
+        for teacher, both in zip(teachers, estimates, strict=True):
+            own_stride = teacher.strides[0]
+            rows, columns = label_grid(height, width, own_stride)
+            # Both directions together, the forward ones first.
+            grid = torch.cat([flow[first : first + at_once, :, :rows, :columns] for flow in both])
+            flows.append(grid if stride == own_stride else upsample_flow(grid, own_stride, height, width))
+        tables.append(_labels_of(flows, stride, frames[first : first + at_once + 1], check))
+    return pa.concat_tables(tables)
+
+
+def _labels_of(
+    flows: list[Float[Tensor, "directions 2 rows columns"]],
+    stride: int,
+    frames: Float[Tensor, "frames 3 height width"],
+    check: ForwardBackwardCheck,
+) -> pa.Table:
+    """See `label_chunk`. flows: each teacher's, on a grid of this stride, the forward ones first."""
+    height, width = frames.shape[-2:]
+    pairs = len(frames) - 1
     there = torch.stack(flows).mean(dim=0)
     back = there.roll(pairs, dims=0)
     full = upsample_flow(there, stride, height, width)
@@ -906,7 +919,7 @@ def label_chunk(
         "flow_p99": p99.astype(np.float32),
         "flow_max": longest.astype(np.float32),
     }
-    if len(teachers) > 1:
+    if len(flows) > 1:
         spread = torch.stack([_length(flow - there).square() for flow in flows]).mean(dim=0).sqrt()
         columns |= {
             "spread_fw": quantized(spread[:pairs]),
@@ -917,8 +930,7 @@ def label_chunk(
 
 
 def _length(flow: Flow) -> Float[Tensor, "batch 1 height width"]:
-    # torch's own norm over two channels takes three times as long.
-    return flow.square().sum(dim=1, keepdim=True).sqrt()
+    return squared_length(flow).sqrt()
 
 
 def _pair_means(values: Float[Tensor, "directions 1 rows columns"], counted: Mask) -> Float[ndarray, "pairs"]:

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -91,19 +91,39 @@ class FlowNetwork(nn.Module):
             strides=self.strides,
         )
 
+    def ready(self, device: torch.device) -> "FlowNetwork":
+        """This network, on the device and for inference alone."""
+        if device.type == "cpu":
+            # Light PWC-Net takes a sixth less time for it.
+            cast(Any, self).to(memory_format=torch.channels_last)
+        return self.to(device).eval()
+
     @torch.no_grad()
     def estimate_chunk(
-        self, frames: Float[Tensor, "frames 3 height width"]
+        self, frames: Float[Tensor, "frames 3 height width"], at_once: int | None = None
     ) -> tuple[Float[Tensor, "pairs 2 _ _"], Float[Tensor, "pairs 2 _ _"]]:
         """Forward and backward flow of the K pairs of K + 1 consecutive frames of any size, at the network's
         finest stride.
 
         Each frame is encoded once. The grid covers the frame padded to `multiple`;
-        `upsample_flow(flow, strides[0], height, width)` is the full-resolution flow.
+        `upsample_flow(flow, strides[0], height, width)` is the full-resolution flow. at_once: how many pairs
+        go through the network together, None for all.
         """
-        features = self.encode(pad_to_multiple(frames, self.multiple))
-        both = self._both_directions([level[:-1] for level in features], [level[1:] for level in features])
-        return both.forward[0], both.backward[0]
+        pairs = len(frames) - 1
+        at_once = at_once or pairs
+        last: list[Tensor] | None = None
+        flows = []
+        for first in range(0, pairs, at_once):
+            new = frames[first if last is None else first + 1 : first + at_once + 1]
+            features = self.encode(pad_to_multiple(new, self.multiple))
+            if last is not None:
+                features = [torch.cat(level) for level in zip(last, features, strict=True)]
+            last = [level[-1:] for level in features]
+            firsts, seconds = [level[:-1] for level in features], [level[1:] for level in features]
+            both = self._both_directions(firsts, seconds)
+            flows.append((both.forward[0], both.backward[0]))
+        forward, backward = (torch.cat(direction) for direction in zip(*flows, strict=True))
+        return forward, backward
 
     @torch.no_grad()
     def estimate(self, image1: Image, image2: Image) -> tuple[Flow, Flow]:

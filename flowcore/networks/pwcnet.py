@@ -101,7 +101,7 @@ class PWCNet(FlowNetwork):
                 second = backward_warp(second, flow / stride)
                 known = [first, flow / FLOW_SCALE, hidden]
             volume = cost_volume(normalize_features(first), normalize_features(second), self.config.radius)
-            volume = functional.leaky_relu(volume, 0.1)
+            volume = functional.leaky_relu(volume, 0.1, inplace=True)
             hidden = self._block(self.decoders[index], torch.cat([volume, *known], dim=1))
             scaled = self.heads[index](hidden)
             if index == 0:

@@ -199,8 +199,8 @@ def test_killed_workers_cost_no_pair(
     labels = tmp_path / "labels"
     driver = Driver(collection, teacher, labels)
     steps = driver.steps()
-    # A worker has the title only while it works. Readers are done before a busy machine's first label, so they
-    # are killed as soon as they are seen; between other kills something is done.
+    # A worker has the title only while it works. Readers are done before a busy machine's first label, so
+    # they are killed as soon as they are seen; between other kills something is done.
     for title, is_late in (
         *(("_Reader", False), ("_Reader", False)),
         *(("_Teacher", True), ("ray::IDLE", True), ("_Teacher", True)),
