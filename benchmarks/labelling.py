@@ -1,16 +1,17 @@
 """How fast is labelling, beside the script that one would write today and beside the teacher's own speed?
 
-    python benchmarks/labelling.py [--videos CLIPS] [--network laptop] [--pairs 64]
+    python benchmarks/labelling.py [--videos CLIPS] [--network laptop] [--pairs 64] [--rounds 3]
 
-Measures, in one run and on the same cores, with processes of one thread each:
+Measures, on the same cores, with processes of one thread each, and in rounds, each of all of these one after
+another, as a shared machine is not as fast in one minute as in the next:
 
 - the script: OpenCV decodes, the network answers once for each direction, encoding both frames each time,
   then the check, and one compressed .npz a pair; a process a core, and one process with all the threads;
 - the limit: the same teacher on frames in memory, each encoded once, nothing checked or written;
-- labelling, from video files to Parquet, once it runs.
+- labelling, from video files to Parquet, once it runs, and whose processes the cores' time went to.
 
-Takes rendered videos, or at most --pairs pairs of each of a folder's. Weights are fresh, which costs what
-good ones do.
+Takes rendered videos, or at most --pairs pairs of each of a folder's; the scripts and the limit take fewer of
+each, but of every one. Weights are fresh, which costs what good ones do.
 """
 
 import argparse
@@ -20,13 +21,16 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import ray
 import torch
 from numpy import ndarray
@@ -50,9 +54,21 @@ from pipelines.labelling import (
 )
 
 _CHUNK_PAIRS = 16
+_SCRIPT_PAIRS = 8
+"""Of each video."""
 _LIMIT_SECONDS = 8.0
-_SCRIPT_SECONDS = 40.0
+_TRIED_CHUNKS = 4
 _SCENES = 4
+_LOOK_SECONDS = 5.0
+_PROCESSES = {
+    "_Teacher": "teachers",
+    "pipelines.clips": "decoders",
+    "_Reader": "reading and writing",
+    "_Writer": "reading and writing",
+    "ray::IDLE": "reading and writing",
+}
+"""What a process is, by what its title has in it; Ray gives those that read and write a task's title while
+they have one."""
 
 
 def render_videos(folder: Path, count: int, frames: int, size: tuple[int, int]) -> None:
@@ -76,7 +92,7 @@ class Script:
         self._network = network.eval()
 
     def pairs_per_second(self, videos: Sequence[str], options: ClipOptions, folder: str) -> float:
-        """Of whole videos, until it has worked for long enough."""
+        """Of as many pairs of each video as the options say."""
         pairs, start = 0, time.monotonic()
         for video in videos:
             before = None
@@ -85,8 +101,6 @@ class Script:
                     self._label(before, frame, f"{folder}/{Path(video).stem}-{pairs}.npz")
                     pairs += 1
                 before = frame
-            if time.monotonic() - start > _SCRIPT_SECONDS:
-                break
         return pairs / (time.monotonic() - start)
 
     def _frames(self, video: str, options: ClipOptions) -> Iterator[torch.Tensor]:
@@ -128,20 +142,18 @@ class InMemory:
 
     def __init__(self, network: FlowNetwork, chunks: Sequence[ndarray]) -> None:
         torch.set_num_threads(1)
-        self._network = network.eval()
+        self._network = network.ready(torch.device("cpu"))
         self._chunks = [to_images(chunk) for chunk in chunks]
 
-    def pairs_per_second(self, seconds: float, at_once: int, *, checked: bool) -> float:
-        """Over all chunks, again and again. checked: with the check and the numbers that go with a label."""
+    def pairs_per_second(self, chunks: int | None, at_once: int, *, checked: bool) -> float:
+        """Over the first chunks, or all, again and again. checked: with the check and a label's numbers."""
         pairs, start = 0, time.monotonic()
-        while (elapsed := time.monotonic() - start) < seconds or pairs == 0:
-            for frames in self._chunks:
-                for first in range(0, len(frames) - 1, at_once):
-                    some = frames[first : first + at_once + 1]
-                    if checked:
-                        label_chunk([self._network], some, ForwardBackwardCheck())
-                    else:
-                        self._network.estimate_chunk(some)
+        while (elapsed := time.monotonic() - start) < _LIMIT_SECONDS or pairs == 0:
+            for frames in self._chunks[:chunks]:
+                if checked:
+                    label_chunk([self._network], frames, ForwardBackwardCheck(), at_once)
+                else:
+                    self._network.estimate_chunk(frames, at_once)
                 pairs += len(frames) - 1
         return pairs / elapsed
 
@@ -167,30 +179,55 @@ def script_speed(
     return total
 
 
-def memory_speeds(network: FlowNetwork, chunks: Sequence[ndarray], processes: int) -> tuple[float, float]:
-    """Pairs a second of all processes together, bare and checked, each at the better number of pairs at
-    once."""
-    share = ray.put(list(chunks))
-    teachers = [InMemory.remote(network, share) for _ in range(processes)]
-
-    def speed(at_once: int, checked: bool) -> float:
-        return sum(
-            ray.get(
-                [
-                    teacher.pairs_per_second.remote(_LIMIT_SECONDS, at_once, checked=checked)
-                    for teacher in teachers
-                ]
-            )
-        )
-
-    bare, checked = (max(speed(at_once, each) for at_once in (1, 4, _CHUNK_PAIRS)) for each in (False, True))
+def memory_speed(
+    network: FlowNetwork,
+    frames: ray.ObjectRef,
+    processes: int,
+    at_once: int,
+    *,
+    checked: bool,
+    chunks: int | None = None,
+) -> float:
+    """Pairs a second of all processes together."""
+    teachers = [InMemory.remote(network, frames) for _ in range(processes)]
+    speeds = [teacher.pairs_per_second.remote(chunks, at_once, checked=checked) for teacher in teachers]
+    total = sum(ray.get(speeds))
     for teacher in teachers:
         ray.kill(teacher)
-    return bare, checked
+    return total
+
+
+@dataclass
+class CoreTime:
+    """Seconds that the cores worked for this process and all that it started, by what they are."""
+
+    _before: dict[int, float] = field(default_factory=dict)
+    _kinds: dict[int, str] = field(default_factory=dict)
+    _looked: float = -_LOOK_SECONDS
+    seconds: Counter[str] = field(default_factory=Counter)
+
+    def look(self) -> None:
+        """Now and then; what has ended since the last look is left out."""
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        this = psutil.Process()
+        is_first = not self._before
+        for process in (this, *this.children(recursive=True)):
+            with suppress(psutil.Error):
+                times = process.cpu_times()
+                now = times.user + times.system
+                title = " ".join(process.cmdline())
+                named = [kind for mark, kind in _PROCESSES.items() if mark in title]
+                kind = "the driver" if process == this else named[0] if named else "Ray's own"
+                # Titles change; which teacher it is doesn't.
+                kind = self._kinds.setdefault(process.pid, kind)
+                self.seconds[kind] += 0.0 if is_first else now - self._before.get(process.pid, 0.0)
+                self._before[process.pid] = now
 
 
 def labelled(
-    videos: str, teacher: Path, location: Path, options: LabellingOptions
+    videos: str, teacher: Path, location: Path, options: LabellingOptions, time_of: CoreTime
 ) -> tuple[LabellingSummary, float, list[float]]:
     """The summary, the seconds to the first shard, and the pairs a second in each quarter from there to the
     last."""
@@ -200,6 +237,7 @@ def labelled(
     def note(progress: LabellingProgress) -> None:
         if progress.new_pairs > (steps[-1][1] if steps else 0):
             steps.append((time.monotonic(), progress.new_pairs))
+            time_of.look()
 
     summary = write_labels(videos, [str(teacher)], str(location), options, on_progress=note)
     if len(steps) < 5:
@@ -221,6 +259,12 @@ def readable(videos: str, options: ClipOptions) -> tuple[list[str], list[ndarray
     return found, chunks
 
 
+def ratio(values: Sequence[float], of: Sequence[float]) -> str:
+    """The median of the rounds' quotients, and their range."""
+    quotients = [each / other for each, other in zip(values, of, strict=True)]
+    return f"{statistics.median(quotients):.2f} ({min(quotients):.2f}-{max(quotients):.2f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -230,6 +274,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=64, help="most of a video")
     parser.add_argument("--size", type=int, nargs=2, default=(192, 256), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--network", default="laptop", choices=sorted(RECIPES), help="that of a recipe")
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     size = (arguments.size[0], arguments.size[1])
@@ -247,37 +292,64 @@ def main() -> None:
         save_model(folder / "teacher", network, {"stage": "benchmark"})
         connect()
         files, chunks = readable(videos, clips)
-        scripts = {
-            (processes, threads): script_speed(
-                network, files, clips, folder / f"npz{threads}", processes, threads
+        some = replace(clips, max_pairs_per_video=_SCRIPT_PAIRS)
+        frames = ray.put(chunks)
+
+        def script(processes: int, threads: int) -> Callable[[int], float]:
+            return lambda number: script_speed(
+                network, files, some, folder / f"npz-{number}-{processes}", processes, threads
             )
-            for processes, threads in ((1, cores), (cores, 1))
+
+        def in_memory(*, checked: bool) -> Callable[[int], float]:
+            return lambda number: memory_speed(network, frames, cores, at_once, checked=checked)
+
+        def labelling(number: int) -> float:
+            runs.append(
+                labelled(videos, folder / "teacher", folder / f"labels{number}", options, time_of[number])
+            )
+            return statistics.harmonic_mean(runs[-1][2])
+
+        tried = {
+            each: memory_speed(network, frames, cores, each, checked=False, chunks=_TRIED_CHUNKS)
+            for each in (1, 4, _CHUNK_PAIRS)
         }
-        bare, checked = memory_speeds(network, chunks, cores)
-        summary, seconds_to_first, quarters = labelled(videos, folder / "teacher", folder / "labels", options)
-        npz_bytes = statistics.mean(path.stat().st_size for path in (folder / "npz1").iterdir())
-    script = max(scripts.values())
-    speed = statistics.harmonic_mean(quarters)
+        at_once = max(tried, key=lambda each: tried[each])
+        runs: list[tuple[LabellingSummary, float, list[float]]] = []
+        time_of = [CoreTime() for _ in range(arguments.rounds)]
+        rows = {
+            f"the script, one process of {cores} threads": script(1, cores),
+            f"the script, {cores} processes of one thread": script(cores, 1),
+            "the teacher on frames in memory: the limit": in_memory(checked=False),
+            "the same with the check and a label's numbers": in_memory(checked=True),
+            "labelling, from video to Parquet": labelling,
+        }
+        speeds: dict[str, list[float]] = {title: [] for title in rows}
+        for number in range(arguments.rounds):
+            for title, measured in rows.items():
+                speeds[title].append(measured(number))
+                print(f"round {number + 1}: {title}: {speeds[title][-1]:.1f} pairs/s", file=sys.stderr)
+        npz_bytes = statistics.mean(path.stat().st_size for path in folder.glob("npz-0-1/*"))
+    script_1, script_n, bare, *_ = speeds.values()
+    summary = runs[0][0]
     print(f"command: python {shlex.join(sys.argv)}")
     print(
         f"{len(files)} videos, scaled to cover {size[0]}x{size[1]} px, {summary.num_pairs} pairs; network of "
-        f"the recipe {arguments.network}; {cores} cores"
+        f"the recipe {arguments.network}, {at_once} pairs at once in memory; {cores} cores; medians of "
+        f"{arguments.rounds} rounds (and the range of their ratios)"
     )
-    print("| pairs a second | | of the script | of the limit |")
-    print("|---|---:|---:|---:|")
-    for title, each in (
-        *(
-            (f"the script, {n} process(es) of {threads} thread(s)", at)
-            for (n, threads), at in scripts.items()
-        ),
-        ("the teacher on frames in memory: the limit", bare),
-        ("the same with the check and a label's numbers", checked),
-        ("labelling, from video to Parquet", speed),
-    ):
-        print(f"| {title} | {each:.1f} | {each / script:.2f} | {each / bare:.2f} |")
-    print(f"by quarter of the labelling: {', '.join(f'{each:.1f}' for each in quarters)} pairs/s")
-    print(f"first shard after {seconds_to_first:.1f} s; work by stage: ", end="")
-    print(", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in summary.stage_seconds.items()))
+    print("| | pairs a second | of the script's one process | of its several | of the limit |")
+    print("|---|---:|---:|---:|---:|")
+    for title, values in speeds.items():
+        ratios = " | ".join(ratio(values, of) for of in (script_1, script_n, bare))
+        print(f"| {title} | {statistics.median(values):.1f} | {ratios} |")
+    for number, (_, seconds_to_first, quarters) in enumerate(runs, start=1):
+        print(
+            f"round {number}: first shard after {seconds_to_first:.1f} s, then by quarter "
+            f"{', '.join(f'{each:.1f}' for each in quarters)} pairs/s"
+        )
+    total = sum((each.seconds for each in time_of), Counter[str]())
+    shares = ", ".join(f"{kind} {seconds / total.total():.1%}" for kind, seconds in total.most_common())
+    print(f"the cores' time while it labels: {shares}")
     print(
         f"bytes a pair: {npz_bytes:.0f} in .npz, {summary.bytes / summary.num_pairs:.0f} in "
         "Parquet, frames included"

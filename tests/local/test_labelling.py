@@ -548,6 +548,14 @@ def test_two_equal_teachers_label_as_one_does_and_do_not_disagree() -> None:
     assert both.column("spread").to_pylist() == [0, 0]
 
 
+def test_a_chunk_is_labelled_in_steps_as_at_once() -> None:
+    frames = torch.rand(6, 3, 40, 80, generator=torch.Generator().manual_seed(0))
+    at_once = label_chunk([Shift(8.0)], frames, ForwardBackwardCheck())
+    in_steps = label_chunk([Shift(8.0)], frames, ForwardBackwardCheck(), 2)
+    assert in_steps.num_rows == 5
+    assert in_steps.combine_chunks().equals(at_once)
+
+
 class FineShift(Shift):
     """The same on a grid of every second pixel."""
 

@@ -102,6 +102,18 @@ def test_what_moved_by_a_displacement_costs_most_in_that_displacements_channel(d
     assert volume.nonzero().tolist() == [[0, (2 + dy) * 5 + (2 + dx), 3, 3]]
 
 
+def test_the_cost_volume_lies_as_its_first_features_do_and_is_the_same_in_either_layout() -> None:
+    planes = random(0, 2, 2, 5, 6, 7)
+    for first, second in ((True, False), (False, True), (True, True)):
+        features1, features2 = (
+            each.contiguous(memory_format=torch.channels_last if is_last else torch.contiguous_format)
+            for each, is_last in zip(planes, (first, second), strict=True)
+        )
+        volume = cost_volume(features1, features2, 2)
+        torch.testing.assert_close(volume, cost_volume(*planes, 2), rtol=1e-5, atol=1e-5)
+        assert volume.is_contiguous(memory_format=torch.channels_last) == first
+
+
 def test_between_its_passes_the_cost_volume_keeps_its_two_inputs_alone() -> None:
     kept: list[int] = []
 
@@ -388,6 +400,43 @@ def test_every_backbone_gives_a_pair_the_same_flow_alone_in_a_batch_and_in_a_chu
             alone = network(frames[number : number + 1], frames[number + 1 : number + 2])
             torch.testing.assert_close(alone.forward[0], forward[number : number + 1], rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(alone.backward[0], backward[number : number + 1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_gives_a_chunk_in_steps_the_same_flow_and_encodes_each_frame_once(
+    backbone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = fresh(backbone).ready(torch.device("cpu"))
+    frames = random(3, 6, 3, 64, 96)
+    whole = network.estimate_chunk(frames)
+    encoded: list[Tensor] = []
+    encode = network.encode
+
+    def noting(images: Tensor) -> list[Tensor]:
+        encoded.extend(images)
+        return encode(images)
+
+    monkeypatch.setattr(network, "encode", noting)
+    in_steps = network.estimate_chunk(frames, 2)
+    assert torch.stack(encoded).equal(frames)
+    for one, other in zip(whole, in_steps, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_that_is_ready_on_a_cpu_has_its_channels_last_and_gives_the_same_flow(
+    backbone: str,
+) -> None:
+    network, frames = fresh(backbone).eval(), random(3, 3, 3, 64, 96)
+    plain = network.estimate_chunk(frames)
+    ready = network.ready(torch.device("cpu"))
+    features = ready.encode(frames)
+    for one, other in zip(plain, ready.estimate_chunk(frames), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert any(
+        each.is_contiguous(memory_format=torch.channels_last) and not each.is_contiguous()
+        for each in features
+    )
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
