@@ -4,8 +4,9 @@
 
 Labels pairs of the videos, or without them of rendered scenes, with a network, and stores its flow in both
 directions and both occlusion masks: as label sets do at the network's stride, the same upsampled to full
-resolution, as .flo with PNG masks, and as KITTI's PNG with PNG masks. Prints bytes per pixel, what rounding
-costs, and how many bytes of .flo a second one core reads back, all in one run.
+resolution, as .flo with PNG masks, and as KITTI's PNG with PNG masks. Prints bytes per pixel, how far what is
+read back is from the network's flow at full resolution, on rendered scenes also from the truth, and how many
+bytes of .flo a second one core reads back, all in one run.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy import ndarray
+from torch import Tensor
 
 from flowcore.formats import read_flow, read_mask, write_flow, write_mask
+from flowcore.networks import FlowNetwork
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene
 from flowcore.shapes import to_images
@@ -33,7 +37,6 @@ from pipelines.checkpoints import fetch_model, load_model
 from pipelines.clips import find_videos
 from pipelines.labelling import label_chunk
 from pipelines.labels import (
-    FLOW_UNITS,
     decode_flow,
     encode_shard,
     label_grid,
@@ -50,11 +53,14 @@ _HEIGHT, _WIDTH = 240, 320
 _ROUNDS = 3
 
 
-def chunks(videos: str | None, pairs: int) -> list[ndarray]:
-    """Frames of one size, uint8 [frames, height, width, 3], of as many videos as give `pairs` pairs."""
+def chunks(videos: str | None, pairs: int) -> tuple[list[ndarray], Tensor | None]:
+    """Frames of one size, uint8 [frames, height, width, 3], of as many videos as give `pairs` pairs; and the
+    true forward flow of all where it is known."""
     if videos is None:
         scene = SceneOptions(height=_HEIGHT, width=_WIDTH, num_frames=9)
-        return [render_scene(seed, scene).frames for seed in range(-(-pairs // 8))]
+        rendered = [render_scene(seed, scene) for seed in range(-(-pairs // 8))]
+        truth = torch.from_numpy(np.concatenate([each.flow_fw for each in rendered]))
+        return [each.frames for each in rendered], truth
     size = (_HEIGHT, _WIDTH)
     options = ClipOptions(size=size, min_size=size, chunk_pairs=8, max_pairs_per_video=8)
     found: list[ndarray] = []
@@ -63,16 +69,18 @@ def chunks(videos: str | None, pairs: int) -> list[ndarray]:
             with suppress(VideoError):
                 for chunk in ChunkReader(source.uri, options):
                     found.append(np.stack(chunk.frames)[:, :_HEIGHT, :_WIDTH])
-    return found
+    return found, None
 
 
-def labelled(network: torch.nn.Module, frames: ndarray) -> pa.Table:
+def labelled(network: FlowNetwork, frames: ndarray) -> tuple[pa.Table, list[Tensor]]:
+    """The labels of the pairs, and the network's flow in both directions at full resolution, not rounded."""
     pixels = to_images(frames)
     parts = [
-        label_chunk([network], pixels[at : at + 2], ForwardBackwardCheck())  # type: ignore[list-item]
-        for at in range(len(pixels) - 1)
+        label_chunk([network], pixels[at : at + 2], ForwardBackwardCheck()) for at in range(len(pixels) - 1)
     ]
-    return pa.concat_tables(parts).select([*_COLUMNS, "flow_stride"])
+    estimates = [network.estimate(first[None], second[None]) for first, second in pairwise(pixels)]
+    exact = [torch.cat(direction) for direction in zip(*estimates, strict=True)]
+    return pa.concat_tables(parts).select([*_COLUMNS, "flow_stride"]), exact
 
 
 def parquet(table: pa.Table) -> bytes:
@@ -126,20 +134,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
-    network, _ = load_model(fetch_model(arguments.model))
-    coarse = pa.concat_tables(
-        [labelled(network.eval(), frames) for frames in chunks(arguments.videos, arguments.pairs)]
-    ).combine_chunks()
+    network = load_model(fetch_model(arguments.model))[0].ready(torch.device("cpu"))
+    some, truth = chunks(arguments.videos, arguments.pairs)
+    parts = [labelled(network, frames) for frames in some]
+    coarse = pa.concat_tables([table for table, _ in parts]).combine_chunks()
     height, width = _HEIGHT, _WIDTH
     stride = coarse["flow_stride"][0].as_py()
     pairs, pixels = len(coarse), len(coarse) * height * width
-    # The network's own flow to within the grid's rounding, which is what every format is asked to keep.
-    full = [
-        torch.stack(
-            [torch.from_numpy(decode_flow(row, stride, height, width)) for row in row_values(coarse[name])]
-        )
-        for name in ("flow_fw", "flow_bw")
-    ]
+    # Forward and backward, as the network gives it.
+    full = [torch.cat([exact[direction] for _, exact in parts]) for direction in range(2)]
     occluded = [
         torch.from_numpy(np.stack(row_values(coarse[name]))).view(pairs, 1, height, width)
         for name in ("occ_fw", "occ_bw")
@@ -153,32 +156,49 @@ def main() -> None:
             "flow_stride": pa.array([1] * pairs, pa.int32()),
         }
     )
-    rounding = max(float((torch.round(flow * FLOW_UNITS) / FLOW_UNITS - flow).abs().max()) for flow in full)
     flo_bytes = 2 * _FLO_BYTES * pixels
     flows = [flow.numpy() for direction in full for flow in direction]
     hidden = [mask[0].numpy() for direction in occluded for mask in direction]
     print(f"command: python {shlex.join(sys.argv)}")
     print(f"{pairs} pairs of {height}x{width} px, flow at stride {stride}, one thread")
-    print("| stored as | bytes a pixel of a pair | rounded by at most | read back, MB of .flo a second |")
-    print("|---|---:|---:|---:|")
+    print(
+        "| stored as | bytes a pixel of a pair | farthest from the network's flow, px | "
+        "EPE to the truth, px | read back, MB of .flo a second |"
+    )
+    print("|---|---:|---:|---:|---:|")
 
-    def line(title: str, size: int, rounded: str, took: float) -> None:
-        print(f"| {title} | {size / pixels:.3f} | {rounded} | {flo_bytes / took / 1e6:.0f} |", flush=True)
+    def line(title: str, size: int, read: list[Tensor], took: float) -> None:
+        farthest = max(float((each - exact).abs().max()) for each, exact in zip(read, full, strict=True))
+        error = "-" if truth is None else f"{float((read[0] - truth).square().sum(dim=1).sqrt().mean()):.5f}"
+        speed = flo_bytes / took / 1e6
+        print(f"| {title} | {size / pixels:.3f} | {farthest:.5f} | {error} | {speed:.0f} |", flush=True)
 
-    content, whole = parquet(coarse), parquet(fine)
-    for title, stored, upsampled, rounded in (
-        (f"Parquet, stride {stride}, read upsampled", content, True, "1/128 px, of the grid"),
-        (f"Parquet, stride {stride}, read as stored", content, False, "1/128 px, of the grid"),
-        ("Parquet, full resolution", whole, False, f"{rounding:.5f} px"),
+    def decoded(table: pa.Table) -> list[Tensor]:
+        each_stride = table["flow_stride"][0].as_py()
+        return [
+            torch.from_numpy(
+                np.stack([decode_flow(row, each_stride, height, width) for row in row_values(table[name])])
+            )
+            for name in ("flow_fw", "flow_bw")
+        ]
+
+    for title, table, upsampled in (
+        (f"Parquet, stride {stride}, read upsampled", coarse, True),
+        (f"Parquet, stride {stride}, read as stored", coarse, False),
+        ("Parquet, full resolution", fine, False),
     ):
-        took = seconds(partial(read_parquet, stored, height, width, upsampled=upsampled))
-        line(title, len(stored), rounded, took)
+        content = parquet(table)
+        took = seconds(partial(read_parquet, content, height, width, upsampled=upsampled))
+        line(title, len(content), decoded(table), took)
     for suffix in (".flo", ".png"):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             size = as_files(folder, suffix, flows, hidden)
-            rounded = "0" if suffix == ".flo" else f"{rounding:.5f} px"
-            line(f"{suffix} and PNG masks", size, rounded, seconds(partial(read_files, folder)))
+            numbers = range(len(flows))
+            stored = torch.from_numpy(
+                np.stack([read_flow(folder / f"{each}{suffix}")[0] for each in numbers])
+            )
+            line(f"{suffix} and PNG masks", size, list(stored.chunk(2)), seconds(partial(read_files, folder)))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
     python benchmarks/fuzzing.py [--videos FOLDER] [--files 500] [--seed 0]
 
 Takes the videos of FOLDER, or without it rendered ones in six codecs and containers, mutates each in turn by
-flipped bits, overwritten headers, cut-out and repeated parts and truncation, and writes the frame pairs of
-all into one set. Prints what became of the files, and fails unless each is in the set or in the ledger,
-exactly once, and every pair of the set can be read.
+flipped bits, overwritten headers, cut-out and repeated parts and truncation, and labels all with the network
+of `smoke`, by `jobs/pseudolabel.py`. Prints what became of the files, and fails unless each is in the set or
+in the ledger, exactly once, and every pair of the set can be read.
 """
 
 import argparse
 import shlex
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,13 +19,14 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
 
 from flowcore.scenes import SceneOptions, render_scene
-from flowcore.video import ClipOptions
-from jobs.command import connect
+from jobs.recipes import RECIPES
+from pipelines.checkpoints import save_model
 from pipelines.clips import find_videos
-from pipelines.labelling import LabellingOptions, write_pairs
-from pipelines.labels import PairSet
+from pipelines.labels import PairSet, read_ledger
+from pipelines.locations import PROJECT_FOLDER
 
 _CODECS = {
     "mp4": "libx264",
@@ -100,21 +102,27 @@ def main() -> None:
             path = folder / "videos" / f"{number:04d}{source.suffix}"
             path.write_bytes(content)
             kinds[str(path)] = kind
-        connect()
+        torch.manual_seed(0)
+        save_model(folder / "teacher", RECIPES["smoke"].network.build(), {"stage": "benchmark"})
         started = time.monotonic()
-        options = LabellingOptions(clips=ClipOptions(size=(96, 128), min_size=(48, 64)), max_bad_share=1.0)
-        summary = write_pairs(str(folder / "videos"), str(folder / "set"), options)
+        command = [
+            *(sys.executable, str(PROJECT_FOLDER / "jobs/pseudolabel.py"), "smoke"),
+            *("--videos", str(folder / "videos"), "--teacher", str(folder / "teacher")),
+            *("--labels", str(folder / "set"), "--labelling.max-bad-share", "1"),
+        ]
+        subprocess.run(command, check=True, cwd=folder)
         seconds = time.monotonic() - started
-        pairs = PairSet.open(summary.location)
+        pairs = PairSet.open(str(folder / "set"))
+        ledger = read_ledger(pairs.location)
         kept = {entry.video for entry in pairs.videos()}
-        unread = [entry.video for entry in summary.ledger if entry.outcome != "cut short"]
+        unread = [entry.video for entry in ledger if entry.outcome != "cut short"]
         index = pairs.index()
         ids = index.column("pair_id").to_pylist()
         for place in index.to_pylist():
             pairs.decode(pairs.read(place))
     accounted = [*kept, *unread]
-    outcomes = Counter((kinds[entry.video], entry.outcome) for entry in summary.ledger)
-    done = Counter(kinds[video] for video in kept - {entry.video for entry in summary.ledger})
+    outcomes = Counter((kinds[entry.video], entry.outcome) for entry in ledger)
+    done = Counter(kinds[video] for video in kept - {entry.video for entry in ledger})
     print(f"command: python {shlex.join(sys.argv)}")
     print(f"{arguments.files} damaged files of {len(whole)} videos, {seconds:.0f} s, {len(ids)} pairs")
     columns = ("done", "cut short", "nothing", "duplicate", "unreadable now")
@@ -123,7 +131,9 @@ def main() -> None:
         counts = [done[kind], *(outcomes[kind, column] for column in columns[1:])]
         print(f"| {kind} | " + " | ".join(str(count) for count in counts) + " |")
     assert sorted(accounted) == sorted(kinds), "a file is lost, or accounted for twice"
-    assert len(ids) == len(set(ids)) == summary.num_pairs, "a pair is lost or doubled"
+    assert len(ids) == len(set(ids)) == sum(entry.pairs for entry in pairs.videos()), (
+        "a pair is lost or doubled"
+    )
     print("every file accounted for once, every pair read")
 
 

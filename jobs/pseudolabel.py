@@ -147,6 +147,8 @@ def main(recipe: str, options: Pseudolabel) -> None:
     summary = pseudolabel(recipe, options)
     print(f"labels: {summary.location}")
     print(f"{summary.num_pairs} pairs of {summary.num_videos} videos; {summary.new_pairs} of them are new")
+    cuts, static, faded = (summary.left_out[reason] for reason in ("cuts", "static_pairs", "faded_pairs"))
+    print(f"left out: {cuts} pairs at cuts, {static} static ones, {faded} in fades")
     if summary.verdict:
         busy = ", ".join(f"{stage} {share:.0%}" for stage, share in summary.busy.items())
         print(f"how long each stage's processes worked: {busy}\n{summary.verdict}")

@@ -79,6 +79,7 @@ from pipelines.labels import (
     pair_id,
     quantized,
     read_ledger,
+    require_own,
     shard_at,
     shard_name,
     video_of_shards,
@@ -160,7 +161,7 @@ class LabellingSummary:
     digest: of what the set is made of. num_*, bytes: of the whole set. new_pairs: made by this run in
     `seconds`; pairs_per_second is their quotient. stage_seconds: work by stage, of all processes together;
     processes: how many each stage had at most, none in a run that found nothing to do. ledger: every input
-    that gave less than it might.
+    that gave less than it might. left_out: pairs of the set's videos that aren't in it, by reason.
     """
 
     location: str
@@ -174,6 +175,7 @@ class LabellingSummary:
     stage_seconds: Mapping[str, float]
     processes: Mapping[str, int]
     ledger: tuple[LedgerEntry, ...]
+    left_out: Mapping[str, int]
 
     @property
     def pairs_per_second(self) -> float:
@@ -214,6 +216,7 @@ class LabellingSummary:
             **{f"seconds/{stage}": seconds for stage, seconds in self.stage_seconds.items()},
             **{f"busy/{stage}": share for stage, share in self.busy.items()},
             **{f"ledger/{outcome}": count for outcome, count in outcomes.items()},
+            **{f"left_out/{reason}": count for reason, count in self.left_out.items()},
         }
         return {f"{prefix}/{name}": float(value) for name, value in values.items()}
 
@@ -421,7 +424,7 @@ def _write_set(
         describe_set(location, description)
         Folder(location).sweep()
         run = uuid4().hex
-        tally = _Tally(location, run, stamps, on_progress)
+        tally = _Tally(location, run, description.digest, stamps, on_progress)
         processes: dict[str, int] = {}
         left = [source for source in sources if not tally.is_done(source.name)]
         if left:
@@ -437,7 +440,7 @@ def _write_set(
             for row in _rows(left, stamps, plan, room):
                 tally.add(row)
             processes = room.processes(_resources())
-        return tally.finish(description.digest, options.max_bad_share, processes)
+        return tally.finish(options.max_bad_share, processes)
 
 
 def _keep_teachers(location: str, files: Mapping[str, bytes]) -> None:
@@ -691,6 +694,8 @@ class _Reader:
                 first[folder] = source.name
                 before = video_record(self.plan.location, folder)
                 # Run anew by Ray, this must not see what this run wrote: it would yield other rows.
+                if before is not None:
+                    require_own(self.plan.location, self.plan.label_set, before.label_set)
                 if before is not None and before.run != self.plan.run:
                     yield _row(folder=folder, record=_json(replace(before, video=source.name, stamp=stamp)))
                 else:
@@ -724,6 +729,7 @@ class _Reader:
             video=source.name,
             stamp=stamp,
             folder=folder,
+            label_set=self.plan.label_set,
             outcome="nothing" if shards == 0 else "done" if reason is None else "cut short",
             reason=reason or "",
             frames_read=report.frames_read,
@@ -741,7 +747,7 @@ class _Reader:
         self, source: VideoSource, folder: str, shard: int, chunks: Sequence[EncodedChunk], seconds: float
     ) -> pa.Table:
         num_pairs = _num_pairs(chunks)
-        there = shard_at(self.plan.location, shard_name(folder, shard))
+        there = shard_at(self.plan.location, shard_name(folder, shard), self.plan.label_set)
         # A decoder that died once, and not again, left a shorter one.
         is_done = there is not None and there.pairs == num_pairs
         contents = [{name: getattr(chunk, name) for name in _CHUNK.names} for chunk in chunks]
@@ -952,7 +958,7 @@ class _Writer:
             if row["chunks"]:
                 name = shard_name(row["folder"], row["shard"])
                 # Ray runs a task anew that was killed after it had written.
-                there = shard_at(self.plan.location, name)
+                there = shard_at(self.plan.location, name, self.plan.label_set)
                 if there is None or there.pairs != row["pairs"]:
                     content = encode_shard(self._table(row), self.plan.options.row_group_pairs)
                     folder.write(name, content)
@@ -1003,10 +1009,16 @@ class _Tally:
     """What has become of each video; holds a few numbers a video, none a pair."""
 
     def __init__(
-        self, location: str, run: str, stamps: Mapping[str, Stamp], on_progress: OnProgress | None
+        self,
+        location: str,
+        run: str,
+        label_set: str,
+        stamps: Mapping[str, Stamp],
+        on_progress: OnProgress | None,
     ) -> None:
         self._location = location
         self._run = run
+        self._label_set = label_set
         self._stamps = stamps
         self._on_progress = on_progress
         self._started = time.monotonic()
@@ -1084,7 +1096,7 @@ class _Tally:
                 )
             )
 
-    def finish(self, label_set: str, max_bad_share: float, processes: Mapping[str, int]) -> LabellingSummary:
+    def finish(self, max_bad_share: float, processes: Mapping[str, int]) -> LabellingSummary:
         """Writes ledger and manifest, clears away what changed videos left; RuntimeError as `write_pairs`."""
         seconds = time.monotonic() - self._started
         for write in self._writes:
@@ -1099,6 +1111,9 @@ class _Tally:
         records = self._before | {record.folder: record for record in self._current.values()}
         records = {folder: record for folder, record in records.items() if folder not in stale}
         records |= self._meanwhile(records)
+        description = description_at(Folder(self._location))
+        for found in {record.label_set for record in records.values()} | {description and description.digest}:
+            require_own(self._location, self._label_set, str(found))
         ledger = [
             *self._entries,
             *(_ledger_entry(each) for each in records.values() if each.outcome != "done"),
@@ -1113,12 +1128,12 @@ class _Tally:
             for each in with_pairs
         ]
         # A reader that has the new manifest doesn't miss what is removed then.
-        write_manifest(self._location, label_set, videos)
+        write_manifest(self._location, self._label_set, videos)
         for folder in stale:
             Folder(self._location).remove_folder(folder)
         return LabellingSummary(
             location=self._location,
-            digest=label_set,
+            digest=self._label_set,
             num_videos=len(videos),
             num_pairs=sum(video.pairs for video in videos),
             num_shards=sum(video.shards for video in videos),
@@ -1128,6 +1143,10 @@ class _Tally:
             stage_seconds=self._stage_seconds,
             processes=processes,
             ledger=tuple(ledger),
+            left_out={
+                reason: sum(getattr(record, reason) for record in records.values())
+                for reason in ("cuts", "static_pairs", "faded_pairs")
+            },
         )
 
     def _meanwhile(self, records: Mapping[str, VideoRecord]) -> dict[str, VideoRecord]:
@@ -1173,4 +1192,7 @@ def _ledger_entry(record: VideoRecord) -> LedgerEntry:
         reason=record.reason,
         frames_read=record.frames_read,
         pairs=record.pairs,
+        cuts=record.cuts,
+        static_pairs=record.static_pairs,
+        faded_pairs=record.faded_pairs,
     )

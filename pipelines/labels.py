@@ -44,8 +44,9 @@ from pipelines.locations import Folder, concurrently, join, patient, storage_of
 
 Result = TypeVar("Result")
 
-FORMAT = 3
-"""Version of the layout and of the rows' meaning; another one is refused."""
+FORMAT = 4
+"""Version of the layout, of the rows' meaning and of what computes them: counted up, too, where the same
+teacher would give other numbers. Another one is refused."""
 FLOW_UNITS = 64
 """Units of a stored flow per pixel."""
 
@@ -344,7 +345,8 @@ Outcome = Literal["nothing", "cut short", "duplicate", "unreadable now"]
 class LedgerEntry:
     """An input that gave no pair, or fewer than it holds, or that is another one's copy.
 
-    "unreadable now" is the storage's fault: another run tries again.
+    "unreadable now" is the storage's fault: another run tries again. cuts, static_pairs, faded_pairs: how
+    many of its pairs were left out for each, as in `flowcore.video.VideoReport`.
     """
 
     video: str
@@ -352,6 +354,9 @@ class LedgerEntry:
     reason: str
     frames_read: int
     pairs: int
+    cuts: int = 0
+    static_pairs: int = 0
+    faded_pairs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,12 +376,13 @@ class VideoRecord:
 
     stamp: tells a changed file. folder: its content's digest. run: the run that wrote it. outcome, reason: as
     in the ledger; "done" if it was read to its end. cuts, static_pairs, faded_pairs: as in
-    `flowcore.video.VideoReport`. bytes: of its shards.
+    `flowcore.video.VideoReport`. bytes: of its shards. label_set: of those.
     """
 
     video: str
     stamp: str
     folder: str
+    label_set: str
     outcome: Literal["done", "nothing", "cut short"]
     reason: str
     frames_read: int
@@ -435,13 +441,25 @@ class ShardSize:
     bytes: int
 
 
-def shard_at(location: str, name: str) -> ShardSize | None:
-    """The size of a shard of the set, None if it isn't there."""
+def require_own(location: str, label_set: str, found: str) -> None:
+    """RuntimeError where something that was found in a set's folder is of another set."""
+    if found != label_set:
+        raise RuntimeError(
+            f"{location} holds labels of the set {found} beside those of {label_set}: a run with other "
+            "options or another teacher writes there at the same time, or did; give each a folder of its own"
+        )
+
+
+def shard_at(location: str, name: str, label_set: str | None = None) -> ShardSize | None:
+    """The size of a shard of the set, None if it isn't there; see `require_own`."""
     size = Folder(location).size(name)
     if size is None:
         return None
     filesystem, root = storage_of(location)
     metadata = patient(pq.read_metadata)(f"{root}/{name}", filesystem=filesystem)
+    if label_set is not None:
+        column = metadata.schema.names.index("label_set")
+        require_own(location, label_set, metadata.row_group(0).column(column).statistics.max)
     return ShardSize(pairs=metadata.num_rows, bytes=size)
 
 

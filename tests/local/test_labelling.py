@@ -3,9 +3,11 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,14 +43,17 @@ from pipelines.labelling import (
     write_pairs,
 )
 from pipelines.labels import (
+    DESCRIPTION_FILE,
     LEDGER_FILE,
     MANIFEST_FILE,
     PAIR_SCHEMA,
     PairSet,
     decode_flow,
     decode_row,
+    read_ledger,
     stored_pixels,
 )
+from pipelines.progress import video_bar
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -233,14 +238,24 @@ def test_a_rerun_touches_nothing(labels: PairSet, collection: Path, teacher: tup
     assert summary.verdict == ""
 
 
-def test_labels_dont_depend_on_the_number_of_teachers(
-    tmp_path: Path, labels: PairSet, collection: Path, teacher: tuple[str, FlowNetwork]
+@pytest.mark.parametrize("num_teachers", [1, 3])
+def test_labels_dont_depend_on_the_number_of_teachers_on_the_order_or_on_who_reads_what(
+    tmp_path: Path,
+    labels: PairSet,
+    collection: Path,
+    teacher: tuple[str, FlowNetwork],
+    num_teachers: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    summary = write_labels(
-        str(collection), [teacher[0]], str(tmp_path / "set"), replace(OPTIONS, num_teachers=2)
-    )
+    if num_teachers == 1:
+        # one block, read by one task, from the end of the collection
+        groups = labelling._groups
+        monkeypatch.setattr(labelling, "_groups", lambda *some: groups(*some)[::-1])
+        monkeypatch.setattr(labelling, "_MOST_TASKS", 1)
+    options = replace(OPTIONS, num_teachers=num_teachers)
+    summary = write_labels(str(collection), [teacher[0]], str(tmp_path / "set"), options)
     assert contents(tmp_path / "set") == contents(labels.location)
-    assert summary.processes["labelling"] == 2
+    assert summary.processes["labelling"] == num_teachers
     assert summary.busy.keys() == {"reading", "labelling", "writing"}
     assert all(0 < share <= 1 for share in summary.busy.values())
 
@@ -270,6 +285,7 @@ def test_the_verdict_names_the_stage_that_the_others_waited_for(
         stage_seconds=dict(zip(stages, busy, strict=True)),
         processes=dict(zip(stages, (1, 4, 1), strict=True)),
         ledger=(),
+        left_out={},
     )
     assert summary.verdict.startswith(begins)
 
@@ -326,6 +342,54 @@ def test_other_options_never_mix_into_a_set(
     with pytest.raises(ValueError, match=message):
         write_labels(str(collection), [teacher[0]], labels.location, change(OPTIONS))
     assert contents(labels.location) == before
+
+
+def test_two_makings_that_begin_at_once_where_nothing_is_locked_stop_and_give_no_set(
+    tmp_path: Path, labels: PairSet, collection: Path, teacher: tuple[str, FlowNetwork]
+) -> None:
+    other = replace(OPTIONS, check=ForwardBackwardCheck(alpha2=1.0))
+    write_labels(str(collection), [teacher[0]], str(tmp_path / "other"), other)
+    # As if this run had described the folder before the other one's first file was seen.
+    shared = shutil.copytree(labels.location, tmp_path / "set")
+    (shared / MANIFEST_FILE).unlink()
+    shutil.copy(tmp_path / "other" / DESCRIPTION_FILE, shared)
+    with pytest.raises(RuntimeError, match=r"holds labels of the set .* a folder of its own"):
+        write_labels(str(collection), [teacher[0]], str(shared), other)
+    # A video of the other's that isn't finished: its files alone tell.
+    for record in shared.rglob("_video.json"):
+        record.unlink()
+    with pytest.raises(RuntimeError, match=r"holds labels of the set .* a folder of its own"):
+        write_labels(str(collection), [teacher[0]], str(shared), other)
+    assert not (shared / MANIFEST_FILE).exists()
+
+
+def test_what_was_left_out_is_counted_by_reason(tmp_path: Path, teacher: tuple[str, FlowNetwork]) -> None:
+    moving = render_scene(0, SceneOptions(height=48, width=64, num_frames=8)).frames
+    still = np.repeat(moving[:1], 3, axis=0)
+    write_video(tmp_path / "videos" / "good.mp4", np.concatenate([moving, 255 - moving, moving]))
+    write_video(tmp_path / "videos" / "still.mp4", still)
+    summary = write_labels(str(tmp_path / "videos"), [teacher[0]], str(tmp_path / "set"), OPTIONS)
+    (entry,) = read_ledger(summary.location)
+    assert (Path(entry.video).name, entry.outcome, entry.static_pairs) == ("still.mp4", "nothing", 2)
+    assert summary.num_pairs == 21
+    assert summary.left_out == {"cuts": 2, "static_pairs": 2, "faded_pairs": 0}
+    assert summary.metrics("labels")["labels/left_out/cuts"] == 2
+
+
+def test_the_expected_finish_does_not_count_what_an_earlier_run_did(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = LabellingProgress(
+        videos_done=90, num_videos=100, new_pairs=0, pairs_per_second=0.0, stage_shares={}
+    )
+    with video_bar("labels") as draw:
+        draw(begun)
+        time.sleep(0.2)
+        draw(replace(begun, videos_done=91, new_pairs=8, pairs_per_second=40.0))
+    last = capsys.readouterr().err.split("\r")[-1]
+    speed = float(re.search(r"([0-9.]+)video/s", last)[1])
+    assert "91/100" in last
+    assert speed < 10
 
 
 def test_another_teacher_never_mixes_into_a_set(tmp_path: Path, labels: PairSet, collection: Path) -> None:
@@ -516,9 +580,11 @@ def test_the_quality_of_a_known_motion_is_as_on_paper() -> None:
     assert np.isnan(away["forward_backward"])
 
 
-def test_odd_videos_end_in_the_set_or_in_the_ledger(tmp_path: Path, shared_data: Path) -> None:
+def test_odd_videos_end_in_the_set_or_in_the_ledger(
+    tmp_path: Path, shared_data: Path, teacher: tuple[str, FlowNetwork]
+) -> None:
     options = replace(OPTIONS, clips=ClipOptions(size=(64, 64), max_pairs_per_video=6), max_bad_share=1.0)
-    summary = write_pairs(str(shared_data / "odd"), str(tmp_path / "set"), options)
+    summary = write_labels(str(shared_data / "odd"), [teacher[0]], str(tmp_path / "set"), options)
     manifest = json.loads((tmp_path / "set" / MANIFEST_FILE).read_text())
     labelled = {video["video"] for video in manifest["videos"]}
     without = {entry.video for entry in summary.ledger if entry.outcome != "cut short"}
