@@ -1,6 +1,6 @@
 """Does labelling stay as fast as it began, and its driver as small, however many files a run writes?
 
-    python benchmarks/steady.py [--files 10000]
+    python benchmarks/steady.py [--files 3000]
 
 Labels small rendered videos with the network of `smoke` into files of few pairs, so that a run of minutes
 writes as many as another of days. Prints for each tenth of the run after the first one, in which processes
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--files", type=int, default=3_000)
     arguments = parser.parse_args()
     clips = ClipOptions(size=_SIZE, min_size=(32, 32), chunk_pairs=_FILE_PAIRS)
     options = LabellingOptions(clips=clips, shard_pairs=_FILE_PAIRS, row_group_pairs=_FILE_PAIRS)
