@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
-SAMPLER_VERSION = 1
+SAMPLER_VERSION = 2
 """Part of every pair's identity: to be raised when a video and the same options come to give other pairs or
 pixels."""
 
@@ -540,9 +540,14 @@ class _Converter:
         sideways = abs(self._matrix[1]) > abs(self._matrix[0])
         wanted = _wanted_size(stored[::-1] if sideways else stored, self._options)
         height, width = wanted[::-1] if sideways else wanted
-        scaled = self._reformatter.reformat(
-            frame, width, height, _PLANAR_RGB, interpolation=_AREA, threads=1
-        ).to_ndarray()
+        if frame.interlaced_frame:
+            # Its lines are of two moments in turn, and what moves has a comb's edges: one moment is enough.
+            whole = self._reformatter.reformat(frame, format=_PLANAR_RGB, threads=1).to_ndarray()
+            scaled = _resized(cast(NDArray[np.uint8], whole)[::2], (height, width))
+        else:
+            scaled = self._reformatter.reformat(
+                frame, width, height, _PLANAR_RGB, interpolation=_AREA, threads=1
+            ).to_ndarray()
         image = _upright(cast(NDArray[np.uint8], scaled), self._matrix)
         strand = (*stored, *self._matrix, damaged)
         return _Frame(index, math.nan if frame.time is None else frame.time, strand, image)

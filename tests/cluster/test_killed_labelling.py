@@ -153,19 +153,21 @@ def test_a_killed_driver_and_a_rerun_leave_each_pair_once(
     assert 0 < new_pairs < PairSet.open(str(labels)).index().num_rows
 
 
-def test_a_killed_driver_and_a_rerun_leave_each_pair_once_on_object_storage(
+def test_a_killed_driver_and_two_reruns_at_once_leave_each_pair_once_on_object_storage(
     bucket: Bucket, collection: Path, teacher: Path, undisturbed: Path
 ) -> None:
     labels = bucket.uri("labels")
     driver = Driver(collection, teacher, labels)
     for step, _ in enumerate(driver.steps(), start=1):
         if step == 12:
-            # What it had started goes on for a while, beside the second run.
+            # What it had started goes on for a while, beside the others.
             driver.kill()
             break
     before = bucket.contents("labels", ".parquet")
     bucket.server.refused_share, bucket.server.cut_share = 0.1, 0.03
-    Driver(collection, teacher, labels).finish()
+    both = [Driver(collection, teacher, labels) for _ in range(2)]
+    for each in both:
+        each.finish()
     bucket.server.refused_share = bucket.server.cut_share = 0.0
     after = bucket.contents("labels", ".parquet")
     assert after == contents(undisturbed)

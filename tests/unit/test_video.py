@@ -97,6 +97,21 @@ def test_a_reader_can_be_read_again_with_the_same_outcome(tmp_path: Path) -> Non
     assert reader.report == report
 
 
+def test_of_interlaced_frames_one_moment_is_taken(tmp_path: Path) -> None:
+    moments = scene(0, 24, speed=8)
+    woven = [first.copy() for first in moments[::2]]
+    for frame, second in zip(woven, moments[1::2], strict=True):
+        frame[1::2] = second[1::2]
+    path = write(tmp_path / "a.mp4", woven, options={"qp": "4", "x264-params": "tff=1"})
+    chunks, report = read(path, cut_threshold=None)
+    assert report.pairs == 11
+    expected = [cv2.resize(first[::2], (WIDTH, HEIGHT)) for first in moments[::2]]
+    for frame, right, comb in zip(chunks[0].frames, expected, woven, strict=True):
+        error, of_comb = (np.abs(each.astype(float) - right).mean() for each in (frame, comb))
+        assert error < 5
+        assert error < of_comb / 3
+
+
 def test_no_pair_crosses_a_cut_wherever_it_lies(tmp_path: Path) -> None:
     lengths = (1, 7, 3, 9, 4, 6, 1)
     frames = [frame for seed, length in enumerate(lengths) for frame in scene(seed * 7, length)]
