@@ -540,15 +540,17 @@ class _Converter:
         sideways = abs(self._matrix[1]) > abs(self._matrix[0])
         wanted = _wanted_size(stored[::-1] if sideways else stored, self._options)
         height, width = wanted[::-1] if sideways else wanted
+        first = (stored[1], stored[0]) if frame.interlaced_frame else (width, height)
+        scaled = cast(
+            NDArray[np.uint8],
+            self._reformatter.reformat(
+                frame, *first, _PLANAR_RGB, interpolation=_AREA, threads=1
+            ).to_ndarray(),
+        )
         if frame.interlaced_frame:
             # Its lines are of two moments in turn, and what moves has a comb's edges: one moment is enough.
-            whole = self._reformatter.reformat(frame, format=_PLANAR_RGB, threads=1).to_ndarray()
-            scaled = _resized(cast(NDArray[np.uint8], whole)[::2], (height, width))
-        else:
-            scaled = self._reformatter.reformat(
-                frame, width, height, _PLANAR_RGB, interpolation=_AREA, threads=1
-            ).to_ndarray()
-        image = _upright(cast(NDArray[np.uint8], scaled), self._matrix)
+            scaled = _resized(scaled[::2], (height, width))
+        image = _upright(scaled, self._matrix)
         strand = (*stored, *self._matrix, damaged)
         return _Frame(index, math.nan if frame.time is None else frame.time, strand, image)
 
