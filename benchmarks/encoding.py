@@ -28,6 +28,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from flowcore.formats import read_flow, read_mask, write_flow, write_mask
+from flowcore.metrics import endpoint_error
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene
@@ -169,7 +170,7 @@ def main() -> None:
 
     def line(title: str, size: int, read: list[Tensor], took: float) -> None:
         farthest = max(float((each - exact).abs().max()) for each, exact in zip(read, full, strict=True))
-        error = "-" if truth is None else f"{float((read[0] - truth).square().sum(dim=1).sqrt().mean()):.5f}"
+        error = "-" if truth is None else f"{float(endpoint_error(read[0], truth).mean()):.5f}"
         speed = flo_bytes / took / 1e6
         print(f"| {title} | {size / pixels:.3f} | {farthest:.5f} | {error} | {speed:.0f} |", flush=True)
 

@@ -693,9 +693,9 @@ class _Reader:
                     continue
                 first[folder] = source.name
                 before = video_record(self.plan.location, folder)
-                # Run anew by Ray, this must not see what this run wrote: it would yield other rows.
                 if before is not None:
                     require_own(self.plan.location, self.plan.label_set, before.label_set)
+                # Run anew by Ray, this must not see what this run wrote: it would yield other rows.
                 if before is not None and before.run != self.plan.run:
                     yield _row(folder=folder, record=_json(replace(before, video=source.name, stamp=stamp)))
                 else:

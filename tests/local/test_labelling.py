@@ -377,7 +377,7 @@ def test_what_was_left_out_is_counted_by_reason(tmp_path: Path, teacher: tuple[s
 
 
 def test_the_expected_finish_does_not_count_what_an_earlier_run_did(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     begun = LabellingProgress(
         videos_done=90, num_videos=100, new_pairs=0, pairs_per_second=0.0, stage_shares={}
