@@ -114,7 +114,8 @@ def main() -> None:
         seconds = time.monotonic() - started
         pairs = PairSet.open(str(folder / "set"))
         ledger = read_ledger(pairs.location)
-        kept = {entry.video for entry in pairs.videos()}
+        entries = pairs.videos()
+        kept = {entry.video for entry in entries}
         unread = [entry.video for entry in ledger if entry.outcome != "cut short"]
         index = pairs.index()
         ids = index.column("pair_id").to_pylist()
@@ -131,9 +132,7 @@ def main() -> None:
         counts = [done[kind], *(outcomes[kind, column] for column in columns[1:])]
         print(f"| {kind} | " + " | ".join(str(count) for count in counts) + " |")
     assert sorted(accounted) == sorted(kinds), "a file is lost, or accounted for twice"
-    assert len(ids) == len(set(ids)) == sum(entry.pairs for entry in pairs.videos()), (
-        "a pair is lost or doubled"
-    )
+    assert len(ids) == len(set(ids)) == sum(entry.pairs for entry in entries), "a pair is lost or doubled"
     print("every file accounted for once, every pair read")
 
 
