@@ -200,6 +200,12 @@ def memory_speed(
     return total
 
 
+def kind_of(process: psutil.Process) -> str:
+    """What a process that a labelling run started is; psutil.Error if it ended."""
+    title = " ".join(process.cmdline())
+    return next((kind for mark, kind in _PROCESSES.items() if mark in title), "Ray's own")
+
+
 @dataclass
 class CoreTime:
     """Seconds that the cores worked for this process and all that it started, by what they are."""
@@ -220,9 +226,7 @@ class CoreTime:
             with suppress(psutil.Error):
                 times = process.cpu_times()
                 now = times.user + times.system
-                title = " ".join(process.cmdline())
-                named = [kind for mark, kind in _PROCESSES.items() if mark in title]
-                kind = "the driver" if process == this else named[0] if named else "Ray's own"
+                kind = "the driver" if process == this else kind_of(process)
                 # Titles change; which teacher it is doesn't.
                 kind = self._kinds.setdefault(process.pid, kind)
                 self.seconds[kind] += 0.0 if is_first else now - self._before.get(process.pid, 0.0)

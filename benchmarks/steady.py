@@ -1,10 +1,11 @@
 """Does labelling stay as fast as it began, and its driver as small, however many files a run writes?
 
-    python benchmarks/steady.py [--files 3000]
+    python benchmarks/steady.py [--files 3000] [--videos 30]
 
 Labels small rendered videos with the network of `smoke` into files of few pairs, so that a run of minutes
 writes as many as another of days. Prints for each tenth of the run after the first one, in which processes
-still start, the pairs a second beside the mean, and the driver's memory.
+still start, the pairs a second beside the mean, the driver's memory, and that of the largest process that
+reads, decodes, labels or writes. With `--videos 1` all pairs are of one video, hours long.
 """
 
 import argparse
@@ -13,12 +14,14 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import psutil
 import torch
-from labelling import render_videos
+from labelling import kind_of, render_videos
 
 from flowcore.video import ClipOptions
 from jobs.command import connect
@@ -28,7 +31,33 @@ from pipelines.labelling import LabellingOptions, LabellingProgress, write_label
 
 _SIZE = (64, 96)
 _FILE_PAIRS = 4
-_VIDEO_FILES = 100
+_LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """At a moment of the run; megabytes: what the driver and the largest worker hold alone."""
+
+    time: float
+    pairs: int
+    driver_megabytes: float
+    worker_megabytes: float
+
+
+def own_megabytes(process: psutil.Process) -> float:
+    """Without what it shares with others, such as libraries and Ray's objects."""
+    memory = process.memory_info()
+    return float(memory.rss - memory.shared) / 1e6
+
+
+def largest_worker() -> float:
+    """Megabytes."""
+    sizes = [0.0]
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if kind_of(process) != "Ray's own":
+                sizes.append(own_megabytes(process))
+    return max(sizes)
 
 
 def main() -> None:
@@ -36,20 +65,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--files", type=int, default=3_000)
+    parser.add_argument("--videos", type=int, default=30)
     arguments = parser.parse_args()
     clips = ClipOptions(size=_SIZE, min_size=(32, 32), chunk_pairs=_FILE_PAIRS)
     options = LabellingOptions(clips=clips, shard_pairs=_FILE_PAIRS, row_group_pairs=_FILE_PAIRS)
-    looks: list[tuple[float, int, float]] = []
+    looks: list[Look] = []
 
     def look(progress: LabellingProgress) -> None:
-        if progress.new_pairs > (looks[-1][1] if looks else 0):
-            megabytes = psutil.Process().memory_info().rss / 1e6
-            looks.append((time.monotonic(), progress.new_pairs, megabytes))
+        now = time.monotonic()
+        if progress.new_pairs and now > (looks[-1].time if looks else 0) + _LOOK_SECONDS:
+            looks.append(Look(now, progress.new_pairs, own_megabytes(psutil.Process()), largest_worker()))
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         render_videos(
-            folder / "videos", arguments.files // _VIDEO_FILES, _FILE_PAIRS * _VIDEO_FILES + 1, _SIZE
+            folder / "videos",
+            arguments.videos,
+            _FILE_PAIRS * (arguments.files // arguments.videos) + 1,
+            _SIZE,
         )
         torch.manual_seed(0)
         save_model(folder / "teacher", RECIPES["smoke"].network.build(), {"stage": "benchmark"})
@@ -61,14 +94,23 @@ def main() -> None:
             options,
             on_progress=look,
         )
+    if len(looks) <= 10:
+        raise SystemExit(f"labelling ended after {summary.seconds:.0f} s; take more --files")
     tenths = [looks[tenth * (len(looks) - 1) // 10] for tenth in range(1, 11)]
-    speeds = [(after[1] - before[1]) / (after[0] - before[0]) for before, after in pairwise(tenths)]
+    speeds = [(after.pairs - before.pairs) / (after.time - before.time) for before, after in pairwise(tenths)]
     mean = statistics.harmonic_mean(speeds)
     print(f"command: python {shlex.join(sys.argv)}")
-    print(f"{summary.num_shards} files, {summary.num_pairs} pairs, {summary.seconds:.0f} s")
-    print("| files | pairs a second | of the mean | the driver's MB |\n|---:|---:|---:|---:|")
-    for speed, (_, pairs, megabytes) in zip(speeds, tenths[1:], strict=True):
-        print(f"| {pairs // _FILE_PAIRS} | {speed:.0f} | {speed / mean:.3f} | {megabytes:.0f} |")
+    print(
+        f"{summary.num_videos} videos, {summary.num_shards} files, {summary.num_pairs} pairs, "
+        f"{summary.seconds:.0f} s"
+    )
+    print("| files | pairs a second | of the mean | the driver's MB | the largest worker's MB |")
+    print("|---:|---:|---:|---:|---:|")
+    for speed, look_then in zip(speeds, tenths[1:], strict=True):
+        print(
+            f"| {look_then.pairs // _FILE_PAIRS} | {speed:.0f} | {speed / mean:.3f} | "
+            f"{look_then.driver_megabytes:.0f} | {look_then.worker_megabytes:.0f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -98,6 +98,14 @@ _MOST_TASKS = 1000
 _STEP_PIXELS = {"cpu": 200_000, "cuda": 4_000_000}
 """Pixels of the pairs that a network labels at once. On a CPU the light PWC-Net took 530 ms and 0.7 GB for a
 pair of 384x640 px alone, 744 ms each and 2.3 GB for sixteen at once; at 96x128 px sixteen were fastest."""
+_AHEAD_SHARDS = 4
+"""For each process, how many may wait between the stages. Ray's own limit is a share of its memory for
+objects, thousands of small shards: readers then take the teachers' cores first (46 pairs/s, and 120 once they
+were done), what waits is the driver's to keep (from 605 to 883 MB), and a kill loses it."""
+_AHEAD_LEAST_BYTES = 16 << 20
+_PIXEL_BYTES = {"jpeg": 1, "png": 3}
+"""About, of a stored frame with its share of the labels."""
+_UNKNOWN_SIZE = (1080, 1920)
 _MOST_ALIKE = 16
 """Videos of one size that one task reads for the sake of the few that may be copies."""
 _SAMPLE_BYTES = 4096
@@ -585,6 +593,7 @@ def _rows(
     context = data.context
     # Each row a block: see above.
     context.target_max_block_size = 1
+    context.execution_options.resource_limits = _ahead(plan.options, room)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # An hour of a still scene gives no row; whether a decoder hangs is the decoder's to say.
@@ -610,6 +619,16 @@ def _tasks(most: int) -> ray.data.TaskPoolStrategy:
     """At most so many at once. Without a limit Ray starts a process for each small task that waits, and each
     imports for seconds: on two cores that stopped everything else for as long."""
     return ray.data.TaskPoolStrategy(size=most)
+
+
+def _ahead(options: LabellingOptions, room: "_Room") -> ray.data.ExecutionResources:
+    """What may wait between the stages; Ray's own limit where readers are as many as an autoscaler brings."""
+    if room.readers is None or room.teachers is None:
+        return ray.data.ExecutionResources.for_limits()
+    height, width = options.clips.size or _UNKNOWN_SIZE
+    shard = options.shard_pairs * height * width * _PIXEL_BYTES[options.codec.kind]
+    shards = _AHEAD_SHARDS * (room.readers + room.teachers + room.writers)
+    return ray.data.ExecutionResources.for_limits(object_store_memory=max(_AHEAD_LEAST_BYTES, shards * shard))
 
 
 @dataclass(frozen=True, kw_only=True)
