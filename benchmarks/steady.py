@@ -99,11 +99,13 @@ def main() -> None:
     tenths = [looks[tenth * (len(looks) - 1) // 10] for tenth in range(1, 11)]
     speeds = [(after.pairs - before.pairs) / (after.time - before.time) for before, after in pairwise(tenths)]
     mean = statistics.harmonic_mean(speeds)
+    first, last = (statistics.harmonic_mean(half) for half in (speeds[:4], speeds[-4:]))
     print(f"command: python {shlex.join(sys.argv)}")
     print(
         f"{summary.num_videos} videos, {summary.num_shards} files, {summary.num_pairs} pairs, "
         f"{summary.seconds:.0f} s"
     )
+    print(f"the last four of these tenths ran at this share of the first four's speed: {last / first:.3f}")
     print("| files | pairs a second | of the mean | the driver's MB | the largest worker's MB |")
     print("|---:|---:|---:|---:|---:|")
     for speed, look_then in zip(speeds, tenths[1:], strict=True):

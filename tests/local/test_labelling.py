@@ -1,6 +1,7 @@
 """Labelling small collections with a real Ray, a real network and real videos, good ones and bad."""
 
 import fcntl
+import gc
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ray.data.block import BlockStats
 from torch import Tensor
 
 from flowcore.formats import write_image
@@ -31,7 +33,7 @@ from flowcore.shapes import to_images
 from flowcore.video import ClipOptions
 from pipelines import labelling
 from pipelines.checkpoints import fetch_model, model_digest, save_model
-from pipelines.clips import find_videos
+from pipelines.clips import FrameCodec, find_videos
 from pipelines.labelling import (
     LabellingOptions,
     LabellingProgress,
@@ -892,3 +894,30 @@ def test_what_another_run_finishes_in_object_storage_meanwhile_is_neither_lost_n
     summary = write_pairs(str(tmp_path / "ours"), str(tmp_path / "set"), OPTIONS)
     assert summary.new_pairs == 4
     assert pair_ids(tmp_path / "set") == pair_ids(tmp_path / "other")
+
+
+def test_the_driver_keeps_no_statistics_of_what_is_written(tmp_path: Path) -> None:
+    render(tmp_path / "videos" / "a.mp4", 1, num_frames=61)
+    kept: list[int] = []
+
+    def count(progress: LabellingProgress) -> None:
+        if progress.new_pairs in (30, 60):
+            # a list of it grows in Ray's driver with every block of every stage
+            kept.append(sum(type(each) is BlockStats for each in gc.get_objects()))
+
+    options = replace(OPTIONS, clips=ClipOptions(chunk_pairs=1), shard_pairs=1)
+    write_pairs(str(tmp_path / "videos"), str(tmp_path / "set"), options, on_progress=count)
+    assert max(kept) < 20
+
+
+def test_readers_run_ahead_by_a_few_shards_where_their_number_is_known() -> None:
+    options = LabellingOptions(clips=ClipOptions(size=(500, 1000)), shard_pairs=64)
+    room = labelling._room(options, {"CPU": 4.0}, has_teachers=True)
+    few = labelling._ahead(options, room).object_store_memory
+    png = labelling._ahead(replace(options, codec=FrameCodec(kind="png")), room).object_store_memory
+    small = labelling._ahead(replace(options, clips=ClipOptions(size=(48, 64))), room).object_store_memory
+    # two readers, two teachers, one writer; a shard is of some 32 MB
+    assert 10 * 32e6 <= few <= 40 * 32e6
+    assert png > few > small > 0
+    grown = labelling._room(replace(options, accelerator="gpu"), {}, has_teachers=True)
+    assert labelling._ahead(options, grown).object_store_memory == float("inf")
