@@ -1,22 +1,25 @@
 """Which quality column of a label set tells how wrong its labels are?
 
-    python benchmarks/calibration.py [TEACHER] [--data DATA]
+    python benchmarks/calibration.py [--data DATA]
 
-On pairs whose truth is known, labelled as jobs/pseudolabel.py labels: for every quality column, the mean
-error of the labels that are kept when the worst quarter, half and three quarters of the pairs by that column
-are left out, beside what leaving out the truly worst would give (`error itself`). The error is the EPE on the
-pixels that the label calls visible, which are those that a student learns from. AUSE is the area between a
-column's curve and the error's own (sparsification), over the mean error: 0 is perfect.
+On pairs whose truth is known, labelled as jobs/pseudolabel.py labels, by a classical method, by a network
+that learnt from real clips, and by three teachers together: for every quality column, the mean error of the
+labels that are kept when the worst quarter, half and three quarters of the pairs by that column are left out,
+beside what leaving out the truly worst would give (`error itself`). The error is the EPE on the pixels that
+the label calls visible, which are those that a student learns from. AUSE is the area between a column's curve
+and the error's own (sparsification), over the mean error: 0 is perfect, `at random` is what no column gives.
 
 Rendered scenes of many speeds and of changing light, 288 pairs, and with DATA the real pairs of its Sintel,
-Middlebury, Chairs and KITTI too. Writes docs/results/calibration.md.
+Middlebury, Chairs and KITTI too. Writes docs/results/calibration.md and its picture.
 """
 
 import argparse
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from numpy import ndarray
@@ -34,6 +37,12 @@ from pipelines.labels import decode_flow
 from pipelines.locations import PROJECT_FOLDER
 
 PAGE = PROJECT_FOLDER / "docs" / "results" / "calibration.md"
+STUDENT = str(PROJECT_FOLDER / "docs" / "results" / "real-pixels" / "student")
+TEACHERS = {
+    "DIS": ("opencv:dis_medium",),
+    "the student of real clips": (STUDENT,),
+    "DIS, Farneback and the student": ("opencv:dis_medium", "opencv:farneback", STUDENT),
+}
 REAL = {
     "middlebury_flow": "middlebury",
     "flyingchairs": "chairs",
@@ -42,7 +51,13 @@ REAL = {
 }
 SCENES = range(30_000, 30_096)
 COLUMNS = ("forward_backward", "photometric", "occluded", "flow_p50", "flow_p99", "flow_max")
+SEVERAL = "spread"
+"""A column that only several teachers' labels have."""
+ITSELF = "error itself"
 COVERAGES = (1.0, 0.75, 0.5, 0.25)
+
+Pair = tuple[ndarray, ndarray, ndarray, ndarray]
+"""(frame, frame, true flow, where it is known)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +68,19 @@ class Judged:
     quality: dict[str, float]
 
 
-def rendered() -> Iterator[tuple[ndarray, ndarray, ndarray, ndarray]]:
-    """(frame, frame, true flow, where it is known) of scenes from almost still to wild."""
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """errors: the mean of the best pairs by a column, 1 of them, 2 and so on."""
+
+    errors: ndarray
+    ause: float
+
+    def at(self, coverage: float) -> float:
+        return float(self.errors[max(1, round(coverage * len(self.errors))) - 1])
+
+
+def rendered() -> Iterator[Pair]:
+    """Of scenes from almost still to wild."""
     for scene in SCENES:
         rng = np.random.default_rng(scene)
         options = SceneOptions(
@@ -68,7 +94,7 @@ def rendered() -> Iterator[tuple[ndarray, ndarray, ndarray, ndarray]]:
             yield frames.frames[index], frames.frames[index + 1], flow, np.ones(flow.shape[1:], bool)
 
 
-def real(data: Path) -> Iterator[tuple[ndarray, ndarray, ndarray, ndarray]]:
+def real(data: Path) -> Iterator[Pair]:
     for folder, benchmark in REAL.items():
         if (data / folder).exists():
             for sample in find_samples(benchmark, data / folder):
@@ -76,72 +102,129 @@ def real(data: Path) -> Iterator[tuple[ndarray, ndarray, ndarray, ndarray]]:
                 yield truth.image1, truth.image2, truth.flow, truth.valid
 
 
-def judged(network: FlowNetwork, pair: tuple[ndarray, ndarray, ndarray, ndarray]) -> Judged:
+def judged(networks: Sequence[FlowNetwork], pair: Pair) -> Judged:
     image1, image2, flow, known = pair
     frames = to_images(np.stack([image1, image2]))
-    row = label_chunk([network], frames, ForwardBackwardCheck()).to_pylist()[0]
+    row = label_chunk(networks, frames, ForwardBackwardCheck()).to_pylist()[0]
     height, width = image1.shape[:2]
     label = decode_flow(row["flow_fw"], row["flow_stride"], height, width)
     counted = known & ~np.array(row["occ_fw"]).reshape(height, width)
     error = endpoint_error(torch.from_numpy(label)[None], torch.from_numpy(flow)[None])[0, 0].numpy()
     return Judged(
         error=float(error[counted].mean()) if counted.any() else float("nan"),
-        quality={name: row[name] for name in COLUMNS},
+        quality={name: row[name] for name in (*COLUMNS, SEVERAL) if name in row},
     )
 
 
-def kept_errors(errors: ndarray, order: ndarray) -> list[float]:
-    """The mean error of the best pairs, for each coverage."""
-    return [float(errors[order[: max(1, round(share * len(order)))]].mean()) for share in COVERAGES]
-
-
-def ause(errors: ndarray, order: ndarray) -> float:
-    """The area between the curves of an order and of the best one, relative to the mean error."""
-    counts = np.arange(1, len(errors) + 1)
-    curve, best = (np.cumsum(errors[each]) / counts for each in (order, np.argsort(errors)))
-    return float((curve - best).mean() / errors.mean())
-
-
-def table(title: str, pairs: list[Judged]) -> str:
+def curves(pairs: Sequence[Judged]) -> dict[str, Curve]:
+    """By column, and that of leaving out the truly worst; the smallest area first."""
     # A pair without a visible pixel gives no error and no label to learn from.
     pairs = [pair for pair in pairs if np.isfinite(pair.error)]
     errors = np.array([pair.error for pair in pairs])
-    orders = {
-        "error itself": np.argsort(errors),
-        **{name: np.argsort([pair.quality[name] for pair in pairs], kind="stable") for name in COLUMNS},
-    }
+    counts = np.arange(1, len(errors) + 1)
+    best = np.cumsum(np.sort(errors)) / counts
+    found = {ITSELF: Curve(errors=best, ause=0.0)}
+    for name in pairs[0].quality:
+        order = np.argsort([pair.quality[name] for pair in pairs], kind="stable")
+        kept = np.cumsum(errors[order]) / counts
+        found[name] = Curve(errors=kept, ause=float((kept - best).mean() / errors.mean()))
+    found["at random"] = Curve(
+        errors=np.full_like(best, errors.mean()), ause=float(1 - best.mean() / errors.mean())
+    )
+    return dict(sorted(found.items(), key=lambda item: item[1].ause))
+
+
+def table(title: str, found: dict[str, Curve]) -> str:
     lines = [
         "| " + " | ".join([title, *(f"{share:.0%} kept" for share in COVERAGES), "AUSE"]) + " |",
-        "|" + " --- |" * (len(COVERAGES) + 2),
+        "|---" + "|---:" * (len(COVERAGES) + 1) + "|",
     ]
-    rows = {name: (kept_errors(errors, order), ause(errors, order)) for name, order in orders.items()}
-    for name, (kept, area) in sorted(rows.items(), key=lambda row: row[1][1]):
-        lines.append("| " + " | ".join([name, *(f"{error:.2f}" for error in kept), f"{area:.2f}"]) + " |")
+    for name, curve in found.items():
+        cells = [name, *(f"{curve.at(share):.2f}" for share in COVERAGES), f"{curve.ause:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def summary(results: dict[tuple[str, str], dict[str, Curve]]) -> str:
+    """Each column's areas, the smallest mean first."""
+    rows = []
+    for name in (*COLUMNS, SEVERAL):
+        areas = [found[name].ause if name in found else None for found in results.values()]
+        present = [area for area in areas if area is not None]
+        rows.append((statistics.mean(present), max(present), name, areas))
+    rows.sort()
+    titles = [f"{pairs}, {teacher}" for pairs, teacher in results]
+    lines = [
+        "| AUSE | " + " | ".join(["mean", "worst", *titles]) + " |",
+        "|---" + "|---:" * (len(titles) + 2) + "|",
+    ]
+    for mean, worst, name, areas in rows:
+        cells = ["-" if area is None else f"{area:.2f}" for area in areas]
+        lines.append("| " + " | ".join([name, f"{mean:.2f}", f"{worst:.2f}", *cells]) + " |")
+    everywhere = min((row for row in rows if None not in row[3]), key=lambda row: row[0])
+    return f"Best in the mean of what every label set has: `{everywhere[2]}`.\n\n" + "\n".join(lines)
+
+
+def draw(results: dict[tuple[str, str], dict[str, Curve]]) -> None:
+    kinds = list(dict.fromkeys(kind for kind, _ in results))
+    figure, axes = plt.subplots(
+        len(kinds), len(TEACHERS), figsize=(4 * len(TEACHERS), 3.2 * len(kinds)), squeeze=False
+    )
+    colours = {name: f"C{number}" for number, name in enumerate((*COLUMNS, SEVERAL))}
+    for axis, ((kind, teacher), found) in zip(axes.flat, results.items(), strict=True):
+        for name, curve in found.items():
+            coverage = np.arange(1, len(curve.errors) + 1) / len(curve.errors)
+            axis.plot(
+                coverage,
+                curve.errors,
+                label=name,
+                color=colours.get(name, "black"),
+                linestyle=":" if name == "at random" else "-",
+                linewidth=2 if name == ITSELF else 1,
+            )
+        axis.set(title=f"{kind}: {teacher}", xlabel="share of the pairs kept", ylim=(0, None))
+        axis.title.set_fontsize(9)
+    for row in axes:
+        row[0].set_ylabel("EPE of those kept, px")
+    handles = {
+        label: handle
+        for axis in axes.flat
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), fontsize=8)
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.savefig(PAGE.with_suffix(".png"), dpi=80)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "teacher", nargs="?", default="opencv:dis_medium", help="a model, as evaluate takes it"
-    )
     parser.add_argument("--data", type=Path, help="the folder of the real benchmarks")
     arguments = parser.parse_args()
-    network, _ = load_model(fetch_model(arguments.teacher))
-    network.eval()
-    pairs = [judged(network, pair) for pair in tqdm(rendered(), total=3 * len(SCENES), unit="pair")]
-    parts = [table(f"rendered, {len(pairs)} pairs", pairs)]
+    collections = {"rendered": list(rendered())}
     if arguments.data is not None:
-        found = [judged(network, pair) for pair in tqdm(real(arguments.data), unit="pair")]
-        parts.append(table(f"real, {len(found)} pairs", found))
-    text = (
-        "# Which quality column tells a bad label\n\n"
-        f"Printed by `python benchmarks/calibration.py {arguments.teacher}"
-        f"{' --data DATA' if arguments.data else ''}`: EPE in px on the pixels that the label calls "
-        "visible, of the pairs that are kept by each column, best first.\n\n" + "\n\n".join(parts) + "\n"
-    )
+        collections["real"] = list(real(arguments.data))
+    results = {}
+    for kind, pairs in collections.items():
+        for title, models in TEACHERS.items():
+            networks = [load_model(fetch_model(model))[0].eval() for model in models]
+            labelled = [judged(networks, pair) for pair in tqdm(pairs, desc=f"{kind}, {title}", unit="pair")]
+            results[kind, title] = curves(labelled)
+    draw(results)
+    parts = [
+        f"# Which quality column tells a bad label\n\nPrinted by `python benchmarks/calibration.py"
+        f"{' --data DATA' if arguments.data else ''}`: EPE in px on the pixels that the label calls visible, "
+        "of the pairs that are kept by each column, best first. AUSE: the area between a column's curve and "
+        "that of leaving out the truly worst, over the mean error.",
+        summary(results),
+        f"![error against the share kept]({PAGE.stem}.png)",
+        *(
+            table(f"{kind}, {len(collections[kind])} pairs: {title}", found)
+            for (kind, title), found in results.items()
+        ),
+    ]
+    text = "\n\n".join(parts) + "\n"
     PAGE.write_text(text)
     print(text)
 

@@ -242,6 +242,7 @@ def main() -> None:
             files = len(undisturbed.contents())
             print(f"undisturbed: {pairs} pairs in {files} files, {seconds:.0f} s", flush=True)
             deaths: Counter[str] = Counter()
+            deck: list[str] = []
             early = sets = 0
             while deaths.total() < arguments.kills:
                 labelling = Labelling(folder, nodes.address, folder / f"set{sets}")
@@ -250,8 +251,12 @@ def main() -> None:
                     labelling.start()
                     time.sleep(chance.uniform(0.0, _SPAN))
                     labelling.look()
-                    kind = chance.choice(arguments.victims)
-                    if labelling.is_running() and killed(kind, labelling, nodes, chance):
+                    # Each kind once before any comes again.
+                    deck = deck or chance.sample(arguments.victims, len(arguments.victims))
+                    kind = deck.pop()
+                    if not labelling.is_running() or not killed(kind, labelling, nodes, chance):
+                        deck.append(kind)
+                    else:
                         deaths[kind] += 1
                         labelling.look()
                         written = len(labelling.first_seen)

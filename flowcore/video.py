@@ -16,7 +16,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from os import PathLike, fspath
 from pathlib import Path
@@ -170,7 +170,9 @@ class VideoReport:
 
     frames_read leaves out damaged frames. cuts counts the shots' ends within the video; where frames are
     damaged or change their size a shot ends as well. static_pairs and faded_pairs were left out. truncated
-    says why reading ended before the video did, None if it didn't.
+    says why reading ended before the video did, None if it didn't. share: of the video up to the last chunk's
+    end, or of the pairs that are wanted, in [0, 1], by its container's duration or its number of images; 0
+    where that isn't known.
     """
 
     frames_read: int = 0
@@ -179,6 +181,7 @@ class VideoReport:
     static_pairs: int = 0
     faded_pairs: int = 0
     truncated: str | None = None
+    share: float = field(default=0.0, compare=False)
 
 
 class ChunkReader:
@@ -215,6 +218,7 @@ class ChunkReader:
             if len(run) < 2:
                 continue
             report.pairs += len(run) - 1
+            report.share = max(run[-1].share, report.pairs / limit if limit else 0.0)
             yield Chunk(
                 index=index,
                 frames=[frame.image for frame in run],
@@ -319,12 +323,15 @@ class _Frame:
     """A frame ready for use: image [H, W, 3] RGB as wanted, thumbnail [h, w, 3] BGR for comparisons.
 
     strand: equal for frames between which neither size nor orientation changes and nothing is missing.
-    time: seconds or nan.
+    time: seconds or nan. share: of the video up to it, 0 where that isn't known.
     """
 
-    def __init__(self, index: int, time: float, strand: tuple[int, ...], image: NDArray[np.uint8]) -> None:
+    def __init__(
+        self, index: int, time: float, share: float, strand: tuple[int, ...], image: NDArray[np.uint8]
+    ) -> None:
         self.index = index
         self.time = time
+        self.share = share
         self.strand = strand
         self.image = image
         height, width = image.shape[:2]
@@ -492,7 +499,7 @@ def _decode_video(
                     if frame.is_corrupt:
                         damaged += 1
                     else:
-                        yield converter.convert(frame, index, damaged)
+                        yield converter.convert(frame, index, _share(container, frame.time), damaged)
                     index += 1
                     if frame.time is not None and frame.time_base is not None:
                         end = frame.time + float((frame.duration or 0) * frame.time_base)
@@ -521,6 +528,13 @@ def _promised_end(container: av.container.InputContainer, stream: av.VideoStream
     return math.nan
 
 
+def _share(container: av.container.InputContainer, time: float | None) -> float:
+    """Of the container's duration, which may be a guess of FFmpeg's; 0 where it has none."""
+    if time is None or not container.duration:
+        return 0.0
+    return min(1.0, max(0.0, (time * av.time_base - (container.start_time or 0)) / container.duration))
+
+
 class _Converter:
     """From PyAV's frames of one video to ours; holds what is set up once."""
 
@@ -530,7 +544,7 @@ class _Converter:
         self._rotation: int | None = None
         self._matrix = (1, 0, 0, 1)
 
-    def convert(self, frame: av.VideoFrame, index: int, damaged: int) -> _Frame:
+    def convert(self, frame: av.VideoFrame, index: int, share: float, damaged: int) -> _Frame:
         """damaged: how many frames before this one are missing."""
         # Reading a frame's side data ties it into a reference cycle, and hundreds of frames then wait for the
         # garbage collector (900 MB instead of 130 on 1080p): it is read only where the rotation changes.
@@ -552,7 +566,8 @@ class _Converter:
             scaled = _resized(scaled[::2], (height, width))
         image = _upright(scaled, self._matrix)
         strand = (*stored, *self._matrix, damaged)
-        return _Frame(index, math.nan if frame.time is None else frame.time, strand, image)
+        time = math.nan if frame.time is None else frame.time
+        return _Frame(index, time, share, strand, image)
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
@@ -590,7 +605,8 @@ def _decode_images(items: Sequence[ImageFile], options: ClipOptions) -> Iterator
             raise VideoError(f"image {name} can't be decoded")
         stored = image.shape[:2]
         wanted = _wanted_size(stored, options)
-        yield _Frame(index, math.nan, stored, _resized(cast(NDArray[np.uint8], image), wanted))
+        share = (index + 1) / len(items)
+        yield _Frame(index, math.nan, share, stored, _resized(cast(NDArray[np.uint8], image), wanted))
     if not items:
         raise VideoError("no frame")
 

@@ -49,6 +49,7 @@ _PORT = "RAY_GCS_SERVER_PORT"
 """The environment variable of the port, one half of the address, that an embedded Ray takes."""
 _SPARE_CPUS = 2
 _FEWEST_CPUS = 4
+_IDLE_SECONDS = 60
 
 
 def run(
@@ -109,7 +110,14 @@ def connect() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT_FOLDER), *([inherited] if inherited else [])])
         num_cpus = max(_FEWEST_CPUS, _num_cores() + _SPARE_CPUS)
         with _known_address():
-            start(address="local", num_cpus=num_cpus, include_dashboard=False)
+            start(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                # Ray ends a process that had nothing to do for a second, and the next one, for the next
+                # file that is written, imports for seconds on the cores of those that work.
+                _system_config={"idle_worker_killing_time_threshold_ms": _IDLE_SECONDS * 1000},
+            )
     elif address.startswith("http"):
         raise ConnectionError(
             f"RAY_ADDRESS {address} is a job server's: type `ray job submit --working-dir . -- python ...`, "

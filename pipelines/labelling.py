@@ -155,10 +155,11 @@ class LabellingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LabellingProgress:
-    """How far a run is; pairs_per_second counts the pairs that this run made. stage_shares: of the work done
-    so far, by stage; they add up to 1 once there is some."""
+    """How far a run is; pairs_per_second counts the pairs that this run made. videos_done: those that are
+    begun count as their written share. stage_shares: of the work done so far, by stage; they add up to 1 once
+    there is some."""
 
-    videos_done: int
+    videos_done: float
     num_videos: int
     new_pairs: int
     pairs_per_second: float
@@ -487,7 +488,8 @@ def _stamps(sources: Sequence[VideoSource]) -> dict[str, Stamp]:
 
 
 def _groups(sources: Sequence[VideoSource], stamps: Mapping[str, Stamp]) -> list[list[VideoSource]]:
-    """Videos that may be copies of each other together, so that one task sees it, by the order of names.
+    """Videos that may be copies of each other together, so that one task sees it, by the order of names; the
+    largest first, as teachers would otherwise wait at the end for one that came last.
 
     A sample of the content is looked at only where many are of one size, as uncompressed ones are.
     """
@@ -495,7 +497,7 @@ def _groups(sources: Sequence[VideoSource], stamps: Mapping[str, Stamp]) -> list
     for source in sources:
         alike[len(source.frames), stamps[source.name].size].append(source)
     groups: list[list[VideoSource]] = []
-    for group in alike.values():
+    for _, group in sorted(alike.items(), key=lambda item: -item[0][1]):
         if len(group) <= _MOST_ALIKE:
             groups.append(group)
             continue
@@ -548,6 +550,7 @@ _ROW = pa.schema(
         ("folder", pa.string()),
         ("shard", pa.int32()),
         ("pairs", pa.int32()),
+        ("share", pa.float64()),
         ("bytes", pa.int64()),
         ("is_new", pa.bool_()),
         ("chunks", pa.list_(_CHUNK)),
@@ -561,8 +564,8 @@ _ROW = pa.schema(
 )
 """What travels between the stages: a shard, or the end of a video with its record or ledger entry.
 
-chunks: empty for a shard that was there before, and once it is written. labels: an Arrow stream of
-LABEL_SCHEMA. The last three are seconds of work.
+share: of the video, up to the shard's end. chunks: empty for a shard that was there before, and once it is
+written. labels: an Arrow stream of LABEL_SCHEMA. The last three are seconds of work.
 """
 _STAGES = ("reading", "labelling", "writing")
 _BUSY = 0.5
@@ -608,7 +611,7 @@ def _rows(
     if plan.teachers:
         data = data.map_batches(
             _Teacher,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=room.teachers),
+            compute=ray.data.ActorPoolStrategy(min_size=room.least_teachers, max_size=room.teachers),
             num_cpus=_TEACHER_CPUS,
             num_gpus=room.gpus,
             fn_constructor_args=[plan, "cuda" if room.gpus else "cpu"],
@@ -648,12 +651,14 @@ def _ahead(options: LabellingOptions, room: "_Room") -> ray.data.ExecutionResour
 
 @dataclass(frozen=True, kw_only=True)
 class _Room:
-    """The most processes of each stage, None for as many as fit; gpus: those of each teacher."""
+    """The most processes of each stage, None for as many as fit; gpus: those of each teacher. least_teachers:
+    begin at once and stay, even while frames are scarce."""
 
     readers: int | None
     teachers: int | None
     writers: int
     gpus: int
+    least_teachers: int = 1
 
     def processes(self, have: Mapping[str, float]) -> dict[str, int]:
         """By stage; of those without a limit as many as a cluster with these resources has room for."""
@@ -688,7 +693,10 @@ def _room(options: LabellingOptions, have: Mapping[str, float], *, has_teachers:
         # an autoscaler may bring more than there are now
         return _Room(readers=None, teachers=wanted, writers=wanted or max(_FEW_WRITERS, gpus), gpus=1)
     if options.accelerator == "auto" and gpus > 0:
-        return _Room(readers=None, teachers=wanted or gpus, writers=wanted or gpus, gpus=1)
+        teachers = wanted or gpus
+        return _Room(
+            readers=None, teachers=teachers, writers=teachers, gpus=1, least_teachers=min(teachers, gpus)
+        )
     if cpus == 0:
         # so it may where there is nothing at all
         return _Room(readers=None, teachers=wanted, writers=_FEW_WRITERS, gpus=0)
@@ -697,7 +705,13 @@ def _room(options: LabellingOptions, have: Mapping[str, float], *, has_teachers:
     teachers = wanted or max(1, min(int(cpus) - 2, int(0.8 * cpus)))
     writers = max(1, teachers // 8)
     left = cpus - teachers * _TEACHER_CPUS - writers * _WRITE_CPUS
-    return _Room(readers=max(1, int(left / _READ_CPUS)), teachers=teachers, writers=writers, gpus=0)
+    return _Room(
+        readers=max(1, int(left / _READ_CPUS)),
+        teachers=teachers,
+        writers=writers,
+        gpus=0,
+        least_teachers=max(1, min(teachers, int(cpus - _READ_CPUS - _WRITE_CPUS))),
+    )
 
 
 @lru_cache(maxsize=1)
@@ -790,6 +804,7 @@ class _Reader:
             folder=folder,
             shard=shard,
             pairs=num_pairs,
+            share=_decoder().report.share,
             bytes=there.bytes if there is not None else 0,
             chunks=[] if is_done else contents,
             reading=seconds,
@@ -1037,6 +1052,7 @@ class _Written:
     shards: int = 0
     pairs: int = 0
     bytes: int = 0
+    share: float = 0.0
 
 
 class _Tally:
@@ -1088,6 +1104,7 @@ class _Tally:
             written.shards += 1
             written.pairs += row["pairs"]
             written.bytes += row["bytes"]
+            written.share = max(written.share, row["share"])
             self._new_pairs += row["pairs"] if row["is_new"] else 0
             self._close(row["folder"])
         self._report()
@@ -1120,9 +1137,10 @@ class _Tally:
     def _report(self) -> None:
         if self._on_progress is not None:
             work = sum(self._stage_seconds.values()) or 1.0
+            begun = sum(written.share for written in self._written.values())
             self._on_progress(
                 LabellingProgress(
-                    videos_done=len(self._current) + len(self._entries),
+                    videos_done=len(self._current) + len(self._entries) + begun,
                     num_videos=len(self._stamps),
                     new_pairs=self._new_pairs,
                     pairs_per_second=self._new_pairs / (time.monotonic() - self._started),

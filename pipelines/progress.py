@@ -87,7 +87,7 @@ def video_bar(description: str) -> "Iterator[Callable[[LabellingProgress], None]
             if bar.total is None:
                 # what an earlier run did says nothing of the speed
                 bar.initial = progress.videos_done
-            bar.total, bar.n = progress.num_videos, progress.videos_done
+            bar.total, bar.n = progress.num_videos, round(progress.videos_done, 2)
             shares = {stage: f"{share:.0%}" for stage, share in progress.stage_shares.items() if share}
             bar.set_postfix(
                 pairs=progress.new_pairs, pairs_per_s=f"{progress.pairs_per_second:.1f}", **shares

@@ -910,6 +910,21 @@ def test_the_driver_keeps_no_statistics_of_what_is_written(tmp_path: Path) -> No
     assert max(kept) < 20
 
 
+def test_progress_counts_the_written_share_of_a_long_video(tmp_path: Path) -> None:
+    render(tmp_path / "videos" / "a.mp4", 1, num_frames=41)
+    seen: list[float] = []
+    options = replace(OPTIONS, clips=ClipOptions(chunk_pairs=4), shard_pairs=8)
+    write_pairs(
+        str(tmp_path / "videos"),
+        str(tmp_path / "set"),
+        options,
+        on_progress=lambda progress: seen.append(progress.videos_done),
+    )
+    *begun, last = seen
+    assert last == 1
+    np.testing.assert_allclose(begun[:4], [0.2, 0.4, 0.6, 0.8], atol=0.05)
+
+
 def test_readers_run_ahead_by_a_few_shards_where_their_number_is_known() -> None:
     options = LabellingOptions(clips=ClipOptions(size=(500, 1000)), shard_pairs=64)
     room = labelling._room(options, {"CPU": 4.0}, has_teachers=True)

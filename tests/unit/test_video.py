@@ -75,6 +75,18 @@ def test_each_pair_of_neighbours_is_there_once_and_chunks_share_their_boundary_f
     assert report == VideoReport(frames_read=20, pairs=19)
 
 
+@pytest.mark.parametrize("kind", ["mp4", "ts", "images"])
+def test_the_report_tells_how_far_reading_is(tmp_path: Path, kind: str) -> None:
+    frames = scene(0, 60)
+    source = [*write_images(tmp_path, frames)] if kind == "images" else write(tmp_path / f"a.{kind}", frames)
+    reader = ChunkReader(source, ClipOptions(chunk_pairs=10))
+    seen = [reader.report.share for _ in reader]
+    assert seen == sorted(seen)
+    np.testing.assert_allclose(seen, np.arange(10, 61, 10) / 60, atol=0.04)
+    limited = ChunkReader(source, ClipOptions(chunk_pairs=10, max_pairs_per_video=20))
+    assert [limited.report.share for _ in limited] == [0.5, 1.0]
+
+
 def test_frames_are_the_video_s_pixels_and_times(tmp_path: Path) -> None:
     frames = scene(0, 5)
     (chunk,), _ = read(write(tmp_path / "a.mp4", frames))
