@@ -101,10 +101,11 @@ _MOST_TASKS = 1000
 _STEP_PIXELS = {"cpu": 200_000, "cuda": 4_000_000}
 """Pixels of the pairs that a network labels at once. On a CPU the light PWC-Net took 530 ms and 0.7 GB for a
 pair of 384x640 px alone, 744 ms each and 2.3 GB for sixteen at once; at 96x128 px sixteen were fastest."""
-_AHEAD_SHARDS = 4
-"""For each process, how many may wait between the stages. Ray's own limit is a share of its memory for
-objects, thousands of small shards: readers then take the teachers' cores first (46 pairs/s, and 120 once they
-were done), what waits is the driver's to keep (from 605 to 883 MB), and a kill loses it."""
+_AHEAD_SHARDS = 16
+"""For each process, how many may wait between the stages; with four a teacher waited now and then. Ray's own
+limit is a share of its memory for objects, thousands of small shards: readers then take the teachers' cores
+first (46 pairs/s, and 120 once they were done), what waits is the driver's to keep (from 605 to 883 MB), and
+a kill loses it."""
 _AHEAD_LEAST_BYTES = 16 << 20
 _PIXEL_BYTES = {"jpeg": 1, "png": 3}
 """About, of a stored frame with its share of the labels."""
