@@ -5,7 +5,7 @@
 Labels small rendered videos with the network of `smoke` into files of few pairs, so that a run of minutes
 writes as many as another of days. Prints for each tenth of the run after the first one, in which processes
 still start, the pairs a second beside the mean, the driver's memory, and that of the largest process that
-reads, decodes, labels or writes. With `--videos 1` all pairs are of one video, hours long.
+reads, decodes, labels or writes. With `--videos 1` all pairs are of one long video.
 """
 
 import argparse
@@ -108,10 +108,10 @@ def main() -> None:
     print(f"the last four of these tenths ran at this share of the first four's speed: {last / first:.3f}")
     print("| files | pairs a second | of the mean | the driver's MB | the largest worker's MB |")
     print("|---:|---:|---:|---:|---:|")
-    for speed, look_then in zip(speeds, tenths[1:], strict=True):
+    for speed, end in zip(speeds, tenths[1:], strict=True):
         print(
-            f"| {look_then.pairs // _FILE_PAIRS} | {speed:.0f} | {speed / mean:.3f} | "
-            f"{look_then.driver_megabytes:.0f} | {look_then.worker_megabytes:.0f} |"
+            f"| {end.pairs // _FILE_PAIRS} | {speed:.0f} | {speed / mean:.3f} | "
+            f"{end.driver_megabytes:.0f} | {end.worker_megabytes:.0f} |"
         )
 
 

@@ -1138,10 +1138,12 @@ class _Tally:
     def _report(self) -> None:
         if self._on_progress is not None:
             work = sum(self._stage_seconds.values()) or 1.0
+            done = len(self._current) + len(self._entries)
             begun = sum(written.share for written in self._written.values())
             self._on_progress(
                 LabellingProgress(
-                    videos_done=len(self._current) + len(self._entries) + begun,
+                    # A video that became unreadable midway is both.
+                    videos_done=min(done + begun, len(self._stamps)),
                     num_videos=len(self._stamps),
                     new_pairs=self._new_pairs,
                     pairs_per_second=self._new_pairs / (time.monotonic() - self._started),
