@@ -50,10 +50,9 @@ REAL = {
     "kitti2012": "kitti2012",
 }
 SCENES = range(30_000, 30_096)
-COLUMNS = ("forward_backward", "photometric", "occluded", "flow_p50", "flow_p99", "flow_max")
-SEVERAL = "spread"
-"""A column that only several teachers' labels have."""
-ITSELF = "error itself"
+COLUMNS = ("forward_backward", "photometric", "occluded", "flow_p50", "flow_p99", "flow_max", "spread")
+"""The last one only in several teachers' labels."""
+ITSELF, AT_RANDOM = "error itself", "at random"
 COVERAGES = (1.0, 0.75, 0.5, 0.25)
 
 Pair = tuple[ndarray, ndarray, ndarray, ndarray]
@@ -112,7 +111,7 @@ def judged(networks: Sequence[FlowNetwork], pair: Pair) -> Judged:
     error = endpoint_error(torch.from_numpy(label)[None], torch.from_numpy(flow)[None])[0, 0].numpy()
     return Judged(
         error=float(error[counted].mean()) if counted.any() else float("nan"),
-        quality={name: row[name] for name in (*COLUMNS, SEVERAL) if name in row},
+        quality={name: row[name] for name in COLUMNS if name in row},
     )
 
 
@@ -123,14 +122,15 @@ def curves(pairs: Sequence[Judged]) -> dict[str, Curve]:
     errors = np.array([pair.error for pair in pairs])
     counts = np.arange(1, len(errors) + 1)
     best = np.cumsum(np.sort(errors)) / counts
-    found = {ITSELF: Curve(errors=best, ause=0.0)}
+    kept = {ITSELF: best}
     for name in pairs[0].quality:
         order = np.argsort([pair.quality[name] for pair in pairs], kind="stable")
-        kept = np.cumsum(errors[order]) / counts
-        found[name] = Curve(errors=kept, ause=float((kept - best).mean() / errors.mean()))
-    found["at random"] = Curve(
-        errors=np.full_like(best, errors.mean()), ause=float(1 - best.mean() / errors.mean())
-    )
+        kept[name] = np.cumsum(errors[order]) / counts
+    kept[AT_RANDOM] = np.full_like(best, errors.mean())
+    found = {
+        name: Curve(errors=curve, ause=float((curve - best).mean() / errors.mean()))
+        for name, curve in kept.items()
+    }
     return dict(sorted(found.items(), key=lambda item: item[1].ause))
 
 
@@ -148,7 +148,7 @@ def table(title: str, found: dict[str, Curve]) -> str:
 def summary(results: dict[tuple[str, str], dict[str, Curve]]) -> str:
     """Each column's areas, the smallest mean first."""
     rows = []
-    for name in (*COLUMNS, SEVERAL):
+    for name in COLUMNS:
         areas = [found[name].ause if name in found else None for found in results.values()]
         present = [area for area in areas if area is not None]
         rows.append((statistics.mean(present), max(present), name, areas))
@@ -170,7 +170,7 @@ def draw(results: dict[tuple[str, str], dict[str, Curve]]) -> None:
     figure, axes = plt.subplots(
         len(kinds), len(TEACHERS), figsize=(4 * len(TEACHERS), 3.2 * len(kinds)), squeeze=False
     )
-    colours = {name: f"C{number}" for number, name in enumerate((*COLUMNS, SEVERAL))}
+    colours = {name: f"C{number}" for number, name in enumerate(COLUMNS)}
     for axis, ((kind, teacher), found) in zip(axes.flat, results.items(), strict=True):
         for name, curve in found.items():
             coverage = np.arange(1, len(curve.errors) + 1) / len(curve.errors)
@@ -179,7 +179,7 @@ def draw(results: dict[tuple[str, str], dict[str, Curve]]) -> None:
                 curve.errors,
                 label=name,
                 color=colours.get(name, "black"),
-                linestyle=":" if name == "at random" else "-",
+                linestyle=":" if name == AT_RANDOM else "-",
                 linewidth=2 if name == ITSELF else 1,
             )
         axis.set(title=f"{kind}: {teacher}", xlabel="share of the pairs kept", ylim=(0, None))
