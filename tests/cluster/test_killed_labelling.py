@@ -5,10 +5,11 @@
 
 import contextlib
 import json
+import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,21 +27,26 @@ from pipelines.locations import Folder
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-# It prints a line for each step that it takes, which tells the test when to kill.
+# It can stop at a step: however busy the machine is, it waits there for what the test does to it.
 DRIVER = """
-import sys
+import os, signal, sys
 import ray
 from flowcore.video import ClipOptions
 from pipelines.labelling import LabellingOptions, write_labels
 
 if __name__ == "__main__":
-    videos, teacher, labels, address = sys.argv[1:]
+    videos, teacher, labels, address, stop_at = sys.argv[1:]
+    steps = 0
+    def report(_):
+        global steps
+        steps += 1
+        if steps == int(stop_at):
+            os.kill(os.getpid(), signal.SIGSTOP)
     options = LabellingOptions(clips=ClipOptions(chunk_pairs=4), shard_pairs=8, num_teachers=1)
     here = {"num_cpus": 3, "include_dashboard": False} if address == "local" else {}
     ray.init(address=address, log_to_driver=False, **here)
-    report = lambda step: print("step", flush=True)
     summary = write_labels(videos, [teacher], labels, options, on_progress=report)
-    print("new_pairs", summary.new_pairs, flush=True)
+    print("new_pairs", summary.new_pairs)
 """
 
 
@@ -69,24 +75,31 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Driver:
     """The labelling command, in a process of its own."""
 
-    def __init__(self, collection: Path, teacher: Path, labels: Path | str, address: str = "local") -> None:
+    def __init__(
+        self, collection: Path, teacher: Path, labels: Path | str, address: str = "local", stop_at: int = 0
+    ) -> None:
         script = teacher / "driver.py"
         script.write_text(DRIVER)
         self.process = subprocess.Popen(
-            [sys.executable, str(script), str(collection), str(teacher), str(labels), address],
+            [sys.executable, str(script), str(collection), str(teacher), str(labels), address, str(stop_at)],
             stdout=subprocess.PIPE,
             text=True,
         )
 
-    def steps(self) -> Iterator[str]:
-        assert self.process.stdout is not None
-        yield from (line for line in self.process.stdout if line.startswith(("step", "new_pairs")))
+    def wait_for_stop(self) -> None:
+        """Until it waits at its step."""
+        while psutil.Process(self.process.pid).status() != psutil.STATUS_STOPPED:
+            assert self.process.poll() is None, "it ended before its step"
+            time.sleep(0.02)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
 
     def finish(self) -> int:
         """The number of pairs that it made."""
-        *_, last = self.steps()
-        assert self.process.wait() == 0
-        return int(last.split()[1])
+        output, _ = self.process.communicate()
+        assert self.process.returncode == 0
+        return int(re.findall(r"new_pairs (\d+)", output)[-1])
 
     def kill(self) -> list[psutil.Process]:
         """With -9; gives what it had started, which ends by itself, but not at once."""
@@ -134,12 +147,10 @@ def test_a_killed_driver_and_a_rerun_leave_each_pair_once(
 ) -> None:
     labels = tmp_path / "labels"
     orphans = []
-    for kill_after in (1, 20):
-        driver = Driver(collection, teacher, labels)
-        for step, _ in enumerate(driver.steps(), start=1):
-            if step == kill_after:
-                orphans += driver.kill()
-                break
+    for step in (1, 20):
+        driver = Driver(collection, teacher, labels, stop_at=step)
+        driver.wait_for_stop()
+        orphans += driver.kill()
         assert not (labels / "_manifest.json").exists()
     # The second time as if the machine had stopped; after the first kill they went on beside the second run.
     for orphan in orphans:
@@ -157,12 +168,10 @@ def test_a_killed_driver_and_two_reruns_at_once_leave_each_pair_once_on_object_s
     bucket: Bucket, collection: Path, teacher: Path, undisturbed: Path
 ) -> None:
     labels = bucket.uri("labels")
-    driver = Driver(collection, teacher, labels)
-    for step, _ in enumerate(driver.steps(), start=1):
-        if step == 12:
-            # What it had started goes on for a while, beside the others.
-            driver.kill()
-            break
+    driver = Driver(collection, teacher, labels, stop_at=12)
+    driver.wait_for_stop()
+    # What it had started goes on for a while, beside the others.
+    driver.kill()
     before = bucket.contents("labels", ".parquet")
     bucket.server.refused_share, bucket.server.cut_share = 0.1, 0.03
     both = [Driver(collection, teacher, labels) for _ in range(2)]
@@ -199,22 +208,17 @@ def test_killed_workers_cost_no_pair(
     tmp_path: Path, collection: Path, teacher: Path, undisturbed: Path
 ) -> None:
     labels = tmp_path / "labels"
-    driver = Driver(collection, teacher, labels)
-    steps = driver.steps()
-    # A worker has the title only while it works. Readers are done before a busy machine's first label, so
-    # they are killed as soon as they are seen; between other kills something is done.
-    for title, is_late in (
-        *(("_Reader", False), ("_Reader", False)),
-        *(("_Teacher", True), ("ray::IDLE", True), ("_Teacher", True)),
-    ):
-        if is_late:
-            next(steps)
+    driver = Driver(collection, teacher, labels, stop_at=1)
+    # Readers as they read, a teacher that has just been started and one that works.
+    for title in ("_Reader", "_Reader", "_Teacher", "_Teacher)).submit"):
         while not driver.kill_workers(title):
             assert driver.process.poll() is None, f"it ended before a {title} could be killed"
             time.sleep(0.02)
-    *_, last = steps
-    assert last.startswith("new_pairs")
-    assert driver.process.wait() == 0
+    # Once there is a file, whatever is at work, writers too.
+    driver.wait_for_stop()
+    driver.kill_workers("MapBatches")
+    driver.go_on()
+    driver.finish()
     expect_the_same(labels, undisturbed)
 
 
@@ -226,12 +230,12 @@ def test_a_killed_node_costs_no_pair(
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         node = cluster.add_node(num_cpus=3)
-        driver = Driver(collection, teacher, labels, cluster.address)
-        for step, _ in enumerate(driver.steps(), start=1):
-            if step == 6:
-                written = contents(labels)
-                cluster.remove_node(node, allow_graceful=False)
-                cluster.add_node(num_cpus=3)
+        driver = Driver(collection, teacher, labels, cluster.address, stop_at=6)
+        driver.wait_for_stop()
+        written = contents(labels)
+        cluster.remove_node(node, allow_graceful=False)
+        cluster.add_node(num_cpus=3)
+        driver.go_on()
         if driver.process.wait() != 0:
             Driver(collection, teacher, labels, cluster.address).finish()
     finally:
