@@ -38,8 +38,8 @@ from flowcore.scenes import SceneOptions, render_scene, write_video
 from jobs.command import connect
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import fetch_model, save_model
-from pipelines.export import EXPORT_FILE, export
 from pipelines.feed import Plan, batches, to_batch
+from pipelines.label_files import EXPORT_FILE, export_labels
 from pipelines.labelling import LabellingOptions, write_labels
 from pipelines.labels import PairSet
 
@@ -180,7 +180,7 @@ def main() -> None:
             labels, files = folder / f"labels-{title}", folder / f"files-{title}"
             write_labels(str(folder / "videos"), [teacher], str(labels), options)
             pairs = PairSet.open(str(labels))
-            count = export(pairs, files, "chairs2").pairs
+            count = export_labels(pairs, files, "chairs2").pairs
             both = Files(files, count)
             torch.set_num_threads(1)
             rates = {

@@ -4,6 +4,7 @@
 
 The student starts from the weights of the teacher that made the labels, unless --init names another model, or
 is `fresh`: then it is the recipe's network, whatever the teacher was, and demo:raft_small names another one.
+Labels that import_labels wrote need --init, as nobody knows their teacher.
 Prints the URI of the student, which evaluate and predict take. With --resume RUN_ID a run that was killed
 goes on from its last checkpoint.
 
@@ -38,7 +39,7 @@ class Distill:
     """Options of distill."""
 
     labels: str
-    """Folder or URI that pseudolabel wrote."""
+    """Folder or URI that pseudolabel or import_labels wrote."""
     run_root: str
     """Folder or URI, shared by all nodes, for checkpoints and models."""
     challenge: Challenge
@@ -72,7 +73,7 @@ def distill(recipe: str, options: Distill) -> str:
     labels, run_root = absolute(options.labels, "--labels"), absolute(options.run_root, "--run-root")
     where = None if options.where is None else PairFilter(options.where)
     pairs = replace(PairSet.open(labels), max_spread=options.max_spread, where=where)
-    if (teacher := pairs.teacher) is None:
+    if not pairs.has_labels:
         raise ValueError(
             f"--labels {labels} has frame pairs without labels; make labels with jobs/pseudolabel.py"
         )
@@ -85,7 +86,12 @@ def distill(recipe: str, options: Distill) -> str:
                 f"recipe {recipe} names a network, which only fresh weights take; add --init fresh, or give "
                 f"{recipe.partition(':')[0]} to start from a model"
             )
-        inputs["init"] = absolute_model(options.init, "--init") if options.init else teacher
+        if (init := absolute_model(options.init, "--init") if options.init else pairs.teacher) is None:
+            raise ValueError(
+                f"--labels {labels} came as files, without the teacher that made them; give --init fresh to "
+                "train the recipe's network from fresh weights, or a model"
+            )
+        inputs["init"] = init
     network, initial, info = starting_point(inputs.get("init"), options.network)
     with training_run("distill", recipe, options, recipes(), inputs) as run:
         validation = validation_set(run, judge, run_root)

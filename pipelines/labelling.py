@@ -938,20 +938,21 @@ def label_chunk(
             # Both directions together, the forward ones first.
             grid = torch.cat([flow[first : first + at_once, :, :rows, :columns] for flow in both])
             flows.append(grid if stride == own_stride else upsample_flow(grid, own_stride, height, width))
-        tables.append(_labels_of(flows, stride, frames[first : first + at_once + 1], check))
+        tables.append(label_columns(flows, stride, frames[first : first + at_once + 1], check))
     return pa.concat_tables(tables)
 
 
-def _labels_of(
-    flows: list[Float[Tensor, "directions 2 rows columns"]],
+def label_columns(
+    flows: Sequence[Float[Tensor, "directions 2 rows columns"]],
     stride: int,
     frames: Float[Tensor, "frames 3 height width"],
-    check: ForwardBackwardCheck,
+    check: Callable[[Flow, Flow], Mask],
 ) -> pa.Table:
-    """See `label_chunk`. flows: each teacher's, on a grid of this stride, the forward ones first."""
+    """See `label_chunk`. flows: each teacher's, on a grid of this stride, the forward ones first. check: the
+    occlusion by the flows there and back."""
     height, width = frames.shape[-2:]
     pairs = len(frames) - 1
-    there = torch.stack(flows).mean(dim=0)
+    there = torch.stack([*flows]).mean(dim=0)
     back = there.roll(pairs, dims=0)
     full = upsample_flow(there, stride, height, width)
     occluded = check(full, full.roll(pairs, dims=0))

@@ -534,8 +534,10 @@ class PairSet:
 
     @property
     def teacher(self) -> str | None:
-        """Where the model that made the labels lies, for `checkpoints.fetch_model`; None without labels."""
-        return join(self.location, TEACHER_FOLDER) if self.has_labels else None
+        """Where the model that made the labels lies, for `checkpoints.fetch_model`; None without labels, and
+        where they came as files, which don't say it."""
+        has_model = self.has_labels and "files" not in self.description.made_of
+        return join(self.location, TEACHER_FOLDER) if has_model else None
 
     @property
     def quality_columns(self) -> tuple[str, ...]:

@@ -6,8 +6,10 @@ whole, and it is left as it is where it is there, so that a rerun does what is l
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +17,7 @@ import ray
 import torch
 from tqdm import tqdm
 
-from flowcore.benchmarks import Sample, find_samples, load, samples_digest
+from flowcore.benchmarks import Sample, Truth, find_samples, load, samples_digest
 from pipelines.clips import FrameCodec
 from pipelines.labels import (
     MANIFEST_FILE,
@@ -35,7 +37,9 @@ from pipelines.labels import (
 )
 from pipelines.locations import Folder, join, shared_folder
 
-_SHARD_PAIRS = 64
+Result = TypeVar("Result")
+
+_SHARD_PAIRS = 16
 _ROW_GROUP_PAIRS = 4
 
 
@@ -61,29 +65,58 @@ def truth_set(benchmark: str, root: Path, run_root: str, *, to_learn_from: bool)
         made_of={"truth": benchmark, "samples": samples_digest(samples)}, provenance={"root": str(root)}
     )
     location = join(run_root, f"truth-{description.digest}")
+    return sample_set(location, description, samples, _row, "truth")
+
+
+def sample_set(
+    location: str,
+    description: SetDescription,
+    samples: Sequence[Sample],
+    row: Callable[[Sample, str], pa.Table],
+    title: str,
+) -> PairSet:
+    """The pair set of samples of this description, written in Ray's tasks where it isn't there.
+
+    row: what is stored of a sample, given the set's digest. Raises as `describe_set` and what `row` raises.
+    """
     if Folder(location).size(MANIFEST_FILE) is None:
         describe_set(location, description)
-        parts = [samples[at : at + _SHARD_PAIRS] for at in range(0, len(samples), _SHARD_PAIRS)]
-        write = ray.remote(_write_shard)
-        left = [
-            write.remote(location, f"{number:06d}", part, description.digest)
-            for number, part in enumerate(parts)
-        ]
-        entries = []
-        with tqdm(desc="truth", total=len(samples), unit="pair", dynamic_ncols=True) as bar:
-            while left:
-                done, left = ray.wait(left)
-                entries += ray.get(done)
-                bar.update(entries[-1].pairs)
+        entries = in_parts(partial(_write_shard, location, description.digest, row), samples, title)
         write_manifest(location, description.digest, entries)
     return PairSet.open(location)
 
 
-def _write_shard(location: str, folder: str, samples: Sequence[Sample], label_set: str) -> VideoEntry:
+def in_parts(
+    work: Callable[[int, Sequence[Sample]], Result], samples: Sequence[Sample], title: str
+) -> list[Result]:
+    """What Ray's tasks make of the first samples, of those after them and so on, in this order, with a bar.
+
+    work: gets the part's number and its samples.
+    """
+    task: Any = ray.remote(lambda number, part: work(number, part))
+    parts = [samples[at : at + _SHARD_PAIRS] for at in range(0, len(samples), _SHARD_PAIRS)]
+    results = left = [task.remote(number, part) for number, part in enumerate(parts)]
+    sizes = dict(zip(results, map(len, parts), strict=True))
+    with tqdm(desc=title, total=len(samples), unit="pair", dynamic_ncols=True) as bar:
+        while left:
+            done, left = ray.wait(left)
+            ray.get(done)
+            bar.update(sum(sizes[each] for each in done))
+    return ray.get(results)
+
+
+def _write_shard(
+    location: str,
+    label_set: str,
+    row: Callable[[Sample, str], pa.Table],
+    number: int,
+    samples: Sequence[Sample],
+) -> VideoEntry:
+    folder = f"{number:06d}"
     name = shard_name(folder, 0)
     size = shard_at(location, name)
     if size is None:
-        rows = pa.concat_tables([_row(sample, label_set) for sample in samples])
+        rows = pa.concat_tables([row(sample, label_set) for sample in samples])
         Folder(location).write(name, encode_shard(rows, _ROW_GROUP_PAIRS))
         size = shard_at(location, name)
         assert size is not None
@@ -92,11 +125,22 @@ def _write_shard(location: str, folder: str, samples: Sequence[Sample], label_se
 
 def _row(sample: Sample, label_set: str) -> pa.Table:
     truth = load(sample)
+    table = frame_pair(sample, truth, label_set)
+    flow = torch.from_numpy(np.where(truth.valid, truth.flow, 0).astype(np.float32))
+    known = torch.from_numpy(truth.valid)[None, None]
+    columns = [quantized(flow[None]), pa.array([1], pa.int32()), masks(known)]
+    for field, column in zip(TRUTH_SCHEMA, columns, strict=True):
+        table = table.append_column(field, column)
+    return table
+
+
+def frame_pair(sample: Sample, truth: Truth, label_set: str, name: str | None = None) -> pa.Table:
+    """The columns of PAIR_SCHEMA for a sample; its `pair_id` follows from its name if none is given."""
     height, width = truth.valid.shape
     codec = FrameCodec()
     digest = hashlib.blake2b(f"{sample.group} {sample.name}".encode(), digest_size=16).hexdigest()
     pair = {
-        "pair_id": pair_id(digest, (0, 1), 1, height, width),
+        "pair_id": name or pair_id(digest, (0, 1), 1, height, width),
         "video": f"{sample.group} {sample.name}",
         "frame": 0,
         "stride": 1,
@@ -107,10 +151,4 @@ def _row(sample: Sample, label_set: str) -> pa.Table:
         "image2": codec.encode(truth.image2),
         "label_set": label_set,
     }
-    flow = torch.from_numpy(np.where(truth.valid, truth.flow, 0).astype(np.float32))
-    known = torch.from_numpy(truth.valid)[None, None]
-    columns = [quantized(flow[None]), pa.array([1], pa.int32()), masks(known)]
-    table = pa.Table.from_pylist([pair], schema=PAIR_SCHEMA)
-    for field, column in zip(TRUTH_SCHEMA, columns, strict=True):
-        table = table.append_column(field, column)
-    return table
+    return pa.Table.from_pylist([pair], schema=PAIR_SCHEMA)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -16,12 +17,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from flowcore.benchmarks import find_samples, load
-from flowcore.formats import read_flow, read_mask
+from flowcore.formats import read_flow, read_mask, write_flow, write_image
 from flowcore.geometry import upsample_flow
-from jobs import command
-from jobs.export import Export, main
+from jobs import command, distill, export_labels, import_labels
 from pipelines.clips import FrameCodec
-from pipelines.export import EXPORT_FILE, Layout
+from pipelines.label_files import EXPORT_FILE, Layout
 from pipelines.labels import (
     FLOW_UNITS,
     LABEL_SCHEMA,
@@ -351,7 +351,7 @@ def test_sweeping_takes_only_what_killed_writers_left(tmp_path: Path) -> None:
 
 
 def exported(labels: Path, *arguments: str) -> None:
-    command.run(main, Export, ["--labels", str(labels), *arguments])
+    command.run(export_labels.main, export_labels.ExportLabels, ["--labels", str(labels), *arguments])
 
 
 @pytest.mark.parametrize("layout", get_args(Layout))
@@ -419,3 +419,97 @@ def test_flow_too_long_for_kitti_is_unknown_there(tmp_path: Path, capsys: pytest
     assert "1 pixels move too far" in capsys.readouterr().out
     (sample,) = find_samples("kitti2015", tmp_path / "files")
     assert [list(each) for each in np.nonzero(~load(sample).valid)] == [[5], [6]]
+
+
+def imported(files: Path, labels: Path) -> PairSet:
+    arguments = ["--files", str(files), "--labels", str(labels)]
+    command.run(import_labels.main, import_labels.ImportLabels, arguments)
+    return PairSet.open(str(labels))
+
+
+@pytest.mark.parametrize("layout", ["chairs2", "chairs2-flo5"])
+def test_what_was_exported_comes_back_as_a_label_set_of_the_same_pairs(
+    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str], layout: str
+) -> None:
+    # More than a file of the new set takes, of two sizes.
+    tables = [shard(15, 45, 62, 4)[0], shard(3, 48, 64, 1, video="w")[0]]
+    write_set(tmp_path / "labels", {"v": tables[:1], "w": tables[1:]})
+    exported(tmp_path / "labels", "--output", str(tmp_path / "files"), "--layout", layout)
+    ours = PairSet.open(str(tmp_path / "labels"))
+    theirs = imported(tmp_path / "files", tmp_path / "back")
+    assert theirs.quality_columns == ours.quality_columns
+    places, others = (
+        {place["pair_id"]: place for place in each.index().to_pylist()} for each in (ours, theirs)
+    )
+    assert others.keys() == places.keys()
+    codec = FrameCodec()
+    for pair, place in places.items():
+        one, other = ours.read(place), theirs.read(others[pair])
+        label, again = ours.decode(one), theirs.decode(other)
+        for frame, original in ((again.image1, label.image1), (again.image2, label.image2)):
+            np.testing.assert_array_equal(frame, codec.decode(codec.encode(original)))
+        for flow, expected in ((again.flow_fw, label.flow_fw), (again.flow_bw, label.flow_bw)):
+            assert flow is not None
+            assert expected is not None
+            assert np.abs(flow - expected).max() <= HALF_A_UNIT
+        for mask in ("occ_fw", "occ_bw"):
+            np.testing.assert_array_equal(other[mask], one[mask])
+        lengths = np.hypot(*np.stack([label.flow_fw, label.flow_bw]).transpose(1, 0, 2, 3))
+        assert other["flow_max"] == pytest.approx(lengths.max(), rel=1e-5)
+        assert other["occluded"] == pytest.approx(np.mean([one["occ_fw"], one["occ_bw"]]))
+    # Again it only looks; of other files there is another set.
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "back").rglob("*.parquet")}
+    assert imported(tmp_path / "files", tmp_path / "back").label_set == theirs.label_set
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    capsys.readouterr()
+    mask = tmp_path / "files" / "0000003-occ_10.png"
+    mask.write_bytes((tmp_path / "files" / "0000004-occ_10.png").read_bytes())
+    with pytest.raises(SystemExit):
+        imported(tmp_path / "files", tmp_path / "back")
+    assert "is a set made otherwise: teacher.digest is" in capsys.readouterr().err
+    _, options = distill.recipes()["smoke"]
+    options = replace(options, labels=str(tmp_path / "back"), run_root=str(tmp_path / "runs"))
+    with pytest.raises(ValueError, match=r"came as files, without the teacher .* --init fresh"):
+        distill.distill("smoke", options)
+
+
+def test_other_peoples_files_need_both_directions_and_no_masks(
+    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = tmp_path / "files"
+    flow = np.zeros((2, 40, 64), np.float32)
+    flow[0] = 8.0
+    files.mkdir()
+    for number in range(2):
+        for frame in range(2):
+            image = np.full((40, 64, 3), 50 * (number + frame), np.uint8)
+            write_image(files / f"{number:07d}-img_{frame}.png", image)
+        write_flow(files / f"{number:07d}-flow_01.flo", flow)
+    with pytest.raises(SystemExit):
+        imported(files, tmp_path / "labels")
+    assert "2 of 2 pairs in" in (told := capsys.readouterr().err)
+    assert "0000000-flow_10.flo; a label is of both directions" in told
+    assert "jobs/finetune.py --truth chairs2:" in told
+    known = np.ones((40, 64), bool)
+    known[20:24, 30:36] = False
+    for number in range(2):
+        write_flow(files / f"{number:07d}-flow_10.flo", -flow, known)
+    whole = (files / "0000001-flow_10.flo").read_bytes()
+    (files / "0000001-flow_10.flo").write_bytes(whole[:-4])
+    with pytest.raises(SystemExit):
+        imported(files, tmp_path / "labels")
+    assert "1 of 2 pairs in" in (told := capsys.readouterr().err)
+    assert "0000001-flow_10.flo is truncated" in told
+    assert not (tmp_path / "labels").exists()
+    (files / "0000001-flow_10.flo").write_bytes(whole)
+    pairs = imported(files, tmp_path / "labels")
+    for place in pairs.index().to_pylist():
+        row = pairs.read(place)
+        # What leaves the other frame is occluded, and so is what isn't known.
+        expected = np.zeros((40, 64), bool)
+        expected[:, 56:] = True
+        backward = ~known
+        backward[:, :8] = True
+        np.testing.assert_array_equal(row["occ_bw"].reshape(40, 64), backward)
+        assert row["occ_fw"].reshape(40, 64)[:, 56:].all()
+        assert row["flow_p50"] == 8.0

@@ -1,11 +1,11 @@
 """Writes a label set as files of flow and occlusion, for tools that don't read Parquet.
 
-    python jobs/export.py --labels my_labels --output my_files --layout chairs2
+    python jobs/export_labels.py --labels my_labels --output my_files --layout chairs2
 
 Each layout is one that a data set made known: chairs2 (FlyingChairs2: .flo forward and backward, occlusion,
 frames), chairs2-flo5 (the same with Spring's .flo5), kitti2015 (16-bit PNG, to 1/64 px, forward; occlusion is
-what flow_noc/ lacks). evaluate and finetune read them back as chairs2 and kitti2015. Killed, the same command
-again writes what is missing.
+what flow_noc/ lacks). evaluate and finetune read them as chairs2 and kitti2015, and import_labels makes
+chairs2's a label set again. Killed, the same command again writes what is missing.
 """
 
 from dataclasses import dataclass, replace
@@ -14,15 +14,15 @@ from typing import get_args
 from tqdm import tqdm
 
 from jobs.command import run
-from pipelines.export import Layout, export
 from pipelines.filters import PairFilter
+from pipelines.label_files import Layout, export_labels
 from pipelines.labels import PairSet
 from pipelines.locations import absolute, shared_folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
-    """Options of export."""
+class ExportLabels:
+    """Options of export_labels."""
 
     labels: str
     """Folder or URI of a finished label set."""
@@ -39,7 +39,7 @@ class Export:
             PairFilter(self.where)
 
 
-def main(options: Export) -> None:
+def main(options: ExportLabels) -> None:
     folder = shared_folder(options.output, "--output")
     where = None if options.where is None else PairFilter(options.where)
     pairs = replace(PairSet.open(absolute(options.labels, "--labels")), where=where)
@@ -49,11 +49,11 @@ def main(options: Export) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        summary = export(pairs, folder, options.layout, on_progress=draw)
+        summary = export_labels(pairs, folder, options.layout, on_progress=draw)
     print(f"{summary.pairs} pairs in {folder}, {summary.new_pairs} of them new")
     if summary.unknown_pixels:
         print(f"{summary.unknown_pixels} pixels move too far for KITTI's PNG and count as unknown there")
 
 
 if __name__ == "__main__":
-    run(main, Export)
+    run(main, ExportLabels)

@@ -1,0 +1,269 @@
+"""How does a label set leave for tools that read files of flow, and how do such files become a label set? In
+the layout of a data set that every tool knows.
+
+Leaving, pairs are numbered in the order of the set's index, so that the names follow from the set and the
+filter alone: a rerun finds what is there and does what is left. Coming back, they are what their bytes are:
+other files are another set.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from flowcore.benchmarks import Sample, Truth, find_samples, load
+from flowcore.formats import write_flow, write_image, write_mask
+from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.shapes import Flow, Mask, to_images
+from pipelines.clips import FrameCodec
+from pipelines.labelling import label_columns
+from pipelines.labels import LABEL_SCHEMA, PairSet, SetDescription
+from pipelines.locations import write_whole
+from pipelines.truth import frame_pair, in_parts, sample_set
+
+Layout = Literal["chairs2", "chairs2-flo5", "kitti2015"]
+
+EXPORT_FILE = "export.json"
+"""What the folder holds, with the ids of its pairs in the order of their numbers."""
+_KITTI_LIMIT = 511.0
+"""Pixels; its 16 bits have no number for more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSummary:
+    """pairs: in the folder. new_pairs: written by this call. unknown_pixels: of the new pairs, those whose
+    flow the layout has no number for."""
+
+    pairs: int
+    new_pairs: int
+    unknown_pixels: int
+
+
+def export_labels(
+    pairs: PairSet, folder: Path, layout: Layout, *, on_progress: Callable[[int, int], object] | None = None
+) -> ExportSummary:
+    """Writes the pairs of a label set that its `where` keeps as files.
+
+    chairs2: FlyingChairs2's names, 0000000-img_0.png, -img_1.png, -flow_01.flo and -flow_10.flo (forward and
+    backward), -occ_01.png and -occ_10.png (255 = occluded). chairs2-flo5: the same with Spring's .flo5.
+    kitti2015: training/image_2/000000_10.png and _11.png, flow_occ/ (every pixel) and flow_noc/ (without
+    those that the teacher found occluded), forward alone.
+
+    on_progress gets the pairs that are there and those that will be. ValueError for a set without labels, and
+    for a folder that holds anything else.
+    """
+    if not pairs.has_labels:
+        raise ValueError(f"{pairs.location} has frame pairs without labels; make labels with pseudolabel")
+    places = pairs.index().to_pylist()
+    _claim(
+        folder,
+        {
+            "label_set": pairs.label_set,
+            "layout": layout,
+            "where": None if pairs.where is None else pairs.where.text,
+            "pairs": [place["pair_id"] for place in places],
+        },
+    )
+    write = _write_kitti if layout == "kitti2015" else _write_chairs2
+    left: dict[tuple[int, int], list[tuple[int, Path]]] = defaultdict(list)
+    for number, place in enumerate(places):
+        if not (file := _last_file(folder, layout, number)).exists():
+            left[place["file"], place["row_group"]].append((place["row"], file))
+
+    def write_group(group: tuple[int, int]) -> tuple[int, int]:
+        """The pairs of a row group that are left: how many, and their unknown pixels."""
+        rows = pairs.read_group(pairs.files[group[0]], group[1])
+        return len(left[group]), sum(write(pairs, rows[row], file) for row, file in left[group])
+
+    new_pairs = unknown_pixels = 0
+    done = len(places) - sum(map(len, left.values()))
+    with ThreadPoolExecutor() as threads:
+        for count, unknown in threads.map(write_group, left):
+            new_pairs, unknown_pixels = new_pairs + count, unknown_pixels + unknown
+            if on_progress is not None:
+                on_progress(done + new_pairs, len(places))
+    return ExportSummary(pairs=len(places), new_pairs=new_pairs, unknown_pixels=unknown_pixels)
+
+
+def import_labels(folder: Path, location: str) -> PairSet:
+    """Makes a label set of files in FlyingChairs2's layout, as `export_labels` writes it or another tool.
+
+    0000000-img_0.png, -img_1.png, and -flow_01 and -flow_10, each .flo or .flo5, have to be there; without
+    -occ_01.png and -occ_10.png the forward-backward check says what is occluded. Where flow is unknown it
+    counts as occluded, which nothing is learnt from. What `export_labels` wrote keeps its pair ids; the
+    numbers of `pipelines.labels.LABEL_SCHEMA` are computed anew, at full resolution. Of a folder with train/
+    and val/ only train/ is taken. Ray has to be running.
+
+    Nothing is written where a file can't be read: ValueError, which names it. ValueError, too, for files of
+    one direction alone, and as `pipelines.labels.describe_set`; FileNotFoundError as `find_samples`.
+    """
+    samples = find_samples("chairs2", folder, to_learn_from=True)
+    if lacking := [sample.flow for sample in samples if not _backward(sample).flow.is_file()]:
+        raise ValueError(
+            f"{len(lacking)} of {len(samples)} pairs in {folder} have no flow back, such as "
+            f"{_backward_name(lacking[0])}; a label is of both directions. Write these files, or learn from "
+            f"forward flow alone, with jobs/finetune.py --truth chairs2:{folder}"
+        )
+    read = [each for part in in_parts(_read_all, samples, "files") for each in part]
+    if errors := [each.error for each in read if each.error]:
+        raise ValueError(
+            f"{len(errors)} of {len(samples)} pairs in {folder} can't be read, and nothing was written; mend "
+            f"or remove them: {'; '.join(errors[:3])}"
+        )
+    ids = _exported_ids(folder)
+    names = {sample.name: ids.get(sample.name) for sample in samples}
+    content = [
+        (sample.name, names[sample.name], each.digest) for sample, each in zip(samples, read, strict=True)
+    ]
+    digest = hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()
+    check = ForwardBackwardCheck()
+    made_of = {
+        "files": "chairs2",
+        "teacher": {"digest": digest},
+        "check": dataclasses.asdict(check),
+        "codec": dataclasses.asdict(FrameCodec()),
+    }
+    description = SetDescription(made_of=made_of, provenance={"files": str(folder)})
+    row = partial(_label_row, names=names, teacher=digest, check=check)
+    return sample_set(location, description, samples, row, "labels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """digest: of a pair's files. error: why they can't be read, empty if they can."""
+
+    digest: str = ""
+    error: str = ""
+
+
+def _read_all(number: int, samples: Sequence[Sample]) -> list[_Read]:
+    return [_read(sample) for sample in samples]
+
+
+def _read(sample: Sample) -> _Read:
+    content = hashlib.blake2b(digest_size=16)
+    try:
+        for direction in (sample, _backward(sample)):
+            load(direction)
+            for file in (direction.image1, direction.flow, direction.occlusion):
+                content.update(b"" if file is None else hashlib.blake2b(file.read_bytes()).digest())
+    except (ValueError, OSError) as error:
+        return _Read(error=f"{sample.name}: {error}")
+    return _Read(digest=content.hexdigest())
+
+
+def _exported_ids(folder: Path) -> dict[str, str]:
+    """By the name of a pair that `export_labels` wrote; none in a folder of another tool."""
+    file = folder / EXPORT_FILE
+    if not file.is_file():
+        return {}
+    return {f"{number:07d}": name for number, name in enumerate(json.loads(file.read_text())["pairs"])}
+
+
+def _backward_name(flow: Path) -> Path:
+    return flow.with_name(flow.name.replace("-flow_01.", "-flow_10."))
+
+
+def _backward(sample: Sample) -> Sample:
+    """The same pair the other way round."""
+    occlusion = sample.flow.with_name(sample.flow.name.partition("-flow_01.")[0] + "-occ_10.png")
+    return dataclasses.replace(
+        sample,
+        image1=sample.image2,
+        image2=sample.image1,
+        flow=_backward_name(sample.flow),
+        occlusion=occlusion if occlusion.is_file() else None,
+    )
+
+
+def _label_row(
+    sample: Sample,
+    label_set: str,
+    *,
+    names: Mapping[str, str | None],
+    teacher: str,
+    check: ForwardBackwardCheck,
+) -> pa.Table:
+    both = load(sample), load(_backward(sample))
+    flows = torch.from_numpy(np.stack([each.flow for each in both]))
+    frames = to_images(np.stack([each.image1 for each in both]))
+    labels = label_columns([flows], 1, frames, partial(_occluded, both, check))
+    labels = (
+        labels.append_column("teacher", pa.array([teacher])).select(LABEL_SCHEMA.names).cast(LABEL_SCHEMA)
+    )
+    table = frame_pair(sample, both[0], label_set, names[sample.name])
+    for field, column in zip(LABEL_SCHEMA, labels.columns, strict=True):
+        table = table.append_column(field, column)
+    return table
+
+
+def _occluded(both: tuple[Truth, Truth], check: ForwardBackwardCheck, there: Flow, back: Flow) -> Mask:
+    known = torch.from_numpy(np.stack([each.valid for each in both]))[:, None]
+    told = [each.occluded for each in both if each.occluded is not None]
+    occluded = torch.from_numpy(np.stack(told))[:, None] if len(told) == 2 else check(there, back)
+    return occluded | ~known
+
+
+def _claim(folder: Path, content: Mapping[str, Any]) -> None:
+    """Makes the folder this export's; ValueError where it is something else."""
+    file = folder / EXPORT_FILE
+    if not file.exists():
+        # A hidden one is what a killed export left.
+        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise ValueError(f"{folder} holds other files; give a new folder")
+        write_whole(file, (json.dumps(content, indent=1) + "\n").encode())
+    elif json.loads(file.read_text()) != content:
+        raise ValueError(
+            f"{folder} holds the export of another label set, layout or filter, or of this set when it held "
+            f"other pairs (see {EXPORT_FILE}); give a new folder"
+        )
+
+
+def _last_file(folder: Path, layout: Layout, number: int) -> Path:
+    """The file of a pair that is written last: a pair that has it is whole."""
+    if layout == "kitti2015":
+        return folder / "training" / "flow_occ" / f"{number:06d}_10.png"
+    suffix = ".flo5" if layout == "chairs2-flo5" else ".flo"
+    return folder / f"{number:07d}-flow_01{suffix}"
+
+
+def _write_chairs2(pairs: PairSet, row: Mapping[str, Any], last: Path) -> int:
+    pair = pairs.decode(row)
+    assert pair.flow_fw is not None
+    assert pair.flow_bw is not None
+    number = last.name.partition("-")[0]
+    for name, image in (("img_0", pair.image1), ("img_1", pair.image2)):
+        write_image(last.with_name(f"{number}-{name}.png"), image)
+    for name, column in (("occ_01", "occ_fw"), ("occ_10", "occ_bw")):
+        write_mask(last.with_name(f"{number}-{name}.png"), _mask(row, column))
+    write_flow(last.with_name(f"{number}-flow_10{last.suffix}"), pair.flow_bw)
+    write_flow(last, pair.flow_fw)
+    return 0
+
+
+def _write_kitti(pairs: PairSet, row: Mapping[str, Any], last: Path) -> int:
+    pair = pairs.decode(row)
+    assert pair.flow_fw is not None
+    training, target = last.parent.parent, last.name.replace("_10.", "_11.")
+    for folder in ("image_2", "flow_noc", "flow_occ"):
+        (training / folder).mkdir(parents=True, exist_ok=True)
+    write_image(training / "image_2" / last.name, pair.image1)
+    write_image(training / "image_2" / target, pair.image2)
+    known = (np.abs(pair.flow_fw) <= _KITTI_LIMIT).all(axis=0)
+    write_flow(training / "flow_noc" / last.name, pair.flow_fw, known & ~_mask(row, "occ_fw"))
+    write_flow(last, pair.flow_fw, known)
+    return int((~known).sum())
+
+
+def _mask(row: Mapping[str, Any], column: str) -> np.ndarray:
+    return np.asarray(row[column], bool).reshape(row["height"], row["width"])
