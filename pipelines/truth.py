@@ -79,8 +79,8 @@ def sample_set(
 
     row: what is stored of a sample, given the set's digest. Raises as `describe_set` and what `row` raises.
     """
+    describe_set(location, description)
     if Folder(location).size(MANIFEST_FILE) is None:
-        describe_set(location, description)
         entries = in_parts(partial(_write_shard, location, description.digest, row), samples, title)
         write_manifest(location, description.digest, entries)
     return PairSet.open(location)
