@@ -81,6 +81,8 @@ def find_samples(benchmark: str, root: Path, *, to_learn_from: bool = False) -> 
     """
     if benchmark not in _BENCHMARKS:
         raise ValueError(f"unknown benchmark {benchmark!r}; known are {', '.join(_BENCHMARKS)}")
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {root.absolute()}")
     layout, find = _BENCHMARKS[benchmark]
     samples = [
         sample

@@ -27,7 +27,7 @@ from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.shapes import Flow, Mask, to_images
 from pipelines.clips import FrameCodec
 from pipelines.labelling import label_columns
-from pipelines.labels import LABEL_SCHEMA, PairSet, SetDescription
+from pipelines.labels import LABEL_SCHEMA, PairSet, SetDescription, write_ledger
 from pipelines.locations import write_whole
 from pipelines.truth import frame_pair, in_parts, sample_set
 
@@ -135,7 +135,9 @@ def import_labels(folder: Path, location: str) -> PairSet:
     }
     description = SetDescription(made_of=made_of, provenance={"files": str(folder)})
     row = partial(_label_row, names=names, teacher=digest, check=check)
-    return sample_set(location, description, samples, row, "labels")
+    pairs = sample_set(location, description, samples, row, "labels")
+    write_ledger(location, ())
+    return pairs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -157,10 +157,11 @@ class LabellingOptions:
 @dataclass(frozen=True, kw_only=True)
 class LabellingProgress:
     """How far a run is; pairs_per_second counts the pairs that this run made. videos_done: those that are
-    begun count as their written share. stage_shares: of the work done so far, by stage; they add up to 1 once
-    there is some."""
+    begun count as their written share. videos_before: of them, those that earlier runs finished.
+    stage_shares: of the work done so far, by stage; they add up to 1 once there is some."""
 
     videos_done: float
+    videos_before: int
     num_videos: int
     new_pairs: int
     pairs_per_second: float
@@ -342,7 +343,10 @@ def labelling_status(location: str, videos: str | None = None) -> LabellingStatu
     description = description_at(folder)
     if videos is None:
         if description is None or "videos" not in description.provenance:
-            raise ValueError(f"{location} names no collection, nothing was labelled there yet; add --videos")
+            raise ValueError(
+                f"{location} names no collection: nothing was labelled there yet, or its labels came "
+                "as files; add --videos"
+            )
         videos = description.provenance["videos"]
     stamps = _stamps(find_videos(videos))
     files = folder.infos()
@@ -1078,6 +1082,7 @@ class _Tally:
         self._folders = self._listed()
         self._before = _records_in(location, self._folders)
         self._current = _current_of(self._before.values(), stamps)
+        self._num_before = len(self._current)
         self._entries: list[LedgerEntry] = []
         self._ends: dict[str, VideoRecord] = {}
         self._written: dict[str, _Written] = defaultdict(_Written)
@@ -1145,6 +1150,7 @@ class _Tally:
                 LabellingProgress(
                     # A video that became unreadable midway is both.
                     videos_done=min(done + begun, len(self._stamps)),
+                    videos_before=self._num_before,
                     num_videos=len(self._stamps),
                     new_pairs=self._new_pairs,
                     pairs_per_second=self._new_pairs / (time.monotonic() - self._started),

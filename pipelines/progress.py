@@ -84,9 +84,8 @@ def video_bar(description: str) -> "Iterator[Callable[[LabellingProgress], None]
     with tqdm(desc=description, unit="video", dynamic_ncols=True) as bar:
 
         def draw(progress: "LabellingProgress") -> None:
-            if bar.total is None:
-                # what an earlier run did says nothing of the speed
-                bar.initial = progress.videos_done
+            # what an earlier run did says nothing of the speed
+            bar.initial = progress.videos_before
             bar.total, bar.n = progress.num_videos, round(progress.videos_done, 2)
             shares = {stage: f"{share:.0%}" for stage, share in progress.stage_shares.items() if share}
             bar.set_postfix(

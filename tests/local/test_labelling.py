@@ -381,19 +381,21 @@ def test_what_was_left_out_is_counted_by_reason(tmp_path: Path, teacher: tuple[s
 def test_the_expected_finish_does_not_count_what_an_earlier_run_did(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    begun = LabellingProgress(
-        videos_done=90, num_videos=100, new_pairs=0, pairs_per_second=0.0, stage_shares={}
+    progress = LabellingProgress(
+        videos_done=91, videos_before=90, num_videos=100, new_pairs=8, pairs_per_second=9.0, stage_shares={}
     )
     with video_bar("labels") as draw:
-        draw(begun)
+        # All that this run did so far counts, the first of it too.
         time.sleep(0.2)
-        draw(replace(begun, videos_done=91, new_pairs=8, pairs_per_second=40.0))
+        draw(progress)
     last = capsys.readouterr().err.split("\r")[-1]
     assert "91/100" in last
-    # As seconds a video, where it is slower than one a second.
     speed = re.search(r"([0-9.]+)(video/s|s/video)", last)
     assert speed is not None
-    assert speed[2] == "s/video" or float(speed[1]) < 10
+    seconds = float(speed[1]) if speed[2] == "s/video" else 1 / float(speed[1])
+    # Of one video: neither a ninetieth of it nor many times as much.
+    (elapsed,) = re.findall(r"\[(\d\d):(\d\d)<", last)
+    assert 0.1 < seconds < 60 * int(elapsed[0]) + int(elapsed[1]) + 1
 
 
 def test_another_teacher_never_mixes_into_a_set(tmp_path: Path, labels: PairSet, collection: Path) -> None:
@@ -416,6 +418,7 @@ def test_frames_alone_have_the_same_pairs(tmp_path: Path, labels: PairSet, colle
         pq.read_table(Path(labels.location) / pairs.files[0]).column("image1")
     )
     assert (seen[-1].videos_done, seen[-1].num_videos, seen[-1].new_pairs) == (7, 7, 22)
+    assert {progress.videos_before for progress in seen} == {0}
     assert sum(seen[-1].stage_shares.values()) == pytest.approx(1)
     assert seen[-1].stage_shares["reading"] > 0
     assert seen[-1].stage_shares["labelling"] == 0
@@ -442,6 +445,11 @@ def test_changed_renamed_and_added_videos_leave_each_pair_once(tmp_path: Path) -
     after = {path: path.stat().st_mtime_ns for path in location.rglob("*.parquet")}
     assert len(before.items() & after.items()) == len(before) - 1
     assert write_pairs(str(videos), str(location), OPTIONS).new_pairs == 0
+    render(videos / "late.mp4", 9, num_frames=3)
+    seen: list[LabellingProgress] = []
+    write_pairs(str(videos), str(location), OPTIONS, on_progress=seen.append)
+    assert {progress.videos_before for progress in seen} == {4}
+    assert seen[-1].videos_done == 5
 
 
 def test_of_many_videos_of_one_size_only_a_copy_is_left_out(tmp_path: Path) -> None:

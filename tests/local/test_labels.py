@@ -438,6 +438,7 @@ def test_what_was_exported_comes_back_as_a_label_set_of_the_same_pairs(
     ours = PairSet.open(str(tmp_path / "labels"))
     theirs = imported(tmp_path / "files", tmp_path / "back")
     assert theirs.quality_columns == ours.quality_columns
+    assert theirs.ledger() == []
     places, others = (
         {place["pair_id"]: place for place in each.index().to_pylist()} for each in (ours, theirs)
     )
