@@ -81,8 +81,6 @@ def find_samples(benchmark: str, root: Path, *, to_learn_from: bool = False) -> 
     """
     if benchmark not in _BENCHMARKS:
         raise ValueError(f"unknown benchmark {benchmark!r}; known are {', '.join(_BENCHMARKS)}")
-    if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {root.absolute()}")
     layout, find = _BENCHMARKS[benchmark]
     samples = [
         sample
@@ -91,9 +89,8 @@ def find_samples(benchmark: str, root: Path, *, to_learn_from: bool = False) -> 
         and all(path.is_file() for path in (sample.image1, sample.image2, sample.flow))
     ]
     if not samples:
-        raise FileNotFoundError(
-            f"no frame pair with truth in {root.absolute()}; {benchmark} is expected as {layout}"
-        )
+        found = "no frame pair with truth in" if root.is_dir() else "there is no folder"
+        raise FileNotFoundError(f"{found} {root.absolute()}; {benchmark} is expected as {layout}")
     return sorted(samples, key=lambda sample: (sample.group, sample.name))
 
 

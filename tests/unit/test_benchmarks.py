@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import re
 import shutil
 from pathlib import Path
 
@@ -201,11 +202,15 @@ def test_scenes_have_a_sample_for_each_frame_with_flow_to_the_next(tmp_path: Pat
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_an_empty_folder_is_an_error_that_names_it_and_the_layout(tmp_path: Path, benchmark: str) -> None:
-    with pytest.raises(FileNotFoundError) as error:
+def test_an_empty_or_missing_folder_is_an_error_that_names_it_and_the_layout(
+    tmp_path: Path, benchmark: str
+) -> None:
+    folder = re.escape(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=rf"no folder {folder}; {benchmark} is expected as"):
         find_samples(benchmark, tmp_path / "nowhere")
-    assert str(tmp_path / "nowhere") in str(error.value)
-    assert "expected as" in str(error.value)
+    (tmp_path / "nowhere").mkdir()
+    with pytest.raises(FileNotFoundError, match=rf"pair with truth in {folder}; {benchmark} is expected as"):
+        find_samples(benchmark, tmp_path / "nowhere")
 
 
 def test_an_unknown_benchmark_lists_the_known_ones(tmp_path: Path) -> None:
