@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,9 +121,8 @@ def import_labels(folder: Path, location: str) -> PairSet:
             f"or remove them: {'; '.join(errors[:3])}"
         )
     ids = _exported_ids(folder)
-    names = {sample.name: ids.get(sample.name) for sample in samples}
     content = [
-        (sample.name, names[sample.name], each.digest) for sample, each in zip(samples, read, strict=True)
+        (sample.name, ids.get(sample.name), each.digest) for sample, each in zip(samples, read, strict=True)
     ]
     digest = hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()
     check = ForwardBackwardCheck()
@@ -134,7 +133,7 @@ def import_labels(folder: Path, location: str) -> PairSet:
         "codec": dataclasses.asdict(FrameCodec()),
     }
     description = SetDescription(made_of=made_of, provenance={"files": str(folder)})
-    row = partial(_label_row, names=names, teacher=digest, check=check)
+    row = partial(_label_row, folder=folder, teacher=digest, check=check)
     pairs = sample_set(location, description, samples, row, "labels")
     write_ledger(location, ())
     return pairs
@@ -172,6 +171,12 @@ def _exported_ids(folder: Path) -> dict[str, str]:
     return {f"{number:07d}": name for number, name in enumerate(json.loads(file.read_text())["pairs"])}
 
 
+@lru_cache(maxsize=1)
+def _ids_of(folder: Path, teacher: str) -> dict[str, str]:
+    """Those of a folder whose files have this digest, read once in each process: they may be many."""
+    return _exported_ids(folder)
+
+
 def _backward_name(flow: Path) -> Path:
     return flow.with_name(flow.name.replace("-flow_01.", "-flow_10."))
 
@@ -192,7 +197,7 @@ def _label_row(
     sample: Sample,
     label_set: str,
     *,
-    names: Mapping[str, str | None],
+    folder: Path,
     teacher: str,
     check: ForwardBackwardCheck,
 ) -> pa.Table:
@@ -203,7 +208,8 @@ def _label_row(
     labels = (
         labels.append_column("teacher", pa.array([teacher])).select(LABEL_SCHEMA.names).cast(LABEL_SCHEMA)
     )
-    table = frame_pair(sample, both[0], label_set, names[sample.name])
+    name = _ids_of(folder, teacher).get(sample.name)
+    table = frame_pair(sample, both[0], label_set, name)
     for field, column in zip(LABEL_SCHEMA, labels.columns, strict=True):
         table = table.append_column(field, column)
     return table

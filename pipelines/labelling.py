@@ -344,8 +344,8 @@ def labelling_status(location: str, videos: str | None = None) -> LabellingStatu
     if videos is None:
         if description is None or "videos" not in description.provenance:
             raise ValueError(
-                f"{location} names no collection: nothing was labelled there yet, or its labels came "
-                "as files; add --videos"
+                f"{location} names no collection: its labels came as files, or nothing was labelled there "
+                "yet; add --videos"
             )
         videos = description.provenance["videos"]
     stamps = _stamps(find_videos(videos))
