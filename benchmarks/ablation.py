@@ -33,11 +33,11 @@ from flowcore.networks import AnyNetworkConfig, PWCNetConfig, RAFTConfig
 from flowcore.objectives import Photometric, StudentObjective, TeacherObjective
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, finetune, pseudolabel, train_teacher
-from jobs.command import connect
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import fetch_model
-from pipelines.labels import MANIFEST_FILE
-from pipelines.locations import PROJECT_FOLDER, write_whole
+from pipelines.cluster import connect
+from pipelines.ledger import MANIFEST_FILE
+from pipelines.storage import PROJECT_FOLDER, write_whole
 from pipelines.training import TrainingOptions
 from pipelines.validation import TrainingStopped
 

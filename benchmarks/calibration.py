@@ -25,7 +25,7 @@ import torch
 from numpy import ndarray
 from tqdm import tqdm
 
-from flowcore.benchmarks import find_samples, load
+from flowcore.datasets import find_samples, load
 from flowcore.metrics import endpoint_error
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import ForwardBackwardCheck
@@ -34,7 +34,7 @@ from flowcore.shapes import to_images
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.labelling import label_chunk
 from pipelines.labels import decode_flow
-from pipelines.locations import PROJECT_FOLDER
+from pipelines.storage import PROJECT_FOLDER
 
 PAGE = PROJECT_FOLDER / "docs" / "results" / "calibration.md"
 STUDENT = str(PROJECT_FOLDER / "docs" / "results" / "real-pixels" / "student")

@@ -30,8 +30,9 @@ from ray.cluster_utils import Cluster
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import save_model
-from pipelines.labels import MANIFEST_FILE, PairSet
-from pipelines.locations import PROJECT_FOLDER
+from pipelines.ledger import MANIFEST_FILE
+from pipelines.pair_set import PairSet
+from pipelines.storage import PROJECT_FOLDER
 
 VICTIMS = {
     "driver": None,

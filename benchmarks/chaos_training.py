@@ -26,7 +26,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from flowcore.scenes import SceneOptions, render_scene, write_video
-from pipelines import tracking
+from pipelines import registry
 from pipelines.checkpoints import model_digest
 
 VICTIMS = ("worker", "driver", "node")
@@ -96,7 +96,7 @@ class Command(Job):
         run = self.run()
         assert run is not None
         os.environ["MLFLOW_TRACKING_URI"] = self.uri
-        return model_digest(tracking.download(f"runs:/{run.info.run_id}/model"))
+        return model_digest(registry.download(f"runs:/{run.info.run_id}/model"))
 
 
 def killed(kind: str, command: Command, nodes: Nodes, chance: random.Random) -> bool:

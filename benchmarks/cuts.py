@@ -27,7 +27,7 @@ from scenedetect import AdaptiveDetector, ContentDetector, detect
 
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import EVERY_PAIR, ChunkReader, ClipOptions, VideoError
-from pipelines.clips import find_videos
+from pipelines.collection import find_videos
 
 _HEIGHT, _WIDTH = 96, 128
 _SHORTEST, _LONGEST = 16, 48

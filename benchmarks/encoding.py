@@ -35,18 +35,11 @@ from flowcore.scenes import SceneOptions, render_scene
 from flowcore.shapes import to_images
 from flowcore.video import ChunkReader, ClipOptions, VideoError
 from pipelines.checkpoints import fetch_model, load_model
-from pipelines.clips import find_videos
+from pipelines.collection import find_videos
 from pipelines.labelling import label_chunk
-from pipelines.labels import (
-    decode_flow,
-    encode_shard,
-    label_grid,
-    masks,
-    quantized,
-    row_values,
-    stored_pixels,
-)
-from pipelines.locations import PROJECT_FOLDER
+from pipelines.labels import decode_flow, encode_shard, label_grid, masks, quantized, stored_pixels
+from pipelines.pair_set import row_values
+from pipelines.storage import PROJECT_FOLDER
 
 _COLUMNS = ("flow_fw", "flow_bw", "occ_fw", "occ_bw")
 _FLO_BYTES = 8

@@ -17,12 +17,12 @@ from mlflow import MlflowClient
 
 from flowcore.objectives import StudentObjective
 from flowcore.scenes import SceneOptions, render_scene, write_video
-from jobs.command import connect
 from jobs.recipes import RECIPES
 from pipelines import tracking
 from pipelines.checkpoints import save_model
+from pipelines.cluster import connect
 from pipelines.labelling import write_labels
-from pipelines.labels import PairSet
+from pipelines.pair_set import PairSet
 from pipelines.training import Source, Training, train
 from pipelines.validation import CollapseAlarm
 

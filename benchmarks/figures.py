@@ -13,8 +13,9 @@ from numpy import ndarray
 
 from flowcore.drawing import Picture, flow_colors, occlusion_image, panel
 from flowcore.formats import write_image
-from flowcore.hallucination import CopyPaste, Crop, FramePair, Geometric, SuperpixelNoise
+from flowcore.hallucination import CopyPaste, Crop, Geometric, SuperpixelNoise
 from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.pairs import FramePair
 from flowcore.scenes import SceneOptions, render_scene
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "figures"

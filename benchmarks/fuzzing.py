@@ -24,9 +24,10 @@ import torch
 from flowcore.scenes import SceneOptions, render_scene
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import save_model
-from pipelines.clips import find_videos
-from pipelines.labels import PairSet, read_ledger
-from pipelines.locations import PROJECT_FOLDER
+from pipelines.collection import find_videos
+from pipelines.ledger import read_ledger
+from pipelines.pair_set import PairSet
+from pipelines.storage import PROJECT_FOLDER
 
 _CODECS = {
     "mp4": "libx264",

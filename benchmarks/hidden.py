@@ -17,7 +17,8 @@ from ablation import CHALLENGES, KINDS, TEST_SCENES
 from jaxtyping import Bool, Float
 
 from flowcore.geometry import backward_warp, in_frame
-from flowcore.hallucination import Challenge, FramePair
+from flowcore.hallucination import Challenge
+from flowcore.pairs import FramePair
 from flowcore.scenes import render_scene
 
 

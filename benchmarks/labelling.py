@@ -44,10 +44,10 @@ from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.shapes import to_images
 from flowcore.video import ChunkReader, ClipOptions, VideoError
-from jobs.command import connect
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import save_model
-from pipelines.clips import find_videos
+from pipelines.cluster import connect
+from pipelines.collection import find_videos
 from pipelines.labelling import (
     LabellingOptions,
     LabellingProgress,

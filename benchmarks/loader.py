@@ -29,19 +29,19 @@ from flowcore.hallucination import (
     Colour,
     CopyPaste,
     Crop,
-    FramePair,
     Geometric,
     RectangleNoise,
     SuperpixelNoise,
 )
+from flowcore.pairs import FramePair
 from flowcore.scenes import SceneOptions, render_scene, write_video
-from jobs.command import connect
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import fetch_model, save_model
+from pipelines.cluster import connect
 from pipelines.feed import Plan, batches, to_batch
 from pipelines.label_files import EXPORT_FILE, export_labels
 from pipelines.labelling import LabellingOptions, write_labels
-from pipelines.labels import PairSet
+from pipelines.pair_set import PairSet
 
 _HEIGHT, _WIDTH, _BATCH = 256, 320, 4
 _CROP = Challenge(crop=Crop(height=192, width=256))

@@ -33,15 +33,15 @@ from ablation import (
     teacher_options,
 )
 
-from flowcore.hallucination import FramePair
 from flowcore.metrics import FlowErrors, OcclusionCounts, flow_errors, occlusion_counts
 from flowcore.networks import FlowNetwork
-from flowcore.objectives import Batch, Photometric, TeacherObjective
+from flowcore.objectives import Photometric, TeacherObjective
 from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.pairs import Batch, FramePair
 from flowcore.scenes import Scene, SceneOptions, render_scene
 from flowcore.shapes import to_images
 from pipelines.feed import to_batch
-from pipelines.locations import write_whole
+from pipelines.storage import write_whole
 from pipelines.training import TrainingOptions
 
 RECORDS = RESULTS / "masks"

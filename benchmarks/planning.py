@@ -19,9 +19,9 @@ import tempfile
 import time
 from typing import NoReturn
 
-from jobs.command import connect
 from pipelines import labelling
-from pipelines.clips import Stamp, VideoSource
+from pipelines.cluster import connect
+from pipelines.collection import Stamp, VideoSource
 from pipelines.labelling import LabellingOptions, LabellingProgress
 
 

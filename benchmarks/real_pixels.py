@@ -20,10 +20,10 @@ from pathlib import Path
 from flowcore.formats import write_image
 from flowcore.occlusion import ForwardBackwardCheck
 from jobs import distill, evaluate, pseudolabel
-from jobs.command import connect
 from pipelines.checkpoints import fetch_model, load_model, save_model
+from pipelines.cluster import connect
 from pipelines.evaluation import example, load_estimator
-from pipelines.locations import PROJECT_FOLDER
+from pipelines.storage import PROJECT_FOLDER
 
 RESULTS = PROJECT_FOLDER / "docs" / "results" / "real-pixels"
 PAGE = RESULTS.with_suffix(".md")

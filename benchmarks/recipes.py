@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowcore.hallucination import Challenge, Crop, FramePair
+from flowcore.hallucination import Challenge, Crop
 from flowcore.networks import PWCNetConfig
 from flowcore.objectives import Objective, StudentObjective, SupervisedObjective, TeacherObjective
+from flowcore.pairs import FramePair
 from flowcore.scenes import Scene, SceneOptions, render_scene
 from jobs.recipes import RECIPES
 from pipelines.feed import to_batch

@@ -22,19 +22,20 @@ import torch
 from recipes import GPU, GPU_PEAK, UTILISATION, cost_volume_operations, first_pair, measured
 from torch.utils.flop_counter import FlopCounterMode
 
+from flowcore.formats import FrameCodec
 from flowcore.networks import PWCNetConfig
 from flowcore.objectives import StudentObjective, TeacherObjective
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.shapes import to_images
 from flowcore.video import ChunkReader
-from jobs.command import connect
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model
-from pipelines.clips import FrameCodec
+from pipelines.cluster import connect
 from pipelines.labelling import LabellingOptions, label_chunk
-from pipelines.labels import decode_flow, encode_shard, row_values
-from pipelines.locations import PROJECT_FOLDER
+from pipelines.labels import decode_flow, encode_shard
+from pipelines.pair_set import row_values
+from pipelines.storage import PROJECT_FOLDER
 
 HOURS, FRAME_RATE, VIDEO_BITS = 1e6, 30, 2.5e6
 """Of video; its frames and its bits a second."""

@@ -24,9 +24,9 @@ import torch
 from labelling import kind_of, render_videos
 
 from flowcore.video import ClipOptions
-from jobs.command import connect
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import save_model
+from pipelines.cluster import connect
 from pipelines.labelling import LabellingOptions, LabellingProgress, write_labels
 
 _SIZE = (64, 96)

@@ -34,7 +34,8 @@ from flowcore import photometric
 from flowcore.geometry import backward_warp, pixel_grid, upsample_flow
 from flowcore.networks import BidirectionalFlow, FlowNetwork, PWCNetConfig
 from flowcore.networks.correlation import cost_volume, normalize_features
-from flowcore.objectives import Batch, Estimator, TeacherObjective
+from flowcore.objectives import Estimator, TeacherObjective
+from flowcore.pairs import Batch
 from flowcore.photometric import census_border, census_distance, grey
 from flowcore.scenes import SceneOptions, render_scene
 from flowcore.shapes import to_images

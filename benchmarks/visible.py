@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 from ablation import CELLS, KINDS, OBJECTIVES, TEST_SCENES, TRACKING_URI, WORK, Cell, model, student, truth
 
-from flowcore.benchmarks import Truth, find_samples, load
-from jobs.command import connect
+from flowcore.datasets import Truth, find_samples, load
+from pipelines.cluster import connect
 from pipelines.evaluation import load_estimator
 
 _NEAR_OCCLUDED, _NEAR_BORDER, _SLOW = 4, 8, 2.0

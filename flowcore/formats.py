@@ -9,13 +9,15 @@ leaves the old file or the new one, never half of it.
 import io
 import re
 import uuid
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
+from numpy.typing import NDArray
 
 FLOW_SUFFIXES = (".flo", ".flo5", ".pfm", ".png")
 
@@ -296,3 +298,36 @@ def _write_whole(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class FrameCodec:
+    """How frames are stored."""
+
+    kind: Literal["jpeg", "png"] = "jpeg"
+    """`png` is lossless and several times larger."""
+    quality: int = 95
+    """Of JPEG, 1 to 100."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("jpeg", "png"):
+            raise ValueError(f"frame codec {self.kind!r} must be 'jpeg' or 'png'")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"JPEG quality {self.quality} must be in [1, 100]")
+
+    def encode(self, image: NDArray[np.uint8]) -> bytes:
+        """image: uint8 [H, W, 3] RGB."""
+        extension, flags = {
+            "jpeg": (".jpg", [cv2.IMWRITE_JPEG_QUALITY, self.quality]),
+            "png": (".png", []),
+        }[self.kind]
+        written, data = cv2.imencode(extension, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), flags)
+        assert written, "OpenCV refused to encode"
+        return data.tobytes()
+
+    def decode(self, data: bytes) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3] RGB; ValueError if data is no image."""
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if image is None:
+            raise ValueError(f"{len(data)} bytes aren't an image: the frame's row is damaged, write it again")
+        return cast(NDArray[np.uint8], image)

@@ -6,43 +6,15 @@ it decides (seed, epoch, pair), so that a pair gets the same crop on any cluster
 the feed's processes work.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from numpy import ndarray
 
-
-@dataclass(frozen=True, kw_only=True)
-class FramePair:
-    """Two frames, and what is known of the flow between them, where something is."""
-
-    image1: UInt8[ndarray, "height width 3"]
-    image2: UInt8[ndarray, "height width 3"]
-    flow_fw: Float[ndarray, "2 height width"] | None = None
-    """The teacher's pseudo-label, or the truth; pixels."""
-    flow_bw: Float[ndarray, "2 height width"] | None = None
-    confidence_fw: Float[ndarray, "height width"] | None = None
-    """How far `flow_fw` is to be trusted, in [0, 1]: 0 where the teacher found the pixel occluded, where no
-    truth is known, and where a transformation brought the pixel in from outside the frame."""
-    confidence_bw: Float[ndarray, "height width"] | None = None
-    inside1: Bool[ndarray, "height width"] | None = None
-    """True on the pixels of image1 that come from inside the frame; absent where all do."""
-    inside2: Bool[ndarray, "height width"] | None = None
-
-    def map(
-        self,
-        image: Callable[[ndarray], ndarray],
-        flow: Callable[[ndarray], ndarray],
-        mask: Callable[[ndarray], ndarray],
-    ) -> "FramePair":
-        """Each field through the function for its kind, confidence as a mask; what is absent stays absent."""
-        kinds = {"image1": image, "image2": image, "flow_fw": flow, "flow_bw": flow}
-        present = {name: value for name, value in vars(self).items() if value is not None}
-        return FramePair(**{name: kinds.get(name, mask)(value) for name, value in present.items()})
+from flowcore.pairs import FramePair
 
 
 @runtime_checkable

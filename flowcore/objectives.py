@@ -17,6 +17,7 @@ from torch.nn import functional
 from flowcore.geometry import backward_warp, resize_image, upsample_flow
 from flowcore.networks import BidirectionalFlow
 from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.pairs import Batch, Weights
 from flowcore.photometric import (
     census_border,
     census_distance,
@@ -28,29 +29,6 @@ from flowcore.shapes import Flow, Image, Mask
 
 Estimator = Callable[[Image, Image], BidirectionalFlow]
 """A flow network, or what wraps one for training on several workers."""
-
-
-Weights = Float[Tensor, "batch 1 height width"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Frame pairs as a network sees them in training, with what is known of their flow where something is.
-
-    See `flowcore.hallucination.FramePair`, which a Batch is a stack of.
-    """
-
-    image1: Image
-    image2: Image
-    flow_fw: Flow | None = None
-    """The teacher's flow on the untransformed frames, transformed as they were, or the truth; pixels."""
-    flow_bw: Flow | None = None
-    confidence_fw: Weights | None = None
-    """How far `flow_fw` is to be trusted, in [0, 1]; 1 - T(O) for a teacher's occlusion O."""
-    confidence_bw: Weights | None = None
-    inside1: Mask | None = None
-    """True on the pixels of image1 that come from inside the frame; absent where all do."""
-    inside2: Mask | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,22 +2,13 @@
 
 A video becomes chunks: up to K+1 frames of one shot, which are K pairs, so that every frame is decoded once.
 Chunk boundaries follow from the video and the options alone.
-
-The choice that isn't obvious is the cut detector. PySceneDetect's ContentDetector compares a frame's change
-with a constant, its AdaptiveDetector with the change of the frames around it. At their defaults the former
-called 48 of the 79 pairs of DAVIS bmx-trees cuts, the latter none, and fast motion is what a flow network
-needs most. Of 348 joints of real clips the latter found 347 where shots had three frames or more, but of 174
-only 9 where they had one or two. So a change larger than motion makes it counts as a cut too: that finds 150
-of them.
 """
 
 import hashlib
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import groupby
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
@@ -30,8 +21,8 @@ from av.error import FFmpegError
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
-from scenedetect import FrameTimecode
-from scenedetect.detectors import AdaptiveDetector, ContentDetector
+
+from flowcore.shots import DecodedFrame, resized, with_fades, with_shots
 
 SAMPLER_VERSION = 2
 """Part of every pair's identity: to be raised when a video and the same options come to give other pairs or
@@ -53,19 +44,6 @@ ImageFile = str | PathLike[str] | Callable[[], BinaryFile]
 """One frame of an image sequence: its path, or what opens it."""
 VideoInput = str | PathLike[str] | BinaryFile | Sequence[ImageFile]
 """A path, an open file, or the frames of an image sequence in order."""
-
-_THUMBNAIL_SIDE = 64
-"""Shorter side in pixels of the frames on which cuts and static pairs are sought."""
-_LOOKAHEAD = 2
-"""Frames on either side that AdaptiveDetector compares a frame with."""
-_REPEATS = 4
-"""Duplicates in a row that cut detection overlooks: 12 frames a second stored as 60."""
-_SUDDEN_CHANGE = 50.0
-"""Mean HSV difference (0 to 255) that is a cut whatever surrounds it; bmx-trees, four times faster, isn't."""
-_LONGEST_FADE = 50
-"""Frames that wait at most for the end of a fade; of a longer one the first are taken for none of it."""
-_FADING = 0.01
-"""The share of its contrast that a frame of a fade loses, or gains, at least."""
 _FORMATS_WITH_DURATION = frozenset({"avi", "matroska", "mov", "webm"})
 _LEAST_OF_PROMISED = 0.9
 """The share of its promised duration that a video may last without counting as cut off."""
@@ -231,14 +209,14 @@ class ChunkReader:
         if report.pairs == 0:
             raise VideoError(self._why_no_pairs())
 
-    def _runs(self) -> Iterator[list["_Frame"]]:
+    def _runs(self) -> Iterator[list[DecodedFrame]]:
         """Frames of which each two neighbours are a pair; at most chunk_pairs + 1, perhaps one or none."""
         options = self._options
-        run: list[_Frame] = []
+        run: list[DecodedFrame] = []
         shot_start = 0
         faded = False
-        shots = _with_shots(self._decoded(), options)
-        for frame, begins_shot, fades in _with_fades(shots, options):
+        shots = with_shots(self._decoded(), options.cut_threshold, options.static_threshold)
+        for frame, begins_shot, fades in with_fades(shots, options.fade_contrast, options.static_threshold):
             faded |= fades
             if begins_shot:
                 self.report.cuts += 1
@@ -258,7 +236,7 @@ class ChunkReader:
                 run = run[-1:]
         yield run
 
-    def _decoded(self) -> Iterator["_Frame"]:
+    def _decoded(self) -> Iterator[DecodedFrame]:
         """Frames up to the end or to a break; VideoError if it breaks before the first."""
         source = self._source
         if isinstance(source, Sequence) and not isinstance(source, str):
@@ -319,149 +297,9 @@ def _digest_of(file: BinaryFile, on_block: Callable[[], None] | None) -> hashlib
     return digest
 
 
-class _Frame:
-    """A frame ready for use: image [H, W, 3] RGB as wanted, thumbnail [h, w, 3] BGR for comparisons.
-
-    strand: equal for frames between which neither size nor orientation changes and nothing is missing.
-    time: seconds or nan. share: of the video up to it, 0 where that isn't known.
-    """
-
-    def __init__(
-        self, index: int, time: float, share: float, strand: tuple[int, ...], image: NDArray[np.uint8]
-    ) -> None:
-        self.index = index
-        self.time = time
-        self.share = share
-        self.strand = strand
-        self.image = image
-        height, width = image.shape[:2]
-        scale = min(1.0, _THUMBNAIL_SIDE / min(height, width))
-        small = _resized(image, (round(height * scale), round(width * scale)))
-        self.thumbnail = cast(NDArray[np.uint8], cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
-        self._grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
-
-    @property
-    def contrast(self) -> float:
-        """Standard deviation of grey, 0 to 128."""
-        return float(self._grey.std())
-
-    def change_to(self, other: "_Frame") -> float:
-        """Mean absolute grey difference, 0 to 255."""
-        return float(cv2.absdiff(self._grey, other._grey).mean())
-
-
-def _with_shots(frames: Iterator[_Frame], options: ClipOptions) -> Iterator[tuple[_Frame, bool]]:
-    """Every frame with whether it begins a shot other than the first."""
-    for strand, (_, comparable) in enumerate(groupby(frames, key=lambda frame: frame.strand)):
-        for position, (frame, cut) in enumerate(_with_cuts(comparable, options)):
-            yield frame, cut or (position == 0 and strand > 0)
-
-
-def _with_fades(
-    frames: Iterator[tuple[_Frame, bool]], options: ClipOptions
-) -> Iterator[tuple[_Frame, bool, bool]]:
-    """Every frame, whether it begins a shot, and whether its step from the one before is part of a fade or
-    has a blank frame. Frames wait while contrast falls, as what follows tells."""
-    if options.fade_contrast == 0:
-        yield from ((*each, False) for each in frames)
-        return
-    falling: deque[tuple[_Frame, bool]] = deque()
-    last: _Frame | None = None
-    contrast = contrast_before_fall = 0.0
-    is_blank = rises = False
-    for frame, begins_shot in frames:
-        last_contrast, was_blank = contrast, is_blank
-        contrast = frame.contrast
-        is_blank = contrast < options.fade_contrast
-        # A duplicate goes on with what was going on.
-        goes_on = (rises or bool(falling)) and not begins_shot
-        repeats = goes_on and last is not None and last.change_to(frame) < options.static_threshold
-        last = frame
-        rises = is_blank or (rises and (repeats or contrast > (1 + _FADING) * last_contrast))
-        falls = not rises and (contrast < (1 - _FADING) * last_contrast or (repeats and bool(falling)))
-        if falls:
-            contrast_before_fall = contrast_before_fall if falling else last_contrast
-            falling.append((frame, begins_shot))
-            if len(falling) > _LONGEST_FADE:
-                yield (*falling.popleft(), False)
-            continue
-        # A cut to a blank frame comes from a contrast that is as good as before.
-        faded = is_blank and last_contrast <= contrast_before_fall / 2
-        yield from ((*each, faded) for each in falling)
-        falling.clear()
-        yield frame, begins_shot, rises or was_blank
-    yield from ((*each, False) for each in falling)
-
-
-def _with_cuts(frames: Iterator[_Frame], options: ClipOptions) -> Iterator[tuple[_Frame, bool]]:
-    """Every frame, all of one strand, with whether a cut lies just before it, as later frames tell."""
-    if options.cut_threshold is None:
-        yield from ((frame, False) for frame in frames)
-        return
-    finder = _CutFinder(options.cut_threshold)
-    waiting: deque[tuple[int | None, _Frame]] = deque()
-    last: _Frame | None = None
-    looks = repeats = 0
-    for frame in frames:
-        # Between duplicates every motion looks like a cut: of bmx-trees with each frame stored three times,
-        # 72 of 79 moving pairs. So the finder doesn't see them, save in a still stretch, which frames can't
-        # wait out.
-        is_repeat = last is not None and last.change_to(frame) < options.static_threshold
-        last = frame
-        if is_repeat and repeats < _REPEATS:
-            repeats += 1
-            waiting.append((None, frame))
-            continue
-        finder.look_at(frame.thumbnail)
-        waiting.append((looks, frame))
-        looks, repeats = looks + 1, 0
-        while waiting[0][0] is None or waiting[0][0] < looks - _LOOKAHEAD:
-            position, ready = waiting.popleft()
-            yield ready, position in finder.cuts
-    finder.finish()
-    for position, ready in waiting:
-        yield ready, position in finder.cuts
-
-
-class _CutFinder:
-    """The positions, among the thumbnails looked at, of those that begin a shot; known two looks later."""
-
-    def __init__(self, cut_threshold: float) -> None:
-        self.cuts: set[int] = set()
-        self._detectors = (
-            AdaptiveDetector(
-                adaptive_threshold=cut_threshold,
-                window_width=_LOOKAHEAD,
-                min_content_val=15.0,
-                min_scene_len=1,
-            ),
-            ContentDetector(threshold=_SUDDEN_CHANGE, min_scene_len=1),
-        )
-        self._position = -_LOOKAHEAD
-        self._last: NDArray[np.uint8] | None = None
-
-    def look_at(self, thumbnail: NDArray[np.uint8]) -> None:
-        # AdaptiveDetector judges a frame between two on either side, so never the first and last two. Copies
-        # of the first and the last, which stand for no change, let it judge these as well.
-        for _ in range(_LOOKAHEAD + 1 if self._last is None else 1):
-            for detector in self._detectors:
-                # Only the frame number counts here, any rate will do.
-                timecode = FrameTimecode(self._position + _LOOKAHEAD, 25.0)
-                for cut in detector.process_frame(timecode, thumbnail):
-                    self.cuts.add(cut.frame_num - _LOOKAHEAD)
-            self._position += 1
-        self._last = thumbnail
-
-    def finish(self) -> None:
-        # With fewer frames a change would be compared with little but the copies' zeros, and be a cut.
-        if self._last is not None and self._position >= 2 * _LOOKAHEAD:
-            for _ in range(_LOOKAHEAD):
-                self.look_at(self._last)
-
-
 def _decode_video(
     source: str | PathLike[str] | BinaryFile, options: ClipOptions, threads: int
-) -> Iterator[_Frame]:
+) -> Iterator[DecodedFrame]:
     if isinstance(source, PathLike):
         source = fspath(source)
     elif not isinstance(source, str):
@@ -544,7 +382,7 @@ class _Converter:
         self._rotation: int | None = None
         self._matrix = (1, 0, 0, 1)
 
-    def convert(self, frame: av.VideoFrame, index: int, share: float, damaged: int) -> _Frame:
+    def convert(self, frame: av.VideoFrame, index: int, share: float, damaged: int) -> DecodedFrame:
         """damaged: how many frames before this one are missing."""
         # Reading a frame's side data ties it into a reference cycle, and hundreds of frames then wait for the
         # garbage collector (900 MB instead of 130 on 1080p): it is read only where the rotation changes.
@@ -563,11 +401,11 @@ class _Converter:
         )
         if frame.interlaced_frame:
             # Its lines are of two moments in turn, and what moves has a comb's edges: one moment is enough.
-            scaled = _resized(scaled[::2], (height, width))
+            scaled = resized(scaled[::2], (height, width))
         image = _upright(scaled, self._matrix)
         strand = (*stored, *self._matrix, damaged)
         time = math.nan if frame.time is None else frame.time
-        return _Frame(index, time, share, strand, image)
+        return DecodedFrame(index, time, share, strand, image)
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
@@ -592,7 +430,7 @@ def _upright(image: NDArray[np.uint8], matrix: tuple[int, int, int, int]) -> NDA
     return np.ascontiguousarray(image)
 
 
-def _decode_images(items: Sequence[ImageFile], options: ClipOptions) -> Iterator[_Frame]:
+def _decode_images(items: Sequence[ImageFile], options: ClipOptions) -> Iterator[DecodedFrame]:
     for index, item in enumerate(items):
         name = f"number {index}" if callable(item) else Path(item).name
         try:
@@ -606,18 +444,13 @@ def _decode_images(items: Sequence[ImageFile], options: ClipOptions) -> Iterator
         stored = image.shape[:2]
         wanted = _wanted_size(stored, options)
         share = (index + 1) / len(items)
-        yield _Frame(index, math.nan, share, stored, _resized(cast(NDArray[np.uint8], image), wanted))
+        yield DecodedFrame(index, math.nan, share, stored, resized(cast(NDArray[np.uint8], image), wanted))
     if not items:
         raise VideoError("no frame")
 
 
 def _open_image(item: ImageFile) -> BinaryFile:
     return item() if callable(item) else open(item, "rb")
-
-
-def _resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    height, width = size
-    return cast(NDArray[np.uint8], cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
 
 
 def _wanted_size(size: tuple[int, int], options: ClipOptions) -> tuple[int, int]:

@@ -8,29 +8,22 @@ it; DISTILLFLOW_DEBUG=1 shows the traceback and the workers' output.
 import contextlib
 import dataclasses
 import difflib
-import functools
-import logging
-import os
-import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-import ray
-import ray.data
 import tyro
 from ray.exceptions import RayError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
-from ray.util import get_node_ip_address
 
 from pipelines import tracking
 from pipelines.checkpoints import fetch_model
-from pipelines.execution import let_ray_data_rest
-from pipelines.labels import PairSet
-from pipelines.locations import PROJECT_FOLDER, is_shipped_copy
-from pipelines.tracking import Run, register
+from pipelines.cluster import is_debugging
+from pipelines.pair_set import PairSet
+from pipelines.registry import register
+from pipelines.tracking import Run
 from pipelines.truth import truth_set
 
 if TYPE_CHECKING:
@@ -43,13 +36,6 @@ Recipes = Mapping[str, tuple[str, Options]]
 
 _REPORTING = ("flowcore", "pipelines", "jobs", "mlflow")
 """Packages whose exceptions say what to mend."""
-_ADDRESS = "RAY_ADDRESS"
-"""The environment variable that Ray also sets for a job's driver."""
-_PORT = "RAY_GCS_SERVER_PORT"
-"""The environment variable of the port, one half of the address, that an embedded Ray takes."""
-_SPARE_CPUS = 2
-_FEWEST_CPUS = 4
-_IDLE_SECONDS = 60
 
 
 def run(
@@ -81,78 +67,6 @@ def run_recipe(
         defaults=defaults,
     )
     _call(lambda: main(name, parsed))
-
-
-def has_cluster() -> bool:
-    """True in a Ray job and where RAY_ADDRESS names a cluster."""
-    return os.environ.get(_ADDRESS, "") not in ("", "local")
-
-
-def connect() -> None:
-    """Joins the cluster of the Ray job or of RAY_ADDRESS; without either, starts Ray in this process, once.
-
-    The embedded Ray has more logical CPUs than the machine, because training workers hold theirs while their
-    feed needs some: with as many of both a job would wait for ever. ConnectionError where RAY_ADDRESS leads
-    to no cluster.
-    """
-    is_debugging = _is_debugging()
-    if not is_debugging:
-        _quieten()
-    start = functools.partial(
-        ray.init, logging_level=logging.INFO if is_debugging else logging.ERROR, log_to_driver=is_debugging
-    )
-    address = os.environ.get(_ADDRESS, "")
-    if not has_cluster():
-        if ray.is_initialized():
-            return
-        # Ray's processes inherit it; the workers then import the code that runs here.
-        inherited = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT_FOLDER), *([inherited] if inherited else [])])
-        num_cpus = max(_FEWEST_CPUS, _num_cores() + _SPARE_CPUS)
-        with _known_address():
-            start(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                # Ray ends a process that had nothing to do for a second, and the next one, for the next
-                # file that is written, imports for seconds on the cores of those that work.
-                _system_config={"idle_worker_killing_time_threshold_ms": _IDLE_SECONDS * 1000},
-            )
-    elif address.startswith("http"):
-        raise ConnectionError(
-            f"RAY_ADDRESS {address} is a job server's: type `ray job submit --working-dir . -- python ...`, "
-            "or unset RAY_ADDRESS to run without the cluster"
-        )
-    else:
-        # A Ray job's workers find its copy of the code; others look for it where it is here.
-        here = {"env_vars": {"PYTHONPATH": str(PROJECT_FOLDER)}}
-        start(address=address, runtime_env=None if is_shipped_copy() else here)
-    let_ray_data_rest()
-    context = ray.data.DataContext.get_current()
-    context.raise_original_map_exception = True
-    context.enable_progress_bars = is_debugging
-
-
-@contextlib.contextmanager
-def _known_address() -> Iterator[None]:
-    """Ray's processes that start meanwhile inherit the address of their own cluster.
-
-    Without it Ray Train's watchman asks the cluster that `ray start` began last on this machine, one that is
-    gone or another's, whether the training still lives, and each training ends some seconds later.
-    """
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = str(probe.getsockname()[1])
-    host = get_node_ip_address()  # type: ignore[no-untyped-call]
-    before = {name: os.environ.pop(name, None) for name in (_ADDRESS, _PORT)}
-    os.environ.update({_ADDRESS: f"{host}:{port}", _PORT: port})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
 
 
 @contextlib.contextmanager
@@ -285,7 +199,7 @@ def _call(work: Callable[[], None]) -> None:
         cause = _root_cause(error)
         if not _is_expected(cause):
             raise
-        if _is_debugging():
+        if is_debugging():
             traceback.print_exc()
         _fail(cause, status=1)
 
@@ -325,28 +239,6 @@ def _message(error: BaseException) -> str:
         return f"{error.filename}: {error.strerror}"
     # Ray Data appends advice about retries to what a worker raised.
     return str(error).partition("\nFailed to apply ")[0] or type(error).__name__
-
-
-def _is_debugging() -> bool:
-    return os.environ.get("DISTILLFLOW_DEBUG", "0") not in ("", "0")
-
-
-def _quieten() -> None:
-    """Leaves Ray's warnings; drops its plans and the tracebacks that it logs before raising them."""
-    for name, level in (
-        ("ray.data", logging.WARNING),
-        ("ray.data._internal.progress", logging.ERROR),
-        ("ray.data.exceptions", logging.CRITICAL),
-        ("ray.data._internal.execution.streaming_executor_state", logging.CRITICAL),
-    ):
-        logging.getLogger(name).setLevel(level)
-
-
-def _num_cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _program() -> str:

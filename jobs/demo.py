@@ -15,17 +15,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from flowcore.benchmarks import Sample
+from flowcore.datasets import Sample
 from flowcore.drawing import Picture, comparison_panel
 from flowcore.formats import write_image
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, pseudolabel, recipes, train_teacher
-from jobs.command import connect, run
+from jobs.command import run
 from pipelines import evaluation, tracking
-from pipelines.clips import absolute_collection
-from pipelines.labels import PairSet
-from pipelines.locations import PROJECT_FOLDER, shared_folder
+from pipelines.cluster import connect
+from pipelines.collection import absolute_collection
+from pipelines.pair_set import PairSet
+from pipelines.storage import PROJECT_FOLDER, shared_folder
 
 _TRAINING_SCENES = range(25)
 _TEST_SCENES = range(10_000, 10_040)

@@ -22,13 +22,15 @@ import tyro
 from flowcore.hallucination import Challenge
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import StudentObjective
-from jobs.command import connect, finish, kept_pairs, run_recipe, training_run, validation_set
+from jobs.command import finish, kept_pairs, run_recipe, training_run, validation_set
 from jobs.recipes import with_backbones
 from pipelines import tracking
 from pipelines.checkpoints import absolute_model, starting_point
+from pipelines.cluster import connect
 from pipelines.filters import PairFilter
-from pipelines.labels import DEFAULT_MAX_SPREAD, PairSet
-from pipelines.locations import absolute
+from pipelines.labels import DEFAULT_MAX_SPREAD
+from pipelines.pair_set import PairSet
+from pipelines.storage import absolute
 from pipelines.training import Source, Training, TrainingOptions, train
 from pipelines.truth import truth_location
 from pipelines.validation import CollapseAlarm

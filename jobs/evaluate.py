@@ -12,13 +12,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
 
-from flowcore.benchmarks import find_samples, samples_digest
+from flowcore.datasets import find_samples, samples_digest
 from flowcore.occlusion import ForwardBackwardCheck
-from jobs.command import connect, run
+from jobs.command import run
 from pipelines import tracking
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
+from pipelines.cluster import connect
 from pipelines.evaluation import ZERO, EvaluationResult, evaluate, example, load_estimator, table
-from pipelines.locations import Folder, absolute, is_mlflow_uri, join, shared_folder, split
+from pipelines.storage import Folder, absolute, is_mlflow_uri, join, shared_folder, split
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from jobs.command import run
 from pipelines.filters import PairFilter
 from pipelines.label_files import Layout, export_labels
-from pipelines.labels import PairSet
-from pipelines.locations import absolute, shared_folder
+from pipelines.pair_set import PairSet
+from pipelines.storage import absolute, shared_folder
 
 
 @dataclass(frozen=True, kw_only=True)

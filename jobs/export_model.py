@@ -16,7 +16,7 @@ from pathlib import Path
 from flowcore.networks.exported import SMALLEST_SIDE, disagreement, require_exportable, write_graph
 from jobs.command import run
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
-from pipelines.locations import absolute, shared_folder
+from pipelines.storage import absolute, shared_folder
 
 _TOLERANCE = 0.01
 

@@ -18,8 +18,8 @@ import tyro
 from jobs.command import run
 from pipelines import tracking
 from pipelines.gallery import GalleryOptions, GradedSet, gallery_page
-from pipelines.labels import PairSet
-from pipelines.locations import Folder, absolute, split
+from pipelines.pair_set import PairSet
+from pipelines.storage import Folder, absolute, split
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,10 @@ wrote keeps its pair ids. Killed, the same command again does what is left.
 
 from dataclasses import dataclass
 
-from jobs.command import connect, run
+from jobs.command import run
+from pipelines.cluster import connect
 from pipelines.label_files import import_labels
-from pipelines.locations import absolute, shared_folder
+from pipelines.storage import absolute, shared_folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,11 @@ from typing import Annotated
 
 import tyro
 
-from jobs.command import connect, has_cluster, run
+from jobs.command import run
 from pipelines import tracking
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
-from pipelines.clips import absolute_collection
+from pipelines.cluster import connect, has_cluster
+from pipelines.collection import absolute_collection
 from pipelines.inference import PredictionOptions, predict
 
 

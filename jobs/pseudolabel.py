@@ -27,11 +27,12 @@ from pathlib import Path
 import tyro
 
 from flowcore.drawing import comparison_panel
-from jobs.command import connect, run_recipe
+from jobs.command import run_recipe
 from jobs.recipes import RECIPES
 from pipelines import tracking
 from pipelines.checkpoints import absolute_model
-from pipelines.clips import absolute_collection
+from pipelines.cluster import connect
+from pipelines.collection import absolute_collection
 from pipelines.labelling import (
     LabellingOptions,
     LabellingStatus,
@@ -40,9 +41,10 @@ from pipelines.labelling import (
     teacher_names,
     write_labels,
 )
-from pipelines.labels import LEDGER_FILE, PairSet
-from pipelines.locations import absolute
+from pipelines.ledger import LEDGER_FILE
+from pipelines.pair_set import PairSet
 from pipelines.progress import video_bar
+from pipelines.storage import absolute
 
 _MOST_REASONS = 10
 

@@ -13,9 +13,10 @@ import tyro
 from pydantic import TypeAdapter
 
 from jobs import distill, finetune, train_teacher
-from jobs.command import connect, run
-from pipelines import tracking
-from pipelines.locations import is_mlflow_uri
+from jobs.command import run
+from pipelines import registry, tracking
+from pipelines.cluster import connect
+from pipelines.storage import is_mlflow_uri
 
 _STAGES: dict[str, Any] = {"train_teacher": train_teacher, "distill": distill, "finetune": finetune}
 
@@ -49,7 +50,7 @@ def rerun(options: Rerun) -> tuple[str, str]:
         # What an alias named then, not what it names now.
         training = replace(training, init=f"runs:/{before.made_from['init']}/model")
     uri: str = getattr(job, before.stage)(before.recipe, replace(training, resume=None))
-    run_id = tracking.run_of(uri)
+    run_id = registry.run_of(uri)
     assert run_id is not None
     return uri, comparison(before, tracking.recorded(run_id))
 

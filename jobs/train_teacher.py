@@ -16,15 +16,16 @@ from flowcore.hallucination import Challenge
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import TeacherObjective
 from flowcore.video import ClipOptions
-from jobs.command import connect, finish, run_recipe, training_run, validation_set
+from jobs.command import finish, run_recipe, training_run, validation_set
 from jobs.recipes import with_backbones
 from pipelines import tracking
 from pipelines.checkpoints import absolute_model, fetch_model, load_weights_into
-from pipelines.clips import absolute_collection
+from pipelines.cluster import connect
+from pipelines.collection import absolute_collection
 from pipelines.labelling import LabellingOptions, write_pairs
-from pipelines.labels import PairSet
-from pipelines.locations import absolute, join
+from pipelines.pair_set import PairSet
 from pipelines.progress import video_bar
+from pipelines.storage import absolute, join
 from pipelines.training import Source, Training, TrainingOptions, train
 from pipelines.truth import truth_location
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from flowcore import networks
 from flowcore.networks import ExternalConfig, FlowNetwork, NetworkConfig
-from pipelines.locations import Folder, absolute, is_mlflow_uri, patient, write_whole
+from pipelines.storage import Folder, absolute, is_mlflow_uri, patient, write_whole
 
 if TYPE_CHECKING:
     # Only its type is needed: this module is imported by many processes that don't train.
@@ -189,9 +189,9 @@ def fetch_model(uri: str) -> Path:
         return _fetch_external(external)
     if is_mlflow_uri(uri):
         # Brings MLflow, which would cost each of Ray's workers a second: they import this module.
-        from pipelines import tracking
+        from pipelines import registry
 
-        return _model_folder(tracking.download(uri), uri)
+        return _model_folder(registry.download(uri), uri)
     if "://" not in uri:
         return _model_folder(Path(absolute(uri, "model")), uri)
     folder = vanishing_folder()

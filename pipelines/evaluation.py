@@ -16,8 +16,8 @@ import ray.data
 import torch
 from tqdm import tqdm
 
-from flowcore import benchmarks
-from flowcore.benchmarks import Sample, Truth
+from flowcore import datasets
+from flowcore.datasets import Sample, Truth
 from flowcore.drawing import Picture, Prediction, comparison_panel
 from flowcore.metrics import (
     FlowErrors,
@@ -31,7 +31,8 @@ from flowcore.networks import FlowNetwork
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.shapes import FlowArray, Frame, to_images
 from pipelines.checkpoints import fetch_model, load_model
-from pipelines.locations import shared_folder
+from pipelines.cluster import evaluating_processes
+from pipelines.storage import shared_folder
 
 DEFAULT_CHECK = ForwardBackwardCheck()
 """What says which pixels are occluded, with DDFlow's constants."""
@@ -143,7 +144,7 @@ def evaluate(
     `root` is the benchmark's folder, which all nodes must share. Raises what `find_samples` and `fetch_model`
     raise, and ValueError where a model can't do a pair.
     """
-    samples = benchmarks.find_samples(benchmark, shared_folder(str(root), "--root"))
+    samples = datasets.find_samples(benchmark, shared_folder(str(root), "--root"))
     estimators = {name: load_estimator(model) for name, model in models.items()}
     errors: dict[tuple[str, int], Errors] = {}
     with tqdm(desc=f"evaluate {benchmark}", total=len(samples), unit="pair", dynamic_ncols=True) as bar:
@@ -199,7 +200,7 @@ def table(title: str, rows: Mapping[str, Errors]) -> str:
 
 def example(sample: Sample, estimators: Mapping[str, Estimator], check: ForwardBackwardCheck) -> Picture:
     """A sample with its truth and what each model makes of it."""
-    truth = benchmarks.load(sample)
+    truth = datasets.load(sample)
     return comparison_panel(
         truth.image1,
         truth.image2,
@@ -268,7 +269,7 @@ class _Evaluator:
 
     def __call__(self, row: dict[str, int]) -> Iterator[dict[str, Any]]:
         sample = self._samples[row["sample"]]
-        truth = benchmarks.load(sample)
+        truth = datasets.load(sample)
         for name, estimator in self._estimators.items():
             try:
                 errors = pair_errors(estimator, truth, self._check)
@@ -281,20 +282,16 @@ def _rows(
     samples: Sequence[Sample], estimators: Mapping[str, Estimator], check: ForwardBackwardCheck
 ) -> Iterator[dict[str, Any]]:
     """One row a sample and model, in any order."""
-    cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    num_gpus = int(cluster.get("GPU", 0))
-    # An embedded Ray has more logical CPUs than there are cores.
-    most = num_gpus or max(1, int(cluster.get("CPU", 1)) // 2)
-    num_actors = min(most, -(-len(samples) // _PAIRS_PER_BLOCK))
+    num_actors, gpus = evaluating_processes(-(-len(samples) // _PAIRS_PER_BLOCK))
     num_blocks = min(len(samples), max(num_actors, len(samples) // _PAIRS_PER_BLOCK))
     rows = [{"sample": index} for index in range(len(samples))]
-    device = torch.device("cuda" if num_gpus else "cpu")
+    device = torch.device("cuda" if gpus else "cpu")
     dataset = ray.data.from_items(rows, override_num_blocks=num_blocks).flat_map(
         _Evaluator,
         fn_constructor_args=(samples, estimators, check, device),
         compute=ray.data.ActorPoolStrategy(size=num_actors),
         num_cpus=1,
-        num_gpus=1 if num_gpus else 0,
+        num_gpus=gpus,
     )
     yield from dataset.iter_rows()
 

@@ -26,10 +26,10 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from flowcore.hallucination import Transformation
-from flowcore.objectives import Batch
+from flowcore.pairs import Batch
 from flowcore.shapes import to_images
-from pipelines.execution import let_ray_data_rest
-from pipelines.labels import PairSet
+from pipelines.cluster import let_ray_data_rest
+from pipelines.pair_set import PairSet
 
 _WINDOW_STEPS = 16
 """Steps in a block: enough work that Ray's cost of a block, some 40 ms, doesn't count."""

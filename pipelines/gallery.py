@@ -39,10 +39,11 @@ from flowcore.drawing import (
     occlusion_image,
     warp_error,
 )
-from flowcore.hallucination import FramePair
-from pipelines.clips import FrameCodec
-from pipelines.labels import PairSet, video_record
-from pipelines.locations import concurrently
+from flowcore.formats import FrameCodec
+from flowcore.pairs import FramePair
+from pipelines.ledger import video_record
+from pipelines.pair_set import PairSet
+from pipelines.storage import concurrently
 
 _QUALITIES = {
     "occluded": ("share of pixels that are occluded", "%"),

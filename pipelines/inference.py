@@ -25,24 +25,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flowcore.drawing import Picture, flow_colors
-from flowcore.formats import write_flow, write_image
+from flowcore.formats import FrameCodec, write_flow, write_image
 from flowcore.geometry import pad_to_multiple, upsample_flow
 from flowcore.networks import FlowNetwork
 from flowcore.shapes import FlowArray, Frame, to_images
 from flowcore.video import EVERY_PAIR, VideoError, VideoReport
 from pipelines.checkpoints import fetch_model, load_model
-from pipelines.clips import (
+from pipelines.cluster import num_gpus
+from pipelines.collection import (
     IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
-    DecoderProcess,
-    EncodedChunk,
-    FrameCodec,
     VideoSource,
     absolute_collection,
     find_videos,
     split_collection,
 )
-from pipelines.locations import shared_folder
+from pipelines.decoding import DecoderProcess, EncodedChunk
+from pipelines.storage import shared_folder
 
 FILM_NAME = "flow.mp4"
 
@@ -256,8 +255,7 @@ def _started(
         for source, folder in folders.items():
             yield predict_video(network, source, folder, options)
         return
-    num_gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0  # type: ignore[no-untyped-call]
-    task: Any = ray.remote(num_cpus=1, num_gpus=num_gpus)(predict_video)
+    task: Any = ray.remote(num_cpus=1, num_gpus=min(1, num_gpus()))(predict_video)
     held = ray.put(network)
     # All at once: Ray starts as many as there is room for.
     running = [task.remote(held, source, folder, options) for source, folder in folders.items()]

@@ -21,14 +21,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from flowcore.benchmarks import Sample, Truth, find_samples, load
-from flowcore.formats import write_flow, write_image, write_mask
+from flowcore.datasets import Sample, Truth, find_samples, load
+from flowcore.formats import FrameCodec, write_flow, write_image, write_mask
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.shapes import Flow, Mask, to_images
-from pipelines.clips import FrameCodec
 from pipelines.labelling import label_columns
-from pipelines.labels import LABEL_SCHEMA, PairSet, SetDescription, write_ledger
-from pipelines.locations import write_whole
+from pipelines.labels import LABEL_SCHEMA
+from pipelines.ledger import write_ledger
+from pipelines.pair_set import PairSet, SetDescription
+from pipelines.storage import write_whole
 from pipelines.truth import frame_pair, in_parts, sample_set
 
 Layout = Literal["chairs2", "chairs2-flo5", "kitti2015"]

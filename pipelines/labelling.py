@@ -43,6 +43,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowcore import networks
+from flowcore.formats import FrameCodec
 from flowcore.geometry import backward_warp, squared_length, upsample_flow
 from flowcore.networks import FlowNetwork, NetworkConfig
 from flowcore.occlusion import ForwardBackwardCheck
@@ -50,66 +51,62 @@ from flowcore.photometric import census_border, census_distance
 from flowcore.shapes import Flow, Mask, to_images
 from flowcore.video import SAMPLER_VERSION, ClipOptions, VideoError, VideoReport
 from pipelines import checkpoints
-from pipelines.clips import (
-    DecoderProcess,
-    EncodedChunk,
-    FrameCodec,
-    Stamp,
-    VideoSource,
-    find_videos,
-    stamp_of,
+from pipelines.cluster import (
+    READ_CPUS,
+    TEACHER_CPUS,
+    WRITE_CPUS,
+    Accelerator,
+    LabellingRoom,
+    labelling_room,
+    resources,
 )
+from pipelines.collection import Stamp, VideoSource, find_videos, stamp_of
+from pipelines.decoding import DecoderProcess, EncodedChunk
 from pipelines.labels import (
-    DESCRIPTION_FILE,
     LABEL_SCHEMA,
-    LEDGER_FILE,
-    MANIFEST_FILE,
     PAIR_SCHEMA,
     SPREAD_SCHEMA,
-    TEACHER_FOLDER,
-    VIDEO_FILE,
-    LedgerEntry,
-    Outcome,
-    SetDescription,
-    ShardSize,
-    VideoEntry,
-    VideoRecord,
-    describe_set,
-    description_at,
     encode_shard,
     label_grid,
     masks,
     pair_id,
     quantized,
+)
+from pipelines.ledger import (
+    LEDGER_FILE,
+    MANIFEST_FILE,
+    VIDEO_FILE,
+    LedgerEntry,
+    Outcome,
+    VideoEntry,
+    VideoRecord,
     read_ledger,
-    require_own,
-    shard_at,
-    shard_name,
-    video_of_shards,
     video_record,
     write_ledger,
     write_manifest,
 )
-from pipelines.locations import STORAGE_THREADS, Folder, concurrently, patient, storage_of
+from pipelines.pair_set import (
+    DESCRIPTION_FILE,
+    TEACHER_FOLDER,
+    SetDescription,
+    ShardSize,
+    describe_set,
+    description_at,
+    require_own,
+    shard_at,
+    shard_name,
+    video_of_shards,
+)
+from pipelines.storage import STORAGE_THREADS, Folder, concurrently, patient, storage_of
 
-_READ_CPUS, _WRITE_CPUS, _TEACHER_CPUS = 0.75, 0.25, 1.0
-"""What a process of each stage asks of Ray: together two CPUs, so that a small machine has one of each."""
-_FEW_WRITERS = 8
-"""Where the number of teachers isn't known; each writes for many."""
+_PIXEL_BYTES = {"jpeg": 1, "png": 3}
+"""About, of a stored frame with its share of the labels."""
+_UNKNOWN_SIZE = (1080, 1920)
 _MOST_TASKS = 1000
 """Reading tasks of a run, as Ray's driver pays for each; in larger collections one reads several videos."""
 _STEP_PIXELS = {"cpu": 200_000, "cuda": 4_000_000}
 """Pixels of the pairs that a network labels at once. On a CPU the light PWC-Net took 530 ms and 0.7 GB for a
 pair of 384x640 px alone, 744 ms each and 2.3 GB for sixteen at once; at 96x128 px sixteen were fastest."""
-_AHEAD_SHARDS = 16
-"""For each process, how many may wait between the stages; with four a teacher waited now and then. Ray's own
-limit is a share of its memory for objects, thousands of small shards: readers then take the teachers' cores
-first (46 pairs/s, and 120 once they were done), what waits is the driver's to keep (from 605 to 883 MB), and
-a kill loses it."""
-_AHEAD_LEAST_BYTES = 16 << 20
-_PIXEL_BYTES = {"jpeg": 1, "png": 3}
-"""About, of a stored frame with its share of the labels."""
-_UNKNOWN_SIZE = (1080, 1920)
 _MOST_ALIKE = 16
 """Videos of one size that one task reads for the sake of the few that may be copies."""
 _SAMPLE_BYTES = 4096
@@ -136,7 +133,7 @@ class LabellingOptions:
     num_teachers: int | None = None
     """Most processes that label; None takes one a GPU, with `gpu` also of those that an autoscaler brings, or
     without GPUs most of the CPUs."""
-    accelerator: Literal["auto", "gpu", "cpu"] = "auto"
+    accelerator: Accelerator = "auto"
     """What they run on. `auto` takes GPUs if the cluster has any at the start; `gpu` waits for an autoscaler
     to bring them."""
 
@@ -152,6 +149,12 @@ class LabellingOptions:
             raise ValueError(f"accelerator {self.accelerator!r} must be 'auto', 'gpu' or 'cpu'")
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"max_bad_share {self.max_bad_share} must be a share of the inputs, in [0, 1]")
+
+    @property
+    def shard_bytes(self) -> int:
+        """About what a shard takes in memory."""
+        height, width = self.clips.size or _UNKNOWN_SIZE
+        return self.shard_pairs * height * width * _PIXEL_BYTES[self.codec.kind]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -453,10 +456,15 @@ def _write_set(
                 teachers=teachers,
                 options=options,
             )
-            room = _room(options, _resources(), has_teachers=bool(teachers))
+            room = labelling_room(
+                resources(),
+                has_teachers=bool(teachers),
+                num_teachers=options.num_teachers,
+                accelerator=options.accelerator,
+            )
             for row in _rows(left, stamps, plan, room):
                 tally.add(row)
-            processes = room.processes(_resources())
+            processes = room.processes(resources())
         return tally.finish(options.max_bad_share, processes)
 
 
@@ -591,7 +599,7 @@ def _row(**values: object) -> pa.Table:
 
 
 def _rows(
-    sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: _Plan, room: "_Room"
+    sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: _Plan, room: LabellingRoom
 ) -> Iterator[dict[str, Any]]:
     """The rows that come out of the last stage, in no order."""
     groups = [
@@ -604,7 +612,7 @@ def _rows(
     context = data.context
     # Each row a block: see above.
     context.target_max_block_size = 1
-    context.execution_options.resource_limits = _ahead(plan.options, room)
+    context.execution_options.resource_limits = room.ahead(plan.options.shard_bytes)
     context.custom_execution_callback_classes.append(_ForgetBlocks)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -612,19 +620,25 @@ def _rows(
     context.execution_no_progress_timeout_s = -1
     settings: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
     readers = min(num_tasks, room.readers or num_tasks)
-    data = data.map_batches(_Reader(plan), compute=_tasks(readers), num_cpus=_READ_CPUS, **settings)
+    data = data.map_batches(_Reader(plan), compute=_tasks(readers), num_cpus=READ_CPUS, **settings)
     if plan.teachers:
         data = data.map_batches(
             _Teacher,
             compute=ray.data.ActorPoolStrategy(min_size=room.least_teachers, max_size=room.teachers),
-            num_cpus=_TEACHER_CPUS,
+            num_cpus=TEACHER_CPUS,
             num_gpus=room.gpus,
             fn_constructor_args=[plan, "cuda" if room.gpus else "cpu"],
             **settings,
         )
-    data = data.map_batches(_Writer(plan), compute=_tasks(room.writers), num_cpus=_WRITE_CPUS, **settings)
+    data = data.map_batches(_Writer(plan), compute=_tasks(room.writers), num_cpus=WRITE_CPUS, **settings)
     for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from cast(pa.Table, batch).to_pylist()
+
+
+def _tasks(most: int) -> ray.data.TaskPoolStrategy:
+    """At most so many at once. Without a limit Ray starts a process for each small task that waits, and each
+    imports for seconds: on two cores that stopped everything else for as long."""
+    return ray.data.TaskPoolStrategy(size=most)
 
 
 class _ForgetBlocks(ExecutionCallback):
@@ -636,87 +650,6 @@ class _ForgetBlocks(ExecutionCallback):
             if isinstance(operator, MapOperator):
                 for statistics in operator.get_stats().values():
                     cast(list[object], statistics).clear()
-
-
-def _tasks(most: int) -> ray.data.TaskPoolStrategy:
-    """At most so many at once. Without a limit Ray starts a process for each small task that waits, and each
-    imports for seconds: on two cores that stopped everything else for as long."""
-    return ray.data.TaskPoolStrategy(size=most)
-
-
-def _ahead(options: LabellingOptions, room: "_Room") -> ray.data.ExecutionResources:
-    """What may wait between the stages; Ray's own limit where readers are as many as an autoscaler brings."""
-    if room.readers is None or room.teachers is None:
-        return ray.data.ExecutionResources.for_limits()
-    height, width = options.clips.size or _UNKNOWN_SIZE
-    shard = options.shard_pairs * height * width * _PIXEL_BYTES[options.codec.kind]
-    shards = _AHEAD_SHARDS * (room.readers + room.teachers + room.writers)
-    return ray.data.ExecutionResources.for_limits(object_store_memory=max(_AHEAD_LEAST_BYTES, shards * shard))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Room:
-    """The most processes of each stage, None for as many as fit; gpus: those of each teacher. least_teachers:
-    begin at once and stay, even while frames are scarce."""
-
-    readers: int | None
-    teachers: int | None
-    writers: int
-    gpus: int
-    least_teachers: int = 1
-
-    def processes(self, have: Mapping[str, float]) -> dict[str, int]:
-        """By stage; of those without a limit as many as a cluster with these resources has room for."""
-        cpus = have.get("CPU", 0.0)
-        teachers = (
-            int(have.get("GPU", 0.0) if self.gpus else cpus) if self.teachers is None else self.teachers
-        )
-        left = cpus - teachers * _TEACHER_CPUS - self.writers * _WRITE_CPUS
-        counts = (self.readers or max(1, int(left / _READ_CPUS)), teachers, self.writers)
-        return {stage: count for stage, count in zip(_STAGES, counts, strict=True) if count}
-
-
-def _resources() -> dict[str, float]:
-    return cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]
-
-
-def _room(options: LabellingOptions, have: Mapping[str, float], *, has_teachers: bool) -> _Room:
-    """In a cluster that has these resources now; RuntimeError where one of each stage doesn't fit and the run
-    would wait for ever."""
-    cpus, gpus = have.get("CPU", 0.0), int(have.get("GPU", 0))
-    needed = _READ_CPUS + _WRITE_CPUS + (_TEACHER_CPUS if has_teachers else 0.0)
-    if 0 < cpus < needed:
-        raise RuntimeError(
-            f"reading, labelling and writing need {needed:g} CPUs and Ray has {cpus:g}; start it with more "
-            "(logical) CPUs or add a node"
-        )
-    wanted = options.num_teachers
-    if not has_teachers:
-        readers = max(1, int(cpus) - 2) if cpus else None
-        return _Room(readers=readers, teachers=0, writers=max(1, int(cpus) // 8), gpus=0)
-    if options.accelerator == "gpu":
-        # an autoscaler may bring more than there are now
-        return _Room(readers=None, teachers=wanted, writers=wanted or max(_FEW_WRITERS, gpus), gpus=1)
-    if options.accelerator == "auto" and gpus > 0:
-        teachers = wanted or gpus
-        return _Room(
-            readers=None, teachers=teachers, writers=teachers, gpus=1, least_teachers=min(teachers, gpus)
-        )
-    if cpus == 0:
-        # so it may where there is nothing at all
-        return _Room(readers=None, teachers=wanted, writers=_FEW_WRITERS, gpus=0)
-    # A teacher takes at least ten times as long as reading and writing do. Readers may not take the CPUs that
-    # teachers, who come later, are to have.
-    teachers = wanted or max(1, min(int(cpus) - 2, int(0.8 * cpus)))
-    writers = max(1, teachers // 8)
-    left = cpus - teachers * _TEACHER_CPUS - writers * _WRITE_CPUS
-    return _Room(
-        readers=max(1, int(left / _READ_CPUS)),
-        teachers=teachers,
-        writers=writers,
-        gpus=0,
-        least_teachers=max(1, min(teachers, int(cpus - _READ_CPUS - _WRITE_CPUS))),
-    )
 
 
 @lru_cache(maxsize=1)

@@ -33,7 +33,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from flowcore.hallucination import Transformation
 from flowcore.networks import BidirectionalFlow, FlowNetwork, NetworkConfig
-from flowcore.objectives import Batch, Objective, Outcome
+from flowcore.objectives import Objective, Outcome
+from flowcore.pairs import Batch
 from flowcore.shapes import Image
 from pipelines import progress
 from pipelines.checkpoints import (
@@ -44,9 +45,10 @@ from pipelines.checkpoints import (
     save_training_state,
     vanishing_folder,
 )
+from pipelines.cluster import Accelerator, TrainingRoom, resources, training_room
 from pipelines.feed import Plan, batches, hold_back, part_of
-from pipelines.labels import PairSet, one_of_each_size
-from pipelines.locations import Folder, join, patient
+from pipelines.pair_set import PairSet, one_of_each_size
+from pipelines.storage import Folder, join, patient
 from pipelines.validation import SCORE, CollapseAlarm, TrainingStopped, Validation, score_of
 
 if TYPE_CHECKING:
@@ -63,12 +65,6 @@ KEPT_FOLDER = "kept"
 """In a run's folder: the checkpoints of `keep_every`."""
 _STEP = "step"
 """What Ray Train knows of a checkpoint before its validation, beside the worst SCORE."""
-_RESIZE_SECONDS = 60.0
-"""Between two looks whether the cluster has room for more workers: each that comes costs the steps since the
-last checkpoint."""
-_ELASTIC_CPUS = 2
-"""Of a worker with its reading tasks, which ask for none, where there are no GPUs and the number of workers
-follows the cluster: they would take every CPU, and tasks that asked for one wait for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +114,7 @@ class TrainingOptions:
     compiled: bool = False
     """torch.compile the network: some minutes at the start, for less time a step. On CPUs it needs a C++
     compiler on every node."""
-    accelerator: Literal["auto", "gpu", "cpu"] = "auto"
+    accelerator: Accelerator = "auto"
     """`auto`: GPUs where the cluster has any now. `gpu` also waits for nodes that an autoscaler has yet to
     start."""
     readers: int = 2
@@ -296,14 +292,22 @@ def train(training: Training, run_root: str) -> TrainingResult:
             )
     indices = [source.pairs.index() for source in training.sources]
     _require_fitting_crops(training, indices)
-    use_gpu = _use_gpu(options)
+    have = resources()
+    room = training_room(
+        have, workers=options.workers, min_workers=options.min_workers, accelerator=options.accelerator
+    )
     validation = _validation(training, indices[0])
     with progress.shown(training.stage, options.steps, "step") as reporter:
         # Typed as an older Ray Train's.
         result = cast(Any, ray.train.torch.TorchTrainer)(
             _work,
-            train_loop_config={"training": training, "validation": validation, "reporter": reporter},
-            scaling_config=_scaling(options, use_gpu),
+            train_loop_config={
+                "training": training,
+                "validation": validation,
+                "room": room,
+                "reporter": reporter,
+            },
+            scaling_config=room.scaling,
             run_config=ray.train.RunConfig(
                 name=training.run_id,
                 storage_path=run_root,
@@ -316,7 +320,7 @@ def train(training: Training, run_root: str) -> TrainingResult:
                 ),
             ),
             validation_config=ray.train.ValidationConfig(
-                fn=cast(Any, validation), ray_remote_kwargs=_validation_resources(options, use_gpu)
+                fn=cast(Any, validation), ray_remote_kwargs=room.validation(int(have.get("GPU", 0)))
             ),
         ).fit()
     outcome = result.return_value
@@ -360,13 +364,6 @@ def _validation(training: Training, index: pa.Table) -> Validation:
     )
 
 
-def _validation_resources(options: TrainingOptions, use_gpu: bool) -> dict[str, Any]:
-    """Of its task. On CPUs it asks for none: workers and reading tasks may have them all."""
-    gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
-    has_spare = use_gpu and gpus > options.workers
-    return {"num_cpus": int(use_gpu), "num_gpus": int(has_spare), "max_retries": 3, "retry_exceptions": True}
-
-
 def _run_of(training: Training) -> "Run":
     # Brings MLflow, which would cost Ray's other processes a second each: they import this module.
     from pipelines.tracking import Run
@@ -390,47 +387,16 @@ def _require_fitting_crops(training: Training, indices: Sequence[pa.Table]) -> N
                 )
 
 
-def _use_gpu(options: TrainingOptions) -> bool:
-    """Whether workers get GPUs; RuntimeError where they, or the tasks that feed them, would wait for ever."""
-    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
-    workers = options.min_workers or options.workers
-    if options.accelerator == "gpu" or (options.accelerator == "auto" and gpus):
-        if options.accelerator == "auto" and gpus < workers:
-            raise RuntimeError(
-                f"{workers} workers need {workers} GPUs; this cluster has {gpus:g}. Choose "
-                "fewer workers, add nodes, or set accelerator to gpu to wait for an autoscaler"
-            )
-        return True
-    needed = workers + 1 if options.min_workers is None else workers * _ELASTIC_CPUS
-    # where there are none at all an autoscaler has yet to begin
-    if 0 < cpus < needed:
-        raise RuntimeError(
-            f"{workers} workers and the tasks that feed them need {needed:g} CPUs; this "
-            f"cluster has {cpus:g}. Start Ray with more (logical) CPUs, or choose fewer workers"
-        )
-    return False
-
-
-def _scaling(options: TrainingOptions, use_gpu: bool) -> ray.train.ScalingConfig:
-    if options.min_workers is None:
-        return ray.train.ScalingConfig(num_workers=options.workers, use_gpu=use_gpu)
-    # Typed as an older Ray Train's.
-    return cast(Any, ray.train.ScalingConfig)(  # type: ignore[no-any-return]
-        num_workers=(options.min_workers, options.workers),
-        use_gpu=use_gpu,
-        resources_per_worker=None if use_gpu else {"CPU": _ELASTIC_CPUS},
-        elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
-    )
-
-
 def _work(config: dict[str, Any]) -> dict[str, Any]:
     """One worker's whole life; returns what the driver needs to know, the same on every worker."""
-    return _Worker(config["training"], config["validation"], config["reporter"]).run()
+    return _Worker(config["training"], config["validation"], config["room"], config["reporter"]).run()
 
 
 class _Worker:
-    def __init__(self, training: Training, validate: Validation, reporter: progress.Reporter) -> None:
+    def __init__(
+        self, training: Training, validate: Validation, room: TrainingRoom, reporter: progress.Reporter
+    ) -> None:
+        self.room = room
         self.training = training
         self.validate = validate
         self.reporter = reporter
@@ -552,7 +518,7 @@ class _Worker:
                     rank=self.rank,
                     world_size=self.world_size,
                     readers=options.readers,
-                    reader_cpus=1 if options.min_workers is None or self.device.type != "cpu" else 0,
+                    reader_cpus=self.room.reader_cpus,
                     device=self.device,
                 )
                 for source, plan in zip(self.training.sources, self.plans, strict=True)

@@ -17,25 +17,12 @@ import ray
 import torch
 from tqdm import tqdm
 
-from flowcore.benchmarks import Sample, Truth, find_samples, load, samples_digest
-from pipelines.clips import FrameCodec
-from pipelines.labels import (
-    MANIFEST_FILE,
-    PAIR_SCHEMA,
-    TRUTH_SCHEMA,
-    PairSet,
-    SetDescription,
-    VideoEntry,
-    describe_set,
-    encode_shard,
-    masks,
-    pair_id,
-    quantized,
-    shard_at,
-    shard_name,
-    write_manifest,
-)
-from pipelines.locations import Folder, join, shared_folder
+from flowcore.datasets import Sample, Truth, find_samples, load, samples_digest
+from flowcore.formats import FrameCodec
+from pipelines.labels import PAIR_SCHEMA, TRUTH_SCHEMA, encode_shard, masks, pair_id, quantized
+from pipelines.ledger import MANIFEST_FILE, VideoEntry, write_manifest
+from pipelines.pair_set import PairSet, SetDescription, describe_set, shard_at, shard_name
+from pipelines.storage import Folder, join, shared_folder
 
 Result = TypeVar("Result")
 

@@ -27,7 +27,7 @@ from flowcore.objectives import validate_pair
 from flowcore.occlusion import ForwardBackwardCheck
 from pipelines.checkpoints import copy_model, load_model
 from pipelines.feed import to_batch
-from pipelines.labels import PairSet
+from pipelines.pair_set import PairSet
 
 SCORE = "score"
 """Beside a validation's numbers: what Ray Train chooses the best checkpoint by, see `score_of`."""

@@ -10,7 +10,7 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler
 from werkzeug.wsgi import get_input_stream
 
-from pipelines.locations import Folder, storage_of
+from pipelines.storage import Folder, storage_of
 
 
 class Server:

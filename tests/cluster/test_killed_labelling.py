@@ -22,8 +22,8 @@ from ray.cluster_utils import Cluster
 from flowcore.networks import PWCNetConfig
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from pipelines.checkpoints import save_model
-from pipelines.labels import PairSet
-from pipelines.locations import Folder
+from pipelines.pair_set import PairSet
+from pipelines.storage import Folder
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 

@@ -21,7 +21,7 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
 from flowcore.scenes import SceneOptions, render_scene, write_video
-from pipelines import tracking
+from pipelines import registry, tracking
 from pipelines.checkpoints import load_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ from pathlib import Path
 from jobs.command import connect
 from jobs.recipes import RECIPES
 from jobs.train_teacher import recipes, train_teacher
-from pipelines import training as loop
+from pipelines import cluster
 
 if __name__ == "__main__":
     videos, root, (steps, validate_every, workers) = sys.argv[1], sys.argv[2], map(int, sys.argv[3:6])
@@ -45,7 +45,7 @@ if __name__ == "__main__":
         workers=workers, min_workers=None if workers == 1 else 1,
     )
     connect()
-    loop._RESIZE_SECONDS = 2.0
+    cluster._RESIZE_SECONDS = 2.0
     options = replace(options, videos=videos, run_root=root, training=training, resume=resume)
     uri = train_teacher("smoke", options)
     print("RESULT", json.dumps(uri))
@@ -106,7 +106,7 @@ def train_worker_of(parent: int) -> psutil.Process | None:
 
 def weights_digest(folder: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-    return load_model(tracking.download(uri))[1].digest
+    return load_model(registry.download(uri))[1].digest
 
 
 def await_(driver: subprocess.Popen[str], found: Callable[[], T | None]) -> T:

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
-from pipelines.labels import PairSet
+from pipelines.pair_set import PairSet
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from jobs.command import connect
+from pipelines.cluster import connect
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, pseudolabel, train_teacher
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import fetch_model, load_model
-from pipelines.locations import PROJECT_FOLDER
+from pipelines.storage import PROJECT_FOLDER
 
 NETWORKS = RECIPES["smoke"].networks
 SCENE = SceneOptions(height=64, width=96, num_frames=5)

@@ -13,15 +13,16 @@ import ray
 import torch
 import tyro
 
-from flowcore.benchmarks import BENCHMARKS
+from flowcore.datasets import BENCHMARKS
 from flowcore.formats import read_flow, write_image
 from flowcore.networks import PWCNetConfig
 from flowcore.scenes import SceneOptions, render_scene, write_truth
 from flowcore.video import VideoError
 from jobs import evaluate
-from jobs.command import connect, run, run_recipe
+from jobs.command import run, run_recipe
 from pipelines import tracking
 from pipelines.checkpoints import save_model
+from pipelines.cluster import connect
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 
-from flowcore import benchmarks
-from flowcore.benchmarks import Sample
+from flowcore import datasets
+from flowcore.datasets import Sample
 from flowcore.formats import write_flow, write_image, write_mask
 from flowcore.metrics import FlowErrors, OcclusionCounts
 from flowcore.networks import PWCNetConfig
@@ -71,7 +71,7 @@ def results(scenes: Path, model: str, ray_session: None) -> dict[str, Evaluation
 
 
 def motions(scenes: Path) -> Float[ndarray, " pixels"]:
-    truths = [benchmarks.load(sample) for sample in benchmarks.find_samples("scenes", scenes)]
+    truths = [datasets.load(sample) for sample in datasets.find_samples("scenes", scenes)]
     return np.concatenate([np.hypot(*truth.flow.astype(np.float64)).ravel() for truth in truths])
 
 
@@ -89,14 +89,14 @@ def test_the_error_of_no_motion_is_the_mean_motion(
 def test_the_cluster_counts_what_one_process_counts(
     results: dict[str, EvaluationResult], scenes: Path, model: str
 ) -> None:
-    samples = benchmarks.find_samples("scenes", scenes)
+    samples = datasets.find_samples("scenes", scenes)
     assert len(samples) == 21
     for name, uri in {"zero": "zero", "dis": "opencv:dis_medium"}.items():
         estimator = load_estimator(uri)
-        alone = [pair_errors(estimator, benchmarks.load(sample), DEFAULT_CHECK) for sample in samples]
+        alone = [pair_errors(estimator, datasets.load(sample), DEFAULT_CHECK) for sample in samples]
         assert results[name].pairs == tuple(zip(samples, alone, strict=True))
     net = load_estimator(model)
-    alone = [pair_errors(net, benchmarks.load(sample), DEFAULT_CHECK) for sample in samples]
+    alone = [pair_errors(net, datasets.load(sample), DEFAULT_CHECK) for sample in samples]
     # another number of threads adds in another order
     epe = sum(alone, Errors()).flow.epe["all"]
     assert results["net"].total.flow.epe["all"] == pytest.approx(epe, rel=1e-4)
@@ -118,8 +118,8 @@ def test_dis_is_better_than_no_motion(results: dict[str, EvaluationResult]) -> N
 
 def test_the_truth_has_no_error_and_its_check_finds_most_of_the_occlusion(scenes: Path) -> None:
     scene = render_scene(3, SCENES)
-    sample = next(s for s in benchmarks.find_samples("scenes", scenes) if s.name == "scene3/frame_0000")
-    errors = pair_errors(Oracle(scene.flow_fw[0], scene.flow_bw[0]), benchmarks.load(sample), DEFAULT_CHECK)
+    sample = next(s for s in datasets.find_samples("scenes", scenes) if s.name == "scene3/frame_0000")
+    errors = pair_errors(Oracle(scene.flow_fw[0], scene.flow_bw[0]), datasets.load(sample), DEFAULT_CHECK)
     assert errors.flow.epe == {"all": 0, "noc": 0, "occ": 0}
     assert errors.flow.fl == 0
     assert errors.occlusion.f1 is not None
@@ -201,7 +201,7 @@ def test_the_table_has_a_row_for_each_model() -> None:
 
 
 def test_the_example_shows_every_model(scenes: Path, model: str) -> None:
-    sample = benchmarks.find_samples("scenes", scenes)[0]
+    sample = datasets.find_samples("scenes", scenes)[0]
     both = {name: load_estimator(uri) for name, uri in {"dis": "opencv:dis_medium", "net": model}.items()}
     one = example(sample, {"dis": both["dis"]}, DEFAULT_CHECK)
     two = example(sample, both, DEFAULT_CHECK)
@@ -279,7 +279,7 @@ def test_dis_is_better_than_no_motion_on_real_benchmarks(
 
 
 def test_of_a_stereo_pair_only_the_motion_along_the_row_counts(scenes: Path) -> None:
-    truth = benchmarks.load(benchmarks.find_samples("scenes", scenes)[0])
+    truth = datasets.load(datasets.find_samples("scenes", scenes)[0])
     disparity = np.where(truth.flow[:1] < 0, truth.flow[:1], -5).astype(np.float32)
     stereo = replace(truth, flow=np.concatenate([disparity, 0 * disparity]), is_stereo=True)
     wrong = np.concatenate([disparity - 4, 0 * disparity + 100]).astype(np.float32)

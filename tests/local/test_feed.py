@@ -23,7 +23,7 @@ from jobs.recipes import RECIPES
 from pipelines.checkpoints import save_model
 from pipelines.feed import Plan, batches, hold_back, part_of, to_batch
 from pipelines.labelling import LabellingOptions, write_labels
-from pipelines.labels import PairSet
+from pipelines.pair_set import PairSet
 
 
 @pytest.fixture(scope="module")

@@ -17,24 +17,15 @@ from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from flowcore.video import ClipOptions
 from jobs import distill, finetune
 from jobs.command import run_recipe
-from pipelines import tracking
+from pipelines import registry, tracking
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.feed import Plan, hold_back, part_of
 from pipelines.filters import PairFilter
 from pipelines.labelling import LabellingOptions, write_labels
-from pipelines.labels import (
-    LABEL_SCHEMA,
-    PAIR_SCHEMA,
-    PairSet,
-    SetDescription,
-    VideoEntry,
-    describe_set,
-    encode_shard,
-    pair_id,
-    shard_name,
-    write_manifest,
-)
-from pipelines.locations import Folder
+from pipelines.labels import LABEL_SCHEMA, PAIR_SCHEMA, encode_shard, pair_id
+from pipelines.ledger import VideoEntry, write_manifest
+from pipelines.pair_set import PairSet, SetDescription, describe_set, shard_name
+from pipelines.storage import Folder
 
 SCHEMA = pa.schema([*PAIR_SCHEMA, *LABEL_SCHEMA])
 QUALITY = ("occluded", "forward_backward", "photometric", "flow_p50", "flow_p99", "flow_max")
@@ -347,7 +338,7 @@ def test_a_student_learns_from_what_its_filter_keeps_and_says_so(
     )
     uri = distill.distill("smoke", options)
     assert "keeps 6 of 16 pairs" in capsys.readouterr().out
-    run_id = tracking.run_of(uri)
+    run_id = registry.run_of(uri)
     assert run_id is not None
     data = client.get_run(run_id).data
     assert data.params["where"] == options.where
@@ -377,7 +368,7 @@ def test_fine_tuning_filters_the_pairs_beside_the_truth(
         where="not frame >= 4",
     )
     uri = finetune.finetune("smoke", options)
-    run_id = tracking.run_of(uri)
+    run_id = registry.run_of(uri)
     assert run_id is not None
     data = tracking.MlflowClient(tracking.tracking_uri()).get_run(run_id).data
     assert (data.metrics["labels/pairs"], data.metrics["labels/pairs_kept"]) == (16, 8)

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from flowcore.benchmarks import find_samples, load
+from flowcore.datasets import find_samples, load
 from flowcore.formats import write_flow, write_image
 from flowcore.objectives import StudentObjective
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, finetune, pseudolabel, rerun
 from jobs.recipes import RECIPES
-from pipelines import tracking
+from pipelines import registry, revision, tracking
 from pipelines.checkpoints import fetch_model, load_model, save_model
-from pipelines.labels import MANIFEST_FILE, PairSet
+from pipelines.ledger import MANIFEST_FILE
+from pipelines.pair_set import PairSet
 from pipelines.truth import truth_set
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -114,7 +115,7 @@ def test_fine_tuning_begins_at_the_weights_given_and_validates_against_the_truth
     for name, weights in network.state_dict().items():
         torch.testing.assert_close(tuned.state_dict()[name], weights, msg=name)
     assert info.generation == 1
-    run_id = tracking.run_of(uri)
+    run_id = registry.run_of(uri)
     assert run_id is not None
     client = tracking.MlflowClient(tracking.tracking_uri())
     history = client.get_metric_history(run_id, "validation/epe")
@@ -127,7 +128,7 @@ def test_training_on_truth_lowers_its_error(scenes: Path, project: Path) -> None
     training = replace(before.training, steps=80, validate_every=80, log_every=10, learning_rate=2e-3)
     uri = finetune.finetune("smoke", replace(before, training=training, label_share=0.5))
     client = tracking.MlflowClient(tracking.tracking_uri())
-    run_id = tracking.run_of(uri)
+    run_id = registry.run_of(uri)
     assert run_id is not None
     history = client.get_metric_history(run_id, "train/loss/supervised")
     assert [metric.step for metric in history] == list(range(10, 81, 10))
@@ -155,7 +156,7 @@ def test_a_chain_of_two_rounds_and_semi_supervision_says_where_it_comes_from(
         _, info = load_model(fetch_model(uri))
         assert info.generation == generation
     client = tracking.MlflowClient(tracking.tracking_uri())
-    run_id = tracking.run_of(uri)
+    run_id = registry.run_of(uri)
     assert run_id is not None
     student = client.get_run(run_id)
     assert student.data.tags["generation"] == "2"
@@ -168,7 +169,7 @@ def test_a_chain_of_two_rounds_and_semi_supervision_says_where_it_comes_from(
 
     both = replace(options(scenes, project), init=uri, labels=str(project / "labels1"), unlabelled_weight=0.5)
     tuned = finetune.finetune("smoke", both)
-    run_id = tracking.run_of(tuned)
+    run_id = registry.run_of(tuned)
     assert run_id is not None
     metrics = client.get_run(run_id).data.metrics
     assert {"train/loss/supervised", "train/loss/photometric", "train/loss/distillation"} <= metrics.keys()
@@ -197,7 +198,7 @@ def test_labels_of_an_external_teacher_train_any_backbone_from_fresh_weights_and
     assert info.config == RECIPES["smoke"].networks["flownets"]
     assert info.generation == 1
     assert "init" not in info.provenance
-    run_id = tracking.run_of(uri)
+    run_id = registry.run_of(uri)
     assert run_id is not None
     tags = tracking.MlflowClient(tracking.tracking_uri()).get_run(run_id).data.tags
     assert "from.labels" in tags
@@ -214,7 +215,7 @@ def test_labels_of_an_external_teacher_train_any_backbone_from_fresh_weights_and
     uri = distill.distill(
         "smoke", replace(options, init=str(project / "wild"), objective=confident, training=training)
     )
-    run_id = tracking.run_of(uri)
+    run_id = registry.run_of(uri)
     assert run_id is not None
     client = tracking.MlflowClient(tracking.tracking_uri())
     assert client.get_run(run_id).data.metrics["validation/occluded"] > 0.95
@@ -233,7 +234,7 @@ def test_a_training_is_done_again_from_its_run_alone_and_comes_out_the_same(
     finetune.finetune("smoke", options(scenes, project))
     alias = "models:/flow-finetuned@champion"
     uri = finetune.finetune("smoke", replace(options(scenes, project), init=alias))
-    run_id = tracking.run_of(uri)
+    run_id = registry.run_of(uri)
     assert run_id is not None
     # What the alias names now isn't what it named.
     client = tracking.MlflowClient(tracking.tracking_uri(project))
@@ -243,7 +244,7 @@ def test_a_training_is_done_again_from_its_run_alone_and_comes_out_the_same(
     # A seed gives the same weights bit for bit.
     assert load_model(fetch_model(again))[1].digest == load_model(fetch_model(uri))[1].digest
     assert text == "the same: 2 losses equal to the last bit"
-    before, after = tracking.recorded(run_id), tracking.recorded(str(tracking.run_of(again)))
+    before, after = tracking.recorded(run_id), tracking.recorded(str(registry.run_of(again)))
     assert before.losses == after.losses
     assert before.data
     changed = replace(after, losses={**after.losses, 4: 2 * after.losses[4]})
@@ -256,6 +257,6 @@ def test_a_training_is_done_again_from_its_run_alone_and_comes_out_the_same(
     # What is registered isn't written over.
     with pytest.raises(ValueError, match=f"registered as {uri}; start a new run with --init {uri}"):
         finetune.finetune("smoke", replace(options(scenes, project), resume=run_id))
-    monkeypatch.setattr(tracking.platform, "python_version", lambda: "3.9.0")
+    monkeypatch.setattr(revision.platform, "python_version", lambda: "3.9.0")
     with pytest.raises(ValueError, match=r"packages python==3\.\d+\.\d+: pip install.*--anyway"):
         rerun.rerun(rerun.Rerun(run_id=run_id))

@@ -21,7 +21,8 @@ from jobs.gallery import Gallery, main
 from pipelines import tracking
 from pipelines.gallery import GalleryOptions, GradedSet, choose, gallery_page
 from pipelines.labelling import LabellingOptions, write_labels, write_pairs
-from pipelines.labels import MANIFEST_FILE, PairSet
+from pipelines.ledger import MANIFEST_FILE
+from pipelines.pair_set import PairSet
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -16,7 +16,7 @@ from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.shapes import to_images
 from flowcore.video import ChunkReader, ClipOptions
 from pipelines.checkpoints import load_model, save_model
-from pipelines.clips import VideoSource
+from pipelines.collection import VideoSource
 from pipelines.inference import Prediction, PredictionOptions, predict, predict_video
 
 PLAIN = PredictionOptions()

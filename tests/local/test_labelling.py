@@ -25,7 +25,7 @@ import torch
 from ray.data.block import BlockStats
 from torch import Tensor
 
-from flowcore.formats import write_image
+from flowcore.formats import FrameCodec, write_image
 from flowcore.networks import FlowNetwork, PWCNetConfig
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
@@ -33,7 +33,8 @@ from flowcore.shapes import to_images
 from flowcore.video import ClipOptions
 from pipelines import labelling
 from pipelines.checkpoints import fetch_model, model_digest, save_model
-from pipelines.clips import FrameCodec, find_videos
+from pipelines.cluster import labelling_room
+from pipelines.collection import find_videos
 from pipelines.labelling import (
     LabellingOptions,
     LabellingProgress,
@@ -44,17 +45,9 @@ from pipelines.labelling import (
     write_labels,
     write_pairs,
 )
-from pipelines.labels import (
-    DESCRIPTION_FILE,
-    LEDGER_FILE,
-    MANIFEST_FILE,
-    PAIR_SCHEMA,
-    PairSet,
-    decode_flow,
-    decode_row,
-    read_ledger,
-    stored_pixels,
-)
+from pipelines.labels import PAIR_SCHEMA, decode_flow, decode_row, stored_pixels
+from pipelines.ledger import LEDGER_FILE, MANIFEST_FILE, read_ledger
+from pipelines.pair_set import DESCRIPTION_FILE, PairSet
 from pipelines.progress import video_bar
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -864,7 +857,9 @@ def test_there_are_as_many_teachers_as_the_cluster_has_room_for_now_or_later(
     have: dict[str, float],
     expected: tuple[int | None, int | None, int, int],
 ) -> None:
-    room = labelling._room(replace(LabellingOptions(), **options), have, has_teachers=True)
+    room = labelling_room(
+        have, has_teachers=True, **({"num_teachers": None, "accelerator": "auto"} | options)
+    )
     assert (room.readers, room.teachers, room.writers, room.gpus) == expected
     grown = {"CPU": 64.0, "GPU": 8.0}
     assert room.processes(grown)["labelling"] == (expected[1] or (8 if room.gpus else 64))
@@ -935,12 +930,14 @@ def test_progress_counts_the_written_share_of_a_long_video(tmp_path: Path) -> No
 
 def test_readers_run_ahead_by_a_few_shards_where_their_number_is_known() -> None:
     options = LabellingOptions(clips=ClipOptions(size=(500, 1000)), shard_pairs=64)
-    room = labelling._room(options, {"CPU": 4.0}, has_teachers=True)
-    few = labelling._ahead(options, room).object_store_memory
-    png = labelling._ahead(replace(options, codec=FrameCodec(kind="png")), room).object_store_memory
-    small = labelling._ahead(replace(options, clips=ClipOptions(size=(48, 64))), room).object_store_memory
+    room = labelling_room(
+        {"CPU": 4.0}, has_teachers=True, num_teachers=options.num_teachers, accelerator="auto"
+    )
+    few = room.ahead(options.shard_bytes).object_store_memory
+    png = room.ahead(replace(options, codec=FrameCodec(kind="png")).shard_bytes).object_store_memory
+    small = room.ahead(replace(options, clips=ClipOptions(size=(48, 64))).shard_bytes).object_store_memory
     # two readers, two teachers, one writer; a shard is of some 32 MB
     assert 20 * 32e6 <= few <= 100 * 32e6
     assert png > few > small > 0
-    grown = labelling._room(replace(options, accelerator="gpu"), {}, has_teachers=True)
-    assert labelling._ahead(options, grown).object_store_memory == float("inf")
+    grown = labelling_room({}, has_teachers=True, num_teachers=options.num_teachers, accelerator="gpu")
+    assert grown.ahead(options.shard_bytes).object_store_memory == float("inf")

@@ -16,33 +16,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from flowcore.benchmarks import find_samples, load
-from flowcore.formats import read_flow, read_mask, write_flow, write_image
+from flowcore.datasets import find_samples, load
+from flowcore.formats import FrameCodec, read_flow, read_mask, write_flow, write_image
 from flowcore.geometry import upsample_flow
 from jobs import command, distill, export_labels, import_labels
-from pipelines.clips import FrameCodec
 from pipelines.label_files import EXPORT_FILE, Layout
 from pipelines.labels import (
     FLOW_UNITS,
     LABEL_SCHEMA,
-    MANIFEST_FILE,
     PAIR_SCHEMA,
-    VIDEO_FILE,
-    PairSet,
-    SetDescription,
-    VideoEntry,
     decode_row,
-    describe_set,
     encode_shard,
     label_grid,
     masks,
     pair_id,
     quantized,
-    shard_name,
     stored_pixels,
-    write_manifest,
 )
-from pipelines.locations import Folder
+from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE, VideoEntry, write_manifest
+from pipelines.pair_set import PairSet, SetDescription, describe_set, shard_name
+from pipelines.storage import Folder
 
 HALF_A_UNIT = 1 / 128
 DESCRIPTION = SetDescription(

@@ -14,8 +14,9 @@ from object_storage import Bucket
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, gallery, pseudolabel, train_teacher
 from pipelines.labelling import labelling_status
-from pipelines.labels import MANIFEST_FILE, PairSet
-from pipelines.locations import Folder
+from pipelines.ledger import MANIFEST_FILE
+from pipelines.pair_set import PairSet
+from pipelines.storage import Folder
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
 

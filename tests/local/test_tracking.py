@@ -24,8 +24,8 @@ import pytest
 from mlflow import MlflowClient
 
 from jobs.command import finish
-from pipelines import tracking
-from pipelines.labels import PairSet
+from pipelines import registry, revision, tracking
+from pipelines.pair_set import PairSet
 from pipelines.tracking import Run
 from pipelines.training import TrainingResult
 from pipelines.validation import Validation
@@ -160,8 +160,8 @@ def test_runs_inside_a_chain_are_its_children_and_those_after_it_are_not(project
 
 def test_nothing_is_written_into_the_current_folder(project: Path) -> None:
     run = finished_run(project)
-    tracking.register(run, "teacher", validation_loss=1.0, validation_digest="a", judge=unasked)
-    tracking.download("models:/teacher@champion", project)
+    registry.register(run, "teacher", validation_loss=1.0, validation_digest="a", judge=unasked)
+    registry.download("models:/teacher@champion", project)
     assert list(Path.cwd().iterdir()) == []
     assert (project / "mlartifacts").is_dir()
 
@@ -364,7 +364,7 @@ def test_the_first_model_is_champion_and_only_a_better_one_on_the_same_data_repl
 
     runs = [finished_run(project) for _ in range(6)]
     outcomes = [
-        tracking.register(run, "teacher", validation_loss=loss, validation_digest=digest, judge=judge)
+        registry.register(run, "teacher", validation_loss=loss, validation_digest=digest, judge=judge)
         for run, loss, digest in zip(
             runs,
             (2.0, 2.5, 1.5, 9.0, 1.9, 5.0),
@@ -414,7 +414,7 @@ def test_a_model_that_finds_nothing_visible_is_no_champion_for_that(
 def test_registering_a_run_again_makes_no_second_version(project: Path) -> None:
     run = finished_run(project)
     first, again = [
-        tracking.register(
+        registry.register(
             run, "teacher", validation_loss=2.0, validation_digest="a", judge=unasked, tags={"model": "12"}
         )
         for _ in range(2)
@@ -427,9 +427,9 @@ def test_registering_a_run_again_makes_no_second_version(project: Path) -> None:
 def test_a_diverged_or_missing_model_is_not_registered(project: Path) -> None:
     run = finished_run(project)
     with pytest.raises(ValueError, match="must be finite"):
-        tracking.register(run, "teacher", validation_loss=float("nan"), validation_digest="a", judge=unasked)
+        registry.register(run, "teacher", validation_loss=float("nan"), validation_digest="a", judge=unasked)
     with pytest.raises(ValueError, match="no artifact folder 'weights'"):
-        tracking.register(
+        registry.register(
             run, "teacher", validation_loss=1.0, validation_digest="a", judge=unasked, folder="weights"
         )
     assert client(project).search_registered_models() == []
@@ -438,44 +438,44 @@ def test_a_diverged_or_missing_model_is_not_registered(project: Path) -> None:
 def test_a_model_is_downloaded_by_run_alias_and_version_and_knows_its_run(project: Path) -> None:
     older, newer = finished_run(project, b"older"), finished_run(project, b"newer")
     for run, loss in ((older, 2.0), (newer, 1.0)):
-        tracking.register(run, "teacher", validation_loss=loss, validation_digest="a", judge=unasked)
+        registry.register(run, "teacher", validation_loss=loss, validation_digest="a", judge=unasked)
     for uri, run, content in (
         ("models:/teacher@champion", newer, b"newer"),
         ("models:/teacher/1", older, b"older"),
         (f"runs:/{newer.run_id}", newer, b"newer"),
         (f"runs:/{older.run_id}/model", older, b"older"),
     ):
-        assert (tracking.download(uri, project) / "model.safetensors").read_bytes() == content
-        assert tracking.run_of(uri, project) == run.run_id
+        assert (registry.download(uri, project) / "model.safetensors").read_bytes() == content
+        assert registry.run_of(uri, project) == run.run_id
 
 
 @pytest.mark.parametrize(
     "uri", ["models:/nobody@champion", "models:/teacher@best", "models:/teacher/7", f"runs:/{'0' * 32}/model"]
 )
 def test_a_model_that_mlflow_does_not_have_is_named(project: Path, uri: str) -> None:
-    tracking.register(
+    registry.register(
         finished_run(project), "teacher", validation_loss=1.0, validation_digest="a", judge=unasked
     )
     with pytest.raises(FileNotFoundError, match=f"has no {uri}"):
-        tracking.download(uri, project)
+        registry.download(uri, project)
 
 
 def test_a_run_without_a_model_is_named(project: Path) -> None:
     with tracking.start("distill", recipe="smoke", parameters={}, project_folder=project) as run:
         pass
     with pytest.raises(FileNotFoundError, match="its files can't be read"):
-        tracking.download(f"runs:/{run.run_id}/model", project)
+        registry.download(f"runs:/{run.run_id}/model", project)
 
 
 @pytest.mark.parametrize("uri", ["models:/teacher/latest", "models:/m-0123", "runs:/"])
 def test_another_form_of_model_uri_is_refused(project: Path, uri: str) -> None:
     with pytest.raises(ValueError, match=f"'{uri}' is no model"):
-        tracking.download(uri, project)
+        registry.download(uri, project)
 
 
 def test_a_student_is_linked_to_the_run_of_its_teacher(project: Path) -> None:
     teacher = finished_run(project)
-    tracking.register(teacher, "teacher", validation_loss=1.0, validation_digest="a", judge=unasked)
+    registry.register(teacher, "teacher", validation_loss=1.0, validation_digest="a", judge=unasked)
     with tracking.start(
         "pseudolabel",
         recipe="smoke",
@@ -559,19 +559,19 @@ def test_the_revision_is_read_from_git_or_told_or_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DISTILLFLOW_REVISION", raising=False)
-    assert tracking._revision(tmp_path) == ("unknown", "unknown")
+    assert revision.revision_of(tmp_path) == ("unknown", "unknown")
     monkeypatch.setenv("DISTILLFLOW_REVISION", "abc")
-    assert tracking._revision(tmp_path) == ("abc", "unknown")
+    assert revision.revision_of(tmp_path) == ("abc", "unknown")
     identity = ["-c", "user.name=n", "-c", "user.email=e@x"]
     for arguments in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "first"]):
         subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
-    revision, is_dirty = tracking._revision(tmp_path)
-    assert (len(revision), is_dirty) == (40, "false")
+    commit, is_dirty = revision.revision_of(tmp_path)
+    assert (len(commit), is_dirty) == (40, "false")
     (tmp_path / "file").touch()
-    assert tracking._revision(tmp_path) == (revision, "true")
+    assert revision.revision_of(tmp_path) == (commit, "true")
     # what git doesn't know is kept with the run, whatever it is called and holds
     (tmp_path / "flow_für_alle.py").write_bytes(b"name = 'J\xf6rg'\n")
-    code = tracking._code_files(tmp_path)[tracking._DIFF_FILE]
+    code = revision.code_files(tmp_path)[revision.DIFF_FILE]
     assert "+++ b/flow_für_alle.py" in code
     assert "+name = 'J" in code
 
@@ -666,15 +666,15 @@ def test_runs_models_and_pictures_go_through_a_server(
     assert history(run, "loss") == [(1, 2.0)]
     assert len(MlflowClient(server).list_artifacts(run.run_id, "images")) == 2
     outcomes = [
-        tracking.register(run, "student", validation_loss=1.0, validation_digest="a", judge=unasked)
+        registry.register(run, "student", validation_loss=1.0, validation_digest="a", judge=unasked)
         for _ in range(2)
     ]
     assert outcomes[0] == outcomes[1]
-    downloaded = tracking.download("models:/student@champion")
+    downloaded = registry.download("models:/student@champion")
     assert (downloaded / "model.safetensors").read_bytes() == b"weights"
-    assert tracking.run_of("models:/student/1") == run.run_id
+    assert registry.run_of("models:/student/1") == run.run_id
     with pytest.raises(FileNotFoundError, match="has no models:/student@best"):
-        tracking.download("models:/student@best")
+        registry.download("models:/student@best")
     assert run.url_hint.startswith(f"{server}/#/experiments/")
     assert run.url_hint.endswith(f"/runs/{run.run_id}?workflowType=machine_learning")
     assert [path.name for path in tmp_path.iterdir()] == ["made"]

@@ -18,7 +18,8 @@ from ray.train import WorkerGroupError
 
 from flowcore.hallucination import Challenge, ChannelPermutation, Crop
 from flowcore.networks import PWCNetConfig
-from flowcore.objectives import Batch, Estimator, Objective, Outcome, Photometric, TeacherObjective
+from flowcore.objectives import Estimator, Objective, Outcome, Photometric, TeacherObjective
+from flowcore.pairs import Batch
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
 from jobs import train_teacher
@@ -26,7 +27,7 @@ from pipelines import tracking
 from pipelines.checkpoints import CARD_FILE, WEIGHTS_FILE, load_model, load_training_state, save_model
 from pipelines.feed import Plan, hold_back
 from pipelines.labelling import LabellingOptions, write_pairs
-from pipelines.labels import PairSet, one_of_each_size
+from pipelines.pair_set import PairSet, one_of_each_size
 from pipelines.training import (
     KEPT_FOLDER,
     Source,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowcore.benchmarks import find_samples, load
+from flowcore.datasets import find_samples, load
 from flowcore.drawing import (
     MAX_ERROR,
     comparison_panel,

@@ -20,7 +20,6 @@ from flowcore.hallucination import (
     CopyPaste,
     Crop,
     Flips,
-    FramePair,
     Geometric,
     RectangleNoise,
     SuperpixelNoise,
@@ -29,6 +28,7 @@ from flowcore.hallucination import (
     warped,
 )
 from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.pairs import FramePair
 from flowcore.scenes import SceneOptions, render_scene
 
 SCENE = render_scene(3, SceneOptions(height=64, width=80, num_frames=2))

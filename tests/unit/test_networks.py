@@ -23,7 +23,8 @@ from flowcore.networks import (
 )
 from flowcore.networks.correlation import cost_volume, normalize_features
 from flowcore.networks.raft import _all_pairs, _doubled, _lookup
-from flowcore.objectives import Batch, TeacherObjective
+from flowcore.objectives import TeacherObjective
+from flowcore.pairs import Batch
 from jobs.recipes import RECIPES
 
 few = settings(max_examples=30)

@@ -12,7 +12,6 @@ from torch import Tensor
 from flowcore.geometry import flip_left_right, flip_up_down
 from flowcore.networks import BidirectionalFlow, PWCNet, PWCNetConfig
 from flowcore.objectives import (
-    Batch,
     Estimator,
     Objective,
     Outcome,
@@ -24,6 +23,7 @@ from flowcore.objectives import (
     validate_pair,
 )
 from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.pairs import Batch
 
 few = settings(max_examples=10)
 seeds = st.integers(0, 2**31)

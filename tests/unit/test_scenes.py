@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowcore.benchmarks import find_samples, load
+from flowcore.datasets import find_samples, load
 from flowcore.geometry import backward_warp, in_frame, pixel_grid
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import Scene, SceneOptions, render_scene, write_truth, write_video

@@ -21,23 +21,10 @@ import ray
 from numpy.typing import NDArray
 from object_storage import Bucket
 
-from flowcore.video import (
-    EVERY_PAIR,
-    ChunkReader,
-    ClipOptions,
-    VideoError,
-    VideoReport,
-    content_digest,
-)
-from pipelines.clips import (
-    DecoderProcess,
-    EncodedChunk,
-    FrameCodec,
-    VideoSource,
-    absolute_collection,
-    find_videos,
-    stamp_of,
-)
+from flowcore.formats import FrameCodec
+from flowcore.video import EVERY_PAIR, ChunkReader, ClipOptions, VideoError, VideoReport, content_digest
+from pipelines.collection import VideoSource, absolute_collection, find_videos, stamp_of
+from pipelines.decoding import DecoderProcess, EncodedChunk
 
 JPEG = FrameCodec("jpeg")
 OPTIONS = ClipOptions(chunk_pairs=4)
@@ -399,7 +386,9 @@ def test_a_process_ends_with_its_parent_even_while_it_waits_for_a_reader(video: 
     script = f"""
 import sys
 from flowcore.video import ClipOptions
-from pipelines.clips import DecoderProcess, FrameCodec, VideoSource
+from flowcore.formats import FrameCodec
+from pipelines.collection import VideoSource
+from pipelines.decoding import DecoderProcess
 decoder = DecoderProcess()
 chunks = decoder.read(VideoSource({video.uri!r}), ClipOptions(chunk_pairs=4), FrameCodec("png"))
 next(chunks)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowcore.benchmarks import (
+from flowcore.datasets import (
     BENCHMARKS,
     CHAIRS_SPLIT,
     FrameSequence,

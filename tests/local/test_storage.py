@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 from object_storage import Bucket
 
-from pipelines import locations
+from pipelines import storage
 
 
 def test_a_relative_path_is_made_absolute_and_uris_and_absolute_paths_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert locations.absolute("videos", "--videos") == str(tmp_path / "videos")
-    assert locations.absolute("~/videos", "--videos") == str(Path.home() / "videos")
+    assert storage.absolute("videos", "--videos") == str(tmp_path / "videos")
+    assert storage.absolute("~/videos", "--videos") == str(Path.home() / "videos")
     for location in ("s3://bucket/videos", "models:/teacher@champion", "/videos"):
-        assert locations.absolute(location, "--videos") == location
+        assert storage.absolute(location, "--videos") == location
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_a_relative_path_is_made_absolute_and_uris_and_absolute_paths_stay(
     ],
 )
 def test_a_name_goes_inside_a_folder_and_before_a_uri_s_query(location: str, joined: str) -> None:
-    assert locations.join(location, "step") == joined
+    assert storage.join(location, "step") == joined
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_a_name_goes_inside_a_folder_and_before_a_uri_s_query(location: str, joi
     ],
 )
 def test_a_file_s_location_is_its_folder_and_its_name(location: str, parts: tuple[str, str]) -> None:
-    assert locations.split(location) == parts
-    assert locations.join(*parts) == location
+    assert storage.split(location) == parts
+    assert storage.join(*parts) == location
 
 
 @pytest.mark.parametrize(
@@ -53,16 +53,16 @@ def test_a_file_s_location_is_its_folder_and_its_name(location: str, parts: tupl
 )
 def test_what_names_no_file_is_refused(location: str) -> None:
     with pytest.raises(ValueError, match="names no file"):
-        locations.split(location)
+        storage.split(location)
 
 
 def test_a_uri_with_one_slash_is_refused_and_not_taken_for_a_path() -> None:
     with pytest.raises(ValueError, match="two slashes follow its scheme"):
-        locations.absolute("file:/data/videos", "--videos")
+        storage.absolute("file:/data/videos", "--videos")
 
 
 def test_reading_outlasts_more_cut_off_answers_than_the_client_asks_for(bucket: Bucket) -> None:
-    folder = locations.Folder(bucket.uri("folder"))
+    folder = storage.Folder(bucket.uri("folder"))
     folder.write("file", b"content" * 1000)
     bucket.server.cut_next = 40
     assert folder.read("file") == b"content" * 1000
@@ -70,7 +70,7 @@ def test_reading_outlasts_more_cut_off_answers_than_the_client_asks_for(bucket: 
 
 
 def test_what_is_missing_is_not_asked_for_again(bucket: Bucket) -> None:
-    folder = locations.Folder(bucket.uri("folder"))
+    folder = storage.Folder(bucket.uri("folder"))
     folder.write("file", b"")
     before = bucket.server.requests
     with pytest.raises(FileNotFoundError):
@@ -78,7 +78,7 @@ def test_what_is_missing_is_not_asked_for_again(bucket: Bucket) -> None:
     assert bucket.server.requests - before == 1
     attempts = 0
 
-    @locations.patient
+    @storage.patient
     def fail() -> None:
         nonlocal attempts
         attempts += 1
@@ -91,7 +91,7 @@ def test_what_is_missing_is_not_asked_for_again(bucket: Bucket) -> None:
 
 def test_a_folder_that_is_gone_is_removed(tmp_path: Path, bucket: Bucket) -> None:
     for location in (str(tmp_path), bucket.uri("set")):
-        folder = locations.Folder(location)
+        folder = storage.Folder(location)
         folder.write("a/file", b"")
         for _ in range(2):
             folder.remove_folder("a")
@@ -104,24 +104,24 @@ def test_a_relative_path_is_refused_in_the_working_folder_of_a_ray_job(
     copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
-    assert locations.is_shipped_copy(copy)
-    assert not locations.is_shipped_copy(tmp_path)
+    assert storage.is_shipped_copy(copy)
+    assert not storage.is_shipped_copy(tmp_path)
     with pytest.raises(ValueError, match="--videos 'videos' is a relative path"):
-        locations.absolute("videos", "--videos")
-    assert locations.absolute("/videos", "--videos") == "/videos"
+        storage.absolute("videos", "--videos")
+    assert storage.absolute("/videos", "--videos") == "/videos"
 
 
 def test_a_write_that_the_system_refuses_keeps_what_was_there_and_names_place_and_remedy(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "folder" / "file"
-    locations.write_whole(path, b"before")
+    storage.write_whole(path, b"before")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     # as on a full disk: a file may not grow beyond ten bytes
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
         with pytest.raises(OSError, match="free space there") as refused:
-            locations.write_whole(path, b"x" * 100)
+            storage.write_whole(path, b"x" * 100)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert refused.value.filename == str(path)

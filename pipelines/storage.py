@@ -5,6 +5,7 @@ Under `ray job submit` the working folder is a copy of the repository that vanis
 elsewhere on every node, so a relative path names nothing there: it is refused, not resolved against the copy.
 """
 
+import json
 import os
 import re
 import time
@@ -254,3 +255,8 @@ class Folder:
                 for name in names:
                     if name.startswith(".") and name.endswith(PARTIAL):
                         os.unlink(os.path.join(folder, name))
+
+
+def json_bytes(values: object) -> bytes:
+    """A JSON file's content."""
+    return (json.dumps(values, indent=1) + "\n").encode()

@@ -1,0 +1,384 @@
+"""How is a set of frame pairs opened, indexed, read and filtered?"""
+
+import hashlib
+import json
+import posixpath
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, Self, TypeVar, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from jaxtyping import Bool
+from numpy import ndarray
+
+from flowcore.pairs import FramePair
+from pipelines.filters import PairFilter
+from pipelines.labels import DEFAULT_MAX_SPREAD, FORMAT, LABEL_SCHEMA, PAIR_SCHEMA, SPREAD_SCHEMA, decode_row
+from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE, LedgerEntry, VideoEntry, read_ledger
+from pipelines.storage import Folder, concurrently, join, json_bytes, patient, storage_of
+
+Result = TypeVar("Result")
+
+DESCRIPTION_FILE = "_label_set.json"
+"""What the set is made of; written first."""
+TEACHER_FOLDER = "_teacher"
+"""A copy of the model that made the labels, as `pipelines.checkpoints` reads it; of several, the first. The
+others are in `_teacher2` and so on."""
+
+_INDEXED = ("pair_id", "height", "width")
+_PLACE = ("height", "width", "file", "row_group", "row")
+_INDEX_SCHEMA = pa.schema(
+    [
+        *(PAIR_SCHEMA.field(name) for name in _INDEXED),
+        ("file", pa.int32()),
+        ("row_group", pa.int32()),
+        ("row", pa.int32()),
+    ]
+)
+_FILES_LOOKED_AT = 64
+"""For an example: of a set of a million videos, not every one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetDescription:
+    """What a set is made of, which decides whether two runs may write into one folder.
+
+    made_of: JSON values, all that the labels depend on. provenance: texts that name where that came from,
+    such as the teacher's URI; they may differ.
+    """
+
+    made_of: Mapping[str, Any]
+    provenance: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits, the `label_set` of each row."""
+        canonical = json.dumps({"format": FORMAT, **self.made_of}, sort_keys=True)
+        return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
+
+
+def describe_set(location: str, description: SetDescription) -> None:
+    """Makes the folder a set of this description; ValueError, with what differs, if it is another's.
+
+    The provenance is that of the run that finished the set first, not of one that was killed before.
+    """
+    folder = Folder(location)
+    before = description_at(folder)
+    if before is None and folder.files():
+        raise ValueError(f"{location} holds other files and is no pair set; give a new folder")
+    if before is not None and before.digest != description.digest:
+        ours, theirs = _leaves(description.made_of), _leaves(before.made_of)
+        differing = [
+            f"{name} is {theirs.get(name)} there and {ours.get(name)} here"
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name) != theirs.get(name)
+        ]
+        raise ValueError(
+            f"{location} is a set made otherwise: {'; '.join(differing)}; labels of two makings never mix: "
+            "give another folder, or the options that the set was made with"
+        )
+    if before is None or folder.size(MANIFEST_FILE) is None:
+        values = {
+            "format": FORMAT,
+            "label_set": description.digest,
+            "made_of": dict(description.made_of),
+            "provenance": dict(description.provenance),
+        }
+        folder.write(DESCRIPTION_FILE, json_bytes(values))
+
+
+def description_at(folder: "Folder") -> SetDescription | None:
+    """What the folder's set is made of, None where none was begun; ValueError as `PairSet.open`."""
+    try:
+        text = folder.read(DESCRIPTION_FILE)
+    except FileNotFoundError:
+        return None
+    try:
+        values = json.loads(text)
+        version = values["format"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{DESCRIPTION_FILE} in {folder.location} is damaged ({error!r}); restore it or make the set anew"
+        ) from error
+    if version != FORMAT:
+        raise ValueError(
+            f"{folder.location} has format {version}, and this version reads {FORMAT}; use the version that "
+            "wrote it, or make the set anew in another folder"
+        )
+    return SetDescription(made_of=values["made_of"], provenance=values["provenance"])
+
+
+def _leaves(value: object, path: str = "") -> dict[str, object]:
+    if isinstance(value, Mapping):
+        inner = (_leaves(each, f"{path}.{key}" if path else str(key)) for key, each in value.items())
+        return {name: leaf for leaves in inner for name, leaf in leaves.items()}
+    # As it comes back from JSON.
+    return {path: list(value) if isinstance(value, tuple) else value}
+
+
+def shard_name(video_folder: str, shard: int) -> str:
+    """The file of a video's shard, relative to the set's folder."""
+    return f"{video_folder}/{shard:05d}.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSize:
+    """What a shard holds and takes."""
+
+    pairs: int
+    bytes: int
+
+
+def require_own(location: str, label_set: str, found: str) -> None:
+    """RuntimeError where something that was found in a set's folder is of another set."""
+    if found != label_set:
+        raise RuntimeError(
+            f"{location} holds labels of the set {found} beside those of {label_set}: a run with other "
+            "options or another teacher writes there at the same time, or did; give each a folder of its own"
+        )
+
+
+def shard_at(location: str, name: str, label_set: str | None = None) -> ShardSize | None:
+    """The size of a shard of the set, None if it isn't there; see `require_own`."""
+    size = Folder(location).size(name)
+    if size is None:
+        return None
+    filesystem, root = storage_of(location)
+    metadata = patient(pq.read_metadata)(f"{root}/{name}", filesystem=filesystem)
+    if label_set is not None:
+        column = metadata.schema.names.index("label_set")
+        require_own(location, label_set, metadata.row_group(0).column(column).statistics.max)
+    return ShardSize(pairs=metadata.num_rows, bytes=size)
+
+
+def video_of_shards(location: str, video_folder: str) -> str | None:
+    """The video that the shards in a folder of the set come from, None without a shard."""
+    shards = Folder(location).files(".parquet", within=video_folder)
+    if not shards:
+        return None
+    filesystem, root = storage_of(location)
+    table = patient(pq.read_table)(f"{root}/{shards[0]}", filesystem=filesystem, columns=["video"])
+    return cast(str, table.column("video")[0].as_py())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSet:
+    """A pair set that is open for reading, here or in any process that it is sent to.
+
+    files: the Parquet files, relative to the location, sorted. max_spread: px by which several teachers may
+    disagree on a label that is trusted. where: which pairs the index has; None for all.
+    """
+
+    location: str
+    description: SetDescription
+    files: tuple[str, ...]
+    max_spread: float = DEFAULT_MAX_SPREAD
+    where: PairFilter | None = None
+
+    @classmethod
+    def open(cls, location: str) -> Self:
+        """The set in a folder or at a URI.
+
+        FileNotFoundError where there is no set, ValueError where it is another version's or isn't finished.
+        """
+        folder = Folder(location)
+        description = description_at(folder)
+        if description is None:
+            if not folder.exists():
+                raise FileNotFoundError(f"there is no folder {location}; make it with jobs/pseudolabel.py")
+            raise FileNotFoundError(
+                f"{location} is no pair set, it has no {DESCRIPTION_FILE}; give the folder that "
+                "jobs/pseudolabel.py was given as --labels"
+            )
+        try:
+            manifest = json.loads(folder.read(MANIFEST_FILE))
+        except FileNotFoundError:
+            raise ValueError(
+                f"{location} isn't finished, it has no {MANIFEST_FILE}; run the command that writes it, "
+                "jobs/pseudolabel.py RECIPE --videos ... --teacher ... --labels ..., again: it adds only "
+                "what is missing"
+            ) from None
+        files = [
+            shard_name(video["folder"], shard)
+            for video in manifest["videos"]
+            for shard in range(video["shards"])
+        ]
+        return cls(location=location, description=description, files=tuple(sorted(files)))
+
+    @property
+    def label_set(self) -> str:
+        """The digest of what the set is made of."""
+        return self.description.digest
+
+    @property
+    def has_labels(self) -> bool:
+        """False where there are frames alone."""
+        return "teacher" in self.description.made_of
+
+    @property
+    def has_truth(self) -> bool:
+        """True where the flow is the truth of a benchmark, not a teacher's."""
+        return "truth" in self.description.made_of
+
+    @property
+    def teacher(self) -> str | None:
+        """Where the model that made the labels lies, for `checkpoints.fetch_model`; None without labels, and
+        where they came as files, which don't say it."""
+        has_model = self.has_labels and "files" not in self.description.made_of
+        return join(self.location, TEACHER_FOLDER) if has_model else None
+
+    @property
+    def quality_columns(self) -> tuple[str, ...]:
+        """The columns that grade a label with a number; none without labels."""
+        if not self.has_labels:
+            return ()
+        is_one_teachers = "digest" in self.description.made_of["teacher"]
+        schemas = (LABEL_SCHEMA,) if is_one_teachers else (LABEL_SCHEMA, SPREAD_SCHEMA)
+        return tuple(field.name for schema in schemas for field in schema if pa.types.is_float32(field.type))
+
+    def videos(self) -> list[VideoEntry]:
+        """The videos that gave pairs, as the manifest lists them; FileNotFoundError of an unfinished set."""
+        manifest = json.loads(Folder(self.location).read(MANIFEST_FILE))
+        return [VideoEntry(**entry) for entry in manifest["videos"]]
+
+    def ledger(self) -> list[LedgerEntry]:
+        """The inputs that gave less than they might; FileNotFoundError of an unfinished set."""
+        return read_ledger(self.location)
+
+    def index(self, columns: Sequence[str] = ()) -> pa.Table:
+        """Every pair that `where` keeps: pair_id string, height and width; file int32, the position in
+        `files`; row_group and row, int32; and the given columns of numbers, such as the `quality_columns`.
+
+        In the order of file, row_group and row; reads footers and small columns, and those that `where`
+        compares in the row groups that it doesn't rule out. FileNotFoundError where a file is missing,
+        ValueError where `where` fits none of the pairs or not their columns.
+        """
+        parts = self._of_files(partial(self._index_of, columns))
+        index = pa.concat_tables([_index_schema(columns).empty_table(), *parts])
+        if self.where is not None and index.num_rows == 0:
+            raise self._nothing_kept(self.where)
+        return index
+
+    def num_pairs(self) -> int:
+        """The pairs of the set, whatever `where` keeps; reads footers."""
+        return sum(self._of_files(self._num_pairs_of))
+
+    @patient
+    def read_group(
+        self, file: str, row_group: int, columns: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """The rows of a row group of one of the `files`, by column; list columns are flat arrays."""
+        with self._opened(file) as parquet:
+            table = parquet.read_row_group(row_group, columns=None if columns is None else list(columns))
+        values = {name: row_values(table.column(name)) for name in table.column_names}
+        return [{name: each[row] for name, each in values.items()} for row in range(table.num_rows)]
+
+    def read(self, place: Mapping[str, Any]) -> dict[str, Any]:
+        """The row at a place of the index."""
+        rows = self.read_group(self.files[place["file"]], place["row_group"])
+        return rows[cast(int, place["row"])]
+
+    def decode(self, row: Mapping[str, Any]) -> FramePair:
+        """The pair in a row of `read_group`."""
+        return decode_row(row, self.max_spread)
+
+    def example(self) -> FramePair:
+        """A labelled pair to look at: of a few files all over the set, the one that moves more (`flow_p50`)
+        than nine tenths of theirs do. The first of them may be the label of a cut that nobody found."""
+        every = -(-len(self.files) // _FILES_LOOKED_AT)
+        columns = ("flow_p50",)
+        read = patient(partial(self._index_of, columns))
+        places = pa.concat_tables(read(file) for file in range(0, len(self.files), every))
+        ranked = places.sort_by([(name, "ascending") for name in (*columns, "file", "row_group", "row")])
+        (place,) = ranked.slice(int(0.9 * len(ranked)), 1).to_pylist()
+        return self.decode(self.read(place))
+
+    def _of_files(self, work: Callable[[int], Result]) -> list[Result]:
+        """What `work` makes of each file's position, in their order."""
+        return list(concurrently(patient(work), range(len(self.files))))
+
+    def _num_pairs_of(self, file: int) -> int:
+        with self._opened(self.files[file]) as parquet:
+            return cast(int, parquet.metadata.num_rows)
+
+    def _index_of(self, columns: Sequence[str], file: int) -> pa.Table:
+        with self._opened(self.files[file]) as parquet:
+            sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+            groups, compared = list(range(len(sizes))), list[str]()
+            if self.where is not None:
+                filesystem, root = storage_of(self.location)
+                path = f"{root}/{self.files[file]}"
+                groups = self.where.row_groups(ds.ParquetFileFormat().make_fragment(path, filesystem))
+                compared = self.where.columns
+            names = list(dict.fromkeys((*_INDEXED, *columns, *compared)))
+            table = parquet.read_row_groups(groups, columns=names)
+        read = [sizes[group] for group in groups]
+        place = (
+            np.full(table.num_rows, file, np.int32),
+            np.repeat(np.array(groups, np.int32), read),
+            np.concatenate([np.arange(size, dtype=np.int32) for size in (0, *read)]),
+        )
+        values = [*table.select(_INDEXED).columns, *place, *table.select(columns).columns]
+        index = pa.table(values, schema=_index_schema(columns))
+        return index if self.where is None else index.take(self.where.rows(table))
+
+    def _columns_of(self, names: Sequence[str], file: int) -> pa.Table:
+        with self._opened(self.files[file]) as parquet:
+            return parquet.read(list(names))
+
+    def _nothing_kept(self, where: PairFilter) -> ValueError:
+        """The error, which tells what there is to be kept."""
+        table = pa.concat_tables(self._of_files(partial(self._columns_of, where.columns)))
+        ranges = {name: pc.min_max(table[name]).as_py() for name in where.columns}
+        there = "; ".join(f"{name} is {each['min']} to {each['max']}" for name, each in ranges.items())
+        return ValueError(
+            f"where {where.text!r} keeps none of the {table.num_rows} pairs of {self.location}, in which "
+            f"{there}; loosen it"
+        )
+
+    def _opened(self, file: str) -> pq.ParquetFile:
+        filesystem, root = storage_of(self.location)
+        try:
+            return pq.ParquetFile(f"{root}/{file}", filesystem=filesystem, pre_buffer=True)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{file} is missing in {self.location}, though {MANIFEST_FILE} lists it; delete "
+                f"{posixpath.dirname(file)}/{VIDEO_FILE} there and run the command that made the set again"
+            ) from error
+
+
+def one_of_each_size(index: pa.Table) -> list[dict[str, Any]]:
+    """A place of a set's index for each (height, width) of its frames."""
+    # by one thread, so that the first is the first in the index
+    sizes = index.group_by(["height", "width"], use_threads=False)
+    firsts = sizes.aggregate([(name, "first") for name in ("file", "row_group", "row")])
+    return cast(list[dict[str, Any]], firsts.rename_columns(_PLACE).to_pylist())
+
+
+def _index_schema(columns: Sequence[str]) -> pa.Schema:
+    known = pa.unify_schemas([PAIR_SCHEMA, LABEL_SCHEMA, SPREAD_SCHEMA])
+    return pa.schema([*_INDEX_SCHEMA, *(known.field(name) for name in columns)])
+
+
+def row_values(column: pa.ChunkedArray) -> list[Any]:
+    """The values of a column by row; of lists as flat arrays."""
+    if not pa.types.is_list(column.type):
+        return cast(list[Any], column.to_pylist())
+    values: list[ndarray] = []
+    for chunk in column.chunks:
+        flat = _unpacked(chunk.values) if pa.types.is_boolean(chunk.values.type) else chunk.values.to_numpy()
+        values += [flat[start:end] for start, end in pairwise(chunk.offsets.to_numpy())]
+    return values
+
+
+def _unpacked(values: pa.BooleanArray) -> Bool[ndarray, "values"]:
+    """Without nulls. Arrow's own `to_numpy` takes twenty times as long."""
+    bits = np.frombuffer(values.buffers()[1], np.uint8)
+    unpacked = np.unpackbits(bits, count=values.offset + len(values), bitorder="little")
+    return unpacked[values.offset :].view(bool)

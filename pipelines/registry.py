@@ -1,0 +1,160 @@
+"""Which model is the best of its name, and where is it?"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow.artifacts
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from pipelines.storage import PROJECT_FOLDER
+from pipelines.tracking import ABSENT, Run, client_of, impatient, tracking_uri, unreachable, without_secrets
+
+CHAMPION = "champion"
+"""The alias of a registered model's best version."""
+_RUN_URI = re.compile(r"runs:/(?P<run>[^/]+)(?:/(?P<path>.+))?")
+_MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredVersion:
+    """A version of a registered model."""
+
+    name: str
+    version: str
+    is_champion: bool
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+def register(
+    run: Run,
+    name: str,
+    *,
+    validation_loss: float,
+    validation_digest: str,
+    judge: Callable[[str], float],
+    folder: str = "model",
+    tags: Mapping[str, str] | None = None,
+) -> RegisteredVersion:
+    """Makes the run's artifact folder the next version of model `name`; twice the same gives one version.
+
+    It becomes the champion where its loss is lower than the champion's on the same validation set, and where
+    there is none. judge: the loss there of the model at a URI, for a champion that another set judged; may
+    raise FileNotFoundError or ValueError where it can't be read, which ends its reign. ValueError for a loss
+    that isn't finite or a run without that folder.
+    """
+    if not math.isfinite(validation_loss):
+        raise ValueError(
+            f"validation loss {validation_loss} of run {run.run_id} must be finite; the training diverged, "
+            "and a diverged model is not registered"
+        )
+    client = run.client
+    if not client.list_artifacts(run.run_id, folder):
+        raise ValueError(f"run {run.run_id} has no artifact folder {folder!r}; store the model in it first")
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    all_tags = {
+        **(tags or {}),
+        "artifact": folder,
+        "validation.digest": validation_digest,
+        "validation.loss": repr(float(validation_loss)),
+    }
+    earlier = client.search_model_versions(f"name = '{name}' and run_id = '{run.run_id}'")
+    version = next((each for each in earlier if each.tags == all_tags), None)
+    if version is None:
+        source = f"{run.artifact_uri}/{folder}"
+        version = client.create_model_version(name, source, run_id=run.run_id, tags=all_tags)
+    champion = _champion(client, name)
+    is_champion = (
+        champion is None
+        or str(champion.version) == str(version.version)
+        or validation_loss < _loss_of(champion, validation_digest, judge)
+    )
+    if is_champion:
+        client.set_registered_model_alias(name, CHAMPION, str(version.version))
+    return RegisteredVersion(name=name, version=str(version.version), is_champion=is_champion)
+
+
+def _loss_of(champion: ModelVersion, validation_digest: str, judge: Callable[[str], float]) -> float:
+    """A champion's loss on a validation set; infinite where it can't be read any more."""
+    if champion.tags.get("validation.digest") == validation_digest:
+        return float(champion.tags["validation.loss"])
+    uri = f"models:/{champion.name}/{champion.version}"
+    print(f"{uri}, the champion, was judged on other pairs; judging it on these")
+    try:
+        return judge(uri)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"it can't be read: {error}")
+        return math.inf
+
+
+def run_of(uri: str, project_folder: Path = PROJECT_FOLDER) -> str | None:
+    """The id of the run that made the model at a runs:/ or models:/ URI; raises as `download` does."""
+    return _resolved(uri, project_folder)[0]
+
+
+def download(uri: str, project_folder: Path = PROJECT_FOLDER) -> Path:
+    """The local folder of a model in MLflow; read it only, since a local store answers with its own folder.
+
+    `uri` is runs:/<run id>/<folder> (by default `model`), models:/<name>@<alias> or models:/<name>/<version>.
+    ValueError for another form, FileNotFoundError where there is no such model, ConnectionError.
+    """
+    _, source, store = _resolved(uri, project_folder)
+    # Given models:/, MLflow 3.17 would ask the process's own registry, which is ./mlflow.db by default.
+    try:
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=store))
+    except (MlflowException, OSError) as error:
+        raise FileNotFoundError(
+            f"MLflow knows {uri}, but its files can't be read at {without_secrets(source)} ({error}); "
+            "check the artifact store and its credentials"
+        ) from error
+
+
+def _resolved(uri: str, project_folder: Path) -> tuple[str | None, str, str]:
+    """(run id, artifact URI, tracking URI) of a model's URI."""
+    store = tracking_uri(project_folder)
+    client = client_of(store)
+    try:
+        with impatient():
+            if match := _RUN_URI.fullmatch(uri):
+                run = client.get_run(match["run"])
+                return run.info.run_id, f"{run.info.artifact_uri}/{match['path'] or 'model'}", store
+            if match := _MODEL_URI.fullmatch(uri):
+                name, alias, number = match["name"], match["alias"], match["version"]
+                version = (
+                    client.get_model_version_by_alias(name, alias)
+                    if alias
+                    else client.get_model_version(name, number)
+                )
+                source = client.get_model_version_download_uri(name, str(version.version))
+                return version.run_id, source, store
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise unreachable(store, error) from error
+        raise FileNotFoundError(
+            f"MLflow at {without_secrets(store)} has no {uri} ({error}); train and register one, or set "
+            "MLFLOW_TRACKING_URI to the server that has it"
+        ) from error
+    raise ValueError(
+        f"{uri!r} is no model in MLflow; write runs:/<run id>/model, models:/<name>@<alias> or "
+        "models:/<name>/<version number>"
+    )
+
+
+def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
+    try:
+        return client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
+        return None

@@ -1,0 +1,78 @@
+"""Which code runs?"""
+
+import difflib
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from pipelines.storage import is_shipped_copy
+
+_PACKAGES = ("torch", "ray", "numpy", "pyarrow", "av", "opencv-python", "mlflow")
+DIFF_FILE = "repeat/uncommitted.diff"
+PACKAGES_FILE = "repeat/packages.txt"
+"""Artifacts of a run that tell its code: with its tags and options, what is needed to do the same again."""
+
+
+def code_tags(project_folder: Path) -> dict[str, str]:
+    """Which code runs: revision, command line, versions."""
+    revision, is_dirty = revision_of(project_folder)
+    return {
+        "mlflow.source.name": sys.argv[0],
+        "mlflow.source.type": "JOB" if is_shipped_copy(project_folder) else "LOCAL",
+        "mlflow.source.git.commit": revision,
+        "revision.dirty": is_dirty,
+        "command": shlex.join(sys.argv),
+        "version.python": platform.python_version(),
+        **{f"version.{name}": importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def revision_of(project_folder: Path) -> tuple[str, str]:
+    """(git revision, whether files differ from it); a copy without git repeats DISTILLFLOW_REVISION."""
+    told = os.environ.get("DISTILLFLOW_REVISION", "unknown")
+    revision, changes = (
+        _git(project_folder, *command) for command in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+    )
+    if revision is None or changes is None:
+        return told, "unknown"
+    return revision.strip(), str(changes.strip() != "").lower()
+
+
+def _git(project_folder: Path, *arguments: str) -> str | None:
+    """What a git command prints about the project; None without git or a repository of its own."""
+    # Without a .git of its own, git would answer for a repository that the folder happens to lie in.
+    if not (project_folder / ".git").exists():
+        return None
+    command = ["git", "-C", str(project_folder), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def code_files(project_folder: Path) -> dict[str, str]:
+    """By artifact: how files differ from the revision, with code that it doesn't have, and every package
+    installed."""
+    packages = {f"{each.metadata['Name']}=={each.version}" for each in importlib.metadata.distributions()} | {
+        f"python=={platform.python_version()}"
+    }
+    # -z: without it git quotes names that aren't ASCII
+    unknown = _git(project_folder, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py") or ""
+    new = [
+        line
+        for name in unknown.split("\0")[:-1]
+        for line in difflib.unified_diff(
+            [],
+            (project_folder / name).read_text(errors="replace").splitlines(keepends=True),
+            "/dev/null",
+            f"b/{name}",
+        )
+    ]
+    return {
+        DIFF_FILE: (_git(project_folder, "diff", "HEAD") or "") + "".join(new),
+        PACKAGES_FILE: "\n".join(sorted(packages)),
+    }
