@@ -37,7 +37,7 @@ from pipelines.storage import PROJECT_FOLDER
 VICTIMS = {
     "driver": None,
     "node": None,
-    "decoder": "pipelines.clips",
+    "decoder": "pipelines.decoding",
     "reader": "_Reader",
     "teacher": "_Teacher",
     "writer": "_Writer",

@@ -65,7 +65,7 @@ _SCENES = 4
 _LOOK_SECONDS = 5.0
 _PROCESSES = {
     "_Teacher": "teachers",
-    "pipelines.clips": "decoders",
+    "pipelines.decoding": "decoders",
     "_Reader": "reading and writing",
     "_Writer": "reading and writing",
     "ray::IDLE": "reading and writing",

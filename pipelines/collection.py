@@ -95,7 +95,7 @@ def find_videos(collection: str) -> list[VideoSource]:
     storage for each.
 
     A folder or its URI after a data set's name, such as kitti2015:/data/kitti, gives the sequences that
-    `flowcore.benchmarks.find_sequences` knows there, each a video.
+    `flowcore.datasets.find_sequences` knows there, each a video.
 
     Raises FileNotFoundError if there is no such thing or no video in it.
     """

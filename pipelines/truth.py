@@ -45,7 +45,7 @@ def truth_set(benchmark: str, root: Path, run_root: str, *, to_learn_from: bool)
 
     It is written where it isn't there; Ray has to be running.
 
-    Raises as `flowcore.benchmarks.find_samples`, and ValueError for a sample that can't be read.
+    Raises as `flowcore.datasets.find_samples`, and ValueError for a sample that can't be read.
     """
     samples = find_samples(benchmark, root, to_learn_from=to_learn_from)
     description = SetDescription(

@@ -194,7 +194,7 @@ def test_killed_decoders_cost_no_pair_after_a_rerun(
     # The first ones, which have just been given a video: one that waits is replaced and nobody is the wiser.
     while driver.process.poll() is None:
         if killed < 3:
-            killed += driver.kill_workers("pipelines.clips")
+            killed += driver.kill_workers("pipelines.decoding")
         time.sleep(0.02)
     # With too few videos left it fails; either way the ledger says to try again.
     assert killed >= 3

@@ -346,7 +346,7 @@ def test_a_process_killed_before_it_is_ready_costs_a_video_for_now(video: VideoS
     def kill() -> None:
         while True:
             for process in psutil.Process().children():
-                if "pipelines.clips" in " ".join(process.cmdline()):
+                if "pipelines.decoding" in " ".join(process.cmdline()):
                     process.kill()
                     return
             time.sleep(0.01)

@@ -45,7 +45,7 @@ def test_every_import_points_down_from_jobs_over_pipelines_to_flowcore() -> None
     ("module", "heavy"),
     [
         # a decoder process
-        ("pipelines.clips", ("torch", "ray", "mlflow")),
+        ("pipelines.decoding", ("torch", "ray", "mlflow")),
         # the process that carries a progress bar's numbers
         ("pipelines.progress", ("torch", "mlflow")),
         # every reader and teacher, every training worker but the first
