@@ -11,7 +11,7 @@ ARFlow (Liu et al., CVPR 2020): the ranges of geometry and colour. Where they ar
 rate is halved, the other crops, how often a pair gets noise, geometry or colour, all of fine-tuning, and
 that Sintel begins at the chairs teacher too.
 
-Hours are of teacher, student and fine-tuning together, from `python benchmarks/recipes.py`; its output,
+Hours are of teacher, student and fine-tuning together, from `python -m docs.make.recipes`; its output,
 docs/results/recipes.md, has the arithmetic and the hours on CPUs. None of the four was run to its end by us:
 hours are estimates, and scores are DDFlow's own after distillation, on the sets' pairs with truth.
 """
