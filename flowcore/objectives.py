@@ -1,4 +1,4 @@
-"""What is a network trained for? Objectives take a network and a batch and give loss terms.
+"""What is a network trained for? An objective asks it for the flow of a batch, which gives loss terms.
 
 A term is a sum over pixels and the number of pixels counted, not their quotient: the training loop adds the
 counts of all workers before it divides, so that the loss, and with it the gradient, is that of the global
