@@ -28,7 +28,7 @@ from pipelines.truth import truth_set
 
 if TYPE_CHECKING:
     # Brings Ray Train's torch, for which commands that train nothing would wait.
-    from pipelines.training import TrainingResult
+    from pipelines.training import Trained
 
 Options = TypeVar("Options")
 Recipes = Mapping[str, tuple[str, Options]]
@@ -90,7 +90,7 @@ def training_run(
         yield run
 
 
-def finish(run: Run, result: "TrainingResult", name: str) -> str:
+def finish(run: Run, result: "Trained", name: str) -> str:
     """Stores the trained model in its run and registers it as a version of `name`; returns that version's
     URI.
 
@@ -115,6 +115,17 @@ def finish(run: Run, result: "TrainingResult", name: str) -> str:
             f"models:/{name}@champion stays an earlier one, whose error on the held-back pairs is no higher"
         )
     return version.uri
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """A run as `pipelines.training.train` takes it."""
+
+    stage: str
+    uri: str
+    run_id: str
+    root: str
+    provenance: Mapping[str, str]
 
 
 def validation_set(run: Run, judge: tuple[str, Path] | None, run_root: str) -> PairSet | None:

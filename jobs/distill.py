@@ -22,7 +22,8 @@ import tyro
 from flowcore.hallucination import Challenge
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import StudentObjective
-from jobs.command import finish, kept_pairs, run_recipe, training_run, validation_set
+from flowcore.occlusion import ForwardBackwardCheck
+from jobs.command import StageRun, finish, kept_pairs, run_recipe, training_run, validation_set
 from jobs.recipes import with_backbones
 from pipelines import tracking
 from pipelines.checkpoints import absolute_model, starting_point
@@ -30,10 +31,11 @@ from pipelines.cluster import connect
 from pipelines.filters import PairFilter
 from pipelines.labels import DEFAULT_MAX_SPREAD
 from pipelines.pair_set import PairSet
+from pipelines.step import TrainingOptions
 from pipelines.storage import absolute
-from pipelines.training import Source, Training, TrainingOptions, train
+from pipelines.training import Source, train
 from pipelines.truth import truth_location
-from pipelines.validation import CollapseAlarm
+from pipelines.validation import CollapseAlarm, Judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,8 @@ class Distill:
     init: str | None = None
     """The model to start from, in place of the teacher that made the labels; `fresh` for the recipe's network
     with fresh weights, as the student of an external teacher has to."""
+    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
+    """The occlusion check of the run."""
     max_spread: float = DEFAULT_MAX_SPREAD
     """Pixels by which several teachers may disagree on a label that is learnt from."""
     where: str | None = None
@@ -94,7 +98,8 @@ def distill(recipe: str, options: Distill) -> str:
                 "train the recipe's network from fresh weights, or a model"
             )
         inputs["init"] = init
-    network, initial, info = starting_point(inputs.get("init"), options.network)
+    start = starting_point(inputs.get("init"), options.network)
+    info = start.info
     with training_run("distill", recipe, options, recipes(), inputs) as run:
         validation = validation_set(run, judge, run_root)
         run.dataset("labels", labels, pairs.label_set, "training")
@@ -116,29 +121,16 @@ def distill(recipe: str, options: Distill) -> str:
         if info is not None:
             provenance["init"] = info.digest
             run.link("init", info.run_id)
+        # labels alone teach a network whose own two flows don't agree yet
+        alarm = CollapseAlarm() if options.objective.learns_from_frames else CollapseAlarm(max_occluded=1.0)
         result = train(
-            Training(
-                stage="distill",
-                validation=validation,
-                network=network,
-                initial=initial,
-                sources=(
-                    Source(
-                        pairs=pairs,
-                        transformation=options.challenge,
-                        objective=options.objective,
-                    ),
-                ),
-                options=options.training,
-                provenance=provenance,
-                tracking_uri=run.uri,
-                run_id=run.run_id,
-                # labels alone teach a network whose own two flows don't agree yet
-                alarm=CollapseAlarm()
-                if options.objective.learns_from_frames
-                else CollapseAlarm(max_occluded=1.0),
+            start,
+            [Source(pairs=pairs, transformation=options.challenge, objective=options.objective)],
+            options.training,
+            judge=Judge(truth=validation, check=options.check, alarm=alarm),
+            run=StageRun(
+                stage="distill", uri=run.uri, run_id=run.run_id, root=run_root, provenance=provenance
             ),
-            run_root,
         )
         return finish(run, result, "flow-student")
 

@@ -19,7 +19,8 @@ import tyro
 from flowcore.hallucination import Challenge
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import StudentObjective, SupervisedObjective
-from jobs.command import finish, kept_pairs, run_recipe, training_run
+from flowcore.occlusion import ForwardBackwardCheck
+from jobs.command import StageRun, finish, kept_pairs, run_recipe, training_run
 from jobs.recipes import with_backbones
 from pipelines import tracking
 from pipelines.checkpoints import absolute_model, starting_point
@@ -27,10 +28,11 @@ from pipelines.cluster import connect
 from pipelines.filters import PairFilter
 from pipelines.labels import DEFAULT_MAX_SPREAD
 from pipelines.pair_set import PairSet
+from pipelines.step import TrainingOptions
 from pipelines.storage import absolute
-from pipelines.training import Source, Training, TrainingOptions, train
+from pipelines.training import Source, train
 from pipelines.truth import truth_location, truth_set
-from pipelines.validation import CollapseAlarm
+from pipelines.validation import CollapseAlarm, Judge
 
 _NO_ALARM = CollapseAlarm(max_occluded=1.0, min_flow_variance=0.0, must_improve=False)
 """What the truth teaches can't collapse."""
@@ -59,6 +61,8 @@ class Finetune:
     """Folder or URI that pseudolabel wrote, to learn from as a student beside the truth."""
     where: str | None = None
     """Those of the pairs that are learnt from, by columns of the labels, as in distill: "occluded < 0.6"."""
+    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
+    """The occlusion check of the run."""
     max_spread: float = DEFAULT_MAX_SPREAD
     """Pixels by which several teachers may disagree on a label that is learnt from."""
     challenge: Challenge
@@ -113,7 +117,8 @@ def finetune(recipe: str, options: Finetune) -> str:
                     weight=options.unlabelled_weight,
                 )
             )
-        config, initial, info = starting_point(inputs.get("init"), options.network)
+        start = starting_point(inputs.get("init"), options.network)
+        info = start.info
         provenance = {"stage": "finetune", "recipe": recipe, "truth": inputs["truth"], "run_id": run.run_id}
         if options.where is not None:
             provenance["where"] = options.where
@@ -121,18 +126,13 @@ def finetune(recipe: str, options: Finetune) -> str:
             provenance |= {"init": info.digest, "generation": str(info.generation)}
             run.link("init", info.run_id)
         result = train(
-            Training(
-                stage="finetune",
-                network=config,
-                initial=initial,
-                sources=tuple(sources),
-                options=options.training,
-                provenance=provenance,
-                tracking_uri=run.uri,
-                run_id=run.run_id,
-                alarm=_NO_ALARM,
+            start,
+            sources,
+            options.training,
+            judge=Judge(check=options.check, alarm=_NO_ALARM),
+            run=StageRun(
+                stage="finetune", uri=run.uri, run_id=run.run_id, root=run_root, provenance=provenance
             ),
-            run_root,
         )
         return finish(run, result, "flow-finetuned")
 

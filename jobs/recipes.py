@@ -17,7 +17,7 @@ hours are estimates, and scores are DDFlow's own after distillation, on the sets
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from flowcore.hallucination import (
@@ -30,10 +30,10 @@ from flowcore.hallucination import (
     SuperpixelNoise,
 )
 from flowcore.networks import AnyNetworkConfig, FlowNetConfig, PWCNetConfig, RAFTConfig
-from flowcore.objectives import Photometric, StudentObjective
+from flowcore.objectives import Photometric, StudentObjective, TeacherObjective
 from flowcore.video import EVERY_PAIR, ClipOptions
 from pipelines.labelling import LabellingOptions
-from pipelines.training import Schedule, TrainingOptions
+from pipelines.step import TrainingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,7 @@ class Recipe:
     student: TrainingOptions
     finetune: TrainingOptions
     objective: StudentObjective = field(default_factory=StudentObjective)
+    teacher_objective: TeacherObjective = field(default_factory=TeacherObjective)
 
     @property
     def network(self) -> AnyNetworkConfig:
@@ -160,43 +161,34 @@ _CAMERA = Geometric(
 """Moves the camera where it stood still, as it does in most clips: what never moves teaches no flow."""
 
 
-_COSINE: Schedule = ((0.1, 1.0, "linear"), (1.0, 0.0, "cosine"))
-"""Rises over the first tenth, then falls to 0."""
-
-
-def _halved(*until: float) -> Schedule:
-    """After each of these shares of the steps, and constant between them."""
-    return tuple((end, 0.5**halvings, "constant") for halvings, end in enumerate((*until, 1.0)))
-
-
-def _trained(steps: int, *, unmasked_steps: int = 0, schedule: Schedule) -> TrainingOptions:
+def _trained(steps: int) -> TrainingOptions:
     return TrainingOptions(
         steps=steps,
-        unmasked_steps=unmasked_steps,
         global_batch=4,
         learning_rate=1e-4,
-        schedule=schedule,
+        decay="halve",
         readers=6,
         log_every=100,
         validate_every=5_000,
     )
 
 
-def _on_a_laptop(steps: int, unmasked_steps: int = 0, learning_rate: float = 4e-4) -> TrainingOptions:
+def _on_a_laptop(steps: int, learning_rate: float = 4e-4) -> TrainingOptions:
     return TrainingOptions(
         steps=steps,
-        unmasked_steps=unmasked_steps,
         global_batch=4,
         learning_rate=learning_rate,
-        schedule=_COSINE,
+        warmup=0.1,
+        decay="cosine",
         readers=1,
         validate_every=1_000,
     )
 
 
-_TEACHER = _trained(400_000, unmasked_steps=100_000, schedule=_halved(0.25, 0.5, 0.75))
-_STUDENT = _trained(300_000, schedule=_halved(1 / 3, 2 / 3))
-_FINETUNE = _trained(50_000, schedule=_halved(0.4, 0.8))
+_TEACHER = _trained(400_000)
+_TEACHER_OBJECTIVE = TeacherObjective(unmasked_steps=100_000)
+_STUDENT = _trained(300_000)
+_FINETUNE = _trained(50_000)
 _BRIEFLY = TrainingOptions(
     steps=8, global_batch=2, learning_rate=4e-4, log_every=2, validate_every=4, readers=1
 )
@@ -207,9 +199,11 @@ RECIPES = {
         clips=ClipOptions(size=(64, 96), min_size=(56, 88)),
         networks=_TINY,
         augmentation=Challenge(crop=Crop(height=48, width=80)),
-        teacher=replace(_BRIEFLY, unmasked_steps=8),
+        teacher=_BRIEFLY,
+        teacher_objective=TeacherObjective(unmasked_steps=8),
         challenge=Challenge(crop=Crop(height=48, width=64)),
-        student=replace(_BRIEFLY, unmasked_steps=8),
+        student=_BRIEFLY,
+        objective=StudentObjective(unmasked_steps=8),
         finetune=_BRIEFLY,
     ),
     "demo": Recipe(
@@ -218,19 +212,15 @@ RECIPES = {
         networks=_SMALL,
         augmentation=Challenge(crop=Crop(height=96, width=128)),
         teacher=TrainingOptions(
-            steps=800,
-            unmasked_steps=240,
-            global_batch=4,
-            learning_rate=4e-4,
-            schedule=_COSINE,
-            validate_every=200,
+            steps=800, global_batch=4, learning_rate=4e-4, warmup=0.1, decay="cosine", validate_every=200
         ),
+        teacher_objective=TeacherObjective(unmasked_steps=240),
         challenge=Challenge(crop=Crop(height=80, width=112)),
         student=TrainingOptions(
-            steps=800, global_batch=4, learning_rate=4e-4, schedule=_COSINE, validate_every=200
+            steps=800, global_batch=4, learning_rate=4e-4, warmup=0.1, decay="cosine", validate_every=200
         ),
         finetune=TrainingOptions(
-            steps=400, global_batch=4, learning_rate=4e-4, schedule=_COSINE, validate_every=200
+            steps=400, global_batch=4, learning_rate=4e-4, warmup=0.1, decay="cosine", validate_every=200
         ),
     ),
     "laptop": Recipe(
@@ -240,7 +230,8 @@ RECIPES = {
         clips=ClipOptions(size=(320, 448), min_size=(192, 256), stride=2, max_pairs_per_video=160),
         networks=_LIGHT,
         augmentation=Challenge(geometric=_CAMERA, crop=Crop(height=192, width=256)),
-        teacher=_on_a_laptop(8_000, unmasked_steps=2_400),
+        teacher=_on_a_laptop(8_000),
+        teacher_objective=TeacherObjective(unmasked_steps=2_400),
         challenge=Challenge(
             geometric=_CAMERA,
             crop=Crop(height=160, width=224),
@@ -262,6 +253,7 @@ RECIPES = {
         networks=_FULL,
         augmentation=Challenge(crop=Crop(height=320, width=448)),
         teacher=_TEACHER,
+        teacher_objective=_TEACHER_OBJECTIVE,
         challenge=Challenge(crop=Crop(height=256, width=320), superpixels=SuperpixelNoise(chance=0.5)),
         student=_STUDENT,
         finetune=_FINETUNE,
@@ -273,6 +265,7 @@ RECIPES = {
         networks=_FULL,
         augmentation=Challenge(crop=Crop(height=384, width=832)),
         teacher=_TEACHER,
+        teacher_objective=_TEACHER_OBJECTIVE,
         challenge=Challenge(
             geometric=Geometric(chance=0.5),
             crop=Crop(height=256, width=576),
@@ -289,6 +282,7 @@ RECIPES = {
         networks=_FULL,
         augmentation=Challenge(crop=Crop(height=320, width=896)),
         teacher=_TEACHER,
+        teacher_objective=_TEACHER_OBJECTIVE,
         challenge=Challenge(
             geometric=Geometric(
                 chance=0.5,
@@ -315,6 +309,7 @@ RECIPES = {
         networks=_FULL,
         augmentation=Challenge(crop=Crop(height=320, width=576)),
         teacher=_TEACHER,
+        teacher_objective=_TEACHER_OBJECTIVE,
         challenge=Challenge(crop=Crop(height=256, width=448)),
         student=_STUDENT,
         finetune=_FINETUNE,

@@ -15,19 +15,22 @@ import tyro
 from flowcore.hallucination import Challenge
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import TeacherObjective
+from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.video import ClipOptions
-from jobs.command import finish, run_recipe, training_run, validation_set
+from jobs.command import StageRun, finish, run_recipe, training_run, validation_set
 from jobs.recipes import with_backbones
 from pipelines import tracking
-from pipelines.checkpoints import absolute_model, fetch_model, load_weights_into
+from pipelines.checkpoints import StartingPoint, absolute_model, fetch_model, load_weights_into
 from pipelines.cluster import connect
 from pipelines.collection import absolute_collection
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.pair_set import PairSet
 from pipelines.progress import video_bar
+from pipelines.step import TrainingOptions
 from pipelines.storage import absolute, join
-from pipelines.training import Source, Training, TrainingOptions, train
+from pipelines.training import Source, train
 from pipelines.truth import truth_location
+from pipelines.validation import Judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,8 @@ class TrainTeacher:
     """The window of each frame that a training step sees, and how it is varied."""
     training: TrainingOptions
     objective: TeacherObjective = field(default_factory=TeacherObjective)
+    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
+    """The occlusion check of the run."""
     init: str | None = None
     """A model of the same network to start from, such as one trained on rendered scenes; without, fresh
     weights. Videos that hardly move teach fresh weights little but to answer that nothing does."""
@@ -83,19 +88,15 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
         pairs = PairSet.open(location)
         run.dataset("videos", videos, pairs.label_set, "training")
         result = train(
-            Training(
+            StartingPoint(network=options.network, weights=network.state_dict() if info else None, info=info),
+            [Source(pairs=pairs, transformation=options.augmentation, objective=options.objective)],
+            options.training,
+            judge=Judge(truth=validation, check=options.check),
+            run=StageRun(
                 stage="train_teacher",
-                validation=validation,
-                network=options.network,
-                initial=network.state_dict() if info else None,
-                sources=(
-                    Source(
-                        pairs=pairs,
-                        transformation=options.augmentation,
-                        objective=options.objective,
-                    ),
-                ),
-                options=options.training,
+                uri=run.uri,
+                run_id=run.run_id,
+                root=run_root,
                 provenance={
                     "stage": "train_teacher",
                     "recipe": recipe,
@@ -104,10 +105,7 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
                     "run_id": run.run_id,
                     **provenance,
                 },
-                tracking_uri=run.uri,
-                run_id=run.run_id,
             ),
-            run_root,
         )
         return finish(run, result, "flow-teacher")
 
@@ -128,6 +126,7 @@ def recipes() -> dict[str, tuple[str, TrainTeacher]]:
             network=network,
             augmentation=recipe.augmentation,
             training=recipe.teacher,
+            objective=recipe.teacher_objective,
         )
     )
 

@@ -112,28 +112,36 @@ def load_weights_into(network: FlowNetwork, folder: Path) -> ModelInfo:
     return info
 
 
-def starting_point(
-    init: str | None, network: NetworkConfig
-) -> tuple[NetworkConfig, dict[str, Tensor] | None, ModelInfo | None]:
-    """(the network that a training begins with, its weights, what is known of them): those of the model at
-    `init`, see `fetch_model`; without it `network`, and None for fresh weights.
+@dataclass(frozen=True, kw_only=True)
+class StartingPoint:
+    """What a training begins with."""
 
-    ValueError for another library's network: those label, and aren't trained here.
+    network: NetworkConfig
+    weights: Mapping[str, Tensor] | None = None
+    """By the names of the network's parameters; None for fresh ones."""
+    info: ModelInfo | None = None
+    """What the model says that the weights come from; None for fresh ones."""
+
+
+def starting_point(init: str | None, network: NetworkConfig) -> StartingPoint:
+    """The model at `init`, see `fetch_model`; without one, `network` with fresh weights.
+
+    ValueError for another library's network: those make labels, and can't be trained here.
     """
     if init is None:
-        return network, None, None
+        return StartingPoint(network=network)
     config: NetworkConfig | None = networks.external_network(init)
     if config is None:
         folder = fetch_model(init)
-        # Not loaded before it is known to be ours: its library may be missing where a student is trained.
+        # Not built before it is known to be ours: its library may be missing where a student is trained.
         config = _read(folder)[0].config
     if isinstance(config, ExternalConfig):
         raise ValueError(
-            f"{init} is {config.uri}, which labels and isn't trained here; give --init fresh to train the "
-            "recipe's network from fresh weights, or another model"
+            f"{init} is {config.uri}, which makes labels and can't be trained here; give --init fresh to "
+            "train the recipe's network from fresh weights, or another model"
         )
     loaded, info = load_model(folder)
-    return config, loaded.state_dict(), info
+    return StartingPoint(network=config, weights=loaded.state_dict(), info=info)
 
 
 def model_digest(folder: Path) -> str:
