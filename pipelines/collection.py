@@ -8,14 +8,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Self, cast
 from urllib.parse import quote, unquote, urlsplit
 
 from pyarrow.fs import FileInfo, FileType
 
-from flowcore.datasets import SEQUENCES, find_sequences
+from flowcore.datasets import SEQUENCES, DataSet, find_sequences
 from flowcore.video import (
     BinaryFile,
     VideoInput,
@@ -70,18 +70,20 @@ class VideoSource:
         return _within(self.uri, self.scene) if self.scene else self.uri
 
 
-def split_collection(collection: str) -> tuple[str | None, str]:
-    """(the data set, the place) of `chairs:/data/FlyingChairs`; (None, the collection) for any other."""
-    name, mark, place = collection.partition(":")
-    # What begins with // is a URI's.
-    return (name, place) if mark and name in SEQUENCES and not place.startswith("//") else (None, collection)
-
-
 def absolute_collection(collection: str, option: str) -> str:
-    """`collection`, as `find_videos` takes it, for every process of a job; see `locations.absolute`."""
-    benchmark, place = split_collection(collection)
-    place = absolute(place, option)
-    return place if benchmark is None else f"{benchmark}:{place}"
+    """`collection`, as `find_videos` takes it, for every process of a job; see `storage.absolute`.
+
+    Raises ValueError for a data set without frames to learn from.
+    """
+    data_set = DataSet.parse(collection)
+    if data_set is None:
+        return absolute(collection, option)
+    if data_set.name not in SEQUENCES:
+        raise ValueError(
+            f"{option} {collection}: {data_set.name} has no frames to learn from; those that have are "
+            f"{', '.join(SEQUENCES)}"
+        )
+    return str(replace(data_set, root=absolute(data_set.root, option)))
 
 
 def find_videos(collection: str) -> list[VideoSource]:
@@ -99,12 +101,14 @@ def find_videos(collection: str) -> list[VideoSource]:
 
     Raises FileNotFoundError if there is no such thing or no video in it.
     """
-    benchmark, place = split_collection(collection)
-    place = _absolute(place)
-    if benchmark is None and _extension(place) == "txt":
+    data_set = DataSet.parse(collection)
+    place = _absolute(collection if data_set is None else data_set.root)
+    if data_set is not None:
+        videos = _sequences_at(data_set.name, place)
+    elif _extension(place) == "txt":
         videos = [video for line in _lines(place) for video in _videos_of_line(place, line)]
     else:
-        videos = _videos_at(benchmark, place)
+        videos = _videos_at(place)
     if not videos:
         raise FileNotFoundError(
             f"no video in {place}: looked for files that end in {', '.join(sorted(VIDEO_EXTENSIONS))} and "
@@ -130,32 +134,39 @@ def _lines(list_file: str) -> list[str]:
 
 
 def _videos_of_line(list_file: str, line: str) -> list[VideoSource]:
-    benchmark, line = split_collection(line)
-    is_relative = "://" not in line and not os.path.isabs(line)
-    place = _absolute(_within(split(list_file)[0], line) if is_relative else line)
-    if benchmark is None and _is_remote(place) and _extension(place) in VIDEO_EXTENSIONS:
+    base = split(list_file)[0]
+    # A video of the list's own folder may have a colon in its name, and is looked for there.
+    is_video = _extension(line) in VIDEO_EXTENSIONS or os.path.exists(_within(base, line))
+    data_set = None if is_video else DataSet.parse(line)
+    if data_set is not None:
+        return _sequences_at(data_set.name, _absolute_within(base, data_set.root))
+    place = _absolute_within(base, line)
+    if _is_remote(place) and _extension(place) in VIDEO_EXTENSIONS:
         return [VideoSource(place)]
-    return _videos_at(benchmark, place)
+    return _videos_at(place)
 
 
-def _videos_at(benchmark: str | None, place: str) -> list[VideoSource]:
-    if benchmark is not None:
-        return _sequences_at(benchmark, place)
+def _absolute_within(base: str, place: str) -> str:
+    is_relative = "://" not in place and not os.path.isabs(place)
+    return _absolute(_within(base, place) if is_relative else place)
+
+
+def _videos_at(place: str) -> list[VideoSource]:
     return _remote_videos_at(place) if _is_remote(place) else _local_videos_at(place)
 
 
-def _sequences_at(benchmark: str, folder: str) -> list[VideoSource]:
+def _sequences_at(name: str, folder: str) -> list[VideoSource]:
     if _is_remote(folder):
         files = list(_remote_files_under(folder))
     else:
         files = [os.path.relpath(file, folder) for file in _files_under(folder)]
 
-    def read(name: str) -> str:
-        with closing(_open(_within(folder, name))) as file:
+    def read(file_name: str) -> str:
+        with closing(_open(_within(folder, file_name))) as file:
             return file.read().decode()
 
     try:
-        sequences = find_sequences(benchmark, files, read)
+        sequences = find_sequences(name, files, read)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{folder}: {error}") from None
     return [
