@@ -375,7 +375,7 @@ def test_a_process_killed_before_it_is_ready_costs_a_video_for_now(video: VideoS
 
     with DecoderProcess() as decoder, ThreadPoolExecutor() as thread:
         killed = thread.submit(kill)
-        with pytest.raises(OSError, match="SIGKILL, perhaps for want of memory before it was ready"):
+        with pytest.raises(OSError, match="SIGKILL, perhaps because memory ran out before it was ready"):
             decoder.digest(video)
         killed.result()
         assert decoder.digest(video)
