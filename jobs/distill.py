@@ -22,13 +22,13 @@ from flowcore.objectives import StudentObjective
 from jobs.command import run_training
 from jobs.options import REQUIRED
 from jobs.recipes import with_backbones
-from jobs.stages import FRESH, LabelSelection, TrainingStage
+from jobs.stages import FRESH, LabelledStage, TrainingStage
 from pipelines.checkpoints import StartingPoint
 from pipelines.pair_set import PairSet
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill(LabelSelection, TrainingStage):
+class Distill(LabelledStage):
     """Options of distill."""
 
     labels: str

@@ -10,11 +10,13 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowcore.datasets import find_samples, samples_digest
 from flowcore.occlusion import ForwardBackwardCheck
 from jobs.command import run
+from jobs.stages import data_set_at
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
 from pipelines.storage import Folder, absolute, is_mlflow_uri, join, split
 
@@ -42,36 +44,35 @@ class Evaluate:
     def __post_init__(self) -> None:
         if not self.model:
             raise ValueError("--model is empty; name at least one, such as zero")
+        data_set_at(self.truth, "--truth")
 
 
 def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, EvaluationResult]":
     """Runs the stage for models by name, whatever `stage.model` says; returns their results by name."""
     from pipelines.evaluation import evaluate, example, load_estimator
     from pipelines.lineage import lineage
-    from pipelines.truth import truth_location
 
-    data_set, folder = truth_location(stage.truth, "--truth")
-    truth = f"{data_set}:{folder}"
+    data_set = data_set_at(stage.truth, "--truth")
     places = {name: uri if uri == _ZERO else absolute_model(uri, "--model") for name, uri in models.items()}
-    samples = find_samples(data_set, folder)
-    recorded = {"truth": truth, "pairs": len(samples), "check": stage.check}
+    samples = find_samples(data_set.name, Path(data_set.root))
+    recorded = {"truth": str(data_set), "pairs": len(samples), "check": stage.check}
     with ExitStack() as stack:
         runs = {
             name: stack.enter_context(
                 lineage(
                     "evaluate",
-                    data_set,
+                    data_set.name,
                     {**recorded, "model": place},
-                    {"truth": truth, "model": place},
+                    {"truth": str(data_set), "model": place},
                     subject=name,
                 )
             )
             for name, place in places.items()
         }
-        results = evaluate(places, data_set, folder, check=stage.check)
+        results = evaluate(places, data_set.name, data_set.root, check=stage.check)
         for name, place in places.items():
             tracked, result = runs[name].run, results[name]
-            tracked.dataset(data_set, str(folder), samples_digest(samples), "evaluation")
+            tracked.dataset(data_set.name, data_set.root, samples_digest(samples), "evaluation")
             tracked.tag("model.name", name)
             tracked.summary(result.metrics())
             estimators = {name: load_estimator(place)}

@@ -14,6 +14,7 @@ that were learnt from. Prints the URI of the network, which evaluate and predict
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from flowcore.hallucination import Challenge
@@ -21,7 +22,7 @@ from flowcore.objectives import StudentObjective, SupervisedObjective
 from jobs.command import run_training
 from jobs.options import REQUIRED
 from jobs.recipes import with_backbones
-from jobs.stages import LabelSelection, TrainingStage
+from jobs.stages import LabelledStage, TrainingStage, data_set_at
 from pipelines.pair_set import PairSet
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(LabelSelection, TrainingStage):
+class Finetune(LabelledStage):
     """Options of finetune."""
 
     truth: str
@@ -57,6 +58,8 @@ class Finetune(LabelSelection, TrainingStage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.truth is not REQUIRED:
+            data_set_at(self.truth, "--truth")
         if self.where is not None and self.labels is None:
             raise ValueError(f"--where {self.where!r} is about pseudo-labels; give --labels too")
 
@@ -80,19 +83,19 @@ def finetune(stage: Finetune, recipe: str) -> str:
     """Runs the stage; returns the registered network's URI."""
     from pipelines.lineage import Made, lineage
     from pipelines.training import train
-    from pipelines.truth import truth_location, truth_set
+    from pipelines.truth import truth_set
     from pipelines.validation import CollapseAlarm
 
-    data_set, folder = truth_location(stage.truth, "--truth")
+    data_set = data_set_at(stage.truth, "--truth")
     start = stage.starting_point()
     labels = None if stage.labels is None else stage.open(stage.labels)
-    made_from: dict[str, Made] = {"truth": f"{data_set}:{folder}", "init": start}
+    made_from: dict[str, Made] = {"truth": str(data_set), "init": start}
     if labels is not None:
         made_from["labels"] = labels
     usual = recipes()[recipe][1]
     with lineage("finetune", recipe, stage, made_from, generation=start.generation, usual=usual) as run:
-        truth = truth_set(data_set, folder, run.root, to_learn_from=True)
-        run.reads("truth", f"{data_set}:{folder}", truth, "training")
+        truth = truth_set(data_set.name, Path(data_set.root), run.root, to_learn_from=True)
+        run.reads("truth", str(data_set), truth, "training")
         # What the truth teaches can't collapse.
         judge = stage.judge(run, CollapseAlarm(max_occluded=1.0, min_flow_variance=0.0, must_improve=False))
         trained = train(start, list(stage.sources(truth, labels)), stage.training, judge=judge, run=run)

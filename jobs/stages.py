@@ -4,17 +4,19 @@ A stage is a frozen dataclass: its fields are the options of its job, and its me
 """
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pipelines.step import TrainingOptions
 
+from flowcore.datasets import DataSet
 from flowcore.networks import AnyNetworkConfig
 from flowcore.occlusion import ForwardBackwardCheck
 from pipelines.checkpoints import StartingPoint, absolute_model, starting_point
 from pipelines.filters import PairFilter
 from pipelines.labels import DEFAULT_MAX_SPREAD
 from pipelines.pair_set import PairSet
-from pipelines.storage import absolute
+from pipelines.storage import absolute, shared_folder
 
 if TYPE_CHECKING:
     from pipelines.lineage import Lineage
@@ -22,6 +24,17 @@ if TYPE_CHECKING:
 
 FRESH = "fresh"
 """In place of a model to start from: fresh weights."""
+
+
+def data_set_at(text: str, option: str) -> DataSet:
+    """The data set that an option names, in a folder that every process of the job finds.
+
+    ValueError, with the option's name, for anything else.
+    """
+    data_set = DataSet.parse(text)
+    if data_set is None:
+        raise ValueError(f"{option} {text!r} must be NAME:FOLDER, such as sintel:/data/MPI-Sintel")
+    return replace(data_set, root=str(shared_folder(data_set.root, option)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +71,10 @@ class TrainingStage:
     )
     """The options that `--help` shows, beside those that must be given."""
 
+    def __post_init__(self) -> None:
+        if self.validate_on is not None:
+            data_set_at(self.validate_on, "--validate-on")
+
     def starting_point(self, default: str | None = None) -> StartingPoint:
         """The model of --init, or without it of `default`; fresh weights of the network where neither is
         there."""
@@ -68,20 +85,20 @@ class TrainingStage:
 
     def judge(self, run: "Lineage", alarm: "CollapseAlarm") -> "Judge":
         """What judges the network while it trains; a data set's truth is recorded as an input of the run."""
-        from pipelines.truth import truth_location, truth_set
+        from pipelines.truth import truth_set
         from pipelines.validation import Judge
 
         truth = None
         if self.validate_on is not None:
-            name, folder = truth_location(self.validate_on, "--validate-on")
-            truth = truth_set(name, folder, run.root, to_learn_from=False)
-            run.reads("validation", f"{name}:{folder}", truth, "validation")
+            data_set = data_set_at(self.validate_on, "--validate-on")
+            truth = truth_set(data_set.name, Path(data_set.root), run.root, to_learn_from=False)
+            run.reads("validation", str(data_set), truth, "validation")
         return Judge(truth=truth, check=self.check, alarm=alarm)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelSelection:
-    """Which pairs of a label set are learnt from."""
+class LabelledStage(TrainingStage):
+    """What every stage that learns from pseudo-labels takes."""
 
     where: str | None = None
     """The pairs to take, for validation too, by columns of the labels: "occluded < 0.6 and photometric < 4".
@@ -91,6 +108,7 @@ class LabelSelection:
     """How many pixels several teachers may disagree by before a pixel of their label is not learnt from."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.where is not None:
             PairFilter(self.where)
 
