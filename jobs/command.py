@@ -14,17 +14,6 @@ from typing import NoReturn, TypeVar
 
 from jobs.parsing import HelpAsked, Recipes, UsageError, parse, parse_recipe
 from pipelines.cluster import is_debugging
-<<<<<<< HEAD
-=======
-from pipelines.pair_set import PairSet
-from pipelines.registry import register
-from pipelines.tracking import Run
-from pipelines.truth import truth_set
-
-if TYPE_CHECKING:
-    # Brings Ray Train's torch, for which commands that train nothing would wait.
-    from pipelines.training import Trained
->>>>>>> training
 
 Options = TypeVar("Options")
 
@@ -68,78 +57,10 @@ def run_training(stage: Callable[[Options, str], str], recipes: Recipes[Options]
     run_recipe(main, recipes)
 
 
-<<<<<<< HEAD
 Parsed = TypeVar("Parsed")
 
 
 def _parsed(read: Callable[[], Parsed]) -> Parsed:
-=======
-def finish(run: Run, result: "Trained", name: str) -> str:
-    """Stores the trained model in its run and registers it as a version of `name`; returns that version's
-    URI.
-
-    Models are compared by `pipelines.validation.score_of`.
-    """
-    run.artifact(result.model, "model")
-    run.summary({f"final/{key}": value for key, value in {"step": result.step, **result.validation}.items()})
-    if result.step < result.ended_at:
-        print(
-            f"ended at step {result.ended_at}, validation got no better (patience); the model is step "
-            f"{result.step}'s"
-        )
-    version = register(
-        run,
-        name,
-        validation_loss=result.score,
-        validation_digest=result.judge.digest,
-        judge=lambda uri: result.judge.score(fetch_model(uri)),
-    )
-    if not version.is_champion:
-        print(
-            f"models:/{name}@champion stays an earlier one, whose error on the held-back pairs is no higher"
-        )
-    return version.uri
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StageRun:
-    """A run as `pipelines.training.train` takes it."""
-
-    stage: str
-    uri: str
-    run_id: str
-    root: str
-    provenance: Mapping[str, str]
-
-
-def validation_set(run: Run, judge: tuple[str, Path] | None, run_root: str) -> PairSet | None:
-    """The pairs of `truth_location` that a training is validated on, recorded in its run; None for None."""
-    if judge is None:
-        return None
-    pairs = truth_set(*judge, run_root, to_learn_from=False)
-    run.dataset("validation", ":".join(map(str, judge)), pairs.label_set, "validation")
-    return pairs
-
-
-def kept_pairs(pairs: PairSet) -> dict[str, float]:
-    """How many pairs of a set its filter keeps, and of how many: told, and returned as metrics. Without a
-    filter, nothing. Raises as `PairSet.index`."""
-    if pairs.where is None:
-        return {}
-    kept, found = pairs.index().num_rows, pairs.num_pairs()
-    print(f"where {pairs.where.text!r} keeps {kept} of {found} pairs")
-    return {"labels/pairs": found, "labels/pairs_kept": kept}
-
-
-def _parse(
-    options: type[Options],
-    arguments: Sequence[str],
-    *,
-    program: str,
-    description: str,
-    defaults: Options | None = None,
-) -> Options:
->>>>>>> training
     try:
         return read()
     except HelpAsked as help_text:

@@ -19,24 +19,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from flowcore.hallucination import Challenge
 from flowcore.objectives import StudentObjective, SupervisedObjective
-<<<<<<< HEAD
 from jobs.command import run_training
 from jobs.options import REQUIRED
-=======
-from flowcore.occlusion import ForwardBackwardCheck
-from jobs.command import StageRun, finish, kept_pairs, run_recipe, training_run
->>>>>>> training
 from jobs.recipes import with_backbones
 from jobs.stages import LabelledStage, TrainingStage, data_set_at
 from pipelines.pair_set import PairSet
-<<<<<<< HEAD
-=======
-from pipelines.step import TrainingOptions
-from pipelines.storage import absolute
-from pipelines.training import Source, train
-from pipelines.truth import truth_location, truth_set
-from pipelines.validation import CollapseAlarm, Judge
->>>>>>> training
 
 if TYPE_CHECKING:
     from pipelines.training import Source
@@ -59,17 +46,7 @@ class Finetune(LabelledStage):
     objective: SupervisedObjective = field(default_factory=SupervisedObjective)
     """What is learnt from the truth."""
     labels: str | None = None
-<<<<<<< HEAD
     """Folder or URI that pseudolabel wrote, to learn from beside the truth as a student does."""
-=======
-    """Folder or URI that pseudolabel wrote, to learn from as a student beside the truth."""
-    where: str | None = None
-    """Those of the pairs that are learnt from, by columns of the labels, as in distill: "occluded < 0.6"."""
-    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
-    """The occlusion check of the run."""
-    max_spread: float = DEFAULT_MAX_SPREAD
-    """Pixels by which several teachers may disagree on a label that is learnt from."""
->>>>>>> training
     challenge: Challenge
     """What is done to the pairs of --labels."""
     student: StudentObjective = field(default_factory=StudentObjective)
@@ -90,63 +67,8 @@ class Finetune(LabelledStage):
         """The pairs with truth and, if there are some, those with pseudo-labels."""
         from pipelines.training import Source
 
-<<<<<<< HEAD
         yield Source(
             pairs=truth, transformation=self.augmentation, objective=self.objective, share=self.label_share
-=======
-def finetune(recipe: str, options: Finetune) -> str:
-    """Runs the stage; returns the registered network's URI."""
-    run_root = absolute(options.run_root, "--run-root")
-    benchmark, folder = truth_location(options.truth, "--truth")
-    inputs = {"truth": f"{benchmark}:{folder}"}
-    if options.init != "fresh":
-        inputs["init"] = absolute_model(options.init, "--init")
-    unlabelled, kept = None, {}
-    if options.labels is not None:
-        inputs["labels"] = absolute(options.labels, "--labels")
-        where = None if options.where is None else PairFilter(options.where)
-        unlabelled = replace(PairSet.open(inputs["labels"]), max_spread=options.max_spread, where=where)
-        kept = kept_pairs(unlabelled)
-    with training_run("finetune", recipe, options, recipes(), inputs) as run:
-        pairs = truth_set(benchmark, folder, run_root, to_learn_from=True)
-        run.dataset("truth", inputs["truth"], pairs.label_set, "training")
-        sources = [
-            Source(
-                pairs=pairs,
-                transformation=options.augmentation,
-                objective=options.objective,
-                share=options.label_share,
-            )
-        ]
-        if unlabelled is not None:
-            run.log(0, kept)
-            run.dataset("labels", inputs["labels"], unlabelled.label_set, "training")
-            run.link("labels", unlabelled.description.provenance.get("run_id"))
-            sources.append(
-                Source(
-                    pairs=unlabelled,
-                    transformation=options.challenge,
-                    objective=options.student,
-                    weight=options.unlabelled_weight,
-                )
-            )
-        start = starting_point(inputs.get("init"), options.network)
-        info = start.info
-        provenance = {"stage": "finetune", "recipe": recipe, "truth": inputs["truth"], "run_id": run.run_id}
-        if options.where is not None:
-            provenance["where"] = options.where
-        if info is not None:
-            provenance |= {"init": info.digest, "generation": str(info.generation)}
-            run.link("init", info.run_id)
-        result = train(
-            start,
-            sources,
-            options.training,
-            judge=Judge(check=options.check, alarm=_NO_ALARM),
-            run=StageRun(
-                stage="finetune", uri=run.uri, run_id=run.run_id, root=run_root, provenance=provenance
-            ),
->>>>>>> training
         )
         if labels is not None:
             yield Source(

@@ -36,17 +36,9 @@ from flowcore.hallucination import (
     RectangleNoise,
     SuperpixelNoise,
 )
-<<<<<<< HEAD
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import Photometric, StudentObjective, TeacherObjective
 from flowcore.video import EVERY_PAIR, ClipOptions
-=======
-from flowcore.networks import AnyNetworkConfig, FlowNetConfig, PWCNetConfig, RAFTConfig
-from flowcore.objectives import Photometric, StudentObjective, TeacherObjective
-from flowcore.video import EVERY_PAIR, ClipOptions
-from pipelines.labelling import LabellingOptions
-from pipelines.step import TrainingOptions
->>>>>>> training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +61,6 @@ class Recipe:
     student: TrainingOptions
     student_objective: StudentObjective = field(default_factory=StudentObjective)
     finetune: TrainingOptions
-<<<<<<< HEAD
-=======
-    objective: StudentObjective = field(default_factory=StudentObjective)
-    teacher_objective: TeacherObjective = field(default_factory=TeacherObjective)
->>>>>>> training
 
     @property
     def network(self) -> AnyNetworkConfig:
@@ -93,7 +80,6 @@ _CAMERA = Geometric(
 """Moves the camera where it stood still, as it does in most clips: what never moves teaches no flow."""
 
 
-<<<<<<< HEAD
 def _briefly(steps: int = 8) -> TrainingOptions:
     return TrainingOptions(
         steps=steps, global_batch=2, learning_rate=4e-4, log_every=2, validate_every=4, readers=1
@@ -107,24 +93,6 @@ def _in_minutes(steps: int) -> TrainingOptions:
 def _on_a_laptop(steps: int, learning_rate: float = 4e-4) -> TrainingOptions:
     return TrainingOptions(
         steps=steps,
-=======
-def _trained(steps: int) -> TrainingOptions:
-    return TrainingOptions(
-        steps=steps,
-        global_batch=4,
-        learning_rate=1e-4,
-        decay="halve",
-        readers=6,
-        log_every=100,
-        validate_every=5_000,
-    )
-
-
-def _on_a_laptop(steps: int, learning_rate: float = 4e-4) -> TrainingOptions:
-    return TrainingOptions(
-        steps=steps,
-        global_batch=4,
->>>>>>> training
         learning_rate=learning_rate,
         warmup=0.1,
         decay="cosine",
@@ -133,7 +101,6 @@ def _on_a_laptop(steps: int, learning_rate: float = 4e-4) -> TrainingOptions:
     )
 
 
-<<<<<<< HEAD
 def _as_the_papers(steps: int) -> TrainingOptions:
     return TrainingOptions(
         steps=steps, learning_rate=1e-4, decay="halve", readers=6, log_every=100, validate_every=5_000
@@ -144,15 +111,6 @@ _TEACHER = _as_the_papers(400_000)
 _UNMASKED = TeacherObjective(unmasked_steps=100_000)
 _STUDENT = _as_the_papers(300_000)
 _FINETUNE = _as_the_papers(50_000)
-=======
-_TEACHER = _trained(400_000)
-_TEACHER_OBJECTIVE = TeacherObjective(unmasked_steps=100_000)
-_STUDENT = _trained(300_000)
-_FINETUNE = _trained(50_000)
-_BRIEFLY = TrainingOptions(
-    steps=8, global_batch=2, learning_rate=4e-4, log_every=2, validate_every=4, readers=1
-)
->>>>>>> training
 
 RECIPES = {
     "smoke": Recipe(
@@ -160,46 +118,23 @@ RECIPES = {
         clips=ClipOptions(size=(64, 96), min_size=(56, 88)),
         networks=networks.tiny(),
         augmentation=Challenge(crop=Crop(height=48, width=80)),
-<<<<<<< HEAD
         teacher=_briefly(),
         teacher_objective=TeacherObjective(unmasked_steps=8),
         challenge=Challenge(crop=Crop(height=48, width=64)),
         student=_briefly(),
         student_objective=StudentObjective(unmasked_steps=8),
         finetune=_briefly(),
-=======
-        teacher=_BRIEFLY,
-        teacher_objective=TeacherObjective(unmasked_steps=8),
-        challenge=Challenge(crop=Crop(height=48, width=64)),
-        student=_BRIEFLY,
-        objective=StudentObjective(unmasked_steps=8),
-        finetune=_BRIEFLY,
->>>>>>> training
     ),
     "demo": Recipe(
         description="A small network for frames of about 96x128 px. Two CPU cores, about seven minutes.",
         clips=ClipOptions(size=(96, 128), min_size=(96, 128)),
         networks=networks.small(),
         augmentation=Challenge(crop=Crop(height=96, width=128)),
-<<<<<<< HEAD
         teacher=_in_minutes(800),
         teacher_objective=TeacherObjective(unmasked_steps=240),
         challenge=Challenge(crop=Crop(height=80, width=112)),
         student=_in_minutes(800),
         finetune=_in_minutes(400),
-=======
-        teacher=TrainingOptions(
-            steps=800, global_batch=4, learning_rate=4e-4, warmup=0.1, decay="cosine", validate_every=200
-        ),
-        teacher_objective=TeacherObjective(unmasked_steps=240),
-        challenge=Challenge(crop=Crop(height=80, width=112)),
-        student=TrainingOptions(
-            steps=800, global_batch=4, learning_rate=4e-4, warmup=0.1, decay="cosine", validate_every=200
-        ),
-        finetune=TrainingOptions(
-            steps=400, global_batch=4, learning_rate=4e-4, warmup=0.1, decay="cosine", validate_every=200
-        ),
->>>>>>> training
     ),
     "laptop": Recipe(
         description="Your own videos without a GPU, at about 320x448 px. It takes every second frame and at "
@@ -232,11 +167,7 @@ RECIPES = {
         networks=networks.full(),
         augmentation=Challenge(crop=Crop(height=320, width=448)),
         teacher=_TEACHER,
-<<<<<<< HEAD
         teacher_objective=_UNMASKED,
-=======
-        teacher_objective=_TEACHER_OBJECTIVE,
->>>>>>> training
         challenge=Challenge(crop=Crop(height=256, width=320), superpixels=SuperpixelNoise(chance=0.5)),
         student=_STUDENT,
         finetune=_FINETUNE,
@@ -248,11 +179,7 @@ RECIPES = {
         networks=networks.full(),
         augmentation=Challenge(crop=Crop(height=384, width=832)),
         teacher=_TEACHER,
-<<<<<<< HEAD
         teacher_objective=_UNMASKED,
-=======
-        teacher_objective=_TEACHER_OBJECTIVE,
->>>>>>> training
         challenge=Challenge(
             geometric=Geometric(chance=0.5),
             crop=Crop(height=256, width=576),
@@ -269,11 +196,7 @@ RECIPES = {
         networks=networks.full(),
         augmentation=Challenge(crop=Crop(height=320, width=896)),
         teacher=_TEACHER,
-<<<<<<< HEAD
         teacher_objective=_UNMASKED,
-=======
-        teacher_objective=_TEACHER_OBJECTIVE,
->>>>>>> training
         challenge=Challenge(
             geometric=Geometric(
                 chance=0.5,
@@ -300,11 +223,7 @@ RECIPES = {
         networks=networks.full(),
         augmentation=Challenge(crop=Crop(height=320, width=576)),
         teacher=_TEACHER,
-<<<<<<< HEAD
         teacher_objective=_UNMASKED,
-=======
-        teacher_objective=_TEACHER_OBJECTIVE,
->>>>>>> training
         challenge=Challenge(crop=Crop(height=256, width=448)),
         student=_STUDENT,
         finetune=_FINETUNE,

@@ -60,7 +60,7 @@ def rerun(
             "is here)"
         )
     kind, function = stages[before.stage]
-    stage = TypeAdapter(kind).validate_json(before.options)
+    stage: Any = TypeAdapter(kind).validate_json(before.options)
     if "init" in before.made_from and is_mlflow_uri(stage.init or ""):
         # The alias may name another model by now.
         stage = replace(stage, init=f"runs:/{before.made_from['init']}/model")

@@ -51,9 +51,14 @@ def train_teacher(stage: TrainTeacher, recipe: str) -> str:
     videos = absolute_collection(stage.videos, "--videos")
     start = stage.starting_point()
     start.require(stage.network)
-    made_from = {"videos": videos, "init": start}
-    usual = recipes()[recipe][1]
-    with lineage("train_teacher", recipe, stage, made_from, generation=start.generation, usual=usual) as run:
+    with lineage(
+        "train_teacher",
+        recipe,
+        stage,
+        {"videos": videos, "init": start},
+        generation=start.generation,
+        usual=recipes()[recipe][1],
+    ) as run:
         made = hashlib.blake2b(repr((videos, stage.clips)).encode(), digest_size=6).hexdigest()
         location = join(run.root, f"pairs-{made}")
         with video_bar("frame pairs") as draw:

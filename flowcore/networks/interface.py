@@ -30,11 +30,7 @@ class BidirectionalFlow:
     strides: tuple[int, ...]
 
     def reversed(self) -> "BidirectionalFlow":
-<<<<<<< HEAD
         """The same estimate with the two frames' roles swapped: forward becomes backward."""
-=======
-        """The flow of the frames exchanged: forward is backward."""
->>>>>>> training
         return BidirectionalFlow(forward=self.backward, backward=self.forward, strides=self.strides)
 
 
