@@ -209,6 +209,11 @@ class PairSet:
         return self.kind == "truth"
 
     @property
+    def generation(self) -> int:
+        """How many teachers stand between these labels and the unlabelled videos."""
+        return int(self.description.provenance.get("generation", "0"))
+
+    @property
     def teacher(self) -> str | None:
         """Where the model that made the labels lies, for `checkpoints.fetch_model`; None where the set keeps
         none, as imported labels don't say it."""
