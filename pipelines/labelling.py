@@ -11,17 +11,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 from pyarrow.fs import LocalFileSystem
 
-from flowcore import networks
 from flowcore.formats import FrameCodec
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.video import SAMPLER_VERSION, ClipOptions
-from pipelines import checkpoints
 from pipelines.collection import Stamp, VideoSource, find_videos, stamp_of
 from pipelines.labelling_progress import LabellingProgress, OnProgress, read_progress, reported
 from pipelines.ledger import (
@@ -36,10 +33,7 @@ from pipelines.ledger import (
 from pipelines.pair_set import SetDescription, describe_set, description_at
 from pipelines.storage import Folder, concurrently, storage_of
 from pipelines.tally import Tally
-
-if TYPE_CHECKING:
-    # Brings Ray, for which whoever asks for a status would wait seconds.
-    from pipelines.shards import TeacherModel
+from pipelines.teachers import Teachers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +257,9 @@ def write_pairs(
     description = SetDescription(
         kind="frames", made_of=_made_of(clips, options), provenance={"videos": videos}
     )
-    return _write_set(videos, location, clips, options, description, on_progress)
+    return _write_set(
+        videos, location, clips, options, description, on_progress, Teachers(), ForwardBackwardCheck()
+    )
 
 
 def write_labels(
@@ -290,43 +286,20 @@ def write_labels(
     three teachers' student had 1.11 px where this rule gives 1.07 (the ablation's scenes, seed 1): a check
     that flags many visible pixels flags more of them the more often it is asked.
     """
-    from pipelines.shards import TeacherModel
-
-    folders = [checkpoints.fetch_model(teacher) for teacher in teachers]
-    infos = [checkpoints.load_model(folder)[1] for folder in folders]
-    names = teacher_names(len(teachers))
-    identities = [{"digest": info.digest, "network": networks.to_dict(info.config)} for info in infos]
-    several = {str(number): identity for number, identity in enumerate(identities, start=1)}
+    fetched = Teachers.fetched(teachers)
     made_of = {
         **_made_of(clips, options),
-        "teacher": identities[0] if len(identities) == 1 else several,
+        "teacher": fetched.identity,
         "check": dataclasses.asdict(check),
     }
-    origin = {
-        "run_id": run_id,
-        **{f"{name}_run_id": info.run_id for name, info in zip(names, infos, strict=True)},
-        "generation": str(max(info.generation for info in infos)),
-    }
-    provenance = {"videos": videos, "teacher": " ".join(teachers)}
-    provenance |= {name: value for name, value in origin.items() if value}
-    models = tuple(
-        TeacherModel(info.digest, info.config, f"_{name}/{checkpoints.WEIGHTS_FILE}")
-        for name, info in zip(names, infos, strict=True)
-    )
-    files = {
-        f"_{name}/{file}": (folder / file).read_bytes()
-        for name, folder in zip(names, folders, strict=True)
-        for file in (checkpoints.WEIGHTS_FILE, checkpoints.CARD_FILE)
-    }
+    run = {} if run_id is None else {"run_id": run_id}
     description = SetDescription(
-        kind="labels", made_of=made_of, provenance=provenance, num_teachers=len(teachers)
+        kind="labels",
+        made_of=made_of,
+        provenance={"videos": videos, **run, **fetched.provenance},
+        num_teachers=len(teachers),
     )
-    return _write_set(videos, location, clips, options, description, on_progress, check, models, files)
-
-
-def teacher_names(count: int) -> list[str]:
-    """teacher, teacher2 and so on: in provenance, among a run's inputs and, after `_`, of a set's folders."""
-    return ["teacher", *(f"teacher{number}" for number in range(2, count + 1))]
+    return _write_set(videos, location, clips, options, description, on_progress, fetched, check)
 
 
 def _made_of(clips: ClipOptions, options: LabellingOptions) -> dict[str, Any]:
@@ -346,10 +319,10 @@ def _write_set(
     options: LabellingOptions,
     description: SetDescription,
     on_progress: OnProgress | None,
-    check: ForwardBackwardCheck | None = None,
-    teachers: "tuple[TeacherModel, ...]" = (),
-    model_files: Mapping[str, bytes] = MappingProxyType({}),
+    teachers: Teachers,
+    check: ForwardBackwardCheck,
 ) -> LabellingSummary:
+    # Ray's import takes seconds, for which whoever asks for a status would wait.
     from pipelines.cluster import labelling_room, resources
     from pipelines.shards import Plan, written_shards
 
@@ -364,7 +337,7 @@ def _write_set(
         left = [source for source in sources if not tally.is_done(source.name)]
         with reported(location, lambda: tally.progress):
             if left:
-                _keep_teachers(location, model_files)
+                teachers.keep(location)
                 plan = Plan(
                     run=run,
                     location=location,
@@ -373,12 +346,12 @@ def _write_set(
                     codec=options.codec,
                     shard_pairs=options.shard_pairs,
                     row_group_pairs=options.row_group_pairs,
-                    teachers=teachers,
-                    check=check or ForwardBackwardCheck(),
+                    teachers=teachers.models,
+                    check=check,
                 )
                 room = labelling_room(
                     resources(),
-                    has_teachers=bool(teachers),
+                    has_teachers=bool(teachers.models),
                     num_teachers=options.num_teachers,
                     accelerator=options.accelerator,
                 )
@@ -407,13 +380,6 @@ def _write_set(
             for reason in ("cuts", "static_pairs", "faded_pairs")
         },
     )
-
-
-def _keep_teachers(location: str, files: Mapping[str, bytes]) -> None:
-    """Copies in the set: the alias by which a teacher was named may mean another one tomorrow."""
-    for name, content in files.items():
-        if Folder(location).size(name) is None:
-            Folder(location).write(name, content)
 
 
 @contextmanager

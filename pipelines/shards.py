@@ -19,14 +19,12 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import ray.data
-import safetensors.torch
 import torch
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators.map_operator import MapOperator
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from flowcore.formats import FrameCodec
-from flowcore.networks import FlowNetwork, NetworkConfig
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.pseudolabels import pseudo_labels
 from flowcore.shapes import to_images
@@ -40,6 +38,7 @@ from pipelines.ledger import Outcome, VideoRecord, duplicate, video_record
 from pipelines.messages import Message, Shard, VideoEnded, messages
 from pipelines.shard_files import ShardSize, require_own, shard_at, shard_name
 from pipelines.storage import Folder
+from pipelines.teachers import TeacherModel
 
 _UNKNOWN_SIZE = (1080, 1920)
 _PIXEL_BYTES = {"jpeg": 1, "png": 3}
@@ -62,22 +61,6 @@ _VIDEOS = pa.list_(
     )
 )
 """What a reader is given together: videos that may be copies of each other."""
-
-
-@dataclass(frozen=True)
-class TeacherModel:
-    """Which model a set's copy is."""
-
-    digest: str
-    config: NetworkConfig
-    weights: str
-    """The file in the set."""
-
-    def load(self, location: str, device: torch.device) -> FlowNetwork:
-        """The network, from the set's copy of it."""
-        network = self.config.build()
-        network.load_state_dict(safetensors.torch.load(Folder(location).read(self.weights)))
-        return network.ready(device)
 
 
 @dataclass(frozen=True, kw_only=True)
