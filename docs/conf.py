@@ -3,16 +3,18 @@
 import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent
-sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
+# The reference is read from this checkout's code.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 project = "DistillFlow on Ray"
 copyright = "the authors of DistillFlow on Ray"
 html_title = project
 
-extensions = ["myst_parser", "reference_tables"]
+extensions = ["myst_parser", "docs.make.reference"]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["results/real-pixels/**"]
+exclude_patterns = ["make"]
+# Code in a sentence begins with two hyphens.
+smartquotes = False
 
 # Links such as method.md#deviations lead to headings, as they do on code hosts.
 myst_heading_anchors = 4

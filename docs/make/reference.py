@@ -61,10 +61,10 @@ def stage_of(job: str) -> type:
 
 def recipes_of(job: str) -> dict[str, Any]:
     """The job's options by recipe, without those of other backbones; none for a job without recipes."""
-    module = importlib.import_module(f"jobs.{job}")
-    if not hasattr(module, "recipes"):
+    recipes = getattr(importlib.import_module(f"jobs.{job}"), "recipes", None)
+    if not callable(recipes):
         return {}
-    return {name: stage for name, (_, stage) in module.recipes().items() if ":" not in name}
+    return {name: stage for name, (_, stage) in recipes().items() if ":" not in name}
 
 
 @functools.cache
@@ -136,8 +136,7 @@ def _number(value: Any) -> str:
 
 
 def _is_missing(value: Any) -> bool:
-    # tyro.MISSING of a recipe; a dataclass without it has the marker of dataclasses.
-    return value is dataclasses.MISSING or type(value).__name__.startswith("Missing")
+    return value is dataclasses.MISSING or value is tyro.MISSING
 
 
 def _value_at(stage: Any, flag: str) -> Any:
@@ -195,8 +194,9 @@ def options_page(job: str) -> str:
                     option.help,
                 ]
             )
-        heading = f"### {_flag(group)}" if group else "### Options"
-        parts += [heading, _table(["option", "takes", "default", "what it does"], rows)]
+        if group:
+            parts.append(f"## `{_flag(group)}`")
+        parts.append(_table(["option", "takes", "default", "what it does"], rows))
     return "\n\n".join(parts)
 
 
@@ -222,9 +222,51 @@ def recipe_list() -> str:
     )
 
 
+def columns_page() -> str:
+    """The columns of every kind of pair set."""
+    module = importlib.import_module("pipelines.labels")
+    parts = []
+    for heading, schema in (
+        ("Every pair", module.PAIR_SCHEMA),
+        ("Labels", module.LABEL_SCHEMA),
+        ("Labels of several teachers", module.SPREAD_SCHEMA),
+        ("Truth", module.TRUTH_SCHEMA),
+    ):
+        rows = []
+        for column in schema:
+            meaning = (column.metadata or {}).get(b"meaning", b"").decode()
+            if not meaning:
+                _LOGGER.warning("column %s of %s has no sentence of its own", column.name, heading)
+            rows.append([f"`{column.name}`", f"`{column.type}`", meaning])
+        parts += [f"## {heading}", _table(["column", "type", "what it is"], rows)]
+    return "\n\n".join(parts)
+
+
+def metrics_page() -> str:
+    """What is reported of a model's errors."""
+    module = importlib.import_module("flowcore.metrics")
+    rows = []
+    for path, kind, name in (
+        ("epe/all, epe/noc, epe/occ", module.FlowErrors, "epe"),
+        ("fl/all", module.FlowErrors, "fl"),
+        ("occlusion/precision", module.OcclusionCounts, "precision"),
+        ("occlusion/recall", module.OcclusionCounts, "recall"),
+        ("occlusion/f1", module.OcclusionCounts, "f1"),
+    ):
+        rows.append([f"`{path}`", " ".join((inspect.getdoc(getattr(kind, name)) or "").split())])
+    regions = " ".join((inspect.getdoc(module.FlowErrors) or "").split())
+    return _table(["metric", "what it is"], rows) + f"\n\n{regions}"
+
+
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    # What isn't code in the text of a docstring must not become HTML or another cell.
+    parts = text.replace("|", "\\|").split("`")
+    return "`".join(part.replace("<", "\\<") if at % 2 == 0 else part for at, part in enumerate(parts))
 
 
 class _Generated(SphinxDirective):
@@ -256,7 +298,23 @@ class RecipeTable(_Generated):
         return recipes_page(self.arguments[0]) if self.arguments else recipe_list()
 
 
+class LabelColumns(_Generated):
+    """`{label-columns}`"""
+
+    def markdown(self) -> str:
+        return columns_page()
+
+
+class MetricTable(_Generated):
+    """`{metric-table}`"""
+
+    def markdown(self) -> str:
+        return metrics_page()
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("job-options", JobOptions)
     app.add_directive("recipe-table", RecipeTable)
+    app.add_directive("label-columns", LabelColumns)
+    app.add_directive("metric-table", MetricTable)
     return {"parallel_read_safe": True}
