@@ -2,269 +2,141 @@
 
 A Sphinx extension of four directives: `job-options`, `recipe-table`, `label-columns` and `metric-table`. Each
 writes Markdown from dataclasses, their defaults and the docstrings under their fields. An option or a column
-without a sentence of its own is a warning, and with it the build fails.
+without a sentence of its own is a warning, with which `make docs` fails.
 """
 
-import ast
-import dataclasses
-import functools
 import importlib
 import inspect
-import textwrap
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import tyro
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
+from flowcore.metrics import FlowErrors, OcclusionCounts
+from jobs.options import REQUIRED, Option, options_of
+from jobs.recipes import RECIPES
+from pipelines.labels import LABEL_SCHEMA, PAIR_SCHEMA, SPREAD_SCHEMA, TRUTH_SCHEMA
+
 _LOGGER = logging.getLogger(__name__)
+_NOT_IN_RECIPE = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """One flag of a job."""
-
-    flag: str
-    group: str
-    """The flag of the dataclass that it belongs to, such as --training; empty for the stage's own."""
-    type: Any
-    help: str
-
-
-def options(stage: type, group: str = "") -> Iterator[Option]:
-    """The flags that tyro makes of a stage's dataclass, in their order."""
-    hints = typing.get_type_hints(stage, include_extras=True)
-    docs = field_docs(stage)
-    for field in dataclasses.fields(stage):
-        kind, name = _without_annotations(hints[field.name])
-        name = field.name if name is None else name
-        path = ".".join(part for part in (group, name) if part)
-        if configurations := [each for each in _members(kind) if dataclasses.is_dataclass(each)]:
-            for configuration in configurations:
-                yield from options(configuration, path)
-        elif name:
-            yield Option(flag=_flag(path), group=group, type=kind, help=docs.get(field.name, ""))
-
-
-def stage_of(job: str) -> type:
-    """The dataclass of a job's options, named after the job."""
+def options_of_job(job: str) -> dict[str, list[Option]]:
+    """A job's options by recipe, and recipe:backbone; under "" those of a job without recipes."""
     module = importlib.import_module(f"jobs.{job}")
-    stage: type = getattr(module, job.title().replace("_", ""))
-    return stage
-
-
-def recipes_of(job: str) -> dict[str, Any]:
-    """The job's options by recipe, without those of other backbones; none for a job without recipes."""
-    recipes = getattr(importlib.import_module(f"jobs.{job}"), "recipes", None)
-    if not callable(recipes):
-        return {}
-    return {name: stage for name, (_, stage) in recipes().items() if ":" not in name}
-
-
-@functools.cache
-def field_docs(kind: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, inherited ones too, on one line."""
-    docs: dict[str, str] = {}
-    for each in reversed(kind.__mro__):
-        if not dataclasses.is_dataclass(each):
-            continue
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
-        assert isinstance(definition, ast.ClassDef)
-        for before, after in zip(definition.body, definition.body[1:], strict=False):
-            match before, after:
-                case (
-                    ast.AnnAssign(target=ast.Name(id=name)),
-                    ast.Expr(value=ast.Constant(value=str(text))),
-                ):
-                    docs[name] = " ".join(text.split())
-    return docs
-
-
-def _without_annotations(kind: Any) -> tuple[Any, str | None]:
-    """A field's type, and the name that tyro gives it instead of its own."""
-    if get_origin(kind) is not typing.Annotated:
-        return kind, None
-    plain, *annotations = get_args(kind)
-    names = [each.name for each in annotations if isinstance(each, type(tyro.conf.arg(name="")))]
-    return plain, next((name for name in names if name is not None), None)
-
-
-def _members(kind: Any) -> Sequence[Any]:
-    return get_args(kind) if get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-
-
-def _flag(path: str) -> str:
-    return f"--{path.replace('_', '-')}"
-
-
-def type_text(kind: Any) -> str:
-    """What to write after a flag."""
-    members = _members(kind)
-    if len(members) > 1:
-        return " or ".join(type_text(member) for member in members)
-    if get_origin(kind) is Literal:
-        return " or ".join(f"`{value}`" for value in get_args(kind))
-    if get_origin(kind) is tuple:
-        inner = get_args(kind)
-        if inner[-1] is Ellipsis:
-            return f"{type_text(inner[0])}, one or several"
-        return " ".join(type_text(each) for each in inner)
-    if kind is bool:
-        return "on or off"
-    if kind is types.NoneType:
-        return "`None`"
-    return {str: "text", int: "integer", float: "number"}.get(kind, getattr(kind, "__name__", str(kind)))
-
-
-def value_text(value: Any) -> str:
-    """A default as it is typed."""
-    if value is True or value is False:
-        return "on" if value else "off"
-    if isinstance(value, tuple):
-        return f"`{' '.join(_number(each) for each in value)}`" if value else "empty"
-    return f"`{_number(value)}`"
-
-
-def _number(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _is_missing(value: Any) -> bool:
-    return value is dataclasses.MISSING or value is tyro.MISSING
-
-
-def _value_at(stage: Any, flag: str) -> Any:
-    """The value of a flag in a stage; MISSING where this stage has another kind of object there."""
-    value = stage
-    for name in flag.removeprefix("--").replace("-", "_").split("."):
-        if not hasattr(value, name):
-            return dataclasses.MISSING
-        value = getattr(value, name)
-    return value
-
-
-def _default_text(option: Option, stage: type, recipes: Mapping[str, Any]) -> str:
-    if recipes:
-        values = [_value_at(each, option.flag) for each in recipes.values()]
-    else:
-        values = [_value_of_class(stage, option.flag)]
-    known = [value for value in values if not _is_missing(value)]
-    if not known:
-        return "required"
-    return value_text(known[0]) if all(value == known[0] for value in known) else "by recipe"
-
-
-def _value_of_class(stage: type, flag: str) -> Any:
-    """The default of a flag of a dataclass that has no instance, as some of its fields are required."""
-    kind: Any = stage
-    first, _, rest = flag.removeprefix("--").replace("-", "_").partition(".")
-    for field in dataclasses.fields(kind):
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if field.name == first:
-            return _value_at(default, rest) if rest else default
-        # The options of a field without a prefix.
-        if dataclasses.is_dataclass(default) and hasattr(default, first):
-            return getattr(default, first)
-    return dataclasses.MISSING
+    if callable(recipes := getattr(module, "recipes", None)):
+        return {name: options_of(stage) for name, (_, stage) in recipes().items()}
+    return {"": options_of(getattr(module, job.title().replace("_", "")))}
 
 
 def options_page(job: str) -> str:
-    """A job's options: the stage's own, then those of each part."""
-    stage, recipes = stage_of(job), recipes_of(job)
-    by_group: dict[str, list[Option]] = {}
-    for option in options(stage):
-        by_group.setdefault(option.group, []).append(option)
-    parts = []
-    for group, found in by_group.items():
-        rows = []
-        for option in {each.flag: each for each in found}.values():
-            if not option.help:
-                _LOGGER.warning("%s of jobs/%s.py has no sentence of its own", option.flag, job)
-            rows.append(
-                [
-                    f"`{option.flag}`",
-                    type_text(option.type),
-                    _default_text(option, stage, recipes),
-                    option.help,
-                ]
-            )
-        if group:
-            parts.append(f"## `{_flag(group)}`")
-        parts.append(_table(["option", "takes", "default", "what it does"], rows))
-    return "\n\n".join(parts)
+    """A job's options: its own, then those of each part, which differ by backbone for the network."""
+    by_recipe = options_of_job(job)
+    own = {name: options for name, options in by_recipe.items() if ":" not in name}
+    defaults = {name: {option.path: option for option in options} for name, options in own.items()}
+    groups: dict[tuple[str, type], dict[str, Option]] = {}
+    for options in by_recipe.values():
+        for option in options:
+            part = option.path.rpartition(".")[0]
+            groups.setdefault((part, option.owner if part else object), {}).setdefault(option.path, option)
+    pages = []
+    for (part, owner), options in groups.items():
+        if part:
+            several = sum(each == part for each, _ in groups) > 1
+            flag = f"`--{part.replace('_', '-')}`"
+            pages.append(f"## {flag} ({owner.__name__.removesuffix('Config')})" if several else f"## {flag}")
+            pages.append(_escaped(next(iter(options.values())).group))
+        rows = [_option_row(job, option, defaults) for option in options.values()]
+        pages.append(_table(["option", "takes", "default", "what it does"], rows))
+    return "\n\n".join(pages)
 
 
-def recipes_page(job: str) -> str:
+def _option_row(job: str, option: Option, defaults: Mapping[str, Mapping[str, Option]]) -> list[str]:
+    if not option.help:
+        _LOGGER.warning("%s of jobs/%s.py has no sentence of its own", option.name, job)
+    values = {
+        _default(options[option.path])
+        for options in defaults.values()
+        if option.path in options and options[option.path].owner is option.owner
+    }
+    return [
+        f"`{option.path.upper() if option.is_positional else option.name}`",
+        f"`{option.value_text}`" if option.value_text else "",
+        values.pop() if len(values) == 1 else "by recipe",
+        option.help,
+    ]
+
+
+def _default(option: Option) -> str:
+    return "required" if option.default is REQUIRED else f"`{option.default_text}`"
+
+
+def recipe_page(job: str) -> str:
     """The options of a job that differ from recipe to recipe."""
-    stage, recipes = stage_of(job), recipes_of(job)
+    own = {name: options for name, options in options_of_job(job).items() if ":" not in name}
+    defaults = {name: {option.name: _default(option) for option in options} for name, options in own.items()}
     rows = []
-    for flag in dict.fromkeys(option.flag for option in options(stage)):
-        values = [_value_at(each, flag) for each in recipes.values()]
-        if any(value != values[0] for value in values) and not all(map(_is_missing, values)):
-            rows.append(
-                [f"`{flag}`", *("" if _is_missing(value) else value_text(value) for value in values)]
-            )
-    return _table(["option", *recipes], rows)
+    for flag in dict.fromkeys(flag for options in defaults.values() for flag in options):
+        values = [options.get(flag, _NOT_IN_RECIPE) for options in defaults.values()]
+        if len(set(values)) > 1:
+            rows.append([f"`{flag}`", *values])
+    return _table(["option", *defaults], rows)
 
 
 def recipe_list() -> str:
     """What each recipe is for."""
-    module = importlib.import_module("jobs.recipes")
     return _table(
         ["recipe", "what it is for"],
-        [[f"`{name}`", recipe.description] for name, recipe in module.RECIPES.items()],
+        [[f"`{name}`", recipe.description] for name, recipe in RECIPES.items()],
     )
 
 
 def columns_page() -> str:
-    """The columns of every kind of pair set."""
-    module = importlib.import_module("pipelines.labels")
-    parts = []
+    """The columns of every kind of pair set, and what they mean."""
+    pages = []
     for heading, schema in (
-        ("Every pair", module.PAIR_SCHEMA),
-        ("Labels", module.LABEL_SCHEMA),
-        ("Labels of several teachers", module.SPREAD_SCHEMA),
-        ("Truth", module.TRUTH_SCHEMA),
+        ("Every pair", PAIR_SCHEMA),
+        ("Labels", LABEL_SCHEMA),
+        ("Labels of several teachers", SPREAD_SCHEMA),
+        ("Truth", TRUTH_SCHEMA),
     ):
         rows = []
         for column in schema:
             meaning = (column.metadata or {}).get(b"meaning", b"").decode()
             if not meaning:
-                _LOGGER.warning("column %s of %s has no sentence of its own", column.name, heading)
+                _LOGGER.warning("column %s has no sentence of its own", column.name)
             rows.append([f"`{column.name}`", f"`{column.type}`", meaning])
-        parts += [f"## {heading}", _table(["column", "type", "what it is"], rows)]
-    return "\n\n".join(parts)
+        pages += [f"## {heading}", _table(["column", "type", "what it is"], rows)]
+    return "\n\n".join(pages)
 
 
 def metrics_page() -> str:
     """What is reported of a model's errors."""
-    module = importlib.import_module("flowcore.metrics")
-    rows = []
-    for path, kind, name in (
-        ("epe/all, epe/noc, epe/occ", module.FlowErrors, "epe"),
-        ("fl/all", module.FlowErrors, "fl"),
-        ("occlusion/precision", module.OcclusionCounts, "precision"),
-        ("occlusion/recall", module.OcclusionCounts, "recall"),
-        ("occlusion/f1", module.OcclusionCounts, "f1"),
-    ):
-        rows.append([f"`{path}`", " ".join((inspect.getdoc(getattr(kind, name)) or "").split())])
-    regions = " ".join((inspect.getdoc(module.FlowErrors) or "").split())
-    return _table(["metric", "what it is"], rows) + f"\n\n{regions}"
+    metrics = {
+        "`epe/all`, `epe/noc`, `epe/occ`": FlowErrors.epe,
+        "`fl/all`": FlowErrors.fl,
+        "`occlusion/precision`": OcclusionCounts.precision,
+        "`occlusion/recall`": OcclusionCounts.recall,
+        "`occlusion/f1`": OcclusionCounts.f1,
+    }
+    table = _table(["metric", "what it is"], [[path, _doc(metric)] for path, metric in metrics.items()])
+    return f"{table}\n\n{_doc(FlowErrors)}\n\n{_doc(OcclusionCounts)}"
+
+
+def _doc(thing: object) -> str:
+    return " ".join((inspect.getdoc(thing) or "").split())
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
 
 
-def _cell(text: str) -> str:
-    # What isn't code in the text of a docstring must not become HTML or another cell.
+def _escaped(text: str) -> str:
+    """Text of a docstring, which must not become HTML or another cell outside its `code`."""
     parts = text.replace("|", "\\|").split("`")
     return "`".join(part.replace("<", "\\<") if at % 2 == 0 else part for at, part in enumerate(parts))
 
@@ -295,7 +167,7 @@ class RecipeTable(_Generated):
     """`{recipe-table}` lists the recipes, `{recipe-table} distill` what they differ in."""
 
     def markdown(self) -> str:
-        return recipes_page(self.arguments[0]) if self.arguments else recipe_list()
+        return recipe_page(self.arguments[0]) if self.arguments else recipe_list()
 
 
 class LabelColumns(_Generated):
@@ -313,6 +185,7 @@ class MetricTable(_Generated):
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    """Called by Sphinx."""
     app.add_directive("job-options", JobOptions)
     app.add_directive("recipe-table", RecipeTable)
     app.add_directive("label-columns", LabelColumns)
