@@ -1,7 +1,7 @@
-"""Which frame pairs of a benchmark have truth, and what is it? Which frames does it offer beside them?
+"""Which frame pairs of a data set have truth, and what is it? Which frames does it offer beside them?
 
 A sample is a flow file whose two frames exist, so partial downloads and scenes with truth for a few frames
-are fine. Occlusion truth is the benchmark's own and isn't repaired. MPI-Sintel's maps leave out part of what
+are fine. Occlusion truth is the data set's own and isn't repaired. MPI-Sintel's maps leave out part of what
 moves out of the frame (0.1 to 1.2 % of all pixels in five frames measured, mostly those that end within 10 px
 of the border). NOC and OCC errors are what the files say; an occlusion estimate that rightly marks those
 pixels is charged with false positives there. Middlebury stereo without a map has it from the disparities of
@@ -12,6 +12,7 @@ of files alone, so that a folder on object storage is searched like a local one.
 """
 
 import hashlib
+import os
 import posixpath
 import re
 from collections import defaultdict
@@ -27,6 +28,41 @@ from flowcore.formats import read_disparity, read_flow, read_image, read_mask
 
 CHAIRS_SPLIT = "FlyingChairs_train_val.txt"
 _FRAME = "frame_[0-9][0-9][0-9][0-9]"
+_NAME = re.compile(r"[a-z][a-z0-9-]+", re.IGNORECASE)
+"""What may be meant as a data set's name: a drive's letter and the start of a path aren't."""
+_GLOB = re.compile(r"[*?[]")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set by name, with the folder that it was unpacked to; as text, `sintel:/data/MPI-Sintel`."""
+
+    name: str
+    """One of `DATA_SETS`."""
+    root: str
+    """A path or a URI."""
+
+    @classmethod
+    def parse(cls, text: str) -> "DataSet | None":
+        """The data set that `text` names; None for a plain path, a glob or a URI.
+
+        Raises ValueError for an unknown name, such as `sintle:/data`, unless there is a file or a folder with
+        this very name.
+        """
+        name, colon, root = text.partition(":")
+        if not colon or root.startswith("//"):
+            return None
+        if name in DATA_SETS:
+            return cls(name, root)
+        if not _NAME.fullmatch(name) or _GLOB.search(text) or os.path.exists(text):
+            return None
+        raise ValueError(
+            f"unknown data set {name!r} in {text!r}; known are {', '.join(DATA_SETS)} (a URI has two slashes "
+            "after the colon)"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.root}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,16 +108,16 @@ class Truth:
     """True = image2 doesn't show this pixel of image1; counts where `valid`. None = no such truth."""
 
 
-def find_samples(benchmark: str, root: Path, *, to_learn_from: bool = False) -> list[Sample]:
-    """The samples in a benchmark's unpacked folder (or its `training` folder), sorted by group and name: of a
+def find_samples(name: str, root: Path, *, to_learn_from: bool = False) -> list[Sample]:
+    """The samples in a data set's unpacked folder (or its `training` folder), sorted by group and name: of a
     set with a split file those of validation, or of training if they are to learn from.
 
-    Raises ValueError for an unknown benchmark, FileNotFoundError when no sample is there in the layout
+    Raises ValueError for an unknown data set, FileNotFoundError when no sample is there in the layout
     expected.
     """
-    if benchmark not in _BENCHMARKS:
-        raise ValueError(f"unknown benchmark {benchmark!r}; known are {', '.join(_BENCHMARKS)}")
-    layout, find = _BENCHMARKS[benchmark]
+    if name not in _LAYOUTS:
+        raise ValueError(f"unknown data set {name!r}; known are {', '.join(DATA_SETS)}")
+    layout, find = _LAYOUTS[name]
     samples = [
         sample
         for sample in find(root)
@@ -90,7 +126,7 @@ def find_samples(benchmark: str, root: Path, *, to_learn_from: bool = False) -> 
     ]
     if not samples:
         found = "no frame pair with truth in" if root.is_dir() else "there is no folder"
-        raise FileNotFoundError(f"{found} {root.absolute()}; {benchmark} is expected as {layout}")
+        raise FileNotFoundError(f"{found} {root.absolute()}; {name} is expected as {layout}")
     return sorted(samples, key=lambda sample: (sample.group, sample.name))
 
 
@@ -145,28 +181,30 @@ class FrameSequence:
         return posixpath.splitext(self.frames[0])[0]
 
 
-def find_sequences(benchmark: str, files: Collection[str], read: Callable[[str], str]) -> list[FrameSequence]:
-    """The sequences of a benchmark that a network may learn from without truth, in its unpacked folder.
+def find_sequences(name: str, files: Collection[str], read: Callable[[str], str]) -> list[FrameSequence]:
+    """The sequences of a data set that a network may learn from without truth, in its unpacked folder.
 
     files: those in the folder, relative to it, with / between parts. read: the text of one of them. A missing
     frame ends a sequence, and the next frame begins another. Left out: the pairs with truth of KITTI and the
     frames beside them, and the validation pairs of Flying Chairs where its split is there. Sintel's frames
     are all taken, of both passes, in training/ and test/.
 
-    Raises ValueError for a benchmark without such frames, FileNotFoundError where there is no sequence in the
+    Raises ValueError for a data set without such frames, FileNotFoundError where there is no sequence in the
     layout expected.
     """
-    if benchmark not in _SEQUENCES:
-        raise ValueError(f"{benchmark!r} has no layout of frames; those known are {', '.join(_SEQUENCES)}")
-    layout, patterns = _SEQUENCES[benchmark]
+    if name not in _SEQUENCES:
+        raise ValueError(
+            f"{name!r} has no layout of frames to learn from; those that have are {', '.join(SEQUENCES)}"
+        )
+    layout, patterns = _SEQUENCES[name]
     sequences = next(filter(None, (_sequences(files, pattern) for pattern in patterns)), [])
     split = next((file for file in files if posixpath.basename(file) == CHAIRS_SPLIT), None)
-    if benchmark == "chairs" and split is not None:
+    if name == "chairs" and split is not None:
         parts = read(split).split()
         sequences = [pair for pair in sequences if not _is_validation(pair.name.split("_")[0], parts)]
     if not sequences:
         raise FileNotFoundError(
-            f"no sequence of two or more frames among {len(files)} files; {benchmark} is expected as {layout}"
+            f"no sequence of two or more frames among {len(files)} files; {name} is expected as {layout}"
         )
     return sequences
 
@@ -408,7 +446,7 @@ def _next(frame: str) -> str:
     return f"{prefix}_{int(number) + 1:0{len(number)}d}"
 
 
-_BENCHMARKS: dict[str, tuple[str, Callable[[Path], Iterator[Sample]]]] = {
+_LAYOUTS: dict[str, tuple[str, Callable[[Path], Iterator[Sample]]]] = {
     "sintel": (
         "training/{clean,final}/<scene>/frame_0001.png and training/flow/<scene>/frame_0001.flo, "
         "with occlusions/ and invalid/ beside flow/",
@@ -476,7 +514,7 @@ _SEQUENCES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """The layout in words, and patterns of the files' names, of which the first that finds something counts."""
 
-BENCHMARKS = tuple(_BENCHMARKS)
+DATA_SETS = tuple(_LAYOUTS)
 """The names that `find_samples` knows."""
 SEQUENCES = tuple(_SEQUENCES)
 """The names that `find_sequences` knows."""

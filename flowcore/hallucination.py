@@ -227,38 +227,30 @@ def warped(
         result: ndarray = cv2.warpAffine(image, mapping, size, flags=interpolation, borderMode=border)
         return result
 
-    inside1, inside2 = (
-        _inside(_mapped_grid(_inverse(mapping), height, width), *pair.image1.shape[:2])
-        for mapping in (first, second)
-    )
-    values: dict[str, ndarray] = {
-        "image1": sampled(pair.image1, first, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE),
-        "image2": sampled(pair.image2, second, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE),
-        "inside1": inside1,
-        "inside2": inside2,
-    }
-    nearest = cv2.INTER_LINEAR if soft else cv2.INTER_NEAREST
-    for end, flow, confidence, here, there, inside in (
-        ("fw", pair.flow_fw, pair.confidence_fw, first, second, inside1),
-        ("bw", pair.flow_bw, pair.confidence_bw, second, first, inside2),
-    ):
+    def half(pair: FramePair, here: Affine, there: Affine) -> FramePair:
+        """The pair with what belongs to its first frame transformed, and the rest as it was."""
+        inside = _inside(_mapped_grid(_inverse(here), height, width), *pair.image1.shape[:2])
+        flow, confidence = pair.flow_fw, pair.confidence_fw
         if flow is not None:
-            # What isn't known, as most of sparse truth isn't, counts only where nothing is.
+            # Unknown pixels, which most of a sparse truth are, count only where no known one is near.
             known = np.float32(1) if confidence is None else np.where(confidence > 0, 1, 1e-6)
             weight = np.broadcast_to(known, flow[0].shape).astype(np.float32)
             u, v, total = (
                 sampled(each, here, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
                 for each in (flow[0] * weight, flow[1] * weight, weight)
             )
-            u, v = u / total, v / total
-            values[f"flow_{end}"] = _transformed_flow(u, v, here, there)
+            flow = _transformed_flow(u / total, v / total, here, there)
         if confidence is not None:
-            values[f"confidence_{end}"] = sampled(confidence, here, nearest, cv2.BORDER_CONSTANT) * inside
-    for name, before, here in (("inside1", pair.inside1, first), ("inside2", pair.inside2, second)):
-        if before is not None:
-            found = sampled(before.astype(np.uint8), here, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT)
-            values[name] = values[name] & (found > 0)
-    return FramePair(**values)
+            nearest = cv2.INTER_LINEAR if soft else cv2.INTER_NEAREST
+            confidence = sampled(confidence, here, nearest, cv2.BORDER_CONSTANT) * inside
+        if pair.inside1 is not None:
+            before = sampled(pair.inside1.astype(np.uint8), here, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT)
+            inside &= before > 0
+        image = sampled(pair.image1, here, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+        return replace(pair, image1=image, flow_fw=flow, confidence_fw=confidence, inside1=inside)
+
+    pair = half(pair, first, second)
+    return half(pair.reversed(), second, first).reversed()
 
 
 def _inverse(mapping: Affine) -> Affine:
@@ -455,12 +447,12 @@ class CopyPaste:
         if not _happens(self.chance, rng):
             return pair
         source = np.ascontiguousarray(pair.image1)
-        values = {name: value.copy() for name, value in vars(pair).items() if value is not None}
         for _ in range(int(rng.integers(self.count[0], self.count[1] + 1))):
-            self._paste(source, values, rng)
-        return FramePair(**values)
+            pair = self._pasted(source, pair, rng)
+        return pair
 
-    def _paste(self, source: ndarray, values: dict[str, ndarray], rng: np.random.Generator) -> None:
+    def _pasted(self, source: ndarray, pair: FramePair, rng: np.random.Generator) -> FramePair:
+        """The pair with one more piece of `source`."""
         height, width = source.shape[:2]
         centre = rng.uniform(0, 1, 2) * [width, height]
         outline = centre + height * rng.uniform(*self.radius) * _outline(rng)
@@ -470,33 +462,45 @@ class CopyPaste:
         # the piece is any other place of the frame, under any angle
         elsewhere = (rng.uniform(0, 1, 2) - rng.uniform(0, 1, 2)) * [width, height]
         placement = _about(centre, rng.uniform(0.7, 1.5), rng.uniform(-np.pi, np.pi), elsewhere)
-        for number, to_frame, end, flow in (
-            (1, np.eye(2, 3), "fw", motion),
-            (2, motion, "bw", _inverse(motion)),
-        ):
-            corners = outline @ to_frame[:, :2].T + to_frame[:, 2]
-            opacity = np.zeros((height, width), np.uint8)
-            # vertices in 1/16 px
-            cv2.fillPoly(opacity, [np.round(corners * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
-            texture = cv2.warpAffine(
-                source,
-                to_frame @ np.vstack([placement, [0, 0, 1]]),
-                (width, height),
-                flags=cv2.INTER_LINEAR,
-                borderMode=cv2.BORDER_REFLECT_101,
-            )
-            share = opacity[..., None].astype(np.float32) / 255
-            below = values[f"image{number}"]
-            values[f"image{number}"] = (below + share * (texture - below.astype(np.float32)) + 0.5).astype(
-                np.uint8
-            )
-            covered = opacity >= 128
-            if f"flow_{end}" in values:
-                own = _mapped_grid(flow - np.eye(2, 3), height, width)
-                values[f"flow_{end}"] = np.where(covered, own, values[f"flow_{end}"]).astype(np.float32)
-            for name in (f"confidence_{end}", f"inside{number}"):
-                if name in values:
-                    values[name][covered] = 1
+        still = np.eye(2, 3)
+        pair = _over_first_frame(pair, source, outline, placement, still, motion)
+        return _over_first_frame(
+            pair.reversed(), source, outline, placement, motion, _inverse(motion)
+        ).reversed()
+
+
+def _over_first_frame(
+    pair: FramePair, source: ndarray, outline: ndarray, placement: Affine, to_frame: Affine, motion: Affine
+) -> FramePair:
+    """The pair with a piece of `source` pasted over its first frame, and what is known there changed with it.
+
+    The piece is what `placement` brings inside the outline. `to_frame` takes it to this frame, and `motion`
+    from there to the other one.
+    """
+    height, width = source.shape[:2]
+    corners = outline @ to_frame[:, :2].T + to_frame[:, 2]
+    opacity = np.zeros((height, width), np.uint8)
+    # vertices in 1/16 px
+    cv2.fillPoly(opacity, [np.round(corners * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
+    texture = cv2.warpAffine(
+        source,
+        to_frame @ np.vstack([placement, [0, 0, 1]]),
+        (width, height),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REFLECT_101,
+    )
+    share = opacity[..., None].astype(np.float32) / 255
+    image = (pair.image1 + share * (texture - pair.image1.astype(np.float32)) + 0.5).astype(np.uint8)
+    covered = opacity >= 128
+    flow, confidence, inside = pair.flow_fw, pair.confidence_fw, pair.inside1
+    if flow is not None:
+        own = _mapped_grid(motion - np.eye(2, 3), height, width)
+        flow = np.where(covered, own, flow).astype(np.float32)
+    if confidence is not None:
+        confidence = np.where(covered, np.float32(1), confidence)
+    if inside is not None:
+        inside = inside | covered
+    return replace(pair, image1=image, flow_fw=flow, confidence_fw=confidence, inside1=inside)
 
 
 def _outline(rng: np.random.Generator) -> Float[ndarray, "corners 2"]:

@@ -1,13 +1,13 @@
-"""What is a network trained for? Objectives take a network and a batch and give loss terms.
+"""What is a network trained for? An objective asks it for the flow of a batch, which gives loss terms.
 
 A term is a sum over pixels and the number of pixels counted, not their quotient: the training loop adds the
 counts of all workers before it divides, so that the loss, and with it the gradient, is that of the global
 batch however many workers share it. An empty set gives 0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -48,12 +48,28 @@ class Outcome:
     terms: list[Term]
     watched: dict[str, Float[Tensor, ""]]
 
+    def __add__(self, other: "Outcome") -> "Outcome":
+        """The outcome of both batches together, which were asked the same."""
+        terms = [
+            replace(one, total=one.total + two.total, count=one.count + two.count)
+            for one, two in zip(self.terms, other.terms, strict=True)
+        ]
+        watched = {name: value + other.watched[name] for name, value in self.watched.items()}
+        return Outcome(terms=terms, watched=watched)
+
 
 @runtime_checkable
 class Objective(Protocol):
-    """What the training loop minimises. `masked` is False during the warm-up without the occlusion mask."""
+    """What the training loop minimises."""
 
-    def __call__(self, estimate: Estimator, batch: Batch, *, masked: bool) -> Outcome: ...
+    @property
+    def unmasked_steps(self) -> int:
+        """How many steps come before the occlusion mask applies; 0 for an objective that has no mask."""
+
+    def __call__(
+        self, estimate: Estimator, batch: Batch, *, step: int, check: ForwardBackwardCheck
+    ) -> Outcome:
+        """The outcome at an optimiser step, counted from 0; `check` says which pixels are occluded."""
 
 
 def _weighted_term(name: str, weight: float, error: Tensor, weights: Weights) -> Term:
@@ -92,6 +108,58 @@ def _shrink_label(
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Level:
+    """The frames on the grid of one level, with the network's flow and the pixels that count."""
+
+    image1: Image
+    image2: Image
+    flow_fw: Flow
+    flow_bw: Flow
+    counted1: Mask
+    counted2: Mask
+    stride: int
+
+    def reversed(self) -> "_Level":
+        """The level with its frames exchanged."""
+        return _Level(
+            image1=self.image2,
+            image2=self.image1,
+            flow_fw=self.flow_bw,
+            flow_bw=self.flow_fw,
+            counted1=self.counted2,
+            counted2=self.counted1,
+            stride=self.stride,
+        )
+
+
+def _levels(batch: Batch, flows: BidirectionalFlow, occlusions: tuple[Mask, Mask] | None) -> Iterator[_Level]:
+    """The levels of the flow, finest first; occlusions None counts occluded pixels too."""
+    occ_fw, occ_bw = (None, None) if occlusions is None else occlusions
+    for flow_fw, flow_bw, stride in zip(flows.forward, flows.backward, flows.strides, strict=True):
+        height, width = flow_fw.shape[-2:]
+        image1, image2 = (resize_image(image, height, width) for image in (batch.image1, batch.image2))
+        yield _Level(
+            image1=image1,
+            image2=image2,
+            flow_fw=flow_fw,
+            flow_bw=flow_bw,
+            counted1=_counted(image1, batch.inside1, occ_fw),
+            counted2=_counted(image2, batch.inside2, occ_bw),
+            stride=stride,
+        )
+
+
+def _counted(image: Image, inside: Mask | None, occluded: Mask | None) -> Mask:
+    """The pixels of a level's frame that are inside and not occluded, by masks of the full resolution."""
+    counted = torch.ones_like(image[:, :1], dtype=torch.bool)
+    if occluded is not None:
+        counted &= ~_shrink_mask(occluded, *image.shape[-2:])
+    if inside is not None:
+        counted &= _shrink_mask(inside, *image.shape[-2:])
+    return counted
+
+
+@dataclass(frozen=True, kw_only=True)
 class Photometric:
     """The photometric loss on the pixels that are visible in the other frame, in both directions.
 
@@ -118,7 +186,6 @@ class Photometric:
     """1 likes constant flow, 2 flow that changes evenly, for roads."""
     smoothness_edge: float = 10.0
     """How much an edge of the frame excuses a change of the flow: 10 in ARFlow, 150 in UFlow."""
-    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
 
     def __post_init__(self) -> None:
         if not self.level_weights or min(self.level_weights) < 0:
@@ -134,26 +201,13 @@ class Photometric:
     ) -> list[Term]:
         """The terms of L_p; occlusions None counts every pixel (the warm-up)."""
         terms = []
-        for weight, flow_fw, flow_bw, stride in zip(
-            self.level_weights, flows.forward, flows.backward, flows.strides, strict=False
-        ):
-            height, width = flow_fw.shape[-2:]
-            image1, image2 = (
-                resize_image(batch.image1, height, width),
-                resize_image(batch.image2, height, width),
-            )
-            for name, here, there, flow, inside, occluded in (
-                ("fw", image1, image2, flow_fw, batch.inside1, occlusions and occlusions[0]),
-                ("bw", image2, image1, flow_bw, batch.inside2, occlusions and occlusions[1]),
-            ):
-                counted = torch.ones_like(here[:, :1], dtype=torch.bool)
-                if occluded is not None:
-                    counted &= ~_shrink_mask(occluded, height, width)
-                if inside is not None:
-                    counted &= _shrink_mask(inside, height, width)
-                distance = distance_everywhere(self.distance, here, backward_warp(there, flow / stride))
-                weights = counted.to(distance.dtype)
-                term = _weighted_term(f"photometric/stride{stride}/{name}", weight, distance, weights)
+        for weight, level in zip(self.level_weights, _levels(batch, flows, occlusions), strict=False):
+            for name, way in (("fw", level), ("bw", level.reversed())):
+                seen = backward_warp(way.image2, way.flow_fw / way.stride)
+                distance = distance_everywhere(self.distance, way.image1, seen)
+                counted = way.counted1.to(distance.dtype)
+                name = f"photometric/stride{way.stride}/{name}"
+                term = _weighted_term(name, weight, distance, counted)
                 terms.append(replace(term, total=term.total / distance.shape[1]))
         return terms
 
@@ -162,25 +216,14 @@ class Photometric:
         if self.smoothness_weight == 0:
             return []
         terms = []
-        for name, image, flow in (
-            ("fw", batch.image1, flows.forward[0]),
-            ("bw", batch.image2, flows.backward[0]),
-        ):
+        finest = next(_levels(batch, flows, None))
+        for name, way in (("fw", finest), ("bw", finest.reversed())):
             value = smoothness(
-                flow / flows.strides[0],
-                resize_image(image, *flow.shape[-2:]),
-                self.smoothness_edge,
-                self.smoothness_order,
+                way.flow_fw / way.stride, way.image1, self.smoothness_edge, self.smoothness_order
             )
-            pairs = value.new_tensor(float(len(flow)))
-            terms.append(
-                Term(
-                    name=f"smoothness/{name}",
-                    weight=self.smoothness_weight,
-                    total=value * pairs,
-                    count=pairs,
-                )
-            )
+            pairs = value.new_tensor(float(len(way.flow_fw)))
+            name = f"smoothness/{name}"
+            terms.append(Term(name=name, weight=self.smoothness_weight, total=value * pairs, count=pairs))
         return terms
 
 
@@ -204,6 +247,11 @@ def _watched(flows: BidirectionalFlow, occlusions: tuple[Mask, Mask]) -> dict[st
     }
 
 
+def _require_steps(unmasked_steps: int) -> None:
+    if unmasked_steps < 0:
+        raise ValueError(f"unmasked_steps {unmasked_steps} must not be below 0")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeacherObjective:
     """Stage 1: the photometric loss on non-occluded pixels alone, without labels.
@@ -212,10 +260,20 @@ class TeacherObjective:
     """
 
     photometric: Photometric = field(default_factory=Photometric)
+    unmasked_steps: int = 0
+    """Optimiser steps, from the first one, that count occluded pixels too. From random weights the check can
+    find every pixel occluded; the masked loss is then empty, and the network never leaves that state. Give
+    fresh weights about the first third of the steps."""
 
-    def __call__(self, estimate: Estimator, batch: Batch, *, masked: bool) -> Outcome:
+    def __post_init__(self) -> None:
+        _require_steps(self.unmasked_steps)
+
+    def __call__(
+        self, estimate: Estimator, batch: Batch, *, step: int, check: ForwardBackwardCheck
+    ) -> Outcome:
         flows = estimate(batch.image1, batch.image2)
-        occlusions = _occlusions(flows, self.photometric.check, *batch.image1.shape[-2:])
+        occlusions = _occlusions(flows, check, *batch.image1.shape[-2:])
+        masked = step >= self.unmasked_steps
         terms = self.photometric.terms(batch, flows, occlusions if masked else None)
         terms += self.photometric.smoothness_terms(batch, flows)
         return Outcome(terms=terms, watched=_watched(flows, occlusions))
@@ -245,15 +303,21 @@ class StudentObjective:
     photometric_weight: float | None = None
     """Of L_p against the distillation; None takes 1 in the occlusion view and 0 in the confidence view."""
     distillation_weight: float = 1.0
+    unmasked_steps: int = 0
+    """Optimiser steps, from the first one, whose photometric loss counts occluded pixels too; see the
+    teacher's. A student that starts from its teacher's weights needs none."""
 
     def __post_init__(self) -> None:
+        _require_steps(self.unmasked_steps)
         if (self.photometric_weight or 0) < 0 or self.distillation_weight < 0:
             raise ValueError(
                 f"photometric_weight {self.photometric_weight} and distillation_weight "
                 f"{self.distillation_weight} must not be below 0"
             )
 
-    def __call__(self, estimate: Estimator, batch: Batch, *, masked: bool = True) -> Outcome:
+    def __call__(
+        self, estimate: Estimator, batch: Batch, *, step: int, check: ForwardBackwardCheck
+    ) -> Outcome:
         if (
             batch.flow_fw is None
             or batch.flow_bw is None
@@ -262,31 +326,36 @@ class StudentObjective:
         ):
             raise ValueError("the student's objective needs pseudo-labels; this batch has none")
         flows = estimate(batch.image1, batch.image2)
-        occlusions = _occlusions(flows, self.photometric.check, *batch.image1.shape[-2:])
+        occ_fw, occ_bw = _occlusions(flows, check, *batch.image1.shape[-2:])
         # With a weight of its own, and so in the confidence view too.
         terms = self.photometric.smoothness_terms(batch, flows)
         if weight := self._photometric_weight:
-            photometric = self.photometric.terms(batch, flows, occlusions if masked else None)
+            masked = step >= self.unmasked_steps
+            photometric = self.photometric.terms(batch, flows, (occ_fw, occ_bw) if masked else None)
             terms += [replace(term, weight=weight * term.weight) for term in photometric]
-        hallucinated_fw = occlusions[0] * batch.confidence_fw
-        hallucinated_bw = occlusions[1] * batch.confidence_bw
-        occlusion_view = self.view == "occlusion"
-        learnt_fw = hallucinated_fw if occlusion_view else batch.confidence_fw
-        learnt_bw = hallucinated_bw if occlusion_view else batch.confidence_bw
-        for level_weight, flow_fw, flow_bw, stride in zip(
-            self.photometric.level_weights, flows.forward, flows.backward, flows.strides, strict=False
-        ):
-            weight = level_weight * self.distillation_weight
-            for name, flow, label, learnt in (
-                ("fw", flow_fw, batch.flow_fw, learnt_fw),
-                ("bw", flow_bw, batch.flow_bw, learnt_bw),
-            ):
-                target, weights = _shrink_label(label, learnt, *flow.shape[-2:])
-                terms.append(
-                    _weighted_term(f"distillation/stride{stride}/{name}", weight, target - flow, weights)
-                )
+        hallucinated_fw, hallucinated_bw = occ_fw * batch.confidence_fw, occ_bw * batch.confidence_bw
+        if self.view == "occlusion":
+            batch = replace(batch, confidence_fw=hallucinated_fw, confidence_bw=hallucinated_bw)
+        terms += self._distillation_terms(batch, flows)
         share = (hallucinated_fw.mean(dim=(1, 2, 3)) + hallucinated_bw.mean(dim=(1, 2, 3))).sum() / 2
-        return Outcome(terms=terms, watched={**_watched(flows, occlusions), "hallucinated": share})
+        return Outcome(terms=terms, watched={**_watched(flows, (occ_fw, occ_bw)), "hallucinated": share})
+
+    def _distillation_terms(self, labels: Batch, flows: BidirectionalFlow) -> list[Term]:
+        """L_o or L_c: the network's flow against the labels, weighted by the labels' confidence."""
+        ways = (("fw", labels, flows), ("bw", labels.reversed(), flows.reversed()))
+        terms = []
+        for level, (level_weight, stride) in enumerate(
+            zip(self.photometric.level_weights, flows.strides, strict=False)
+        ):
+            for name, label, mine in ways:
+                assert label.flow_fw is not None
+                assert label.confidence_fw is not None
+                flow = mine.forward[level]
+                target, weights = _shrink_label(label.flow_fw, label.confidence_fw, *flow.shape[-2:])
+                name = f"distillation/stride{stride}/{name}"
+                weight = level_weight * self.distillation_weight
+                terms.append(_weighted_term(name, weight, target - flow, weights))
+        return terms
 
     @property
     def learns_from_frames(self) -> bool:
@@ -310,47 +379,45 @@ class SupervisedObjective:
 
     level_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
     """Weight of each level's loss, finest level first; a network's further levels have none."""
-    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
+    unmasked_steps: ClassVar[int] = 0
+    """No pixel is masked: an occluded pixel has a true flow too."""
 
-    def __call__(self, estimate: Estimator, batch: Batch, *, masked: bool = True) -> Outcome:
-        """`masked` changes nothing: what is occluded has a truth too."""
+    def __call__(
+        self, estimate: Estimator, batch: Batch, *, step: int, check: ForwardBackwardCheck
+    ) -> Outcome:
         if batch.flow_fw is None or batch.confidence_fw is None:
             raise ValueError("the supervised objective needs true flow; this batch has none")
         flows = estimate(batch.image1, batch.image2)
         height, width = batch.image1.shape[-2:]
-        directions = [("fw", flows.forward, batch.flow_fw, batch.confidence_fw)]
-        if batch.flow_bw is not None and batch.confidence_bw is not None:
-            directions.append(("bw", flows.backward, batch.flow_bw, batch.confidence_bw))
         terms = []
-        for name, levels, truth, valid in directions:
-            for weight, flow, stride in zip(self.level_weights, levels, flows.strides, strict=False):
-                full = upsample_flow(flow, stride, height, width)
-                terms.append(_weighted_term(f"supervised/stride{stride}/{name}", weight, truth - full, valid))
-        occlusions = _occlusions(flows, self.check, height, width)
-        return Outcome(terms=terms, watched=_watched(flows, occlusions))
+        for name, truth, mine in (("fw", batch, flows), ("bw", batch.reversed(), flows.reversed())):
+            if truth.flow_fw is None or truth.confidence_fw is None:
+                continue
+            for weight, flow, stride in zip(self.level_weights, mine.forward, mine.strides, strict=False):
+                error = truth.flow_fw - upsample_flow(flow, stride, height, width)
+                term_name = f"supervised/stride{stride}/{name}"
+                terms.append(_weighted_term(term_name, weight, error, truth.confidence_fw))
+        return Outcome(terms=terms, watched=_watched(flows, _occlusions(flows, check, height, width)))
 
 
 @torch.no_grad()
 def validate_pair(
-    image1: Image, image2: Image, flow_fw: Flow, flow_bw: Flow, check: ForwardBackwardCheck
+    frames: Batch, flow_fw: Flow, flow_bw: Flow, check: ForwardBackwardCheck
 ) -> dict[str, float]:
     """Numbers about full-resolution flow that need no truth, as sums: divide by `visible`, `pixels` and
     `pairs`.
 
-    photometric: psi of the census distance over visible pixels of both directions, and visible their number.
-    unmasked: the same over all pixels but the border, and pixels their number; of two flows it can always be
-    compared, while a flow that the check finds occluded everywhere has no visible pixel to be wrong on.
-    occluded, motion and flow_variance: per pair, of the forward flow's share of occluded pixels, mean length
-    in pixels and variance.
+    photometric: psi of the census distance over the visible pixels of both directions; visible: how many.
+    unmasked: the same over all pixels but the border; pixels: how many. Two flows can always be compared by
+    it, while a flow that the check finds occluded everywhere has no visible pixel to be wrong on.
+    occluded, motion, flow_variance: per pair, of the forward flow, the share of occluded pixels, the mean
+    length in pixels, and the variance.
     """
     sums = {"photometric": 0.0, "visible": 0.0, "unmasked": 0.0, "pixels": 0.0}
-    border = census_border(image1)
+    border = census_border(frames.image1)
     occ_fw, occ_bw = check(flow_fw, flow_bw), check(flow_bw, flow_fw)
-    for here, there, flow, occluded in (
-        (image1, image2, flow_fw, occ_fw),
-        (image2, image1, flow_bw, occ_bw),
-    ):
-        error = robust(census_distance(here, backward_warp(there, flow)))
+    for way, flow, occluded in ((frames, flow_fw, occ_fw), (frames.reversed(), flow_bw, occ_bw)):
+        error = robust(census_distance(way.image1, backward_warp(way.image2, flow)))
         for error_name, count_name, counted in (
             ("photometric", "visible", ~border & ~occluded),
             ("unmasked", "pixels", ~border),
@@ -359,7 +426,7 @@ def validate_pair(
             sums[count_name] += float(counted.sum())
     return {
         **sums,
-        "pairs": float(len(image1)),
+        "pairs": float(len(frames.image1)),
         "occluded": float(occ_fw.float().mean(dim=(1, 2, 3)).sum()),
         "motion": float(flow_fw.norm(dim=1).mean(dim=(1, 2)).sum()),
         "flow_variance": float(flow_fw.var(dim=(2, 3)).mean(dim=1).sum()),

@@ -1,62 +1,108 @@
-"""Frame pairs: what is known of two frames and of the flow between them."""
+"""A frame pair: two frames with what is known of the flow between them, as arrays or as tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, Self, TypeVar
 
-from jaxtyping import Bool, Float, UInt8
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor
 
-from flowcore.shapes import Flow, Image, Mask
-
-
-@dataclass(frozen=True, kw_only=True)
-class FramePair:
-    """Two frames, and what is known of the flow between them, where something is."""
-
-    image1: UInt8[ndarray, "height width 3"]
-    image2: UInt8[ndarray, "height width 3"]
-    flow_fw: Float[ndarray, "2 height width"] | None = None
-    """The teacher's pseudo-label, or the truth; pixels."""
-    flow_bw: Float[ndarray, "2 height width"] | None = None
-    confidence_fw: Float[ndarray, "height width"] | None = None
-    """How far `flow_fw` is to be trusted, in [0, 1]: 0 where the teacher found the pixel occluded, where no
-    truth is known, and where a transformation brought the pixel in from outside the frame."""
-    confidence_bw: Float[ndarray, "height width"] | None = None
-    inside1: Bool[ndarray, "height width"] | None = None
-    """True on the pixels of image1 that come from inside the frame; absent where all do."""
-    inside2: Bool[ndarray, "height width"] | None = None
-
-    def map(
-        self,
-        image: Callable[[ndarray], ndarray],
-        flow: Callable[[ndarray], ndarray],
-        mask: Callable[[ndarray], ndarray],
-    ) -> "FramePair":
-        """Each field through the function for its kind, confidence as a mask; what is absent stays absent."""
-        kinds = {"image1": image, "image2": image, "flow_fw": flow, "flow_bw": flow}
-        present = {name: value for name, value in vars(self).items() if value is not None}
-        return FramePair(**{name: kinds.get(name, mask)(value) for name, value in present.items()})
-
+from flowcore.shapes import Flow, FlowArray, Frame, Image, Mask, to_images
 
 Weights = Float[Tensor, "batch 1 height width"]
 
+AnyImage = TypeVar("AnyImage")
+AnyFlow = TypeVar("AnyFlow")
+AnyWeights = TypeVar("AnyWeights")
+AnyMask = TypeVar("AnyMask")
+
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Frame pairs as a network sees them in training, with what is known of their flow where something is.
+class Pair(Generic[AnyImage, AnyFlow, AnyWeights, AnyMask]):
+    """The fields of a pair. Those that nothing is known of are None."""
 
-    See `flowcore.hallucination.FramePair`, which a Batch is a stack of.
-    """
+    image1: AnyImage
+    image2: AnyImage
+    flow_fw: AnyFlow | None = None
+    """The teacher's pseudo-label, or the truth; pixels. It is transformed as the frames are."""
+    flow_bw: AnyFlow | None = None
+    confidence_fw: AnyWeights | None = None
+    """How far to trust `flow_fw`, in [0, 1]: 0 where the teacher found the pixel occluded, where no truth is
+    known, and where a transformation brought the pixel in from outside the frame."""
+    confidence_bw: AnyWeights | None = None
+    inside1: AnyMask | None = None
+    """True on the pixels of image1 that come from inside the frame; None where all do."""
+    inside2: AnyMask | None = None
 
-    image1: Image
-    image2: Image
-    flow_fw: Flow | None = None
-    """The teacher's flow on the untransformed frames, transformed as they were, or the truth; pixels."""
-    flow_bw: Flow | None = None
-    confidence_fw: Weights | None = None
-    """How far `flow_fw` is to be trusted, in [0, 1]; 1 - T(O) for a teacher's occlusion O."""
-    confidence_bw: Weights | None = None
-    inside1: Mask | None = None
-    """True on the pixels of image1 that come from inside the frame; absent where all do."""
-    inside2: Mask | None = None
+    def known(self) -> dict[str, Any]:
+        """The fields that aren't None, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def reversed(self) -> Self:
+        """The pair with its frames exchanged, so that its forward flow is this one's backward flow."""
+        return type(self)(
+            image1=self.image2,
+            image2=self.image1,
+            flow_fw=self.flow_bw,
+            flow_bw=self.flow_fw,
+            confidence_fw=self.confidence_bw,
+            confidence_bw=self.confidence_fw,
+            inside1=self.inside2,
+            inside2=self.inside1,
+        )
+
+    def map(
+        self,
+        image: Callable[[AnyImage], AnyImage],
+        flow: Callable[[AnyFlow], AnyFlow],
+        mask: Callable[[Any], Any],
+    ) -> Self:
+        """Each known field through the function of its kind; confidence counts as a mask."""
+        kinds: dict[str, Callable[[Any], Any]] = {
+            "image1": image,
+            "image2": image,
+            "flow_fw": flow,
+            "flow_bw": flow,
+        }
+        return type(self)(**{name: kinds.get(name, mask)(value) for name, value in self.known().items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePair(Pair[Frame, FlowArray, Float[ndarray, "height width"], Bool[ndarray, "height width"]]):
+    """A pair as arrays: what files hold, and what transformations change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(Pair[Image, Flow, Weights, Mask]):
+    """Several pairs as tensors, with images in [0, 1]: what a network trains on."""
+
+    @classmethod
+    def stack(cls, pairs: Sequence[FramePair], device: torch.device | None = None) -> Self:
+        """The batch of these pairs, of which the same fields are known."""
+        return cls.of_arrays(stacked_arrays(pairs), device)
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, ndarray], device: torch.device | None = None) -> Self:
+        """The batch of `stacked_arrays`, on the device."""
+
+        def tensor(name: str) -> Tensor:
+            if name.startswith("image"):
+                return to_images(arrays[name], device)
+            values = torch.tensor(arrays[name], device=device)
+            return values if name.startswith("flow") else values.unsqueeze(1)
+
+        return cls(**{name: tensor(name) for name in arrays})
+
+    def split(self, parts: int) -> list[Self]:
+        """The pairs in order, in parts whose sizes differ by at most one."""
+        values = {name: value.tensor_split(parts) for name, value in self.known().items()}
+        return [type(self)(**{name: each[part] for name, each in values.items()}) for part in range(parts)]
+
+
+def stacked_arrays(pairs: Sequence[FramePair]) -> dict[str, ndarray]:
+    """The known fields of the pairs, stacked along a new first axis: a batch that can travel."""
+    known = [pair.known() for pair in pairs]
+    return {name: np.stack([np.ascontiguousarray(each[name]) for each in known]) for name in known[0]}

@@ -97,7 +97,57 @@ def load_model(folder: Path) -> tuple[FlowNetwork, ModelInfo]:
 def load_weights_into(network: FlowNetwork, folder: Path) -> ModelInfo:
     """Replaces the weights of `network`; ValueError where the folder's network is configured otherwise."""
     info, weights = _read(folder)
-    ours, theirs = networks.to_dict(network.config), networks.to_dict(info.config)
+    _require_same(network.config, info.config, str(folder))
+    _load(network, weights, folder)
+    return info
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartingPoint:
+    """What a training begins with."""
+
+    network: NetworkConfig
+    weights: Mapping[str, Tensor] | None = None
+    """By the names of the network's parameters; None for fresh ones."""
+    info: ModelInfo | None = None
+    """What the model says that the weights come from; None for fresh ones."""
+    uri: str | None = None
+    """Where the model lies; None for fresh weights."""
+
+    @property
+    def generation(self) -> int:
+        """See `ModelInfo.generation`; 0 for fresh weights."""
+        return 0 if self.info is None else self.info.generation
+
+    def require(self, network: NetworkConfig) -> None:
+        """ValueError where the model's network is another one."""
+        _require_same(network, self.network, self.uri or "fresh weights")
+
+
+def starting_point(init: str | None, network: NetworkConfig) -> StartingPoint:
+    """The model at `init`, see `fetch_model`; without one, `network` with fresh weights.
+
+    ValueError for another library's network: those make labels, and can't be trained here.
+    """
+    if init is None:
+        return StartingPoint(network=network)
+    config: NetworkConfig | None = networks.external_network(init)
+    if config is None:
+        folder = fetch_model(init)
+        # Not built before it is known to be ours: its library may be missing where a student is trained.
+        config = _read(folder)[0].config
+    if isinstance(config, ExternalConfig):
+        raise ValueError(
+            f"{init} is {config.uri}, which makes labels and can't be trained here; give --init fresh to "
+            "train the recipe's network from fresh weights, or another model"
+        )
+    loaded, info = load_model(folder)
+    return StartingPoint(network=config, weights=loaded.state_dict(), info=info, uri=init)
+
+
+def _require_same(here: NetworkConfig, there: NetworkConfig, place: str) -> None:
+    """ValueError, with what differs, where the network of a checkpoint is configured otherwise."""
+    ours, theirs = networks.to_dict(here), networks.to_dict(there)
     differing = [
         f"{name} is {theirs.get(name)!r} in the checkpoint and {ours.get(name)!r} here"
         for name in sorted(ours.keys() | theirs.keys())
@@ -105,35 +155,9 @@ def load_weights_into(network: FlowNetwork, folder: Path) -> ModelInfo:
     ]
     if differing:
         raise ValueError(
-            f"the weights in {folder} are another network's: {'; '.join(differing)}; "
+            f"the weights in {place} are another network's: {'; '.join(differing)}; "
             "take the network's options from the checkpoint, or start without it"
         )
-    _load(network, weights, folder)
-    return info
-
-
-def starting_point(
-    init: str | None, network: NetworkConfig
-) -> tuple[NetworkConfig, dict[str, Tensor] | None, ModelInfo | None]:
-    """(the network that a training begins with, its weights, what is known of them): those of the model at
-    `init`, see `fetch_model`; without it `network`, and None for fresh weights.
-
-    ValueError for another library's network: those label, and aren't trained here.
-    """
-    if init is None:
-        return network, None, None
-    config: NetworkConfig | None = networks.external_network(init)
-    if config is None:
-        folder = fetch_model(init)
-        # Not loaded before it is known to be ours: its library may be missing where a student is trained.
-        config = _read(folder)[0].config
-    if isinstance(config, ExternalConfig):
-        raise ValueError(
-            f"{init} is {config.uri}, which labels and isn't trained here; give --init fresh to train the "
-            "recipe's network from fresh weights, or another model"
-        )
-    loaded, info = load_model(folder)
-    return config, loaded.state_dict(), info
 
 
 def model_digest(folder: Path) -> str:

@@ -26,8 +26,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from flowcore.hallucination import Transformation
-from flowcore.pairs import Batch
-from flowcore.shapes import to_images
+from flowcore.pairs import Batch, stacked_arrays
 from pipelines.cluster import let_ray_data_rest
 from pipelines.pair_set import PairSet
 
@@ -155,7 +154,7 @@ class _WindowReader:
         # Ray Data hands over a batch of one window
         parts = {key: value[0] for key, value in window.items()}
         groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
-        samples = []
+        pairs = []
         for epoch, file, group, row in zip(
             parts["epoch"], parts["file"], parts["row_group"], parts["row"], strict=True
         ):
@@ -163,11 +162,8 @@ class _WindowReader:
                 groups[file, group] = self.pairs.read_group(self.pairs.files[int(file)], int(group))
             stored = groups[file, group][int(row)]
             key = [int(parts["seed"]), int(epoch), int(stored["pair_id"][:16], 16)]
-            pair = self.transformation(self.pairs.decode(stored), np.random.default_rng(key))
-            samples.append({name: value for name, value in vars(pair).items() if value is not None})
-        return {
-            name: np.stack([np.ascontiguousarray(sample[name]) for sample in samples]) for name in samples[0]
-        }
+            pairs.append(self.transformation(self.pairs.decode(stored), np.random.default_rng(key)))
+        return stacked_arrays(pairs)
 
 
 def batches(
@@ -199,16 +195,4 @@ def batches(
             num_cpus=reader_cpus,
         )
         for arrays in dataset.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=2):
-            yield to_batch(arrays, device)
-
-
-def to_batch(arrays: dict[str, ndarray], device: torch.device | None = None) -> Batch:
-    """Stacked fields of FramePair as the network's tensors: images in [0, 1], masks with a channel axis."""
-
-    def tensor(name: str) -> torch.Tensor:
-        if name.startswith("image"):
-            return to_images(arrays[name], device)
-        values = torch.tensor(arrays[name], device=device)
-        return values if name.startswith("flow") else values.unsqueeze(1)
-
-    return Batch(**{name: tensor(name) for name in arrays})
+            yield Batch.of_arrays(arrays, device)

@@ -227,6 +227,11 @@ class PairSet:
         return "truth" in self.description.made_of
 
     @property
+    def generation(self) -> int:
+        """How many teachers stand between these labels and the unlabelled videos."""
+        return int(self.description.provenance.get("generation", "0"))
+
+    @property
     def teacher(self) -> str | None:
         """Where the model that made the labels lies, for `checkpoints.fetch_model`; None without labels, and
         where they came as files, which don't say it."""

@@ -1,154 +1,153 @@
-"""How good is a network while it trains? Judged on pairs that it doesn't learn from, beside the training.
+"""Is a network still learning while it trains? A judge looks at each validation and says whether to go on.
 
-Each checkpoint that is due is validated by a task of its own, while the workers go on; what it finds goes to
-MLflow and, with the checkpoint, to Ray Train, which tells the workers. They wait for it before the next one
-is due, so that where training ends depends on no clock.
+It knows numbers alone: `pipelines.held_back` makes them, and the workers ask for them. Its standing is part
+of every checkpoint, so that where a training ends doesn't depend on when it was resumed.
 """
 
-import hashlib
 import math
-import os
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
-import numpy as np
-import pyarrow as pa
-import ray
-import ray.train
-import torch
-
-from flowcore.drawing import comparison_panel
-from flowcore.metrics import endpoint_error
-from flowcore.networks import FlowNetwork
-from flowcore.objectives import validate_pair
 from flowcore.occlusion import ForwardBackwardCheck
-from pipelines.checkpoints import copy_model, load_model
-from pipelines.feed import to_batch
 from pipelines.pair_set import PairSet
-
-SCORE = "score"
-"""Beside a validation's numbers: what Ray Train chooses the best checkpoint by, see `score_of`."""
 
 
 class TrainingStopped(RuntimeError):  # noqa: N818 - not every stop is an error of the program
     """Training ended before its last step because going on is useless; the message names the remedy."""
 
 
+def score_of(numbers: Mapping[str, float]) -> float:
+    """What models are compared by; lower is better.
+
+    The endpoint error if the held-back pairs have truth. Otherwise the photometric error of all pixels: that
+    of visible pixels is 0 for a model that finds nothing visible.
+    """
+    return numbers["epe"] if "epe" in numbers else numbers["unmasked"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CollapseAlarm:
-    """Stops a training that has settled on a useless answer. Watched at each validation, after the unmasked
-    steps."""
+    """Finds a network that has settled on a useless answer."""
 
     max_occluded: float = 0.95
-    """The mean occluded share of frames above which nothing is left to learn from."""
+    """Mean share of occluded pixels above which too little is left to learn from."""
     min_flow_variance: float = 1e-5
-    """Squared pixels; below it the flow is the same everywhere."""
+    """Squared pixels. Below it the flow is the same everywhere."""
     must_improve: bool = True
-    """Whether fresh weights that have not become better than they were are a reason to stop."""
+    """Whether a network that began with fresh weights has to become better than they were."""
 
-    def check(self, validation: Mapping[str, float], first: Mapping[str, float] | None) -> None:
-        """Raises TrainingStopped; `first` is the validation of the fresh weights, None where training went on
-        from a trained network."""
-        if validation["occluded"] > self.max_occluded:
-            raise TrainingStopped(
-                f"collapsed: the check finds {validation['occluded']:.0%} of the held-back frames occluded, "
-                "so the masked loss is empty; "
-                "train longer without the mask (unmasked_steps) or with a lower learning_rate"
+    def complaint(self, numbers: Mapping[str, float], fresh: Mapping[str, float] | None) -> str | None:
+        """What is wrong, with the remedy; None if nothing is. `fresh` are the numbers of the fresh weights,
+        None if training began with a trained network."""
+        if numbers["occluded"] > self.max_occluded:
+            return (
+                f"collapsed: the check finds {numbers['occluded']:.0%} of the held-back frames occluded, so "
+                "the masked loss is empty; train longer without the mask (unmasked_steps) or with a lower "
+                "learning_rate"
             )
-        if validation["flow_variance"] < self.min_flow_variance:
-            raise TrainingStopped(
-                "collapsed: the flow is the same everywhere "
-                f"(variance {validation['flow_variance']:.1e} px^2); "
+        if numbers["flow_variance"] < self.min_flow_variance:
+            return (
+                f"collapsed: the flow is the same everywhere (variance {numbers['flow_variance']:.1e} px^2); "
                 "lower learning_rate, or check that the videos move"
             )
-        # over all pixels: to fresh weights the check may leave none
-        if self.must_improve and first is not None and validation["unmasked"] >= first["unmasked"]:
-            raise TrainingStopped(
-                f"not learning: the photometric error on held-back pairs is {validation['unmasked']:.3f}, "
-                f"and was {first['unmasked']:.3f} with fresh weights; lower learning_rate or train longer "
+        # over all pixels: with fresh weights none may be visible
+        if self.must_improve and fresh is not None and numbers["unmasked"] >= fresh["unmasked"]:
+            return (
+                f"not learning: the photometric error on held-back pairs is {numbers['unmasked']:.3f}, and "
+                f"was {fresh['unmasked']:.3f} with fresh weights; lower learning_rate or train longer "
                 "without the mask (unmasked_steps)"
             )
-
-
-def score_of(validation: Mapping[str, float]) -> float:
-    """What models are compared by, lower is better: the error on the held-back pairs where those have truth,
-    else the photometric error of all pixels, as that of the visible ones is 0 for a model that finds nothing
-    visible."""
-    return validation["epe"] if "epe" in validation else validation["unmasked"]
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Validation:
-    """Of the checkpoints of one training; a task for Ray."""
+class Judge:
+    """What a stage wants its network judged by."""
 
-    stage: str
-    pairs: PairSet
-    held_back: pa.Table
-    """Rows of the set's index: the pairs to judge on, whole frames."""
-    tracking_uri: str
-    run_id: str
+    truth: PairSet | None = None
+    """Pairs with truth to validate on; None holds back pairs of the first source."""
+    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
+    """The run's occlusion check: that of its loss, its validation and its alarm."""
+    alarm: CollapseAlarm = field(default_factory=CollapseAlarm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What follows from a validation."""
+
+    decision: Literal["go on", "out of patience", "useless"]
+    best_step: int | None
+    """The step of the best checkpoint so far; None while only fresh weights were looked at."""
+    reason: str = ""
+    """Why the checkpoint is useless, with the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How the validations of a training have gone so far."""
+
+    judged: int = -1
+    """The step of the checkpoint that was looked at last."""
+    fresh: dict[str, float] | None = None
+    """The numbers of the fresh weights; None if training began with a trained network."""
+    best: float = math.inf
+    best_step: int | None = None
+    not_better: int = 0
+    """Validations in a row that were no better than the best one."""
+
+
+class Judging:
+    """The judging of one training, from its first validation to its last."""
+
+    def __init__(
+        self, alarm: CollapseAlarm, *, patience: int | None, unmasked_steps: int, starts_fresh: bool
+    ) -> None:
+        """unmasked_steps: the alarm is silent until the loss has a mask."""
+        self._alarm = alarm
+        self._patience = patience
+        self._unmasked_steps = unmasked_steps
+        self._starts_fresh = starts_fresh
+        self.standing = Standing()
+
+    def look_at(self, numbers: Mapping[str, float], step: int) -> Verdict:
+        """The verdict on the checkpoint of a step, later than any before; no numbers mean that its flow isn't
+        finite."""
+        before = self.standing
+        fresh, best, best_step, not_better = before.fresh, before.best, before.best_step, before.not_better
+        reason = self._complaint(numbers, step)
+        if reason is None and step == 0:
+            fresh = dict(numbers) if self._starts_fresh else None
+        elif reason is None:
+            score = score_of(numbers)
+            not_better = 0 if score < best else not_better + 1
+            if score < best:
+                best, best_step = score, step
+        self.standing = Standing(
+            judged=step, fresh=fresh, best=best, best_step=best_step, not_better=not_better
+        )
+        if reason is not None:
+            return Verdict(decision="useless", best_step=best_step, reason=reason)
+        return Verdict(
+            decision="out of patience" if self.is_out_of_patience else "go on", best_step=best_step
+        )
 
     @property
-    def digest(self) -> str:
-        """Of the held-back pairs: two models judged on the same ones can be compared."""
-        pair_ids = "\n".join(sorted(self.held_back["pair_id"].to_pylist()))
-        return hashlib.blake2b(pair_ids.encode(), digest_size=16).hexdigest()
+    def is_out_of_patience(self) -> bool:
+        """Whether validation has been no better for long enough."""
+        return self._patience is not None and self.standing.not_better >= self._patience
 
-    def score(self, model: Path) -> float:
-        """`score_of` the model in a folder, judged in this process; raises as `load_model`."""
-        score = score_of(self._judge(load_model(model)[0].eval(), torch.device("cpu"))[0])
-        return score if math.isfinite(score) else math.inf
+    def state(self) -> dict[str, Any]:
+        """The standing as a checkpoint stores it."""
+        return asdict(self.standing)
 
-    def __call__(self, checkpoint: ray.train.Checkpoint, step: int) -> dict[str, float]:
-        """Means over the held-back pairs, which also are logged, with a picture of the first pair, and
-        SCORE but for fresh weights; nothing where the flow isn't finite."""
-        # Half the node's cores, as others train and read there.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
-        device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-        with tempfile.TemporaryDirectory(prefix="distillflow-validation-") as folder:
-            copy_model(checkpoint, Path(folder))
-            network = load_model(Path(folder))[0].to(device).eval()
-        means, picture = self._judge(network, device)
-        if not all(math.isfinite(value) for value in means.values()):
-            return {}
-        # Brings MLflow, which would cost Ray's other processes a second each: they import this module.
-        from pipelines.tracking import Run
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continues from a `state`."""
+        self.standing = Standing(**state)
 
-        run = Run.reopen(self.tracking_uri, self.run_id)
-        run.picture("validation", picture, step)
-        run.log(step, {f"validation/{key}": value for key, value in means.items()})
-        return means | ({SCORE: score_of(means)} if step else {})
-
-    def _judge(self, network: FlowNetwork, device: torch.device) -> tuple[dict[str, float], np.ndarray]:
-        sums: dict[str, float] = {}
-        picture: np.ndarray | None = None
-        check = ForwardBackwardCheck()
-        for place in self.held_back.to_pylist():
-            pair = self.pairs.decode(self.pairs.read(place))
-            frames = to_batch({"image1": pair.image1[None], "image2": pair.image2[None]}, device)
-            flow_fw, flow_bw = network.estimate(frames.image1, frames.image2)
-            numbers = validate_pair(frames.image1, frames.image2, flow_fw, flow_bw, check)
-            label: dict[str, Any] = {}
-            if pair.flow_fw is not None and pair.confidence_fw is not None:
-                name = "truth" if self.pairs.has_truth else "pseudo-label"
-                label = {name: (pair.flow_fw, pair.confidence_fw < 0.5)}
-                if self.pairs.has_truth:
-                    known = pair.confidence_fw > 0
-                    errors = endpoint_error(flow_fw.cpu(), torch.from_numpy(pair.flow_fw)[None])[0, 0].numpy()
-                    numbers["error"] = float(errors[known].sum(dtype=np.float64))
-                    numbers["with_truth"] = float(known.sum())
-            for key, value in numbers.items():
-                sums[key] = sums.get(key, 0.0) + value
-            if picture is None:
-                mine = (flow_fw[0].cpu().numpy(), check(flow_fw, flow_bw)[0, 0].cpu().numpy())
-                picture = comparison_panel(pair.image1, pair.image2, predictions={**label, self.stage: mine})
-        assert picture is not None
-        means = {key: sums[key] / sums["pairs"] for key in ("occluded", "motion", "flow_variance")}
-        means["photometric"] = sums["photometric"] / max(sums["visible"], 1.0)
-        means["unmasked"] = sums["unmasked"] / max(sums["pixels"], 1.0)
-        if "error" in sums:
-            means["epe"] = sums["error"] / max(sums["with_truth"], 1.0)
-        return means, picture
+    def _complaint(self, numbers: Mapping[str, float], step: int) -> str | None:
+        if not numbers:
+            return f"the flow on held-back pairs is not finite at step {step}; lower learning_rate"
+        if step > self._unmasked_steps:
+            return self._alarm.complaint(numbers, self.standing.fresh)
+        return None

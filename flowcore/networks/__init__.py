@@ -8,6 +8,7 @@ checkpoint stores beside the weights.
 import dataclasses
 from typing import Any
 
+from flowcore.networks import flownet, pwcnet, raft
 from flowcore.networks.external import ExternalConfig, external_network
 from flowcore.networks.flownet import FlowNetConfig
 from flowcore.networks.interface import BidirectionalFlow, FlowNetwork, NetworkConfig
@@ -26,17 +27,41 @@ __all__ = [
     "RAFTConfig",
     "external_network",
     "from_dict",
+    "full",
+    "light",
+    "small",
+    "tiny",
     "to_dict",
 ]
 
 AnyNetworkConfig = PWCNetConfig | FlowNetConfig | RAFTConfig
-"""Those that can be trained."""
+"""The networks that can be trained."""
 _ARCHITECTURES: dict[str, type[NetworkConfig]] = {
     "pwcnet": PWCNetConfig,
     "flownet": FlowNetConfig,
     "raft": RAFTConfig,
     "external": ExternalConfig,
 }
+
+
+def tiny() -> dict[str, AnyNetworkConfig]:
+    """Every backbone at a size for tests, by name: pwcnet, flownets, flownetc, raft_small, raft."""
+    return {**pwcnet.tiny(), **flownet.tiny(), **raft.tiny()}
+
+
+def small() -> dict[str, AnyNetworkConfig]:
+    """Every backbone at a size for frames of about 96x128 px on a CPU, by name."""
+    return {**pwcnet.small(), **flownet.small(), **raft.small()}
+
+
+def light() -> dict[str, AnyNetworkConfig]:
+    """The backbones that have a size for frames of about 320x448 px on a CPU, by name."""
+    return {**pwcnet.light()}
+
+
+def full() -> dict[str, AnyNetworkConfig]:
+    """Every backbone at the size of its paper, by name."""
+    return {**pwcnet.full(), **flownet.full(), **raft.full()}
 
 
 def to_dict(config: NetworkConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ FlowNetS sees both frames as one image of six channels, so that there is nothing
 encodes each frame and correlates the features at an eighth of the resolution.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -50,6 +50,24 @@ class FlowNetConfig(NetworkConfig):
 
     def build(self) -> "FlowNet":
         return FlowNet(self)
+
+
+def tiny() -> dict[str, FlowNetConfig]:
+    """For tests: builds at once, learns little."""
+    simple = FlowNetConfig(encoder_widths=(8, 8, 12, 16), decoder_widths=(8, 12))
+    correlated = replace(simple, variant="correlated", redirected_width=8, radius=3)
+    return {"flownets": simple, "flownetc": correlated}
+
+
+def small() -> dict[str, FlowNetConfig]:
+    """For frames of about 96x128 px on a CPU."""
+    simple = FlowNetConfig(encoder_widths=(24, 32, 64, 96), decoder_widths=(48, 64))
+    return {"flownets": simple, "flownetc": replace(simple, variant="correlated", radius=4)}
+
+
+def full() -> dict[str, FlowNetConfig]:
+    """The paper's FlowNetS and FlowNetC."""
+    return {"flownets": FlowNetConfig(), "flownetc": FlowNetConfig(variant="correlated")}
 
 
 class FlowNet(FlowNetwork):

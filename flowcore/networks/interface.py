@@ -29,6 +29,10 @@ class BidirectionalFlow:
     backward: list[FlowLevel]
     strides: tuple[int, ...]
 
+    def reversed(self) -> "BidirectionalFlow":
+        """The same estimate with the two frames' roles swapped: forward becomes backward."""
+        return BidirectionalFlow(forward=self.backward, backward=self.forward, strides=self.strides)
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:

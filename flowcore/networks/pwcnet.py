@@ -47,6 +47,37 @@ class PWCNetConfig(NetworkConfig):
         return PWCNet(self)
 
 
+def tiny() -> dict[str, PWCNetConfig]:
+    """For tests: builds at once, learns little."""
+    return {"pwcnet": PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,))}
+
+
+def small() -> dict[str, PWCNetConfig]:
+    """For frames of about 96x128 px on a CPU."""
+    return {
+        "pwcnet": PWCNetConfig(
+            encoder_widths=(16, 32, 48, 64), decoder_widths=(64, 48, 32), context_widths=(64, 64, 32)
+        )
+    }
+
+
+def light() -> dict[str, PWCNetConfig]:
+    """For frames of about 320x448 px on a CPU."""
+    return {
+        "pwcnet": PWCNetConfig(
+            encoder_widths=(16, 32, 48, 64, 80),
+            decoder_widths=(48, 32, 24),
+            context_widths=(32, 32),
+            radius=3,
+        )
+    }
+
+
+def full() -> dict[str, PWCNetConfig]:
+    """The light network of DDFlow and SelFlow."""
+    return {"pwcnet": PWCNetConfig()}
+
+
 class PWCNet(FlowNetwork):
     """See PWCNetConfig; a fresh network answers with a small random flow."""
 

@@ -5,7 +5,7 @@ features around its present guess are. All pairs are compared once for each dire
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -54,6 +54,64 @@ class RAFTConfig(NetworkConfig):
 
     def build(self) -> "RAFT":
         return RAFT(self)
+
+
+def tiny() -> dict[str, RAFTConfig]:
+    """For tests: builds at once, learns little."""
+    raft = RAFTConfig(
+        encoder_widths=(8, 12, 16),
+        feature_width=16,
+        hidden_width=12,
+        context_width=12,
+        motion_width=16,
+        iterations=3,
+        scales=2,
+        radius=2,
+    )
+    return {"raft_small": replace(raft, encoder_widths=(8, 12), learned_upsampling=False), "raft": raft}
+
+
+def small() -> dict[str, RAFTConfig]:
+    """For frames of about 96x128 px on a CPU."""
+    return {
+        "raft_small": RAFTConfig(
+            encoder_widths=(24, 48),
+            feature_width=64,
+            hidden_width=48,
+            context_width=32,
+            motion_width=64,
+            iterations=6,
+            scales=3,
+            radius=3,
+            learned_upsampling=False,
+        ),
+        "raft": RAFTConfig(
+            encoder_widths=(24, 48, 64),
+            feature_width=96,
+            hidden_width=64,
+            context_width=48,
+            motion_width=64,
+            iterations=8,
+            scales=3,
+            radius=3,
+        ),
+    }
+
+
+def full() -> dict[str, RAFTConfig]:
+    """Networks of the size of the paper's small and full ones."""
+    return {
+        "raft_small": RAFTConfig(
+            encoder_widths=(32, 64, 96),
+            feature_width=128,
+            hidden_width=96,
+            context_width=64,
+            motion_width=82,
+            radius=3,
+            learned_upsampling=False,
+        ),
+        "raft": RAFTConfig(),
+    }
 
 
 class _Residual(nn.Module):

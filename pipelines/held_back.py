@@ -1,0 +1,128 @@
+"""How good is a checkpoint on the pairs that were held back from training?
+
+A task of its own validates each checkpoint that is due while the workers go on. Its numbers go to MLflow, and
+with the checkpoint to Ray Train, which passes them to the workers. These wait for them before the next
+checkpoint is due, so that no clock decides where training ends.
+"""
+
+import hashlib
+import math
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.train
+import torch
+
+from flowcore.drawing import comparison_panel
+from flowcore.metrics import endpoint_error
+from flowcore.networks import FlowNetwork
+from flowcore.objectives import validate_pair
+from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.pairs import Batch, FramePair
+from pipelines.checkpoints import copy_model, load_model
+from pipelines.pair_set import PairSet
+from pipelines.validation import score_of
+
+SCORE = "score"
+"""The key, beside a validation's numbers, by which Ray Train finds the best checkpoint: `score_of` them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldBack:
+    """The pairs that the networks of a training are judged on, as whole frames."""
+
+    pairs: PairSet
+    places: pa.Table
+    """Rows of the set's index."""
+    check: ForwardBackwardCheck
+    stage: str
+    """The name of the network's flow in pictures."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of the pairs: two models with the same one can be compared."""
+        pair_ids = "\n".join(sorted(self.places["pair_id"].to_pylist()))
+        return hashlib.blake2b(pair_ids.encode(), digest_size=16).hexdigest()
+
+    def score(self, model: Path) -> float:
+        """`score_of` the model in a folder, on this process's CPU; raises as `load_model`."""
+        numbers, _ = self.judge(load_model(model)[0].eval(), torch.device("cpu"))
+        score = score_of(numbers)
+        return score if math.isfinite(score) else math.inf
+
+    def judge(self, network: FlowNetwork, device: torch.device) -> tuple[dict[str, float], np.ndarray]:
+        """(the network's numbers, as means over the pairs; a picture of the first pair)."""
+        sums: dict[str, float] = {}
+        picture: np.ndarray | None = None
+        for place in self.places.to_pylist():
+            pair = self.pairs.decode(self.pairs.read(place))
+            frames = Batch.stack([FramePair(image1=pair.image1, image2=pair.image2)], device)
+            flow_fw, flow_bw = network.estimate(frames.image1, frames.image2)
+            numbers = validate_pair(frames, flow_fw, flow_bw, self.check)
+            if self.pairs.has_truth:
+                numbers |= _errors(pair, flow_fw.cpu())
+            for key, value in numbers.items():
+                sums[key] = sums.get(key, 0.0) + value
+            if picture is None:
+                occluded = self.check(flow_fw, flow_bw)[0, 0].cpu().numpy()
+                picture = self._picture(pair, flow_fw[0].cpu().numpy(), occluded)
+        assert picture is not None
+        means = {key: sums[key] / sums["pairs"] for key in ("occluded", "motion", "flow_variance")}
+        means["photometric"] = sums["photometric"] / max(sums["visible"], 1.0)
+        means["unmasked"] = sums["unmasked"] / max(sums["pixels"], 1.0)
+        if "error" in sums:
+            means["epe"] = sums["error"] / max(sums["with_truth"], 1.0)
+        return means, picture
+
+    def _picture(self, pair: FramePair, flow: np.ndarray, occluded: np.ndarray) -> np.ndarray:
+        """The pair with the network's flow, beside the label or the truth if there is one."""
+        flows: dict[str, Any] = {}
+        if pair.flow_fw is not None and pair.confidence_fw is not None:
+            name = "truth" if self.pairs.has_truth else "pseudo-label"
+            flows[name] = (pair.flow_fw, pair.confidence_fw < 0.5)
+        flows[self.stage] = (flow, occluded)
+        return comparison_panel(pair.image1, pair.image2, predictions=flows)
+
+
+def _errors(pair: FramePair, flow: torch.Tensor) -> dict[str, float]:
+    """The endpoint errors where there is a truth, as a sum and its number of pixels."""
+    if pair.flow_fw is None or pair.confidence_fw is None:
+        return {}
+    known = pair.confidence_fw > 0
+    errors = endpoint_error(flow, torch.from_numpy(pair.flow_fw)[None])[0, 0].numpy()
+    return {"error": float(errors[known].sum(dtype=np.float64)), "with_truth": float(known.sum())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Ray Train's task for a checkpoint of a run."""
+
+    held_back: HeldBack
+    tracking_uri: str
+    run_id: str
+
+    def __call__(self, checkpoint: ray.train.Checkpoint, step: int) -> dict[str, float]:
+        """The numbers of `HeldBack.judge`, which are also logged with the picture, and SCORE except for fresh
+        weights; nothing if the flow isn't finite."""
+        # Half the node's cores, because others train and read there.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+        device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+        with tempfile.TemporaryDirectory(prefix="distillflow-validation-") as folder:
+            copy_model(checkpoint, Path(folder))
+            network = load_model(Path(folder))[0].to(device).eval()
+        numbers, picture = self.held_back.judge(network, device)
+        if not all(math.isfinite(value) for value in numbers.values()):
+            return {}
+        # Imports MLflow, which would cost Ray's other processes a second each: they import this module.
+        from pipelines.tracking import Run
+
+        run = Run.reopen(self.tracking_uri, self.run_id)
+        run.picture("validation", picture, step)
+        run.log(step, {f"validation/{key}": value for key, value in numbers.items()})
+        return numbers | ({SCORE: score_of(numbers)} if step else {})

@@ -1,0 +1,349 @@
+"""What does one optimiser step do to a network?
+
+Every worker takes the step on its share of the global batch. Losses are normalised over the whole of it: the
+workers add up each term's total and count before they divide, so that any number of workers, taking their
+shares in any number of parts, give the gradient of one worker with the whole batch.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
+from typing import Any, Literal, Protocol, cast, get_args
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from flowcore.networks import BidirectionalFlow, FlowNetwork
+from flowcore.objectives import Estimator, Objective, Outcome
+from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.pairs import Batch
+from flowcore.shapes import Image
+
+Decay = Literal["constant", "cosine", "halve"]
+Precision = Literal["float32", "bfloat16"]
+Accelerator = Literal["auto", "gpu", "cpu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How long, how fast and on how many workers a network is trained."""
+
+    steps: int
+    """Optimiser updates. More of them give a better network, up to a point that validation shows."""
+    global_batch: int = 4
+    """Pairs in a step, over all workers. A larger batch gives smoother gradients and takes more memory."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of Adam; `warmup` and `decay` scale it. Lower it if the loss isn't finite or the
+    network collapses."""
+    warmup: float = 0.0
+    """Share of the steps, in [0, 1), over which the learning rate rises linearly to its peak. Fresh weights
+    at a high rate like 0.1."""
+    decay: Decay = "constant"
+    """What the learning rate does after the warm-up: it stays, falls to 0 along a cosine, or is halved after
+    each quarter of the steps."""
+    clip_norm: float = 1.0
+    """Longest gradient; a longer one is scaled down to it. Lower it if single steps throw the network
+    back."""
+    ema_decay: float = 0.0
+    """Share of the weights' moving average that a step keeps, in [0, 1); the first steps keep less. The
+    average is then validated, stored and registered. 0 uses the weights themselves; 0.999 smooths them."""
+    max_skipped: int = 10
+    """Steps that may be skipped because their loss or gradient isn't finite; one more ends the training. The
+    artifacts of the run list the pairs of each one, in `skipped`."""
+    workers: int = 1
+    """Training processes, each with a GPU or CPU of its own. More of them make a step faster."""
+    min_workers: int | None = None
+    """Fewest training processes. Training starts as soon as this many fit, continues with those that are left
+    when a node is lost, and takes in more from the last checkpoint when a node joins. Global batches,
+    learning rate and pairs stay the same. None always uses `workers`."""
+    accumulate: int = 1
+    """Parts in which a worker processes its share of a global batch, one after the other. Raise it if memory
+    runs out: the gradient is the same, for a second forward pass."""
+    checkpoint_activations: bool = False
+    """Recompute activations in the backward pass instead of storing them. Turn it on if memory runs out with
+    large crops or recurrent networks: the gradient is the same, for about a second forward pass. FlowNet
+    gains little."""
+    precision: Precision = "float32"
+    """Precision of convolutions while training. Matching costs, flow, losses and validation stay float32. Try
+    bfloat16 on a GPU."""
+    channels_last: bool = False
+    """Store the channels of a pixel side by side in memory. Try it with bfloat16 on a GPU."""
+    compiled: bool = False
+    """Compile the network with torch.compile: some minutes at the start, then faster steps. On CPUs every
+    node needs a C++ compiler."""
+    accelerator: Accelerator = "auto"
+    """`auto` uses GPUs if the cluster has any now. `gpu` also waits for nodes that an autoscaler starts.
+    `cpu` leaves GPUs alone."""
+    readers: int = 2
+    """Processes that read and transform pairs for each worker. Raise it if `train/waiting_for_data` is well
+    above 0."""
+    seed: int = 0
+    """Decides fresh weights, the order of the pairs and every crop. The same seed gives the same network."""
+    log_every: int = 20
+    """Steps between two points of the logged curves; each is the mean over these steps."""
+    validate_every: int = 200
+    """Steps between two validations on the held-back pairs. Each validates a checkpoint while training
+    continues; training waits only if one hasn't ended when the next is due. It uses a GPU if the cluster has
+    more than workers, else half of a node's CPU cores. Raise it if `train/waiting_for_validation_seconds` is
+    high."""
+    patience: int | None = None
+    """Validations in a row without improvement after which training ends early; the best model is then the
+    result. None trains to the last step, whose model is the result."""
+    held_back_share: float = 0.05
+    """Share of the pairs that is held back for validation, in (0, 1)."""
+    held_back_most: int = 64
+    """Most pairs that are held back for validation. Fewer make validation faster and its numbers noisier."""
+    keep_checkpoints: int = 3
+    """Latest checkpoints to keep; with `patience`, the best ones and the latest. At least 2, since the last
+    one may turn out to have collapsed."""
+    keep_every: int | None = None
+    """Also keep for ever, in `kept` in the run's folder, the checkpoints of steps that are a multiple of
+    this. It is itself a multiple of `validate_every`. Set it to look back on how a network learnt."""
+    max_failures: int = 3
+    """Dead workers to recover from before giving up. Nodes that are taken away with notice, such as spot
+    machines, don't count."""
+
+    def __post_init__(self) -> None:
+        counts = (
+            "steps",
+            "global_batch",
+            "workers",
+            "readers",
+            "log_every",
+            "validate_every",
+            "held_back_most",
+            "accumulate",
+        )
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.keep_checkpoints < 2:
+            raise ValueError(f"keep_checkpoints {self.keep_checkpoints} must be at least 2")
+        for name in ("learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} {getattr(self, name)} must be above 0")
+        for name in ("warmup", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must lie in [0, 1)")
+        if not 0 < self.held_back_share < 1:
+            raise ValueError(f"held_back_share {self.held_back_share} must lie between 0 and 1")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience {self.patience} must be at least 1, or None")
+        if self.keep_every is not None and (self.keep_every < 1 or self.keep_every % self.validate_every):
+            raise ValueError(
+                f"keep_every {self.keep_every} must be a multiple of validate_every {self.validate_every}"
+            )
+        if self.max_skipped < 0:
+            raise ValueError(f"max_skipped {self.max_skipped} must not be below 0")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            raise ValueError(f"min_workers {self.min_workers} must lie in 1..workers, {self.workers}")
+        if self.global_batch < self.workers * self.accumulate:
+            raise ValueError(
+                f"global_batch {self.global_batch} must be at least workers {self.workers} times accumulate "
+                f"{self.accumulate}, so that each part has a pair"
+            )
+        for name, known in (("decay", Decay), ("precision", Precision), ("accelerator", Accelerator)):
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r} must be one of {', '.join(get_args(known))}"
+                )
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        warm = round(self.warmup * self.steps)
+        if step < warm:
+            return self.learning_rate * ((step + 1) / warm)
+        match self.decay:
+            case "constant":
+                return self.learning_rate
+            case "cosine":
+                done = (1 - math.cos(math.pi * (step - warm) / (self.steps - warm))) / 2
+                return self.learning_rate * (1 - done)
+            case "halve":
+                quarters = sum(step >= round(quarter * self.steps / 4) for quarter in (1, 2, 3))
+                return self.learning_rate * 0.5**quarters
+
+
+class Lesson(Protocol):
+    """What a network learns from one of the batches of a step."""
+
+    @property
+    def objective(self) -> Objective:
+        """What it is to do with the batch."""
+
+    @property
+    def weight(self) -> float:
+        """Weight of this loss among those of all lessons."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What a step was like, the same on every worker."""
+
+    facts: Mapping[str, float]
+    """Of the global batch: the loss, its kinds of terms, what the first objective watches, the learning rate
+    and the gradient's norm. Empty for a skipped step."""
+    skipped: str | None = None
+    """Why the step was skipped; None if it wasn't."""
+
+
+class OptimiserStep:
+    """Takes the steps of a training, one after the other: Adam on a network, with its moving average."""
+
+    step = 0
+    """The steps taken so far, skipped ones too."""
+    skipped = 0
+    """How many of them were skipped."""
+
+    def __init__(
+        self,
+        network: FlowNetwork,
+        lessons: Sequence[Lesson],
+        check: ForwardBackwardCheck,
+        options: TrainingOptions,
+        *,
+        world_size: int = 1,
+        device: torch.device | None = None,
+        wrap: Callable[[FlowNetwork], Estimator] = lambda network: network,
+    ) -> None:
+        """`wrap` makes of the network what several workers train, such as DistributedDataParallel."""
+        self.device = device or torch.device("cpu")
+        self.network = network.to(self.device)
+        self.network.checkpoints_activations = options.checkpoint_activations
+        if options.channels_last:
+            cast(Any, self.network).to(memory_format=torch.channels_last)
+        self._average = AveragedModel(network, multi_avg_fn=self._averaged) if options.ema_decay else None
+        self._adam = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.999))
+        self._wrapped = wrap(self.network)
+        self._lessons = lessons
+        self._check = check
+        self._options = options
+        self._world_size = world_size
+
+    @property
+    def result(self) -> FlowNetwork:
+        """What training makes: the moving average of the network, or the network itself without one."""
+        return self.network if self._average is None else cast(FlowNetwork, self._average.module)
+
+    def take(self, batches: Sequence[Batch]) -> Taken:
+        """One step on this worker's share of the global batch, a batch for each lesson."""
+        taken = self._take(batches)
+        self.step += 1
+        self.skipped += taken.skipped is not None
+        return taken
+
+    def _take(self, batches: Sequence[Batch]) -> Taken:
+        rate = self._options.learning_rate_at(self.step)
+        parts = list(zip(*(batch.split(self._options.accumulate) for batch in batches), strict=True))
+        is_whole = len(parts) == 1
+        # With several parts the counts have to be known before the first backward pass.
+        with torch.set_grad_enabled(is_whole):
+            outcome = reduce(add, (self._outcome(part) for part in parts))
+        counts, facts = global_facts(outcome, self._world_size, self._options.global_batch)
+        # Every worker sees the same global numbers, and skips the same steps.
+        if not math.isfinite(facts["loss"]):
+            return Taken(facts={}, skipped=f"the loss of step {self.step} is {facts['loss']}")
+        self._adam.zero_grad()
+        # Gradients are averaged over the workers once, with the last part.
+        without_averaging = getattr(self._wrapped, "no_sync", nullcontext)
+        for number, part in enumerate(parts, start=1):
+            with without_averaging() if number < len(parts) else nullcontext():
+                mine = outcome if is_whole else self._outcome(part)
+                global_loss(mine, counts, self._world_size).backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._options.clip_norm)
+        if not torch.isfinite(norm):
+            return Taken(facts={}, skipped=f"the gradient of step {self.step} is not finite")
+        for group in self._adam.param_groups:
+            group["lr"] = rate
+        self._adam.step()
+        if self._average is not None:
+            self._average.update_parameters(self.network)
+        return Taken(facts={**facts, "learning_rate": rate, "gradient_norm": float(norm)})
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs beside the weights of `result`, as `checkpoints.save_training_state` takes
+        it."""
+        return {
+            "optimizer": self._adam.state_dict(),
+            # The result has the average's weights, if there is one.
+            "weights": {} if self._average is None else self.network.state_dict(),
+            "step": self.step,
+            "skipped": self.skipped,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continues from a `state`, once the weights of its `result` have been loaded into this one's."""
+        weights = state["weights"]
+        if self._average is not None:
+            # A training that had no average begins one.
+            self._average.n_averaged.fill_(int(bool(weights)))
+            weights = weights or self.result.state_dict()
+        if weights:
+            self.network.load_state_dict(weights)
+        self._adam.load_state_dict(state["optimizer"])
+        self.step, self.skipped = state["step"], state["skipped"]
+
+    def _averaged(self, averages: Any, weights: Any, _number: Any) -> None:
+        # A constant decay would keep the fresh weights for long; the first averages are of few steps.
+        decay = min(self._options.ema_decay, (1 + self.step) / (10 + self.step))
+        get_ema_multi_avg_fn(decay)(averages, weights, _number)
+
+    def _estimate(self, image1: Image, image2: Image) -> BidirectionalFlow:
+        is_lower = self._options.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_lower):
+            return self._wrapped(image1, image2)
+
+    def _outcome(self, part: Sequence[Batch]) -> Outcome:
+        """The terms of all lessons, with what the first one watches."""
+        outcomes = [
+            lesson.objective(self._estimate, batch, step=self.step, check=self._check)
+            for lesson, batch in zip(self._lessons, part, strict=True)
+        ]
+        terms = [
+            replace(term, weight=lesson.weight * term.weight)
+            for lesson, outcome in zip(self._lessons, outcomes, strict=True)
+            for term in outcome.terms
+        ]
+        return Outcome(terms=terms, watched=outcomes[0].watched)
+
+
+def global_loss(outcome: Outcome, counts: Tensor, world_size: int) -> Tensor:
+    """The loss whose gradient, added up over a worker's parts and averaged over workers, is the global
+    batch's.
+
+    The global loss is the sum over terms of weight * total / count, total and count over all workers;
+    `counts` are those of `global_facts`.
+    """
+    # each worker adds its own pixels over everybody's count; DDP then averages, which the factor undoes
+    parts = [
+        term.weight * term.total / count
+        for term, count in zip(outcome.terms, counts.to(outcome.terms[0].total.dtype), strict=True)
+    ]
+    return torch.stack(parts).sum() * world_size
+
+
+def global_facts(outcome: Outcome, world_size: int, global_batch: int) -> tuple[Tensor, dict[str, float]]:
+    """(the terms' counts over all workers, 1 for an empty one; the global batch's loss, its kinds of terms
+    and what is watched)."""
+    terms = outcome.terms
+    totals = torch.stack([term.total.detach() for term in terms])
+    counts = torch.stack([term.count for term in terms])
+    watched = torch.stack([value.detach() for value in outcome.watched.values()])
+    packed = torch.cat([totals, counts, watched]).double()
+    if world_size > 1:
+        torch.distributed.all_reduce(packed)
+    totals, counts, watched = packed.split([len(terms), len(terms), len(outcome.watched)])
+    counts = counts.clamp(min=1.0)
+    facts: dict[str, float] = {"loss": 0.0}
+    for term, total, count in zip(terms, totals.tolist(), counts.tolist(), strict=True):
+        kind = f"loss/{term.name.split('/')[0]}"
+        facts[kind] = facts.get(kind, 0.0) + term.weight * total / count
+        facts["loss"] += term.weight * total / count
+    for name, value in zip(outcome.watched, watched.tolist(), strict=True):
+        facts[name] = value / global_batch
+    return counts, facts

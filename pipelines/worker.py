@@ -1,0 +1,374 @@
+"""What does one training worker do? It feeds itself and takes its share of every step.
+
+Its place in the data is the number of steps taken, from which `pipelines.feed` plans the rest. At a
+checkpoint the worker first waits for the validation of the one before, and hears the judge's verdict.
+"""
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import PreemptionInfo, ReportedCheckpoint, ReportedCheckpointStatus
+from ray.train.collective import broadcast_from_rank_zero
+
+from flowcore.networks import FlowNetwork
+from flowcore.objectives import Estimator
+from pipelines import progress
+from pipelines.checkpoints import (
+    StartingPoint,
+    load_training_state,
+    load_weights_into,
+    save_model,
+    save_training_state,
+)
+from pipelines.feed import Plan, batches, hold_back, part_of
+from pipelines.held_back import SCORE, Validation
+from pipelines.step import OptimiserStep, TrainingOptions
+from pipelines.storage import patient
+from pipelines.validation import Judge, Judging, TrainingStopped
+
+if TYPE_CHECKING:
+    from pipelines.training import Source
+
+STEP = "step"
+"""The key of a checkpoint's step among what Ray Train knows of it."""
+KEPT_FOLDER = "kept"
+"""The folder, in a run's, of the checkpoints of `keep_every`."""
+_NOTICE_STEPS = 10
+"""Steps between two questions whether a node is about to be taken away. Each makes the workers wait for each
+other, some milliseconds, and Ray itself asks every 5 seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """All that the workers of a training need to know. They may be on other machines."""
+
+    start: StartingPoint
+    sources: "tuple[Source, ...]"
+    options: TrainingOptions
+    judge: Judge
+    validation: Validation
+    """Validates the checkpoints, and names the MLflow run."""
+    provenance: dict[str, str]
+    """Written into every checkpoint."""
+    reader_cpus: float
+    """What each reading task asks of Ray."""
+    reporter: progress.Reporter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How the work ended, the same on every worker."""
+
+    step: int
+    stopped: str | None
+    """Why going on is useless; None if training came to its end."""
+    condemned: float
+    """The step of the checkpoint that a validation found useless; infinite without one."""
+    numbers: dict[str, float]
+    """The last validation's."""
+
+
+def work(config: dict[str, Any]) -> Ended:
+    """One worker's whole life."""
+    return _Worker(config["assignment"]).run()
+
+
+def numbers_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """What a validation found, of all that Ray Train knows of its checkpoint."""
+    return {name: value for name, value in metrics.items() if name not in (STEP, SCORE)}
+
+
+class _Worker:
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        if self.device.type == "cpu":
+            _share_cores(context.get_local_world_size())
+        self.plans = [_plan(source, assignment.options) for source in assignment.sources]
+        self.optimiser = OptimiserStep(
+            _network(assignment.start, assignment.options.seed),
+            assignment.sources,
+            assignment.judge.check,
+            assignment.options,
+            world_size=self.world_size,
+            device=self.device,
+            wrap=self._prepared,
+        )
+        self.judging = Judging(
+            assignment.judge.alarm,
+            patience=assignment.options.patience,
+            unmasked_steps=assignment.sources[0].objective.unmasked_steps,
+            starts_fresh=assignment.start.weights is None,
+        )
+        self.numbers: dict[str, float] = {}
+        self.condemned = math.inf
+        self.notice: PreemptionInfo | None = None
+        self.log = None
+        if self.rank == 0:
+            # Imports MLflow, which would cost each of the other workers a second.
+            from pipelines.tracking import Run
+
+            self.log = Run.reopen(assignment.validation.tracking_uri, assignment.validation.run_id)
+        self._resume()
+
+    def run(self) -> Ended:
+        """Trains to the last step, or to where going on is useless."""
+        stopped = None
+        try:
+            self._train()
+        except TrainingStopped as reason:
+            # Every worker sees the same global numbers, so that all stop here, and none is started again.
+            stopped = str(reason)
+        return Ended(
+            step=self.optimiser.step, stopped=stopped, condemned=self.condemned, numbers=self.numbers
+        )
+
+    def _train(self) -> None:
+        options, optimiser = self.assignment.options, self.optimiser
+        if ray.train.get_checkpoint() is None:
+            self._checkpoint()
+        feed = zip(*self._feeds(), strict=True)
+        window = _Window()
+        while optimiser.step < options.steps and not self.judging.is_out_of_patience:
+            window.begin()
+            step_batches = next(feed)
+            window.has_waited()
+            taken = optimiser.take(step_batches)
+            window.add(taken.facts, options.global_batch * len(step_batches))
+            if taken.skipped is not None:
+                self._skip(taken.skipped)
+            is_last = optimiser.step == options.steps
+            if optimiser.step % options.log_every == 0 or is_last:
+                self._log_window(window.means())
+                window = _Window()
+            is_news = optimiser.step % _NOTICE_STEPS == 0 and self._is_news()
+            if optimiser.step % options.validate_every == 0 or is_last:
+                self._hear_verdict()
+                if not self.judging.is_out_of_patience:
+                    self._checkpoint()
+            elif is_news:
+                self._checkpoint(is_validated=False)
+        self._hear_verdict()
+
+    def _prepared(self, network: FlowNetwork) -> Estimator:
+        parallel = ray.train.torch.prepare_model(network, move_to_device=False)
+        return cast(Estimator, torch.compile(parallel) if self.assignment.options.compiled else parallel)
+
+    def _feeds(self) -> list[Any]:
+        """The batches of each source from this step on."""
+        options = self.assignment.options
+        return [
+            batches(
+                source.pairs,
+                plan,
+                source.transformation,
+                start=self.optimiser.step,
+                stop=options.steps,
+                rank=self.rank,
+                world_size=self.world_size,
+                readers=options.readers,
+                reader_cpus=self.assignment.reader_cpus,
+                device=self.device,
+            )
+            for source, plan in zip(self.assignment.sources, self.plans, strict=True)
+        ]
+
+    def _hear_verdict(self) -> None:
+        """Waits for the validation that is under way; TrainingStopped if it finds the network useless."""
+        began = time.monotonic()
+        reported = [
+            each
+            for each in ray.train.get_all_reported_checkpoints()
+            if each.status is not ReportedCheckpointStatus.COMMITTED
+            and each.metrics[STEP] > self.judging.standing.judged
+        ]
+        if reported:
+            self._log({"train/waiting_for_validation_seconds": time.monotonic() - began})
+        for each in sorted(reported, key=lambda each: each.metrics[STEP]):
+            step = each.metrics[STEP]
+            self.numbers = self._numbers(each)
+            verdict = self.judging.look_at(self.numbers, step)
+            if verdict.decision == "useless":
+                self.condemned = step
+                raise TrainingStopped(verdict.reason)
+
+    def _numbers(self, reported: ReportedCheckpoint) -> dict[str, float]:
+        """What the validation found. If its task failed it is done here, so that its error is the
+        training's."""
+        if reported.status is not ReportedCheckpointStatus.VALIDATION_FAILED:
+            return numbers_of(reported.metrics)
+        validate = self.assignment.validation
+        mine = validate(reported.checkpoint, reported.metrics[STEP]) if self.rank == 0 else None
+        return cast(dict[str, float], broadcast_from_rank_zero(mine))
+
+    def _is_news(self) -> bool:
+        """Whether a node with a worker is about to be taken away, and wasn't when last asked."""
+        before, self.notice = self.notice, ray.train.get_preemption_info()
+        return self.notice is not None and self.notice != before
+
+    def _skip(self, reason: str) -> None:
+        """Records a skipped step, the last one taken; TrainingStopped for one too many."""
+        step, most = self.optimiser.step - 1, self.assignment.options.max_skipped
+        if self.log is not None:
+            pairs = [plan.pair_ids(step) for plan in self.plans]
+            self.log.document(f"skipped/step-{step:08d}.json", {"reason": reason, "pair_ids": pairs})
+        if self.optimiser.skipped > most:
+            raise TrainingStopped(
+                f"{reason}, and max_skipped {most} such steps were skipped before it; lower learning_rate or "
+                "clip_norm, or look at the pairs, which the run's artifacts list in skipped"
+            )
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        if self.log is not None:
+            self.log.log(self.optimiser.step, values)
+
+    def _log_window(self, means: Mapping[str, float]) -> None:
+        logged = {**means, "skipped_steps": self.optimiser.skipped, "workers": self.world_size}
+        self._log({f"train/{key}": value for key, value in logged.items()})
+        if self.rank == 0:
+            self.assignment.reporter.report(self.optimiser.step, loss=means.get("loss", math.nan))
+
+    @property
+    def _plan_digests(self) -> list[str]:
+        """Digests of what decides which pair has which place in which batch."""
+        sources = self.assignment.sources
+        return [
+            f"{source.pairs.label_set} {plan.digest()}"
+            for source, plan in zip(sources, self.plans, strict=True)
+        ]
+
+    def _checkpoint(self, *, is_validated: bool = True) -> None:
+        """Every worker reports; the first one's folder is the checkpoint."""
+        step = self.optimiser.step
+        metrics = {STEP: step, SCORE: math.inf}
+        report: Any = partial(ray.train.report, checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC)
+        if self.rank != 0:
+            report(metrics)
+            return
+        folder = Path(tempfile.mkdtemp(prefix="distillflow-checkpoint-"))
+        save_model(folder, self.optimiser.result, self.assignment.provenance)
+        state = {
+            "optimiser": self.optimiser.state(),
+            "judging": self.judging.state(),
+            "plans": self._plan_digests,
+        }
+        save_training_state(folder, state)
+        task = ray.train.ValidationTaskConfig(fn_kwargs={"step": step})
+        # Written while training goes on; Ray removes the folder here then.
+        report(
+            metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
+            checkpoint_dir_name=f"step-{step:08d}",
+            checkpoint_upload_fn=partial(
+                _stored, step, self.assignment.options.keep_every, self.assignment.validation.run_id
+            ),
+            validation=task if is_validated else False,
+        )
+
+    def _resume(self) -> None:
+        """Continues from the last checkpoint, if there is one."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is not None:
+            state = self._load(checkpoint)
+            if state["plans"] != self._plan_digests:
+                raise ValueError(
+                    "the run began with other pairs, other labels of them, another global_batch or another "
+                    "seed; resume it with the same videos or labels, --where and options, or start a new one"
+                )
+            self.optimiser.restore(state["optimiser"])
+            self.judging.restore(state["judging"])
+        if self.log is not None and (last := self.log.last_step("train/loss")) > 0:
+            # At the step that was lost last, since more than one restart may begin at the same checkpoint.
+            self.log.log(last, {"train/steps_done_again": max(0, last - self.optimiser.step)})
+
+    @patient
+    def _load(self, checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
+        """Takes the checkpoint's weights; returns the rest of the state."""
+        with checkpoint.as_directory() as folder:
+            load_weights_into(self.optimiser.result, Path(folder))
+            return load_training_state(Path(folder))
+
+
+def _share_cores(workers: int) -> None:
+    """Leaves each of the workers on this node its share of the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // workers))
+
+
+def _plan(source: "Source", options: TrainingOptions) -> Plan:
+    rows, _ = hold_back(source.pairs.index(), options.held_back_share, options.held_back_most)
+    return Plan(index=part_of(rows, source.share), global_batch=options.global_batch, seed=options.seed)
+
+
+def _network(start: StartingPoint, seed: int) -> FlowNetwork:
+    torch.manual_seed(seed)
+    network = start.network.build()
+    if start.weights is not None:
+        network.load_state_dict(start.weights)
+    return network
+
+
+def _stored(
+    step: int, keep_every: int | None, run_id: str, checkpoint: ray.train.Checkpoint, name: str
+) -> ray.train.Checkpoint:
+    """Writes a checkpoint into the run's folder, and one to keep for ever into `KEPT_FOLDER` there."""
+    storage = ray.train.get_context().get_storage()
+    try:
+        if keep_every is not None and step > 0 and step % keep_every == 0:
+            storage.persist_current_checkpoint(checkpoint, f"{KEPT_FOLDER}/{name}")
+        return cast(ray.train.Checkpoint, storage.persist_current_checkpoint(checkpoint, name))
+    except OSError as error:
+        raise OSError(
+            f"the checkpoint of step {step} can't be written into --run-root: {error}; the one before is "
+            f"whole: free space there, or mend the storage, and continue with --resume {run_id}"
+        ) from error
+
+
+class _Window:
+    """Sums of what is logged together: a few steps, without what comes between them, such as validation."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._steps = 0
+        self._pairs = 0
+        self._waited = 0.0
+        self._seconds = 0.0
+        self._began = 0.0
+
+    def begin(self) -> None:
+        """A step begins with waiting for its batches."""
+        self._began = time.monotonic()
+
+    def has_waited(self) -> None:
+        """The batches are here."""
+        self._waited += time.monotonic() - self._began
+
+    def add(self, facts: Mapping[str, float], pairs: int) -> None:
+        """The step has ended."""
+        for key, value in facts.items():
+            self._sums[key] = self._sums.get(key, 0.0) + value
+        self._steps += bool(facts)
+        self._pairs += pairs
+        self._seconds += time.monotonic() - self._began
+
+    def means(self) -> dict[str, float]:
+        """The facts' means over the steps that weren't skipped, with the speed."""
+        seconds = max(self._seconds, 1e-9)
+        return {
+            **{key: value / self._steps for key, value in self._sums.items()},
+            "pairs_per_second": self._pairs / seconds,
+            "waiting_for_data": self._waited / seconds,
+        }
