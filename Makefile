@@ -30,9 +30,10 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# A warning is an error: a link that leads nowhere, an option without a sentence of its own.
+# Everything is read anew, as the reference comes from the code. A warning is an error: a link that leads
+# nowhere, an option without a sentence of its own.
 docs: $(INSTALLED)
-	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet docs $(SITE)
+	$(VENV)/bin/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet docs $(SITE)
 	@echo "documentation: $(SITE)/index.html"
 
 lint: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""What does the reference say of each option, column and metric? What the code says, read when the site is built.
+"""What does the reference say of options, columns and metrics? What the code says when the site is built.
 
 A Sphinx extension of four directives: `job-options`, `recipe-table`, `label-columns` and `metric-table`. Each
 writes Markdown from dataclasses, their defaults and the docstrings under their fields. An option or a column

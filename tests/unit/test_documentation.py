@@ -71,3 +71,18 @@ def test_every_script_and_target_that_the_pages_name_is_there() -> None:
             assert (REPOSITORY / f"{module.replace('.', '/')}.py").exists(), f"{page}: {module}"
         for target in re.findall(r"^make (\w+)", blocks(page), re.MULTILINE):
             assert f"\n{target}:" in makefile, f"{page}: make {target}"
+
+
+def test_the_architecture_names_every_module_and_no_other() -> None:
+    page = (REPOSITORY / "docs" / "explanation" / "architecture.md").read_text()
+    named = set()
+    for cell in re.findall(r"^\| (`(?:flowcore|pipelines|jobs)/.*?) \|", page, re.MULTILINE):
+        first, *others = re.findall(r"`([\w./]+\.py)`", cell)
+        named |= {first, *(f"{first.rpartition('/')[0]}/{other}" for other in others)}
+    modules = {
+        str(path.relative_to(REPOSITORY))
+        for folder in ("flowcore", "pipelines", "jobs")
+        for path in (REPOSITORY / folder).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert named == modules
