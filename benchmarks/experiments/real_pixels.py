@@ -1,22 +1,23 @@
 """What does a student learn from real videos in two hours on two cores, without a label?
 
-    python benchmarks/real_pixels.py DATA [--print]
+    python -m benchmarks.experiments.real_pixels DATA [--print]
 
-The recipe `laptop` on real clips: OpenCV's DIS labels them, a student learns from those labels from fresh
-weights, and is judged on real pairs with truth that it never saw, beside zero flow, the classical methods
-and its teacher. DATA holds `clips` and `frames` to learn from, and `middlebury_flow`, `flyingchairs`,
-`sintel` and `kitti2012` in their sets' own layouts to judge on; a set that isn't there is left out. Labels
-that are there aren't made again. Writes docs/results/real-pixels.md and the student beside it; with --print
-that page anew, of the student that is there, without training.
+Runs the recipe `laptop` on real clips: OpenCV's DIS labels them, and a student learns from those labels from
+fresh weights. Judges the student on real pairs with truth that it never saw, beside zero flow, the classical
+methods and its teacher. DATA holds `clips` and `frames` to learn from, and `middlebury_flow`, `flyingchairs`,
+`sintel` and `kitti2012`, each in its own layout, to judge on; a set that isn't there is left out. Labels that
+are there aren't made again. Writes docs/results/real-pixels.md and the student beside it. --print judges that
+student again, without training.
 """
 
-import argparse
 import json
 import os
 import time
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks import report
+from benchmarks.inputs import real_sets
 from flowcore.formats import write_image
 from flowcore.occlusion import ForwardBackwardCheck
 from jobs import distill, evaluate, pseudolabel
@@ -34,13 +35,6 @@ TEACHER = "opencv:dis_medium"
 WHERE = "flow_p99 > 2"
 """Some of the clips hardly move."""
 LEARNT = ("clips", "frames")
-JUDGED = {
-    "middlebury_flow": "middlebury",
-    "flyingchairs": "chairs",
-    "sintel": "sintel",
-    "kitti2012": "kitti2012",
-}
-"""The benchmark by the name of its folder."""
 
 
 def make_student(data: Path, workers: int) -> None:
@@ -83,16 +77,14 @@ def judge(data: Path) -> str:
     """The tables, as Markdown; a picture of each set's median pair goes to runs/real_pixels."""
     models = {name: name for name in ("zero", "opencv:farneback", "opencv:dis_fast", TEACHER)}
     models["student"] = str(STUDENT)
-    estimators = {name: load_estimator(models[name]) for name in (TEACHER, "student")}
+    estimators = {title: load_estimator(models[title]) for title in (TEACHER, "student")}
     tables = []
-    for folder, benchmark in JUDGED.items():
-        if not (data / folder).exists():
-            continue
-        options = evaluate.Evaluate(model=("zero",), benchmark=benchmark, root=str(data / folder))  # type: ignore[arg-type]
+    for name, folder in real_sets(data).items():
+        options = evaluate.Evaluate(model=("zero",), benchmark=name, root=str(folder))  # type: ignore[arg-type]
         results = evaluate.evaluate_models(models, options)
         tables.append(evaluate.tables(results))
         ranked = results["student"].ranked
-        picture = WORK / f"{benchmark}.png"
+        picture = WORK / f"{name}.png"
         write_image(picture, example(ranked[len(ranked) // 2], estimators, ForwardBackwardCheck()))
         print(f"picture: {picture}")
     return "\n\n".join(tables)
@@ -103,7 +95,7 @@ def page(tables: str) -> str:
     seconds = facts["seconds"]
     return (
         "# A student of real videos, on real pairs with truth\n\n"
-        "Printed by `python benchmarks/real_pixels.py DATA`. The recipe `laptop`, seed 0: "
+        "Printed by `python -m benchmarks.experiments.real_pixels DATA`. The recipe `laptop`, seed 0: "
         f"{facts['pairs']} pairs of {facts['videos']} real clips and image sequences, labelled by {TEACHER}, "
         f"which never saw truth; those with `{WHERE}`; a PWC-Net from fresh weights, {facts['steps']} steps "
         f"in the confidence view. {seconds['labelling']} s of labelling and {seconds['distillation']} s of "
@@ -116,12 +108,10 @@ def page(tables: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", type=Path, help="the folder of clips and benchmarks")
-    parser.add_argument("--workers", type=int, default=2, help="training processes")
-    parser.add_argument("--print", action="store_true", help="judge the student that is in docs/results")
+    parser = report.parser(__doc__)
+    parser.add_argument("data", type=Path, help="a folder of clips and data sets")
+    parser.add_argument("--workers", type=int, default=2, help="training processes; 2 by default")
+    parser.add_argument("--print", action="store_true", help="only judge the student that is in docs/results")
     arguments = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{WORK / 'mlflow.db'}"

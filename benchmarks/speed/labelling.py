@@ -1,24 +1,25 @@
 """How fast is labelling, beside the script that one would write today and beside the teacher's own speed?
 
-    python benchmarks/labelling.py [--videos CLIPS] [--network laptop] [--pairs 64] [--rounds 3]
+    python -m benchmarks.speed.labelling [--videos CLIPS] [--network laptop] [--pairs 64] [--rounds 3]
 
-Measures, on the same cores, with processes of one thread each, and in rounds, each of all of these one after
-another, as a shared machine is not as fast in one minute as in the next:
+Measures all of these on the same cores:
 
-- the script: OpenCV decodes, the network answers once for each direction, encoding both frames each time,
-  then the check, and one compressed .npz a pair; a process a core, and one process with all the threads;
-- the limit: the same teacher on frames in memory, each encoded once, nothing checked or written;
-- labelling, from video files to Parquet, once it runs, and whose processes the cores' time went to.
+- the script: OpenCV decodes, the network answers once for each direction and encodes both frames each time,
+  the check follows, and each pair is written as a compressed .npz; by one process with a thread for each
+  core, and by one process of one thread for each core;
+- the limit: the same teacher on frames in memory, each encoded once, with nothing checked or written;
+- the same with the check and a label's quality columns;
+- labelling, from video files to Parquet, once it is running.
 
-Before all, what it takes from starting Ray to the first label on the disk, and what of that is importing.
+The machine's speed changes from minute to minute, so they take turns, in rounds; ratios are within a round.
+Prints pairs a second, what kind of process the cores' time went to, the bytes of a pair, and the seconds from
+starting Ray to the first label on the disk.
 
-Takes rendered videos, or at most --pairs pairs of each of a folder's; the scripts and the limit take fewer of
-each, but of every one. Weights are fresh, which costs what good ones do.
+Takes rendered videos, or at most --pairs pairs of each video of a folder. The scripts and the limit take
+fewer pairs, but some of each video. The teacher has fresh weights.
 """
 
-import argparse
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -38,16 +39,17 @@ import ray
 import torch
 from numpy import ndarray
 
+from benchmarks import report
+from benchmarks.inputs import fresh_teacher, read_chunks, render_long_videos
+from benchmarks.processes import kind_of
 from flowcore.geometry import pad_to_multiple, upsample_flow
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import ForwardBackwardCheck
-from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.shapes import to_images
-from flowcore.video import ChunkReader, ClipOptions, VideoError
+from flowcore.video import ClipOptions
 from jobs.recipes import RECIPES
-from pipelines.checkpoints import save_model
+from pipelines.checkpoints import load_model
 from pipelines.cluster import connect
-from pipelines.collection import find_videos
 from pipelines.labelling import (
     LabellingOptions,
     LabellingProgress,
@@ -61,28 +63,7 @@ _SCRIPT_PAIRS = 8
 """Of each video."""
 _LIMIT_SECONDS = 8.0
 _TRIED_CHUNKS = 4
-_SCENES = 4
 _LOOK_SECONDS = 5.0
-_PROCESSES = {
-    "_Teacher": "teachers",
-    "pipelines.decoding": "decoders",
-    "_Reader": "reading and writing",
-    "_Writer": "reading and writing",
-    "ray::IDLE": "reading and writing",
-}
-"""What a process is, by what its title has in it; Ray gives those that read and write a task's title while
-they have one."""
-
-
-def render_videos(folder: Path, count: int, frames: int, size: tuple[int, int]) -> None:
-    """Different ones of few scenes, so that rendering is quick."""
-    scene = SceneOptions(height=size[0], width=size[1], num_frames=_CHUNK_PAIRS + 1)
-    rendered = [render_scene(seed, scene).frames for seed in range(_SCENES)]
-    there_and_back = [*range(_CHUNK_PAIRS), *range(_CHUNK_PAIRS, 0, -1)]
-    for number in range(count):
-        begin, scene_number = divmod(number, _SCENES)
-        order = [there_and_back[(begin + i) % len(there_and_back)] for i in range(frames)]
-        write_video(folder / f"{number}.mp4", rendered[scene_number][order])
 
 
 @ray.remote(num_cpus=1)
@@ -200,12 +181,6 @@ def memory_speed(
     return total
 
 
-def kind_of(process: psutil.Process) -> str:
-    """What a process that a labelling run started is; psutil.Error if it ended."""
-    title = " ".join(process.cmdline())
-    return next((kind for mark, kind in _PROCESSES.items() if mark in title), "Ray's own")
-
-
 @dataclass
 class CoreTime:
     """Seconds that the cores worked for this process and all that it started, by what they are."""
@@ -234,7 +209,7 @@ class CoreTime:
 
 
 def labelled(
-    videos: str, teacher: Path, location: Path, options: LabellingOptions, time_of: CoreTime
+    videos: str, teacher: str, location: Path, options: LabellingOptions, time_of: CoreTime
 ) -> tuple[LabellingSummary, float, list[float]]:
     """The summary, the seconds to the first shard, and the pairs a second in each quarter from there to the
     last."""
@@ -246,7 +221,7 @@ def labelled(
             steps.append((time.monotonic(), progress.new_pairs))
             time_of.look()
 
-    summary = write_labels(videos, [str(teacher)], str(location), options, on_progress=note)
+    summary = write_labels(videos, [teacher], str(location), options, on_progress=note)
     if len(steps) < 10:
         raise SystemExit("labelling ended after fewer than ten files; take more videos or pairs")
     # From when each of the teachers has had time to give one.
@@ -263,7 +238,7 @@ def import_seconds() -> float:
     return time.monotonic() - start
 
 
-def first_label_seconds(video: str, teacher: Path, location: Path, options: LabellingOptions) -> float:
+def first_label_seconds(video: str, teacher: str, location: Path, options: LabellingOptions) -> float:
     """From before Ray starts to the first shard on the disk."""
     start = time.monotonic()
     connect()
@@ -273,38 +248,32 @@ def first_label_seconds(video: str, teacher: Path, location: Path, options: Labe
         if progress.new_pairs and not seconds:
             seconds.append(time.monotonic() - start)
 
-    write_labels(video, [str(teacher)], str(location), options, on_progress=note)
+    write_labels(video, [teacher], str(location), options, on_progress=note)
     return seconds[0]
-
-
-def readable(videos: str, options: ClipOptions) -> tuple[list[str], list[ndarray]]:
-    """Those videos of a collection that give pairs, and some of their chunks."""
-    found, chunks = [], []
-    for source in find_videos(videos):
-        if source.frames:
-            continue
-        with suppress(VideoError):
-            chunks.append(np.stack(next(iter(ChunkReader(source.uri, options))).frames))
-            found.append(source.uri)
-    return found, chunks
 
 
 def ratio(values: Sequence[float], of: Sequence[float]) -> str:
     """The median of the rounds' quotients, and their range."""
-    quotients = [each / other for each, other in zip(values, of, strict=True)]
-    return f"{statistics.median(quotients):.2f} ({min(quotients):.2f}-{max(quotients):.2f})"
+    return report.median_and_range([each / other for each, other in zip(values, of, strict=True)])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = report.parser(__doc__)
+    parser.add_argument("--videos", help="a folder of videos; rendered ones without it")
+    parser.add_argument("--count", type=int, default=16, help="rendered videos; 16 by default")
+    parser.add_argument("--pairs", type=int, default=64, help="most pairs of a video; 64 by default")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(192, 256),
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the frames, px; 192 256 by default",
     )
-    parser.add_argument("--videos", help="a folder of videos; without it, they are rendered")
-    parser.add_argument("--count", type=int, default=16, help="of the rendered videos")
-    parser.add_argument("--pairs", type=int, default=64, help="most of a video")
-    parser.add_argument("--size", type=int, nargs=2, default=(192, 256), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--network", default="laptop", choices=sorted(RECIPES), help="that of a recipe")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--network", default="laptop", choices=sorted(RECIPES), help="the recipe whose network labels"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="3 by default")
     arguments = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     size = (arguments.size[0], arguments.size[1])
@@ -315,14 +284,13 @@ def main() -> None:
         folder = Path(name)
         videos = arguments.videos
         if videos is None:
-            videos = str(folder / "videos")
-            render_videos(Path(videos), arguments.count, arguments.pairs + 1, size)
-        torch.manual_seed(0)
-        network = RECIPES[arguments.network].network.build()
-        save_model(folder / "teacher", network, {"stage": "benchmark"})
-        files, chunks = readable(videos, clips)
+            videos = render_long_videos(folder / "videos", arguments.count, arguments.pairs + 1, size)
+        teacher = fresh_teacher(folder / "teacher", RECIPES[arguments.network].network)
+        network, _ = load_model(Path(teacher))
+        first_chunks = dict(read_chunks(videos, clips, most=1))
+        files, chunks = list(first_chunks), list(first_chunks.values())
         importing = import_seconds()
-        from_start = first_label_seconds(files[0], folder / "teacher", folder / "first", options)
+        from_start = first_label_seconds(files[0], teacher, folder / "first", options)
         some = replace(clips, max_pairs_per_video=_SCRIPT_PAIRS)
         frames = ray.put(chunks)
 
@@ -335,9 +303,7 @@ def main() -> None:
             return lambda number: memory_speed(network, frames, cores, at_once, checked=checked)
 
         def labelling(number: int) -> float:
-            runs.append(
-                labelled(videos, folder / "teacher", folder / f"labels{number}", options, time_of[number])
-            )
+            runs.append(labelled(videos, teacher, folder / f"labels{number}", options, time_of[number]))
             return statistics.harmonic_mean(runs[-1][2])
 
         tried = {
@@ -347,22 +313,22 @@ def main() -> None:
         at_once = max(tried, key=lambda each: tried[each])
         runs: list[tuple[LabellingSummary, float, list[float]]] = []
         time_of = [CoreTime() for _ in range(arguments.rounds)]
-        rows = {
+        ways = {
             f"the script, one process of {cores} threads": script(1, cores),
             f"the script, {cores} processes of one thread": script(cores, 1),
             "the teacher on frames in memory: the limit": in_memory(checked=False),
             "the same with the check and a label's numbers": in_memory(checked=True),
             "labelling, from video to Parquet": labelling,
         }
-        speeds: dict[str, list[float]] = {title: [] for title in rows}
+        speeds: dict[str, list[float]] = {title: [] for title in ways}
         for number in range(arguments.rounds):
-            for title, measured in rows.items():
+            for title, measured in ways.items():
                 speeds[title].append(measured(number))
                 print(f"round {number + 1}: {title}: {speeds[title][-1]:.1f} pairs/s", file=sys.stderr)
         npz_bytes = statistics.mean(path.stat().st_size for path in folder.glob("npz-0-1/*"))
     script_1, script_n, bare, *_ = speeds.values()
     summary = runs[0][0]
-    print(f"command: python {shlex.join(sys.argv)}")
+    print(report.command())
     print(
         f"{len(files)} videos, scaled to cover {size[0]}x{size[1]} px, {summary.num_pairs} pairs; network of "
         f"the recipe {arguments.network}, {at_once} pairs at once in memory; {cores} cores; medians of "
@@ -372,11 +338,12 @@ def main() -> None:
         f"from starting Ray to the first label on the disk {from_start:.1f} s; importing takes a process "
         f"{importing:.1f} s of them"
     )
-    print("| | pairs a second | of the script's one process | of its several | of the limit |")
-    print("|---|---:|---:|---:|---:|")
-    for title, values in speeds.items():
-        ratios = " | ".join(ratio(values, of) for of in (script_1, script_n, bare))
-        print(f"| {title} | {statistics.median(values):.1f} | {ratios} |")
+    rows = [
+        (title, f"{statistics.median(values):.1f}", *(ratio(values, of) for of in (script_1, script_n, bare)))
+        for title, values in speeds.items()
+    ]
+    titles = ["", "pairs a second", "of the script's one process", "of its several", "of the limit"]
+    print(report.table(titles, rows))
     for number, (_, seconds_to_first, quarters) in enumerate(runs, start=1):
         print(
             f"round {number}: first shard after {seconds_to_first:.1f} s, then by quarter "

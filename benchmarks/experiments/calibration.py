@@ -1,19 +1,18 @@
 """Which quality column of a label set tells how wrong its labels are?
 
-    python benchmarks/calibration.py [--data DATA]
+    python -m benchmarks.experiments.calibration [--data DATA]
 
-On pairs whose truth is known, labelled as jobs/pseudolabel.py labels, by a classical method, by a network
-that learnt from real clips, and by three teachers together: for every quality column, the mean error of the
-labels that are kept when the worst quarter, half and three quarters of the pairs by that column are left out,
-beside what leaving out the truly worst would give (`error itself`). The error is the EPE on the pixels that
-the label calls visible, which are those that a student learns from. AUSE is the area between a column's curve
-and the error's own (sparsification), over the mean error: 0 is perfect, `at random` is what no column gives.
+Labels pairs whose truth is known as jobs/pseudolabel.py does: by a classical method, by a network that learnt
+from real clips, and by three teachers together. For every quality column, leaves out the worst quarter, half
+and three quarters of the pairs by that column, and prints the mean error of the labels that are kept. `error
+itself` is the same with the truly worst pairs left out, `at random` with any pairs left out. The error is the
+EPE on the pixels that the label calls visible, from which a student learns. AUSE is the area between a
+column's curve and that of the error itself (sparsification), over the mean error: 0 is perfect.
 
-Rendered scenes of many speeds and of changing light, 288 pairs, and with DATA the real pairs of its Sintel,
-Middlebury, Chairs and KITTI too. Writes docs/results/calibration.md and its picture.
+The pairs are 288 of rendered scenes of many speeds and of changing light, and with --data the real ones of
+the folder's Sintel, Middlebury, Chairs and KITTI. Writes docs/results/calibration.md and its picture.
 """
 
-import argparse
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,8 @@ import torch
 from numpy import ndarray
 from tqdm import tqdm
 
+from benchmarks import report
+from benchmarks.inputs import real_sets
 from flowcore.datasets import find_samples, load
 from flowcore.metrics import endpoint_error
 from flowcore.networks import FlowNetwork
@@ -42,12 +43,6 @@ TEACHERS = {
     "DIS": ("opencv:dis_medium",),
     "the student of real clips": (STUDENT,),
     "DIS, Farneback and the student": ("opencv:dis_medium", "opencv:farneback", STUDENT),
-}
-REAL = {
-    "middlebury_flow": "middlebury",
-    "flyingchairs": "chairs",
-    "sintel": "sintel",
-    "kitti2012": "kitti2012",
 }
 SCENES = range(30_000, 30_096)
 COLUMNS = ("forward_backward", "photometric", "occluded", "flow_p50", "flow_p99", "flow_max", "spread")
@@ -94,11 +89,10 @@ def rendered() -> Iterator[Pair]:
 
 
 def real(data: Path) -> Iterator[Pair]:
-    for folder, benchmark in REAL.items():
-        if (data / folder).exists():
-            for sample in find_samples(benchmark, data / folder):
-                truth = load(sample)
-                yield truth.image1, truth.image2, truth.flow, truth.valid
+    for name, folder in real_sets(data).items():
+        for sample in find_samples(name, folder):
+            truth = load(sample)
+            yield truth.image1, truth.image2, truth.flow, truth.valid
 
 
 def judged(networks: Sequence[FlowNetwork], pair: Pair) -> Judged:
@@ -135,14 +129,11 @@ def curves(pairs: Sequence[Judged]) -> dict[str, Curve]:
 
 
 def table(title: str, found: dict[str, Curve]) -> str:
-    lines = [
-        "| " + " | ".join([title, *(f"{share:.0%} kept" for share in COVERAGES), "AUSE"]) + " |",
-        "|---" + "|---:" * (len(COVERAGES) + 1) + "|",
+    rows = [
+        (name, *(f"{curve.at(share):.2f}" for share in COVERAGES), f"{curve.ause:.2f}")
+        for name, curve in found.items()
     ]
-    for name, curve in found.items():
-        cells = [name, *(f"{curve.at(share):.2f}" for share in COVERAGES), f"{curve.ause:.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return report.table([title, *(f"{share:.0%} kept" for share in COVERAGES), "AUSE"], rows)
 
 
 def summary(results: dict[tuple[str, str], dict[str, Curve]]) -> str:
@@ -155,14 +146,13 @@ def summary(results: dict[tuple[str, str], dict[str, Curve]]) -> str:
     rows.sort()
     titles = [f"{pairs}, {teacher}" for pairs, teacher in results]
     lines = [
-        "| AUSE | " + " | ".join(["mean", "worst", *titles]) + " |",
-        "|---" + "|---:" * (len(titles) + 2) + "|",
+        (name, *("-" if area is None else f"{area:.2f}" for area in (mean, worst, *areas)))
+        for mean, worst, name, areas in rows
     ]
-    for mean, worst, name, areas in rows:
-        cells = ["-" if area is None else f"{area:.2f}" for area in areas]
-        lines.append("| " + " | ".join([name, f"{mean:.2f}", f"{worst:.2f}", *cells]) + " |")
     everywhere = min((row for row in rows if None not in row[3]), key=lambda row: row[0])
-    return f"Best in the mean of what every label set has: `{everywhere[2]}`.\n\n" + "\n".join(lines)
+    return f"Best in the mean of what every label set has: `{everywhere[2]}`.\n\n" + report.table(
+        ["AUSE", "mean", "worst", *titles], lines
+    )
 
 
 def draw(results: dict[tuple[str, str], dict[str, Curve]]) -> None:
@@ -197,10 +187,8 @@ def draw(results: dict[tuple[str, str], dict[str, Curve]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, help="the folder of the real benchmarks")
+    parser = report.parser(__doc__)
+    parser.add_argument("--data", type=Path, help="a folder of data sets with truth")
     arguments = parser.parse_args()
     collections = {"rendered": list(rendered())}
     if arguments.data is not None:
@@ -213,7 +201,8 @@ def main() -> None:
             results[kind, title] = curves(labelled)
     draw(results)
     parts = [
-        f"# Which quality column tells a bad label\n\nPrinted by `python benchmarks/calibration.py"
+        "# Which quality column tells a bad label\n\n"
+        "Printed by `python -m benchmarks.experiments.calibration"
         f"{' --data DATA' if arguments.data else ''}`: EPE in px on the pixels that the label calls visible, "
         "of the pairs that are kept by each column, best first. AUSE: the area between a column's curve and "
         "that of leaving out the truly worst, over the mean error.",

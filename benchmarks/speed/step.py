@@ -1,19 +1,19 @@
-"""What do the functions written by hand save, and what the options that make a step cheaper? The census
-distance, the cost volume, the warp and a whole step of the teacher beside the same written straightforwardly
-for autograd; then a teacher's step of PWC-Net and of RAFT with each of --training.accumulate,
---training.precision, --training.channels-last, --training.checkpoint-activations and --training.compiled.
+"""What do our own gradients save, and what do the options save that make a training step cheaper?
 
-    python benchmarks/step.py [--compiled]
+    python -m benchmarks.speed.step [--compiled]
 
-The straightforward forms hold every offset of a patch and every displacement as a channel, and a step of
-theirs encodes each frame once for each direction. Each form's values and gradients are compared with the
-others' before any is timed. Prints, forward and backward together, the milliseconds of each, taken in turn,
-and the memory at its highest above what was held before (Linux only); of a whole step also which share of
-ours the convolutions take, which no other form can do without. --compiled adds what torch.compile makes of
-the straightforward form and of the networks, which takes some minutes and a C++ compiler.
+Compares the census distance, the cost volume, the warp and a whole step of the teacher with the same written
+straightforwardly for autograd. The straightforward forms hold every offset of a patch and every displacement
+as a channel, and encode each frame once for each direction. Then compares a teacher's step of PWC-Net and of
+RAFT with the same under each of --training.accumulate, --training.precision, --training.channels-last,
+--training.checkpoint-activations and --training.compiled.
+
+All forms must agree in value and gradient before any is timed. Prints the milliseconds of each, forward and
+backward together, and its peak memory above what was held before (Linux only); then the share of a step that
+goes into convolutions, which every form has. --compiled adds what torch.compile makes of the straightforward
+forms and of the networks; this takes some minutes and a C++ compiler.
 """
 
-import argparse
 import ctypes
 import gc
 import statistics
@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks import report
 from flowcore import photometric
 from flowcore.geometry import backward_warp, pixel_grid, upsample_flow
 from flowcore.networks import BidirectionalFlow, FlowNetwork, PWCNetConfig
@@ -280,18 +281,23 @@ def compare(title: str, forms: Sequence[Form]) -> str:
     medians = {name: statistics.median(each) for name, each in seconds.items()}
     first = forms[0].name
     peaks = {form.name: peak_megabytes(form) for form in forms}
-    return "\n".join(
-        f"| {title} | {name} | {1000 * medians[name]:.1f} | {medians[name] / medians[first]:.1f} | "
-        f"{peaks[name]:.0f} | {peaks[name] / max(peaks[first], 1e-9):.1f} |"
+    rows = [
+        (
+            title,
+            name,
+            f"{1000 * medians[name]:.1f}",
+            f"{medians[name] / medians[first]:.1f}",
+            f"{peaks[name]:.0f}",
+            f"{peaks[name] / max(peaks[first], 1e-9):.1f}",
+        )
         for name in medians
-    )
+    ]
+    return "\n".join(map(report.row, rows))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--compiled", action="store_true", help="the straightforward form compiled, too")
+    parser = report.parser(__doc__)
+    parser.add_argument("--compiled", action="store_true", help="compare compiled forms, too")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     options = SceneOptions(height=_HEIGHT, width=_WIDTH, num_frames=2)
@@ -303,7 +309,7 @@ def main() -> None:
     )
     networks = RECIPES["demo"].networks
     print(f"{_PAIRS} pairs of {_HEIGHT}x{_WIDTH} px, {torch.get_num_threads()} threads")
-    print("| | form | ms | times the first | peak MB | times the first |\n|---|---|---|---|---|---|")
+    print(report.head(["", "form", "ms", "times the first", "peak MB", "times the first"], texts=2))
     batch = Batch(image1=image1.clone(), image2=image2.clone())
     for title, forms in (
         (

@@ -1,22 +1,17 @@
-"""Are pairs across cuts and of fades left out, and no others?
+"""Are pairs across cuts and pairs of fades left out, and no others?
 
-    python benchmarks/cuts.py [--count 10] [--shots 6] [--seed 0] [--videos CLIPS]
+    python -m benchmarks.experiments.cuts [--count 10] [--shots 6] [--seed 0] [--videos CLIPS]
 
-Joins shots of 16 to 48 frames to videos whose transitions are known, reads them as labelling does, and calls
-a pair found that is left out: precision is the share of found pairs that are a transition's, recall the share
-of a transition's pairs that are found. Beside it PySceneDetect's detectors as they come (they know cuts, and
-no shot of under 15 frames), on the same files.
-Shots are rendered scenes, of constant and of changing light and of fast motion, and with --videos parts of a
-folder's videos, each followed by another one's.
+Joins shots of 16 to 48 frames to videos whose transitions are known, and reads them as labelling does. A pair
+that is left out is found: precision is the share of the found pairs that belong to a transition, recall the
+share of a transition's pairs that are found. PySceneDetect's detectors read the same files with their default
+settings; they know cuts alone, and no shot of under 15 frames. Shots are rendered scenes, of constant light,
+of changing light and of fast motion, and with --videos also parts of a folder's videos.
 """
 
-import argparse
 import random
-import shlex
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -25,9 +20,10 @@ import numpy as np
 from numpy import ndarray
 from scenedetect import AdaptiveDetector, ContentDetector, detect
 
+from benchmarks import report
+from benchmarks.inputs import read_chunks
 from flowcore.scenes import SceneOptions, render_scene, write_video
-from flowcore.video import EVERY_PAIR, ChunkReader, ClipOptions, VideoError
-from pipelines.collection import find_videos
+from flowcore.video import EVERY_PAIR, ChunkReader, ClipOptions
 
 _HEIGHT, _WIDTH = 96, 128
 _SHORTEST, _LONGEST = 16, 48
@@ -38,7 +34,7 @@ _RENDERED = {
     "rendered, changing light": replace(_SCENES, lighting=0.2),
     "rendered, fast": replace(_SCENES, camera_speed=12.0, layer_speed=12.0),
 }
-# Without the search for static pairs, which would be found as well.
+# Static pairs would count as found.
 _READ = ClipOptions(static_threshold=0.0)
 
 
@@ -93,13 +89,9 @@ def rendered_shots(options: SceneOptions, count: int, chance: random.Random) -> 
 
 def real_frames(folder: str) -> list[ndarray]:
     """The first hundred frames of each video, scaled and cut to one size."""
-    found = []
     size = (_HEIGHT, _WIDTH)
     options = replace(EVERY_PAIR, size=size, min_size=size, chunk_pairs=100)
-    for source in find_videos(folder):
-        with suppress(VideoError):
-            chunk = next(iter(ChunkReader(source.uri, options)))
-            found.append(np.stack(chunk.frames)[:, :_HEIGHT, :_WIDTH])
+    found = (frames[:, :_HEIGHT, :_WIDTH] for _, frames in read_chunks(folder, options, most=1))
     return [frames for frames in found if len(frames) > _LONGEST]
 
 
@@ -131,13 +123,11 @@ def score(found: Iterable[tuple[set[int], set[int]]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--count", type=int, default=10, help="videos of each kind")
-    parser.add_argument("--shots", type=int, default=6, help="of a video")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--videos", help="a folder of videos without a cut")
+    parser = report.parser(__doc__)
+    parser.add_argument("--count", type=int, default=10, help="videos of each kind; 10 by default")
+    parser.add_argument("--shots", type=int, default=6, help="of each video; 6 by default")
+    parser.add_argument("--seed", type=int, default=0, help="of the shots")
+    parser.add_argument("--videos", help="a folder of videos without cuts, to take shots from")
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
     shots = {
@@ -147,13 +137,13 @@ def main() -> None:
     if arguments.videos:
         videos = real_frames(arguments.videos)
         shots["real"] = [real_shots(videos, arguments.shots, chance) for _ in range(arguments.count)]
-    print(f"command: python {shlex.join(sys.argv)}")
+    print(report.command())
     print(
         f"{arguments.count} videos of {arguments.shots} shots each; a cut is one pair, a fade {_FADE} frames "
         f"away, {_BLANK} black, and {_FADE} back, a dissolve {_DISSOLVE} frames"
     )
-    print("| transitions | shots | pairs of them | precision / recall | AdaptiveDetector | ContentDetector |")
-    print("|---|---|---:|---:|---:|---:|")
+    detectors = ("precision / recall", "AdaptiveDetector", "ContentDetector")
+    print(report.head(["transitions", "shots", "pairs of them", *detectors], texts=2))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
         for transition, join in JOINS.items():
@@ -165,9 +155,9 @@ def main() -> None:
                     ours.append((left_out(path, len(frames)), true))
                     adaptive.append((detected(path, AdaptiveDetector), true))
                     content.append((detected(path, ContentDetector), true))
-                scores = " | ".join(map(score, (ours, adaptive, content)))
                 pairs = sum(len(true) for _, true in ours)
-                print(f"| {transition} | {name} | {pairs} | {scores} |", flush=True)
+                scores = map(score, (ours, adaptive, content))
+                print(report.row([transition, name, pairs, *scores]), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
-"""Does a damaged video cost more than itself? Hundreds of mutated files through the job's own pipeline.
+"""Does a damaged video cost more than itself?
 
-    python benchmarks/fuzzing.py [--videos FOLDER] [--files 500] [--seed 0]
+    python -m benchmarks.endurance.fuzzing [--videos FOLDER] [--files 500] [--seed 0]
 
-Takes the videos of FOLDER, or without it rendered ones in six codecs and containers, mutates each in turn by
-flipped bits, overwritten headers, cut-out and repeated parts and truncation, and labels all with the network
-of `smoke`, by `jobs/pseudolabel.py`. Prints what became of the files, and fails unless each is in the set or
-in the ledger, exactly once, and every pair of the set can be read.
+Damages videos by flipped bits, overwritten headers, missing and repeated parts, and truncation, and labels
+all with the network of `smoke`, by `jobs/pseudolabel.py`. The videos are those of FOLDER, or rendered ones in
+six codecs and containers. Prints what became of the files. Fails unless each is in the set or in the ledger,
+exactly once, and every pair of the set can be read.
 """
 
-import argparse
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -19,11 +17,11 @@ from pathlib import Path
 
 import av
 import numpy as np
-import torch
 
+from benchmarks import report
+from benchmarks.inputs import fresh_teacher
 from flowcore.scenes import SceneOptions, render_scene
 from jobs.recipes import RECIPES
-from pipelines.checkpoints import save_model
 from pipelines.collection import find_videos
 from pipelines.ledger import read_ledger
 from pipelines.pair_set import PairSet
@@ -79,13 +77,13 @@ def mutated(content: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = report.parser(__doc__)
+    parser.add_argument("--videos", type=Path, help="a folder of videos to damage; rendered ones without it")
+    parser.add_argument("--files", type=int, default=500, help="damaged files to make; 500 by default")
+    parser.add_argument(
+        "--most-bytes", type=int, default=2_000_000, help="larger videos are left out; 2000000 by default"
     )
-    parser.add_argument("--videos", type=Path, help="a folder of videos to damage")
-    parser.add_argument("--files", type=int, default=500)
-    parser.add_argument("--most-bytes", type=int, default=2_000_000, help="leaves larger videos out")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the damage")
     arguments = parser.parse_args()
     rng = np.random.default_rng(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
@@ -103,12 +101,11 @@ def main() -> None:
             path = folder / "videos" / f"{number:04d}{source.suffix}"
             path.write_bytes(content)
             kinds[str(path)] = kind
-        torch.manual_seed(0)
-        save_model(folder / "teacher", RECIPES["smoke"].network.build(), {"stage": "benchmark"})
+        teacher = fresh_teacher(folder / "teacher", RECIPES["smoke"].network)
         started = time.monotonic()
         command = [
             *(sys.executable, str(PROJECT_FOLDER / "jobs/pseudolabel.py"), "smoke"),
-            *("--videos", str(folder / "videos"), "--teacher", str(folder / "teacher")),
+            *("--videos", str(folder / "videos"), "--teacher", teacher),
             *("--labels", str(folder / "set"), "--labelling.max-bad-share", "1"),
         ]
         subprocess.run(command, check=True, cwd=folder)
@@ -125,13 +122,14 @@ def main() -> None:
     accounted = [*kept, *unread]
     outcomes = Counter((kinds[entry.video], entry.outcome) for entry in ledger)
     done = Counter(kinds[video] for video in kept - {entry.video for entry in ledger})
-    print(f"command: python {shlex.join(sys.argv)}")
+    print(report.command())
     print(f"{arguments.files} damaged files of {len(whole)} videos, {seconds:.0f} s, {len(ids)} pairs")
     columns = ("done", "cut short", "nothing", "duplicate", "unreadable now")
-    print("| damage | " + " | ".join(columns) + " |\n|---" + "|---:" * len(columns) + "|")
-    for kind in sorted(set(kinds.values())):
-        counts = [done[kind], *(outcomes[kind, column] for column in columns[1:])]
-        print(f"| {kind} | " + " | ".join(str(count) for count in counts) + " |")
+    rows = [
+        (kind, done[kind], *(outcomes[kind, column] for column in columns[1:]))
+        for kind in sorted(set(kinds.values()))
+    ]
+    print(report.table(["damage", *columns], rows))
     assert sorted(accounted) == sorted(kinds), "a file is lost, or accounted for twice"
     assert len(ids) == len(set(ids)) == sum(entry.pairs for entry in entries), "a pair is lost or doubled"
     print("every file accounted for once, every pair read")

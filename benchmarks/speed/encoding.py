@@ -1,23 +1,20 @@
-"""How small are labels, how exact and how quickly read, at full resolution and at the network's stride?
+"""How small are labels, how exact, and how quickly are they read, beside .flo and PNG files?
 
-    python benchmarks/encoding.py [--videos FOLDER] [--pairs 64] [--model FOLDER_OR_URI]
+    python -m benchmarks.speed.encoding [--videos FOLDER] [--pairs 64] [--model FOLDER_OR_URI]
 
-Labels pairs of the videos, or without them of rendered scenes, with a network, and stores its flow in both
-directions and both occlusion masks: as label sets do at the network's stride, the same upsampled to full
-resolution, as .flo with PNG masks, and as KITTI's PNG with PNG masks. Prints bytes per pixel, how far what is
-read back is from the network's flow at full resolution, on rendered scenes also from the truth, and how many
-bytes of .flo a second one core reads back, all in one run.
+Labels pairs with a network, and stores its flow in both directions and both occlusion masks in four ways: at
+the network's stride, as label sets do; the same upsampled to full resolution; as .flo with PNG masks; and as
+KITTI's PNG with PNG masks. Prints for each
+
+- the bytes per pixel of a pair;
+- the largest distance between what is read back and the network's flow at full resolution;
+- for rendered scenes, the EPE to the truth;
+- how quickly one core reads it back, in MB a second of the same flow as .flo.
 """
 
-import argparse
-import shlex
-import sys
 import tempfile
-import time
-from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +24,17 @@ import torch
 from numpy import ndarray
 from torch import Tensor
 
+from benchmarks import report
+from benchmarks.cost import cpu_seconds
+from benchmarks.inputs import read_chunks
 from flowcore.formats import read_flow, read_mask, write_flow, write_mask
 from flowcore.metrics import endpoint_error
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene
 from flowcore.shapes import to_images
-from flowcore.video import ChunkReader, ClipOptions, VideoError
+from flowcore.video import ClipOptions
 from pipelines.checkpoints import fetch_model, load_model
-from pipelines.collection import find_videos
 from pipelines.labelling import label_chunk
 from pipelines.labels import decode_flow, encode_shard, label_grid, masks, quantized, stored_pixels
 from pipelines.pair_set import row_values
@@ -57,13 +56,8 @@ def chunks(videos: str | None, pairs: int) -> tuple[list[ndarray], Tensor | None
         return [each.frames for each in rendered], truth
     size = (_HEIGHT, _WIDTH)
     options = ClipOptions(size=size, min_size=size, chunk_pairs=8, max_pairs_per_video=8)
-    found: list[ndarray] = []
-    for source in find_videos(videos):
-        if not source.frames and len(found) * 8 < pairs:
-            with suppress(VideoError):
-                for chunk in ChunkReader(source.uri, options):
-                    found.append(np.stack(chunk.frames)[:, :_HEIGHT, :_WIDTH])
-    return found, None
+    found = (frames[:, :_HEIGHT, :_WIDTH] for _, frames in read_chunks(videos, options))
+    return list(islice(found, -(-pairs // 8))), None
 
 
 def labelled(network: FlowNetwork, frames: ndarray) -> tuple[pa.Table, list[Tensor]]:
@@ -108,23 +102,18 @@ def read_files(folder: Path) -> None:
         (read_mask if path.name.endswith(".occ.png") else read_flow)(path)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """CPU time of all threads, of the fastest of some rounds."""
-    times = []
-    for _ in range(_ROUNDS):
-        start = time.process_time()
-        work()
-        times.append(time.process_time() - start)
-    return min(times)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = report.parser(__doc__)
+    parser.add_argument(
+        "--videos", help="a folder of videos, scaled and cut to 240x320 px; rendered scenes without it"
     )
-    parser.add_argument("--videos", help="a folder of videos; scaled and cut to 240x320 px")
-    parser.add_argument("--pairs", type=int, default=64)
-    parser.add_argument("--model", default=str(PROJECT_FOLDER / "docs/results/real-pixels/student"))
+    parser.add_argument("--pairs", type=int, default=64, help="to label; 64 by default")
+    parser.add_argument(
+        "--model",
+        default=str(PROJECT_FOLDER / "docs/results/real-pixels/student"),
+        metavar="FOLDER_OR_URI",
+        help="the network; docs/results/real-pixels/student by default",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
@@ -153,19 +142,22 @@ def main() -> None:
     flo_bytes = 2 * _FLO_BYTES * pixels
     flows = [flow.numpy() for direction in full for flow in direction]
     hidden = [mask[0].numpy() for direction in occluded for mask in direction]
-    print(f"command: python {shlex.join(sys.argv)}")
+    print(report.command())
     print(f"{pairs} pairs of {height}x{width} px, flow at stride {stride}, one thread")
-    print(
-        "| stored as | bytes a pixel of a pair | farthest from the network's flow, px | "
-        "EPE to the truth, px | read back, MB of .flo a second |"
+    titles = (
+        "stored as",
+        "bytes a pixel of a pair",
+        "farthest from the network's flow, px",
+        "EPE to the truth, px",
+        "read back, MB of .flo a second",
     )
-    print("|---|---:|---:|---:|---:|")
+    print(report.head(titles))
 
     def line(title: str, size: int, read: list[Tensor], took: float) -> None:
         farthest = max(float((each - exact).abs().max()) for each, exact in zip(read, full, strict=True))
         error = "-" if truth is None else f"{float(endpoint_error(read[0], truth).mean()):.5f}"
-        speed = flo_bytes / took / 1e6
-        print(f"| {title} | {size / pixels:.3f} | {farthest:.5f} | {error} | {speed:.0f} |", flush=True)
+        numbers = (f"{size / pixels:.3f}", f"{farthest:.5f}", error, f"{flo_bytes / took / 1e6:.0f}")
+        print(report.row([title, *numbers]), flush=True)
 
     def decoded(table: pa.Table) -> list[Tensor]:
         each_stride = table["flow_stride"][0].as_py()
@@ -182,7 +174,7 @@ def main() -> None:
         ("Parquet, full resolution", fine, False),
     ):
         content = parquet(table)
-        took = seconds(partial(read_parquet, content, height, width, upsampled=upsampled))
+        took = cpu_seconds(partial(read_parquet, content, height, width, upsampled=upsampled), _ROUNDS)
         line(title, len(content), decoded(table), took)
     for suffix in (".flo", ".png"):
         with tempfile.TemporaryDirectory() as name:
@@ -192,7 +184,8 @@ def main() -> None:
             stored = torch.from_numpy(
                 np.stack([read_flow(folder / f"{each}{suffix}")[0] for each in numbers])
             )
-            line(f"{suffix} and PNG masks", size, list(stored.chunk(2)), seconds(partial(read_files, folder)))
+            took = cpu_seconds(partial(read_files, folder), _ROUNDS)
+            line(f"{suffix} and PNG masks", size, list(stored.chunk(2)), took)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,23 @@
-"""What share of a student's step is spent waiting for data?
+"""What share of a student's training is spent waiting for data?
 
-    python benchmarks/feed.py [--steps 300] [--workers 1] [--global-batch 4]
+    python -m benchmarks.speed.feed [--steps 300] [--workers 1] [--global-batch 4]
 
-Renders videos, labels them with a teacher of fresh weights (its labels cost the feed what good ones do),
-trains the demo recipe's student on them and prints the share of the training time that the loop waited for
-its next batch, after the first tenth of the steps. Seed 0.
+Renders videos, labels them with a teacher of fresh weights, and trains the demo recipe's student on them.
+Prints the share of the time that the loop waited for its next batch, without the first tenth of the steps.
 """
 
-import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from mlflow import MlflowClient
 
+from benchmarks import report
+from benchmarks.inputs import fresh_teacher, render_videos
 from flowcore.objectives import StudentObjective
-from flowcore.scenes import SceneOptions, render_scene, write_video
 from jobs.recipes import RECIPES
 from pipelines import tracking
-from pipelines.checkpoints import save_model
+from pipelines.checkpoints import load_model
 from pipelines.cluster import connect
 from pipelines.labelling import write_labels
 from pipelines.pair_set import PairSet
@@ -28,25 +26,18 @@ from pipelines.validation import CollapseAlarm
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--global-batch", type=int, default=4)
+    parser = report.parser(__doc__)
+    parser.add_argument("--steps", type=int, default=300, help="of the training; 300 by default")
+    parser.add_argument("--workers", type=int, default=1, help="training processes; 1 by default")
+    parser.add_argument("--global-batch", type=int, default=4, help="pairs a step; 4 by default")
     arguments = parser.parse_args()
     recipe = RECIPES["demo"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for seed in range(8):
-            write_video(folder / "videos" / f"{seed}.mp4", render_scene(seed, SceneOptions()).frames)
-        torch.manual_seed(0)
-        network = recipe.network.build()
-        save_model(folder / "teacher", network, {"stage": "benchmark"})
+        videos = render_videos(folder / "videos", 8)
+        teacher = fresh_teacher(folder / "teacher", recipe.network)
         connect()
-        write_labels(
-            str(folder / "videos"), [str(folder / "teacher")], str(folder / "labels"), recipe.labelling
-        )
+        write_labels(videos, [teacher], str(folder / "labels"), recipe.labelling)
         options = replace(
             recipe.student,
             steps=arguments.steps,
@@ -60,7 +51,7 @@ def main() -> None:
                 Training(
                     stage="distill",
                     network=recipe.network,
-                    initial=network.state_dict(),
+                    initial=load_model(Path(teacher))[0].state_dict(),
                     sources=(
                         Source(
                             pairs=PairSet.open(str(folder / "labels")),

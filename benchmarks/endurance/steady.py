@@ -1,17 +1,14 @@
 """Does labelling stay as fast as it began, and its driver as small, however many files a run writes?
 
-    python benchmarks/steady.py [--files 3000] [--videos 30]
+    python -m benchmarks.endurance.steady [--files 3000] [--videos 30]
 
 Labels small rendered videos with the network of `smoke` into files of few pairs, so that a run of minutes
-writes as many as another of days. Prints for each tenth of the run after the first one, in which processes
-still start, the pairs a second beside the mean, the driver's memory, and that of the largest process that
-reads, decodes, labels or writes. With `--videos 1` all pairs are of one long video.
+writes as many files as another of days. Prints for each tenth of the run the pairs a second beside the mean,
+the driver's memory, and that of the largest process that reads, decodes, labels or writes. Leaves out the
+first tenth, in which processes still start. With `--videos 1` all pairs are of one long video.
 """
 
-import argparse
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -20,12 +17,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import psutil
-import torch
-from labelling import kind_of, render_videos
 
+from benchmarks import report
+from benchmarks.inputs import fresh_teacher, render_long_videos
+from benchmarks.processes import kind_of
 from flowcore.video import ClipOptions
 from jobs.recipes import RECIPES
-from pipelines.checkpoints import save_model
 from pipelines.cluster import connect
 from pipelines.labelling import LabellingOptions, LabellingProgress, write_labels
 
@@ -36,7 +33,7 @@ _LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Look:
-    """At a moment of the run; megabytes: what the driver and the largest worker hold alone."""
+    """A moment of the run. megabytes: what the driver and the largest worker hold alone."""
 
     time: float
     pairs: int
@@ -61,11 +58,9 @@ def largest_worker() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--files", type=int, default=3_000)
-    parser.add_argument("--videos", type=int, default=30)
+    parser = report.parser(__doc__)
+    parser.add_argument("--files", type=int, default=3_000, help="of labels to write; 3000 by default")
+    parser.add_argument("--videos", type=int, default=30, help="to label; 30 by default")
     arguments = parser.parse_args()
     clips = ClipOptions(size=_SIZE, min_size=(32, 32), chunk_pairs=_FILE_PAIRS)
     options = LabellingOptions(clips=clips, shard_pairs=_FILE_PAIRS, row_group_pairs=_FILE_PAIRS)
@@ -78,41 +73,35 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        render_videos(
-            folder / "videos",
-            arguments.videos,
-            _FILE_PAIRS * (arguments.files // arguments.videos) + 1,
-            _SIZE,
-        )
-        torch.manual_seed(0)
-        save_model(folder / "teacher", RECIPES["smoke"].network.build(), {"stage": "benchmark"})
+        frames = _FILE_PAIRS * (arguments.files // arguments.videos) + 1
+        videos = render_long_videos(folder / "videos", arguments.videos, frames, _SIZE)
+        teacher = fresh_teacher(folder / "teacher", RECIPES["smoke"].network)
         connect()
-        summary = write_labels(
-            str(folder / "videos"),
-            [str(folder / "teacher")],
-            str(folder / "labels"),
-            options,
-            on_progress=look,
-        )
+        summary = write_labels(videos, [teacher], str(folder / "labels"), options, on_progress=look)
     if len(looks) <= 10:
         raise SystemExit(f"labelling ended after {summary.seconds:.0f} s; take more --files")
     tenths = [looks[tenth * (len(looks) - 1) // 10] for tenth in range(1, 11)]
     speeds = [(after.pairs - before.pairs) / (after.time - before.time) for before, after in pairwise(tenths)]
     mean = statistics.harmonic_mean(speeds)
     first, last = (statistics.harmonic_mean(half) for half in (speeds[:4], speeds[-4:]))
-    print(f"command: python {shlex.join(sys.argv)}")
+    print(report.command())
     print(
         f"{summary.num_videos} videos, {summary.num_shards} files, {summary.num_pairs} pairs, "
         f"{summary.seconds:.0f} s"
     )
     print(f"the last four of these tenths ran at this share of the first four's speed: {last / first:.3f}")
-    print("| files | pairs a second | of the mean | the driver's MB | the largest worker's MB |")
-    print("|---:|---:|---:|---:|---:|")
-    for speed, end in zip(speeds, tenths[1:], strict=True):
-        print(
-            f"| {end.pairs // _FILE_PAIRS} | {speed:.0f} | {speed / mean:.3f} | "
-            f"{end.driver_megabytes:.0f} | {end.worker_megabytes:.0f} |"
+    rows = [
+        (
+            end.pairs // _FILE_PAIRS,
+            f"{speed:.0f}",
+            f"{speed / mean:.3f}",
+            f"{end.driver_megabytes:.0f}",
+            f"{end.worker_megabytes:.0f}",
         )
+        for speed, end in zip(speeds, tenths[1:], strict=True)
+    ]
+    titles = ["files", "pairs a second", "of the mean", "the driver's MB", "the largest worker's MB"]
+    print(report.table(titles, rows, texts=0))
 
 
 if __name__ == "__main__":

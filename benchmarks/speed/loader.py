@@ -1,16 +1,20 @@
 """Is the feed as fast as the loader that one would write: a torch Dataset of .flo and PNG files?
 
-    python benchmarks/loader.py [--pairs 512] [--readers 3]
+    python -m benchmarks.speed.loader [--pairs 512] [--readers 3]
 
-Renders videos of 256x320 px and labels them twice, with a network of fresh weights (labels at its stride, 4)
-and with OpenCV's DIS (labels at full resolution); writes both also as FlyingChairs2's files, frames and masks
-as PNG and flow as .flo. Then reads each four ways with the same crops: as training does, in Ray's processes;
-by torch's DataLoader with as many workers, both to the batches that a step takes; and by either's reader in
-this process, one thread. Prints pairs a second once running (the files are in the page cache) and the bytes
-of a pair, and what each challenge takes for a pair in one process. Seed 0.
+Renders videos of 256x320 px and labels them twice: with a network of fresh weights, whose labels are at its
+stride of 4, and with OpenCV's DIS, whose labels are at full resolution. Exports both as FlyingChairs2's
+files, frames and masks as PNG and flow as .flo. Reads each in four ways, with the same crops:
+
+- as training does, by readers in Ray's processes, into the batches that a step takes;
+- by torch's DataLoader with as many workers, into the same batches;
+- by the feed's reader in this process, with one thread;
+- by the Dataset in this process, with one thread.
+
+Prints pairs a second once each is running, with the files in the page cache, and the bytes of a pair; then
+the milliseconds that each challenge takes for a pair in one process.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +27,8 @@ import torch
 from numpy import ndarray
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks import report
+from benchmarks.inputs import fresh_teacher, render_videos
 from flowcore.formats import read_flow, read_image, read_mask
 from flowcore.hallucination import (
     Challenge,
@@ -34,9 +40,9 @@ from flowcore.hallucination import (
     SuperpixelNoise,
 )
 from flowcore.pairs import FramePair
-from flowcore.scenes import SceneOptions, render_scene, write_video
+from flowcore.scenes import SceneOptions
 from jobs.recipes import RECIPES
-from pipelines.checkpoints import fetch_model, save_model
+from pipelines.checkpoints import fetch_model
 from pipelines.cluster import connect
 from pipelines.feed import Plan, batches, to_batch
 from pipelines.label_files import EXPORT_FILE, export_labels
@@ -157,28 +163,24 @@ def costs(pair: FramePair, rounds: int = 40) -> Iterator[tuple[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--pairs", type=int, default=512)
-    parser.add_argument("--readers", type=int, default=3)
+    parser = report.parser(__doc__)
+    parser.add_argument("--pairs", type=int, default=512, help="to label; 512 by default")
+    parser.add_argument("--readers", type=int, default=3, help="and workers of the DataLoader; 3 by default")
     arguments = parser.parse_args()
     scene = SceneOptions(height=_HEIGHT, width=_WIDTH)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for seed in range(-(-arguments.pairs // (scene.num_frames - 1))):
-            write_video(folder / "videos" / f"{seed}.mp4", render_scene(seed, scene).frames)
-        torch.manual_seed(0)
-        save_model(folder / "teacher", RECIPES["laptop"].network.build(), {"stage": "benchmark"})
+        videos = render_videos(folder / "videos", -(-arguments.pairs // (scene.num_frames - 1)), scene)
+        network = fresh_teacher(folder / "teacher", RECIPES["laptop"].network)
         connect()
         options = LabellingOptions(clips=replace(RECIPES["demo"].labelling.clips, size=(_HEIGHT, _WIDTH)))
-        print("| labels | read by | pairs/s | times the DataLoader | kB a pair |\n|---|---|---|---|---|")
+        print(report.head(["labels", "read by", "pairs/s", "times the DataLoader", "kB a pair"], texts=2))
         for title, teacher in (
             ("full resolution", str(fetch_model("opencv:dis_fast"))),
-            ("the network's stride", str(folder / "teacher")),
+            ("the network's stride", network),
         ):
             labels, files = folder / f"labels-{title}", folder / f"files-{title}"
-            write_labels(str(folder / "videos"), [teacher], str(labels), options)
+            write_labels(videos, [teacher], str(labels), options)
             pairs = PairSet.open(str(labels))
             count = export_labels(pairs, files, "chairs2").pairs
             both = Files(files, count)
@@ -193,13 +195,10 @@ def main() -> None:
             for number, (way, pairs_a_second) in enumerate(rates.items()):
                 size = size_of(labels, "*.parquet") if "feed" in way else size_of(files, "*")
                 against = pairs_a_second / first[number - number % 2]
-                print(
-                    f"| {title} | {way} | {pairs_a_second:.0f} | {against:.2f} | {size / count / 1000:.0f} |",
-                    flush=True,
-                )
-        print("\n| challenge | ms a pair |\n|---|---|")
-        for challenge, milliseconds in costs(both.read(0)):
-            print(f"| {challenge} | {milliseconds:.1f} |")
+                numbers = (f"{pairs_a_second:.0f}", f"{against:.2f}", f"{size / count / 1000:.0f}")
+                print(report.row([title, way, *numbers]), flush=True)
+        rows = [(name, f"{milliseconds:.1f}") for name, milliseconds in costs(both.read(0))]
+        print(f"\n{report.table(['challenge', 'ms a pair'], rows)}")
 
 
 if __name__ == "__main__":

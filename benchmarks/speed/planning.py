@@ -1,17 +1,15 @@
-"""What does a driver hold to plan the labelling of a collection, whatever its size?
+"""How much memory does a driver need to plan the labelling of a million videos?
 
-    python benchmarks/planning.py [--videos 100 10000 1000000]
+    python -m benchmarks.speed.planning [--videos 100 10000 1000000]
 
-Plans a collection of so many videos, in a process each: a fake lister names them, with sizes and times, and
-from there on all is as in a run, up to the first task's answer (there is no such file, which goes into the
-ledger). Prints the driver's memory before planning and its peak. Nothing of it depends on how many pairs a
-video has.
+Plans collections of so many videos, each in a process of its own. The videos don't exist: a list names them,
+with sizes and times. All else is as in a run, up to the first task's answer, which is that there is no such
+file. Prints the driver's memory before planning and its peak. The number of pairs in a video doesn't matter.
 """
 
 import argparse
 import os
 import resource
-import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +17,7 @@ import tempfile
 import time
 from typing import NoReturn
 
+from benchmarks import report
 from pipelines import labelling
 from pipelines.cluster import connect
 from pipelines.collection import Stamp, VideoSource
@@ -51,7 +50,8 @@ def plan(count: int) -> None:
     def end(progress: LabellingProgress) -> NoReturn:
         peak, seconds = peak_megabytes(), time.monotonic() - start
         each = 1e6 * (peak - before) / progress.num_videos
-        print(f"| {count} | {before:.0f} | {peak:.0f} | {each:.0f} | {seconds:.0f} |", flush=True)
+        numbers = (f"{number:.0f}" for number in (before, peak, each, seconds))
+        print(report.row([count, *numbers]), flush=True)
         shutil.rmtree(folder)
         os._exit(0)
 
@@ -60,19 +60,24 @@ def plan(count: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = report.parser(__doc__)
+    parser.add_argument(
+        "--videos",
+        type=int,
+        nargs="+",
+        default=[100, 10_000, 1_000_000],
+        metavar="COUNT",
+        help="sizes of collections; 100 10000 1000000 by default",
     )
-    parser.add_argument("--videos", type=int, nargs="+", default=[100, 10_000, 1_000_000])
     parser.add_argument("--plan", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.plan is not None:
         plan(arguments.plan)
-    print(f"command: python {shlex.join(sys.argv)}")
-    print("| videos | MB before | MB at most | bytes a video | seconds to the first answer |")
-    print("|---:|---:|---:|---:|---:|", flush=True)
+    print(report.command())
+    titles = ["videos", "MB before", "MB at most", "bytes a video", "seconds to the first answer"]
+    print(report.head(titles, texts=0), flush=True)
     for count in arguments.videos:
-        subprocess.run([sys.executable, __file__, "--plan", str(count)], check=True)
+        subprocess.run([sys.executable, "-m", __spec__.name, "--plan", str(count)], check=True)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""What would a million hours of video take? The arithmetic, from what a pair costs on this machine.
+"""What would a million hours of video take? Prints docs/scaling.md, with the arithmetic.
 
-    python benchmarks/scaling.py > docs/scaling.md
+    python -m docs.make.scaling > docs/scaling.md
 
-Measured, for rendered videos of the recipe `video`'s size: a core's seconds to read, to write and to feed a
-pair, the bytes of its frames and of its labels, the operations of the teacher and of a training step, and a
-driver's seconds for a file. Seconds are the CPU's, so that neighbours on the machine count little. The rest
-is multiplied, with the assumptions that are listed. Prints a Markdown page, docs/scaling.md; takes about two
-minutes.
+Measures what a pair costs on this machine, for rendered videos of the recipe `video`'s size: seconds of a
+core to read, to write and to feed it, the bytes of its frames and of its labels, the operations of the
+teacher and of a training step, and the driver's seconds for a file. Seconds are CPU time, so that other
+processes on the machine hardly change them. All else is multiplied, with the assumptions that the page lists.
+Takes about two minutes.
 """
 
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
-from recipes import GPU, GPU_PEAK, UTILISATION, cost_volume_operations, first_pair, measured
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import report
+from benchmarks.cost import (
+    GPU,
+    GPU_PEAK,
+    UTILISATION,
+    cost_volume_operations,
+    cpu_seconds,
+    training_cost,
+)
+from benchmarks.inputs import true_pair
+from benchmarks.report import table
 from flowcore.formats import FrameCodec
 from flowcore.networks import PWCNetConfig
 from flowcore.objectives import StudentObjective, TeacherObjective
@@ -50,7 +59,7 @@ _FILES = 300
 
 
 def per_pair() -> dict[str, float]:
-    """What one pair costs, by name: seconds of a core, bytes, operations."""
+    """What one pair costs: seconds of a core, bytes or operations, by name."""
     recipe, codec = RECIPES["video"], FrameCodec()
     scene = render_scene(0, SceneOptions(height=_HEIGHT, width=_WIDTH, num_frames=_FRAMES))
     pairs = _FRAMES - 1
@@ -63,7 +72,7 @@ def per_pair() -> dict[str, float]:
             for chunk in ChunkReader(str(path), recipe.clips):
                 stored.extend(codec.encode(frame) for frame in chunk.frames)
 
-        reading = _seconds(read)
+        reading = cpu_seconds(read)
     # Labels of a trained network: what they take depends on what is in them.
     network, _ = load_model(PROJECT_FOLDER / "docs/results/real-pixels/student")
     some = scene.frames[: LabellingOptions().row_group_pairs + 1]
@@ -86,12 +95,14 @@ def per_pair() -> dict[str, float]:
         teacher.estimate_chunk(to_images(some[:3]))
     # The formula is for both passes, which are three times one.
     forward = counter.get_total_flops() + cost_volume_operations(config, 2, _HEIGHT, _WIDTH) / 3
-    learning = measured(first_pair(scene), config, recipe.augmentation, recipe.teacher, TeacherObjective())
-    step = measured(first_pair(scene), config, recipe.challenge, recipe.student, StudentObjective())
+    learning = training_cost(
+        true_pair(scene), config, recipe.augmentation, recipe.teacher, TeacherObjective()
+    )
+    step = training_cost(true_pair(scene), config, recipe.challenge, recipe.student, StudentObjective())
     return {
         "reading": reading / pairs,
-        "writing": _seconds(lambda: encode_shard(flows, len(flows))) / len(flows),
-        "feeding": _seconds(feed) / len(flows) + step.transforming / recipe.student.global_batch,
+        "writing": cpu_seconds(lambda: encode_shard(flows, len(flows))) / len(flows),
+        "feeding": cpu_seconds(feed) / len(flows) + step.transforming / recipe.student.global_batch,
         "frame bytes": 2 * float(np.mean([len(each) for each in stored])),
         "label bytes": len(content) / len(flows),
         "teacher": forward / 2,
@@ -114,21 +125,7 @@ def driver_seconds() -> float:
     staged = files.map_batches(Same, compute=ray.data.ActorPoolStrategy(size=1), **as_tables).map_batches(
         lambda table: table, **as_tables
     )
-    started = time.process_time()
-    for _ in staged.iter_batches(**as_tables):
-        pass
-    return (time.process_time() - started) / _FILES
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.process_time()
-    work()
-    return time.process_time() - started
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return cpu_seconds(lambda: deque(staged.iter_batches(**as_tables), maxlen=0)) / _FILES
 
 
 def labels(pair: dict[str, float], gpu: float) -> str:
@@ -220,6 +217,7 @@ def student(pair: dict[str, float], global_batch: int) -> str:
 
 
 def main() -> None:
+    report.parser(__doc__).parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     pair, driver = per_pair(), driver_seconds()
@@ -239,7 +237,7 @@ def main() -> None:
     print(
         f"""# A million hours of video, on paper
 
-Printed by `python benchmarks/scaling.py`. Nothing was run on a GPU or at this scale: what a pair costs is
+Printed by `python -m docs.make.scaling`. Nothing was run on a GPU or at this scale: what a pair costs is
 measured on one core, for rendered videos of {_HEIGHT}x{_WIDTH} px and the networks of the recipe `video`, and
 multiplied.
 

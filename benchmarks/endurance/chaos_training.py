@@ -1,31 +1,30 @@
-"""Does a training end in the same weights, whatever is killed while it runs?
+"""Does a training end with the same weights, whatever is killed while it runs?
 
-    python benchmarks/chaos_training.py [--kills 10] [--seed 0] [--steps 400] [--victims worker driver node]
+    python -m benchmarks.endurance.chaos_training [--kills 10] [--steps 400] [--victims worker driver node]
 
 Trains a teacher with two workers on a cluster of two nodes on this machine, once undisturbed. Then the same
-training runs while a worker, the command or a whole node is killed with -9 at random steps; where the command
-ends by that, it is typed again with --resume. Ends with an error if the weights differ from the undisturbed
-ones in a bit, if there is more than one run, or if a step's loss is missing, is logged twice or is another.
-Prints how many steps were done again.
+training runs while a worker, the command or a whole node is killed with -9 at random steps. Where a kill ends
+the command, it is typed again with --resume. Ends with an error if a weight differs from the undisturbed one,
+if there is more than one run, or if a step's loss is missing, differs or is logged twice. Prints how many
+steps were done again.
 """
 
-import argparse
 import contextlib
 import os
 import random
-import shlex
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from chaos import Job, Nodes, kill_one_titled
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from flowcore.scenes import SceneOptions, render_scene, write_video
+from benchmarks import report
+from benchmarks.endurance.victims import Job, Nodes, add_options, counted, kill_one_titled
+from benchmarks.inputs import render_videos
+from flowcore.scenes import SceneOptions
 from pipelines import registry
 from pipelines.checkpoints import model_digest
 
@@ -66,11 +65,9 @@ class Command(Job):
 
     def step(self) -> int:
         run = self.run()
-        return (
-            0
-            if run is None or "train/loss" not in run.data.metrics
-            else max(self.points("train/loss"), default=0)
-        )
+        if run is None or "train/loss" not in run.data.metrics:
+            return 0
+        return max(self.points("train/loss"), default=0)
 
     def flags(self) -> Mapping[str, object]:
         run = self.run()
@@ -112,21 +109,15 @@ def killed(kind: str, command: Command, nodes: Nodes, chance: random.Random) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--victims", nargs="+", default=list(VICTIMS), choices=VICTIMS)
+    parser = report.parser(__doc__)
+    add_options(parser, VICTIMS, kills=10)
+    parser.add_argument("--steps", type=int, default=400, help="of the training; 400 by default")
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
-    print(f"command: python {shlex.join(sys.argv)}")
+    print(report.command())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for seed in range(4):
-            scene = render_scene(seed, SceneOptions(height=64, width=96, num_frames=9))
-            write_video(folder / "videos" / f"{seed}.mp4", scene.frames)
+        render_videos(folder / "videos", 4, SceneOptions(height=64, width=96, num_frames=9))
         nodes = Nodes()
         deaths: Counter[str] = Counter()
         try:
@@ -137,7 +128,7 @@ def main() -> None:
             started = time.monotonic()
             undisturbed.finish()
             print(f"undisturbed: {arguments.steps} steps, {time.monotonic() - started:.0f} s", flush=True)
-            # in order, so that each comes after the step at which the one before struck
+            # In order, so that each comes after the step at which the one before struck
             for at in sorted(chance.sample(range(1, arguments.steps - 5), arguments.kills)):
                 kind = chance.choice(arguments.victims)
                 while True:
@@ -153,7 +144,7 @@ def main() -> None:
                 raise SystemExit(f"{arguments.steps - len(losses)} steps have no loss")
             run = disturbed.run()
             assert run is not None
-            # that none has two points at a step
+            # That none has two points at a step
             for metric in run.data.metrics:
                 disturbed.points(metric)
             for metric in ("train/loss", "validation/unmasked", "validation/occluded"):
@@ -165,8 +156,7 @@ def main() -> None:
             again = int(sum(disturbed.points("train/steps_done_again").values()))
         finally:
             nodes.stop()
-    kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(deaths.items()))
-    print(f"{deaths.total()} kills ({kinds}), {disturbed.starts} starts of the command: one run, ", end="")
+    print(f"{deaths.total()} kills ({counted(deaths)}), {disturbed.starts} starts: one run, ", end="")
     print(
         "each loss and validation once and the same, no metric twice at a step, the same weights; "
         f"{again} of {arguments.steps} steps done again"

@@ -1,18 +1,16 @@
-"""Why does the occlusion mask not help the ablation's teachers? Masks of other kinds, and longer training.
+"""Why does the occlusion mask not help the ablation's teachers?
 
-    python benchmarks/masks.py [--steps 600 1800] [--seeds 0 1 2] [--masks none check lenient truth]
-        [--kinds mixed objects fast] [--print]
+    python -m benchmarks.experiments.masks [--steps 600 1800] [--seeds 0 1 2] [--print]
+        [--masks none check lenient truth] [--kinds mixed objects fast]
 
-Trains the ablation's teacher (census loss, its network, scenes, steps and schedule) in this process alone,
-with the loss masked by nothing, by the forward-backward check of METHOD, by one that forgives 2 px of
-disagreement, and by the true occlusion of the rendered scenes, which no training has in earnest; on each kind
-of scenes. Prints the errors on the ablation's test scenes of that kind and how well the check then finds
-their occlusion, and writes each training to docs/results/masks when it is done, the table to
-docs/results/masks.md. What is there isn't done again. If the truth helps and the check doesn't, then it is
-the check's mistakes that cost.
+Trains the ablation's teacher with the census loss in this process, with the loss masked in four ways: by
+nothing, by the forward-backward check, by a check that forgives 2 px of disagreement, and by the true
+occlusion of the rendered scenes, which is known nowhere else. If the truth helps and the check doesn't, the
+check's mistakes are what costs. Prints the errors on the ablation's test scenes and how well the check then
+finds their occlusion. Each training is written to docs/results/masks when it is done and isn't done again;
+the table is written to docs/results/masks.md, with --print from the trainings that are there.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -22,17 +20,19 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from ablation import (
+
+from benchmarks import report
+from benchmarks.experiments.cells import (
     KINDS,
     NETWORKS,
     RESULTS,
     TEACHER_STEPS,
     TEST_SCENES,
     TRAINING_SCENES,
-    mean_and_spread,
     teacher_options,
 )
-
+from benchmarks.inputs import true_pair, without_flow
+from benchmarks.report import mean_and_spread
 from flowcore.metrics import FlowErrors, OcclusionCounts, flow_errors, occlusion_counts
 from flowcore.networks import FlowNetwork
 from flowcore.objectives import Photometric, TeacherObjective
@@ -53,7 +53,7 @@ MASKS = {
 }
 CHECKS = {"check": ForwardBackwardCheck(), "lenient": ForwardBackwardCheck(alpha2=4.0)}
 SCENES = {"mixed": "the demo's", "objects": "many layers", "fast": "large fast layers"}
-"""The kinds that are trained on, see `ablation.KINDS`."""
+"""The kinds that are trained on, see `cells.KINDS`."""
 TEST_PAIRS = 3
 REASON = """\
 On the demo's scenes, a tenth of whose pixels are occluded, the true mask gives nothing: the photometric loss
@@ -84,18 +84,9 @@ def scene(seed: int, options: SceneOptions) -> Scene:
 
 
 def training_pairs(kind: str) -> list[FramePair]:
-    """With the true visibility where a label has its confidence."""
+    """Without flow; their confidence is the true visibility."""
     scenes = [scene(seed, KINDS[kind]) for seed in TRAINING_SCENES]
-    return [
-        FramePair(
-            image1=each.frames[frame],
-            image2=each.frames[frame + 1],
-            confidence_fw=1.0 - each.occ_fw[frame].astype(np.float32),
-            confidence_bw=1.0 - each.occ_bw[frame].astype(np.float32),
-        )
-        for each in scenes
-        for frame in range(len(each.occ_fw))
-    ]
+    return [without_flow(true_pair(each, frame)) for each in scenes for frame in range(len(each.occ_fw))]
 
 
 def loss_of(network: FlowNetwork, batch: Batch, mask: str) -> torch.Tensor:
@@ -162,10 +153,10 @@ def do(kind: str, mask: str, schedule: Schedule) -> None:
     print(record, flush=True)
 
 
-def report() -> str:
+def page() -> str:
     records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
-    heads = ("scenes", "steps", "loss", "seeds", "EPE all", "noc", "occ", "occ against no mask")
-    lines = [f"| {' | '.join((*heads, 'precision', 'recall'))} |", "|---" * (len(heads) + 2) + "|"]
+    errors_of = ("EPE all", "noc", "occ", "occ against no mask", "precision", "recall")
+    rows = []
     for kind, steps in itertools.product(SCENES, sorted({record["steps"] for record in records})):
         by_mask = {
             mask: {
@@ -186,25 +177,25 @@ def report() -> str:
             counts = [
                 mean_and_spread([each[key] for each in found.values()]) for key in ("precision", "recall")
             ]
-            cells = (SCENES[kind], str(steps), MASKS[mask], str(len(found)), *errors, change, *counts)
-            lines.append(f"| {' | '.join(cells)} |")
+            rows.append((SCENES[kind], steps, MASKS[mask], len(found), *errors, change, *counts))
     return (
         "# What the occlusion mask costs and gives\n\n"
-        "Printed by `python benchmarks/masks.py --print` from the trainings in `docs/results/masks`: the "
-        "ablation's teacher (census loss) on its scenes, in one process; EPE in px, mean ± standard "
-        "deviation over seeds; precision and recall of the forward-backward check on the test scenes, whose "
-        f"occlusion is what the network's own flow makes it.\n\n{REASON}\n" + "\n".join(lines) + "\n"
+        "Printed by `python -m benchmarks.experiments.masks --print` from the trainings in "
+        "`docs/results/masks`: the ablation's teacher (census loss) on its scenes, in one process; EPE in "
+        "px, mean ± standard deviation over seeds; precision and recall of the forward-backward check on the "
+        f"test scenes, whose occlusion is what the network's own flow makes it.\n\n{REASON}\n"
+        f"{report.table(['scenes', 'steps', 'loss', 'seeds', *errors_of], rows)}\n"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = report.parser(__doc__)
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[TEACHER_STEPS, 3 * TEACHER_STEPS], help="of a training"
     )
-    parser.add_argument("--steps", type=int, nargs="+", default=[TEACHER_STEPS, 3 * TEACHER_STEPS])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--masks", nargs="+", choices=list(MASKS), default=list(MASKS))
-    parser.add_argument("--kinds", nargs="+", choices=list(SCENES), default=list(SCENES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a training for each")
+    parser.add_argument("--masks", nargs="+", choices=list(MASKS), default=list(MASKS), help="of the loss")
+    parser.add_argument("--kinds", nargs="+", choices=list(SCENES), default=list(SCENES), help="of scenes")
     parser.add_argument("--print", action="store_true", help="only write the table")
     arguments = parser.parse_args()
     if not arguments.print:
@@ -214,7 +205,7 @@ def main() -> None:
                 for kind in arguments.kinds:
                     for mask in arguments.masks:
                         do(kind, mask, Schedule(steps=steps, seed=seed))
-    text = report()
+    text = page()
     RESULTS.joinpath("masks.md").write_text(text)
     print(text)
 

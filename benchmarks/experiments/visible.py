@@ -1,24 +1,33 @@
 """Where, on visible pixels, is a student worse than its control?
 
-    python benchmarks/visible.py [--kinds stereo camera] [--seed 0]
+    python -m benchmarks.experiments.visible [--kinds stereo camera] [--seed 0]
 
-Takes the ablation's cells of a seed, trained where their networks aren't there, and two more students: in the
-confidence view with the photometric loss, and with a quarter of the distillation's weight. Splits the visible
-pixels of the test scenes by what is near: an occluded pixel, the frame's border, neither; and by how far they
-move.
+Compares the ablation's teacher, control and student of a seed with two more students: one in the confidence
+view with the photometric loss, and one with a quarter of the distillation's weight. Trains those that aren't
+in runs/ablation. Splits the visible pixels of the test scenes by what is near, an occluded pixel, the frame's
+border or neither, and by how far they move, and prints each network's mean error on each part.
 """
 
-import argparse
 import os
-import shlex
-import sys
 from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
-from ablation import CELLS, KINDS, OBJECTIVES, TEST_SCENES, TRACKING_URI, WORK, Cell, model, student, truth
 
+from benchmarks import report
+from benchmarks.experiments.cells import (
+    CELLS,
+    KINDS,
+    OBJECTIVES,
+    TEST_SCENES,
+    TRACKING_URI,
+    WORK,
+    Cell,
+    model,
+    student,
+    truth,
+)
 from flowcore.datasets import Truth, find_samples, load
 from pipelines.cluster import connect
 from pipelines.evaluation import load_estimator
@@ -50,7 +59,7 @@ def regions(truth_: Truth) -> dict[str, np.ndarray]:
 
 
 def split_errors(places: dict[str, str], root: str) -> list[list[str]]:
-    """A line a region: its share of the visible pixels, and each network's mean error there."""
+    """A row for each region: its share of the visible pixels, and each network's mean error there."""
     estimators = {name: load_estimator(place) for name, place in places.items()}
     pixels: dict[str, int] = {}
     errors: dict[tuple[str, str], float] = {}
@@ -72,16 +81,20 @@ def split_errors(places: dict[str, str], root: str) -> list[list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = report.parser(__doc__)
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        default=["stereo", "camera"],
+        choices=sorted(KINDS),
+        help="of scenes to train on; stereo camera by default",
     )
-    parser.add_argument("--kinds", nargs="+", default=["stereo", "camera"], choices=sorted(KINDS))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the cells; 0 by default")
     arguments = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     os.environ["MLFLOW_TRACKING_URI"] = TRACKING_URI
     connect()
-    print(f"command: python {shlex.join(sys.argv)}")
+    print(report.command())
     for kind in arguments.kinds:
         titles = {part: f"{part}/{kind}" for part in ("teacher", "control", "student")}
         for title, objective in OTHERS.items():
@@ -91,10 +104,8 @@ def main() -> None:
         places = {title: model(name, arguments.seed) for title, name in titles.items()}
         for tested in CELLS[f"teacher/{kind}"].kinds:
             print(f"\n{kind} -> {tested}, seed {arguments.seed}\n")
-            print(f"| visible pixels | share | {' | '.join(places)} |")
-            print(f"|---|{'---:|' * (1 + len(places))}")
-            for line in split_errors(places, truth(tested, TEST_SCENES)):
-                print(f"| {' | '.join(line)} |", flush=True)
+            errors = split_errors(places, truth(tested, TEST_SCENES))
+            print(report.table(["visible pixels", "share", *places], errors), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,122 +1,38 @@
-"""Is each pair in the label set once, whatever is killed while it is made?
+"""Is each pair in the label set exactly once, whatever is killed while it is made?
 
-    python benchmarks/chaos.py [--kills 20] [--seed 0] [--videos 24] [--victims node driver]
+    python -m benchmarks.endurance.chaos [--kills 20] [--seed 0] [--videos 24] [--victims node driver]
 
 Labels rendered videos on a cluster of two nodes on this machine, once undisturbed. Then the same command
-runs into another folder while one of its processes, or a whole node, is killed with -9 at a random moment,
-again and again; where the command ends by that, it is typed again. A set that is finished before all kills
-are done is compared, and the next one is begun. Ends with an error if a set differs from the undisturbed one
-in a pair or a byte, if a file was visible before it was whole, or if what was finished was done again.
+labels into another folder while one of its processes or a whole node is killed with -9 at random moments.
+Where a kill ends the command, it is typed again. A set that is finished before all kills are done is compared
+with the undisturbed one, and the next set is begun. Ends with an error if a set differs from the undisturbed
+one in a pair or a byte, if a file was visible before it was whole, or if finished work was done again.
 """
 
-import argparse
-import contextlib
-import os
 import random
-import shlex
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
-import torch
-from ray.cluster_utils import Cluster
 
-from flowcore.scenes import SceneOptions, render_scene, write_video
+from benchmarks import report
+from benchmarks.endurance.victims import Job, Nodes, add_options, counted, kill_one_titled
+from benchmarks.inputs import fresh_teacher, render_videos
+from benchmarks.processes import TITLES
+from flowcore.scenes import SceneOptions
 from jobs.recipes import RECIPES
-from pipelines.checkpoints import save_model
 from pipelines.ledger import MANIFEST_FILE
 from pipelines.pair_set import PairSet
-from pipelines.storage import PROJECT_FOLDER
 
-VICTIMS = {
-    "driver": None,
-    "node": None,
-    "decoder": "pipelines.decoding",
-    "reader": "_Reader",
-    "teacher": "_Teacher",
-    "writer": "_Writer",
-}
-"""By kind, what its processes have in their titles."""
+VICTIMS = ("driver", "node", *TITLES)
 _SPAN = 20.0
 """Seconds from which the moment of a kill is drawn: a run takes half of them to get going."""
 _PATIENCE = 30.0
 """Seconds to wait for a process of the kind that is to be killed."""
 _FRAMES, _CHUNK_PAIRS, _SHARD_PAIRS = 65, 4, 8
-
-
-class Nodes:
-    """A cluster of two nodes, the second of which can be killed and replaced."""
-
-    def __init__(self) -> None:
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-        self._second = self._cluster.add_node(num_cpus=2)
-        self.address = self._cluster.address
-
-    def kill_second(self) -> None:
-        self._cluster.remove_node(self._second, allow_graceful=False)
-
-    def replace_second(self) -> None:
-        self._second = self._cluster.add_node(num_cpus=2)
-
-    def stop(self) -> None:
-        self._cluster.shutdown()
-
-
-class Job:
-    """A job with the recipe smoke on a cluster, typed again and again; its output is in `log.txt` in the
-    folder, its run in `mlflow.db` there."""
-
-    def __init__(self, name: str, folder: Path, address: str) -> None:
-        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
-        self.starts = 0
-        self._command = [sys.executable, str(PROJECT_FOLDER / "jobs" / f"{name}.py"), "smoke"]
-        self._folder = folder
-        self._address = address
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def flags(self) -> Mapping[str, object]:
-        """What to type now."""
-        raise NotImplementedError
-
-    def start(self) -> None:
-        """Unless it runs."""
-        if self.is_running():
-            return
-        self.starts += 1
-        self._folder.mkdir(exist_ok=True)
-        flags = [part for name, value in self.flags().items() for part in (f"--{name}", str(value))]
-        with open(self._folder / "log.txt", "ab") as log:
-            self._process = subprocess.Popen(
-                [*self._command, *flags],
-                cwd=self._folder,
-                env={**os.environ, "MLFLOW_TRACKING_URI": self.uri, "RAY_ADDRESS": self._address},
-                stdout=log,
-                stderr=log,
-            )
-
-    def is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def kill(self) -> None:
-        """Kills the driver."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    def succeeds(self) -> bool:
-        """Types it, unless it runs, and waits for its end."""
-        self.start()
-        assert self._process is not None
-        return self._process.wait() == 0
-
-    def last_words(self) -> str:
-        return (self._folder / "log.txt").read_text(errors="replace")[-4000:]
 
 
 class Labelling(Job):
@@ -167,20 +83,6 @@ class Labelling(Job):
         return sorted(PairSet.open(str(self.labels)).index().column("pair_id").to_pylist())
 
 
-def kill_one_titled(title: str, chance: random.Random) -> bool:
-    """Kills one of this process's descendants with that in their titles; False if there was none."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if title in " ".join(process.cmdline()):
-                found.append(process)
-    with contextlib.suppress(psutil.Error):
-        if found:
-            chance.choice(found).kill()
-            return True
-    return False
-
-
 def killed(kind: str, labelling: Labelling, nodes: Nodes, chance: random.Random) -> bool:
     """Kills a process of the kind, or a node; False if there was none until the command ended."""
     if kind == "driver":
@@ -191,11 +93,9 @@ def killed(kind: str, labelling: Labelling, nodes: Nodes, chance: random.Random)
         labelling.look()
         nodes.replace_second()
         return True
-    title = VICTIMS[kind]
-    assert title is not None
     deadline = time.monotonic() + _PATIENCE
     while labelling.is_running() and time.monotonic() < deadline:
-        if kill_one_titled(title, chance):
+        if kill_one_titled(TITLES[kind], chance):
             return True
         time.sleep(0.05)
     return False
@@ -211,29 +111,18 @@ def compare(labelling: Labelling, undisturbed: Labelling) -> None:
         raise RuntimeError(f"{labelling.labels} and {undisturbed.labels} have the same pairs and other bytes")
 
 
-def prepare(folder: Path, num_videos: int) -> None:
-    """Videos and a teacher."""
-    for seed in range(num_videos):
-        scene = SceneOptions(height=64, width=96, num_frames=_FRAMES)
-        write_video(folder / "videos" / f"{seed}.mp4", render_scene(seed, scene).frames)
-    torch.manual_seed(0)
-    save_model(folder / "teacher", RECIPES["smoke"].network.build(), {"stage": "benchmark"})
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--videos", type=int, default=24)
-    parser.add_argument("--victims", nargs="+", default=list(VICTIMS), choices=VICTIMS)
+    parser = report.parser(__doc__)
+    add_options(parser, VICTIMS, kills=20)
+    parser.add_argument("--videos", type=int, default=24, help="to label; 24 by default")
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
-    print(f"command: python {shlex.join(sys.argv)}")
+    print(report.command())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(folder, arguments.videos)
+        scene = SceneOptions(height=64, width=96, num_frames=_FRAMES)
+        render_videos(folder / "videos", arguments.videos, scene)
+        fresh_teacher(folder / "teacher", RECIPES["smoke"].network)
         nodes = Nodes()
         try:
             undisturbed = Labelling(folder, nodes.address, folder / "undisturbed")
@@ -268,8 +157,7 @@ def main() -> None:
                 print(f"finished after {labelling.starts} start(s): the same pairs and bytes", flush=True)
         finally:
             nodes.stop()
-    kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(deaths.items()))
-    print(f"{deaths.total()} kills ({kinds}; {early} before a set's first file): ", end="")
+    print(f"{deaths.total()} kills ({counted(deaths)}; {early} before a set's first file): ", end="")
     print("0 pairs lost, 0 doubled, no file half-written or written again, every byte the same")
 
 

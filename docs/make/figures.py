@@ -1,34 +1,27 @@
-"""What does the method look like? The figures of docs/method.md, from a rendered scene and its true flow.
+"""What does the method look like? Draws the figures of docs/method.md.
 
-    python benchmarks/figures.py
+    python -m docs.make.figures
 
-The true flow stands for a teacher's, so that the pictures show the method and not one network's errors.
+They show a rendered scene and its true flow. The truth takes the place of a teacher's flow, so that the
+pictures show the method and not one network's errors.
 """
-
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy import ndarray
 
+from benchmarks import report
+from benchmarks.inputs import true_pair
 from flowcore.drawing import Picture, flow_colors, occlusion_image, panel
 from flowcore.formats import write_image
 from flowcore.hallucination import CopyPaste, Crop, Geometric, SuperpixelNoise
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.pairs import FramePair
 from flowcore.scenes import SceneOptions, render_scene
+from pipelines.storage import PROJECT_FOLDER
 
-FOLDER = Path(__file__).resolve().parent.parent / "docs" / "figures"
-SCENE = render_scene(7, SceneOptions(height=192, width=256, num_frames=2, camera_speed=24, layer_speed=12))
-PAIR = FramePair(
-    image1=SCENE.frames[0],
-    image2=SCENE.frames[1],
-    flow_fw=SCENE.flow_fw[0],
-    flow_bw=SCENE.flow_bw[0],
-    confidence_fw=(~SCENE.occ_fw[0]).astype(np.float32),
-    confidence_bw=(~SCENE.occ_bw[0]).astype(np.float32),
-)
-MOST = float(np.hypot(*SCENE.flow_fw[0]).max())
+FOLDER = PROJECT_FOLDER / "docs" / "figures"
+SCENE = SceneOptions(height=192, width=256, num_frames=2, camera_speed=24, layer_speed=12)
 
 
 def check(pair: FramePair) -> ndarray:
@@ -46,9 +39,10 @@ def trusted(pair: FramePair) -> ndarray:
     return pair.confidence_fw > 0
 
 
-def flow(pair: FramePair) -> Picture:
+def flow(pair: FramePair, fastest: float) -> Picture:
+    """fastest: the motion of full saturation, px."""
     assert pair.flow_fw is not None
-    return flow_colors(np.array(pair.flow_fw), MOST)
+    return flow_colors(np.array(pair.flow_fw), fastest)
 
 
 def framed(image: ndarray, top: int, left: int, height: int, width: int) -> ndarray:
@@ -60,29 +54,32 @@ def framed(image: ndarray, top: int, left: int, height: int, width: int) -> ndar
 
 
 def main() -> None:
+    report.parser(__doc__).parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    occluded = SCENE.occ_fw[0]
+    scene = render_scene(7, SCENE)
+    pair, motion, occluded = true_pair(scene), scene.flow_fw[0], scene.occ_fw[0]
+    fastest = float(np.hypot(*motion).max())
     figures = {
         "occlusion": [
             [
-                ("image1", PAIR.image1),
-                ("image2", PAIR.image2),
-                ("flow_fw", flow(PAIR)),
+                ("image1", pair.image1),
+                ("image2", pair.image2),
+                ("flow_fw", flow(pair, fastest)),
                 ("true occlusion", occlusion_image(occluded)),
-                ("forward-backward check", occlusion_image(check(PAIR))),
+                ("forward-backward check", occlusion_image(check(pair))),
             ]
         ]
     }
     crop = Crop(height=128, width=160)
-    cropped = crop(PAIR, np.random.default_rng(3))
+    cropped = crop(pair, np.random.default_rng(3))
     rng = np.random.default_rng(3)
     top, left = int(rng.integers(192 - 128 + 1)), int(rng.integers(256 - 160 + 1))
     hallucinated = check(cropped) & trusted(cropped)
     figures["crop"] = [
         [
-            ("image1, the student's window", framed(PAIR.image1, top, left, 128, 160)),
-            ("image2, the same window", framed(PAIR.image2, top, left, 128, 160)),
-            ("T(w_f), the label", flow(cropped)),
+            ("image1, the student's window", framed(pair.image1, top, left, 128, 160)),
+            ("image2, the same window", framed(pair.image2, top, left, 128, 160)),
+            ("T(w_f), the label", flow(cropped, fastest)),
             ("what the crop hallucinates", occlusion_image(hallucinated)),
         ]
     ]
@@ -94,31 +91,31 @@ def main() -> None:
             ("C = 1 - T(O), confidence view", occlusion_image(trusted(cropped))),
         ]
     ]
-    noisy = SuperpixelNoise(chance=1.0)(PAIR, np.random.default_rng(1))
-    hidden = hidden_by((noisy.image2 != PAIR.image2).any(axis=-1), SCENE.flow_fw[0])
+    noisy = SuperpixelNoise(chance=1.0)(pair, np.random.default_rng(1))
+    hidden = hidden_by((noisy.image2 != pair.image2).any(axis=-1), motion)
     figures["superpixels"] = [
         [
             ("image1", noisy.image1),
             ("image2 with superpixel noise", noisy.image2),
-            ("T(w_f), the label: as before", flow(noisy)),
+            ("T(w_f), the label: as before", flow(noisy, fastest)),
             ("what the noise hides of image1", occlusion_image(hidden & ~occluded)),
         ]
     ]
-    turned = Geometric(chance=1.0)(PAIR, np.random.default_rng(11))
+    turned = Geometric(chance=1.0)(pair, np.random.default_rng(11))
     figures["geometric"] = [
         [
             ("A1 image1", turned.image1),
             ("A2 image2", turned.image2),
-            ("w' = A2(x + w(x)) - x'", flow(turned)),
+            ("w' = A2(x + w(x)) - x'", flow(turned, fastest)),
             ("confidence: 0 outside the frame", occlusion_image(trusted(turned))),
         ]
     ]
-    pasted = CopyPaste(chance=1.0, count=(2, 2), radius=(0.15, 0.25))(PAIR, np.random.default_rng(8))
+    pasted = CopyPaste(chance=1.0, count=(2, 2), radius=(0.15, 0.25))(pair, np.random.default_rng(8))
     figures["pasted"] = [
         [
             ("image1 with pieces of itself", pasted.image1),
             ("image2, where they moved", pasted.image2),
-            ("T(w_f), the label", flow(pasted)),
+            ("T(w_f), the label", flow(pasted, fastest)),
             ("what the pieces hide of image1", occlusion_image(check(pasted) & ~occluded)),
         ]
     ]

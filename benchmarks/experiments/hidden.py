@@ -1,21 +1,23 @@
 """What do the ablation's challenges hide from a student, and is it what is occluded in the scenes?
 
-    python benchmarks/hidden.py
+    python -m benchmarks.experiments.hidden
 
-Renders the ablation's test scenes and puts their pairs, with the true flow, through each challenge. A pixel
-that is visible in the other frame is hidden where the challenge moves its counterpart out of the frame, or
-replaces it. Prints which share of the pixels that is, near the frame's border and elsewhere, beside what is
-occluded in the scenes for the same two reasons: because it leaves the frame, or because something covers it.
+Renders the ablation's test scenes and puts their pairs, with the true flow, through each challenge. A visible
+pixel is hidden where the challenge moves its counterpart out of the frame or replaces it. Prints the shares
+of the pixels that are hidden in these two ways, beside the shares that are occluded in the scenes because
+they leave the frame or because something covers them.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
-from ablation import CHALLENGES, KINDS, TEST_SCENES
 from jaxtyping import Bool, Float
 
+from benchmarks import report
+from benchmarks.experiments.cells import CHALLENGES, KINDS, TEST_SCENES
+from benchmarks.inputs import true_pair
 from flowcore.geometry import backward_warp, in_frame
 from flowcore.hallucination import Challenge
 from flowcore.pairs import FramePair
@@ -36,21 +38,10 @@ def at_target(
     return found & ~leaves(flow)
 
 
-def pairs() -> Iterator[FramePair]:
-    for seed in TEST_SCENES:
-        scene = render_scene(seed, KINDS["mixed"])
-        yield FramePair(
-            image1=scene.frames[0],
-            image2=scene.frames[1],
-            flow_fw=scene.flow_fw[0].astype(np.float32),
-            confidence_fw=1.0 - scene.occ_fw[0].astype(np.float32),
-        )
-
-
 def hidden(challenge: Challenge, pair: FramePair, seed: int) -> Counter[str]:
-    """Numbers of pixels: those that the student sees, and of them the hidden ones by reason."""
+    """Counts of pixels: those that the student sees, and the hidden ones among them, by reason."""
     # Noise replaces: what it replaced doesn't depend on the frame's values.
-    darker = FramePair(**{**vars(pair), "image2": pair.image2 // 2})
+    darker = replace(pair, image2=pair.image2 // 2)
     seen, other = (challenge(each, np.random.default_rng(seed)) for each in (pair, darker))
     assert seen.flow_fw is not None
     assert seen.confidence_fw is not None
@@ -64,9 +55,11 @@ def hidden(challenge: Challenge, pair: FramePair, seed: int) -> Counter[str]:
 
 
 def main() -> None:
+    report.parser(__doc__).parse_args()
     scenes: Counter[str] = Counter()
     sums = {name: Counter[str]() for name in CHALLENGES}
-    for seed, pair in enumerate(pairs()):
+    for seed, scene in enumerate(TEST_SCENES):
+        pair = true_pair(render_scene(scene, KINDS["mixed"]))
         assert pair.flow_fw is not None
         assert pair.confidence_fw is not None
         occluded, out = pair.confidence_fw < 0.5, leaves(pair.flow_fw)
@@ -75,10 +68,11 @@ def main() -> None:
         )
         for name, challenge in CHALLENGES.items():
             sums[name] += hidden(challenge, pair, seed)
-    print("| | leaves the frame | is covered or replaced |\n|---|---:|---:|")
-    for name, counts in {"occluded in the scenes": scenes, **sums}.items():
-        leaving, replaced = (counts[each] / counts["pixels"] for each in ("leaving", "replaced"))
-        print(f"| {name} | {leaving:.1%} | {replaced:.1%} |")
+    rows = [
+        (name, *(f"{counts[reason] / counts['pixels']:.1%}" for reason in ("leaving", "replaced")))
+        for name, counts in {"occluded in the scenes": scenes, **sums}.items()
+    ]
+    print(report.table(["", "leaves the frame", "is covered or replaced"], rows))
 
 
 if __name__ == "__main__":
