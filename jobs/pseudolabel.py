@@ -33,11 +33,11 @@ from pipelines.labelling import (
     LabellingOptions,
     LabellingSummary,
     labelling_status,
-    teacher_names,
     write_labels,
 )
 from pipelines.pair_set import PairSet
 from pipelines.storage import absolute
+from pipelines.teachers import teacher_names
 
 if TYPE_CHECKING:
     from pipelines.lineage import Lineage

@@ -223,7 +223,7 @@ class LabellingRoom:
         counts = {"reading": readers, "labelling": teachers, "writing": self.writers}
         return {stage: count for stage, count in counts.items() if count}
 
-    def ahead(self, shard_bytes: int) -> ray.data.ExecutionResources:
+    def ahead(self, shard_bytes: int) -> "ray.data.ExecutionResources":
         """How many shards of this size may wait between the stages. Ray's own limit holds where an autoscaler
         decides how many readers there are."""
         import ray.data

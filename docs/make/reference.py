@@ -1,8 +1,7 @@
 """What does the reference say of options, columns and metrics? What the code says when the site is built.
 
 A Sphinx extension of four directives: `job-options`, `recipe-table`, `label-columns` and `metric-table`. Each
-writes Markdown from dataclasses, their defaults and the docstrings under their fields. An option or a column
-without a sentence of its own is a warning, with which `make docs` fails.
+writes Markdown from dataclasses, their defaults and the docstrings under their fields.
 """
 
 import importlib
@@ -10,17 +9,17 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 from flowcore.metrics import FlowErrors, OcclusionCounts
-from jobs.options import REQUIRED, Option, options_of
+from flowcore.pseudolabels import PseudoLabels
+from jobs.options import REQUIRED, Option, docstrings, options_of
 from jobs.recipes import RECIPES
-from pipelines.labels import LABEL_SCHEMA, PAIR_SCHEMA, SPREAD_SCHEMA, TRUTH_SCHEMA
+from pipelines.labels import LABEL_SCHEMA, MEANINGS, PAIR_SCHEMA, SPREAD_SCHEMA, TRUTH_SCHEMA
 
-_LOGGER = logging.getLogger(__name__)
 _NOT_IN_RECIPE = ""
 
 
@@ -49,14 +48,12 @@ def options_page(job: str) -> str:
             flag = f"`--{part.replace('_', '-')}`"
             pages.append(f"## {flag} ({owner.__name__.removesuffix('Config')})" if several else f"## {flag}")
             pages.append(_escaped(next(iter(options.values())).group))
-        rows = [_option_row(job, option, defaults) for option in options.values()]
+        rows = [_option_row(option, defaults) for option in options.values()]
         pages.append(_table(["option", "takes", "default", "what it does"], rows))
     return "\n\n".join(pages)
 
 
-def _option_row(job: str, option: Option, defaults: Mapping[str, Mapping[str, Option]]) -> list[str]:
-    if not option.help:
-        _LOGGER.warning("%s of jobs/%s.py has no sentence of its own", option.name, job)
+def _option_row(option: Option, defaults: Mapping[str, Mapping[str, Option]]) -> list[str]:
     values = {
         _default(options[option.path])
         for options in defaults.values()
@@ -96,6 +93,7 @@ def recipe_list() -> str:
 
 def columns_page() -> str:
     """The columns of every kind of pair set, and what they mean."""
+    meanings = docstrings(PseudoLabels) | MEANINGS
     pages = []
     for heading, schema in (
         ("Every pair", PAIR_SCHEMA),
@@ -103,14 +101,13 @@ def columns_page() -> str:
         ("Labels of several teachers", SPREAD_SCHEMA),
         ("Truth", TRUTH_SCHEMA),
     ):
-        rows = []
-        for column in schema:
-            meaning = (column.metadata or {}).get(b"meaning", b"").decode()
-            if not meaning:
-                _LOGGER.warning("column %s has no sentence of its own", column.name)
-            rows.append([f"`{column.name}`", f"`{column.type}`", meaning])
+        rows = [[f"`{each.name}`", f"`{_type(each.type)}`", meanings[each.name]] for each in schema]
         pages += [f"## {heading}", _table(["column", "type", "what it is"], rows)]
     return "\n\n".join(pages)
+
+
+def _type(kind: pa.DataType) -> str:
+    return f"list of {kind.value_type}" if pa.types.is_list(kind) else str(kind)
 
 
 def metrics_page() -> str:
