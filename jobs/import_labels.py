@@ -9,9 +9,8 @@ quality column. What export_labels wrote keeps its pair ids. If the job is kille
 what is left.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from flowcore.occlusion import ForwardBackwardCheck
 from jobs.command import run
 from pipelines.storage import absolute, shared_folder
 
@@ -24,8 +23,6 @@ class ImportLabels:
     """Folder of the files; all nodes must share it."""
     labels: str
     """Folder or URI of the label set to write, empty or begun by the same command."""
-    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
-    """Tells what is occluded where the files don't."""
 
 
 def main(stage: ImportLabels) -> None:
@@ -34,7 +31,7 @@ def main(stage: ImportLabels) -> None:
 
     folder, labels = shared_folder(stage.files, "--files"), absolute(stage.labels, "--labels")
     connect()
-    pairs = import_labels(folder, labels, options.check)
+    pairs = import_labels(folder, labels)
     print(f"labels: {pairs.location}\n{pairs.num_pairs()} pairs of {folder}")
 
 
