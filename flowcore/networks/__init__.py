@@ -1,8 +1,7 @@
-"""Which networks estimate optical flow, and how is one described?
+"""Which networks estimate optical flow?
 
-All stand behind one interface: encode each frame once, then flow in both directions. A network is described
-by its configuration, a frozen dataclass that builds it; the configuration as a plain dictionary is what a
-checkpoint stores beside the weights.
+All share one interface: each frame is encoded once, then flow is decoded in both directions. A network's
+configuration is a frozen dataclass that builds it; as a plain dictionary it is stored beside the weights.
 """
 
 import dataclasses
@@ -65,13 +64,13 @@ def full() -> dict[str, AnyNetworkConfig]:
 
 
 def to_dict(config: NetworkConfig) -> dict[str, Any]:
-    """`config` as JSON-ready values under the name of its architecture."""
+    """`config` as JSON-ready values, with the name of its architecture."""
     name = next(name for name, kind in _ARCHITECTURES.items() if type(config) is kind)
     return {"architecture": name, **dataclasses.asdict(config)}
 
 
 def from_dict(values: dict[str, Any]) -> NetworkConfig:
-    """The configuration that `to_dict` wrote; ValueError for an unknown architecture or option."""
+    """The configuration that `to_dict` described; ValueError for an unknown architecture or option."""
     values = dict(values)
     name = values.pop("architecture", None)
     if name not in _ARCHITECTURES:

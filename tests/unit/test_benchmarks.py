@@ -1,4 +1,4 @@
-"""The scripts that measure and that make pages: each can be asked what it does, and the docs name it rightly."""
+"""Scripts that measure or make pages: each says how it is run, and what names one names it rightly."""
 
 import importlib
 import re
