@@ -149,7 +149,9 @@ def _levels(batch: Batch, flows: BidirectionalFlow, occlusions: tuple[Mask, Mask
         )
 
 
-def _counted(image: Image, inside: Mask | None, occluded: Mask | None) -> Mask:
+def _counted(
+    image: Image, inside: Bool[Tensor, "batch 1 _ _"] | None, occluded: Bool[Tensor, "batch 1 _ _"] | None
+) -> Mask:
     """The pixels of a level's frame that are inside and not occluded, by masks of the full resolution."""
     counted = torch.ones_like(image[:, :1], dtype=torch.bool)
     if occluded is not None:
