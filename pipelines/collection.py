@@ -20,7 +20,7 @@ from flowcore.video import (
     BinaryFile,
     VideoInput,
 )
-from pipelines.storage import Folder, absolute, patient, split, storage_of
+from pipelines.storage import Folder, absolute, patient, refuse_secrets, split, storage_of
 
 # fmt: off
 VIDEO_EXTENSIONS = frozenset({
@@ -264,11 +264,7 @@ def _is_remote(place: str) -> bool:
 def _absolute(place: str) -> str:
     """An absolute local path, or the URI of what isn't local."""
     if _is_remote(place):
-        if urlsplit(place).password is not None:
-            raise ValueError(
-                "a URI with a password in it would be stored with every label: leave the password out and "
-                "set the storage's environment variables or role instead"
-            )
+        refuse_secrets(place, "the video")
         return place
     if place.startswith("file://"):
         place = unquote(urlsplit(place, allow_fragments=False).path)
