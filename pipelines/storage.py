@@ -1,9 +1,9 @@
 """Where does data live? A location is a local path or a URI such as s3://bucket/folder, and every option that
 takes one goes through this module.
 
-Two choices aren't obvious. Under `ray job submit` the working folder is a copy of the repository that vanishes
-with the job and lies elsewhere on every node, so a relative path is refused instead of resolved. And a location
-is written into labels, models and MLflow, so one that contains a password is refused.
+Two choices aren't obvious. Under `ray job submit` the working folder is a copy of the repository that
+vanishes with the job and lies elsewhere on every node, so a relative path is refused instead of resolved. And
+a location is written into labels, models and MLflow, so one that contains a password is refused.
 """
 
 import json
@@ -66,8 +66,8 @@ def refuse_secrets(location: str, option: str) -> None:
     masked = without_secrets(location)
     if masked != location:
         raise ValueError(
-            f"{option} {masked} contains a password, which would be stored with everything made from it: leave "
-            "it out, and set the storage's environment variables or role instead"
+            f"{option} {masked} contains a password, which would be stored with everything made from it: "
+            "leave it out, and set the storage's environment variables or role instead"
         )
 
 
@@ -117,8 +117,8 @@ def shared_folder(location: str, option: str) -> Path:
         return Path(storage_of(place)[1])
     if is_uri(place):
         raise ValueError(
-            f"{option} {place} is a URI, and this option needs a folder on a disk that all nodes share; copy the "
-            "files there first"
+            f"{option} {place} is a URI, and this option needs a folder on a disk that all nodes share; copy "
+            "the files there first"
         )
     return Path(place)
 
@@ -208,7 +208,7 @@ def write_whole(path: str | Path, content: bytes) -> None:
 
 
 def concurrently(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """The results of `work` for each item, in their order. `work` waits for a storage, so many run at once."""
+    """The result of `work` for each item, in their order. `work` waits for a storage, so many run at once."""
     with ThreadPoolExecutor(STORAGE_THREADS) as threads:
         for start in range(0, len(items), _AHEAD):
             yield from threads.map(work, items[start : start + _AHEAD])
@@ -228,8 +228,8 @@ class Folder:
         return bool(filesystem.get_file_info(root).type == FileType.Directory)
 
     def files(self, ending: str = "", *, within: str = "") -> list[str]:
-        """The names of the files in it, or in a folder of it, sorted; without those hidden by a leading `.` or
-        `_`."""
+        """The names of the files in it, or in a folder of it, sorted; without those that a leading `.` or `_`
+        hides."""
         return sorted(
             name
             for name in self.infos(within=within)
@@ -282,8 +282,8 @@ class Folder:
     def writing(self, name: str) -> Iterator[Path]:
         """A local path of this name, for a library that writes its file itself.
 
-        The file replaces the one in the folder when the block ends. After an error or a kill, or where nothing
-        was written, the folder is as it was.
+        The file replaces the one in the folder when the block ends. After an error or a kill, or where
+        nothing was written, the folder is as it was.
         """
         filesystem, root = storage_of(self.location)
         is_local = isinstance(filesystem, LocalFileSystem)

