@@ -26,7 +26,7 @@ from pathlib import Path
 
 import tyro
 
-from flowcore.drawing import comparison_panel
+from flowcore.drawing import Prediction, comparison_panel
 from jobs.command import run_recipe
 from jobs.recipes import RECIPES
 from pipelines import tracking
@@ -41,6 +41,7 @@ from pipelines.labelling import (
     teacher_names,
     write_labels,
 )
+from pipelines.labels import decode_occlusion
 from pipelines.ledger import LEDGER_FILE
 from pipelines.pair_set import PairSet
 from pipelines.progress import video_bar
@@ -91,11 +92,13 @@ def pseudolabel(recipe: str, options: Pseudolabel) -> LabellingSummary:
         run.tag("generation", pairs.description.provenance["generation"])
         for name in names:
             run.link(name, pairs.description.provenance.get(f"{name}_run_id"))
-        pair = pairs.example()
+        row = pairs.example_row()
+        pair = pairs.decode(row)
         assert pair.flow_fw is not None
         assert pair.confidence_fw is not None
-        label = {"pseudo-label": (pair.flow_fw, pair.confidence_fw < 0.5)}
-        run.picture("pseudo-label", comparison_panel(pair.image1, pair.image2, predictions=label), step=0)
+        label = Prediction(pair.flow_fw, decode_occlusion(row), trusted=pair.confidence_fw > 0)
+        picture = comparison_panel(pair.image1, pair.image2, predictions={"pseudo-label": label})
+        run.picture("pseudo-label", picture, step=0)
         with tempfile.TemporaryDirectory() as folder:
             ledger = Path(folder) / "ledger.json"
             ledger.write_text(json.dumps([asdict(entry) for entry in summary.ledger], indent=1) + "\n")

@@ -20,13 +20,14 @@ import ray
 import ray.train
 import torch
 
-from flowcore.drawing import comparison_panel
+from flowcore.drawing import Prediction, comparison_panel
 from flowcore.metrics import endpoint_error
 from flowcore.networks import FlowNetwork
 from flowcore.objectives import validate_pair
 from flowcore.occlusion import ForwardBackwardCheck
 from pipelines.checkpoints import copy_model, load_model
 from pipelines.feed import to_batch
+from pipelines.labels import decode_occlusion
 from pipelines.pair_set import PairSet
 
 SCORE = "score"
@@ -127,23 +128,26 @@ class Validation:
         picture: np.ndarray | None = None
         check = ForwardBackwardCheck()
         for place in self.held_back.to_pylist():
-            pair = self.pairs.decode(self.pairs.read(place))
+            row = self.pairs.read(place)
+            pair = self.pairs.decode(row)
             frames = to_batch({"image1": pair.image1[None], "image2": pair.image2[None]}, device)
             flow_fw, flow_bw = network.estimate(frames.image1, frames.image2)
             numbers = validate_pair(frames.image1, frames.image2, flow_fw, flow_bw, check)
-            label: dict[str, Any] = {}
+            label: dict[str, Prediction] = {}
             if pair.flow_fw is not None and pair.confidence_fw is not None:
-                name = "truth" if self.pairs.has_truth else "pseudo-label"
-                label = {name: (pair.flow_fw, pair.confidence_fw < 0.5)}
-                if self.pairs.has_truth:
-                    known = pair.confidence_fw > 0
+                known = pair.confidence_fw > 0
+                if not self.pairs.has_truth:
+                    label = {"pseudo-label": Prediction(pair.flow_fw, decode_occlusion(row), trusted=known)}
+                else:
+                    label = {"truth": Prediction(pair.flow_fw, trusted=known)}
                     errors = endpoint_error(flow_fw.cpu(), torch.from_numpy(pair.flow_fw)[None])[0, 0].numpy()
                     numbers["error"] = float(errors[known].sum(dtype=np.float64))
                     numbers["with_truth"] = float(known.sum())
             for key, value in numbers.items():
                 sums[key] = sums.get(key, 0.0) + value
             if picture is None:
-                mine = (flow_fw[0].cpu().numpy(), check(flow_fw, flow_bw)[0, 0].cpu().numpy())
+                occluded = check(flow_fw, flow_bw)[0, 0].cpu().numpy()
+                mine = Prediction(flow_fw[0].cpu().numpy(), occluded)
                 picture = comparison_panel(pair.image1, pair.image2, predictions={**label, self.stage: mine})
         assert picture is not None
         means = {key: sums[key] / sums["pairs"] for key in ("occluded", "motion", "flow_variance")}
