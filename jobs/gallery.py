@@ -17,7 +17,8 @@ import tyro
 
 from jobs.command import run
 from pipelines import tracking
-from pipelines.gallery import GalleryOptions, GradedSet, gallery_page
+from pipelines.gallery import gallery_page
+from pipelines.grades import GalleryOptions, GradedSet
 from pipelines.pair_set import PairSet
 from pipelines.storage import Folder, absolute, split
 
