@@ -53,13 +53,23 @@ def write_flow(
     flow: Float[np.ndarray, "2 height width"],
     valid: Bool[np.ndarray, "height width"] | None = None,
 ) -> None:
-    """Writes flow in pixels in the extension's format (see `read_flow`); without `valid`, all of it is known.
+    """Writes what `encode_flow` makes of the flow."""
+    _write_whole(Path(path), encode_flow(flow, path, valid))
 
-    `.flo`, `.flo5` and `.pfm` keep float32 exactly; `.png` rounds to the nearest 1/64 px. Raises ValueError
-    for a known value that isn't finite or doesn't fit the format.
+
+def encode_flow(
+    flow: Float[np.ndarray, "2 height width"],
+    name: str | PathLike[str],
+    valid: Bool[np.ndarray, "height width"] | None = None,
+) -> bytes:
+    """The content of a file of this name: flow in pixels, in the format of the extension (see `read_flow`).
+
+    `valid` says where the flow is known, None = everywhere. `.flo`, `.flo5` and `.pfm` keep float32 exactly;
+    `.png` rounds to the nearest 1/64 px. Raises ValueError when a known value is not finite or does not fit
+    the format.
     """
-    path = Path(path)
-    suffix = _flow_suffix(path)
+    name = Path(name)
+    suffix = _flow_suffix(name)
     if flow.ndim != 3 or flow.shape[0] != 2:
         raise ValueError(f"flow has shape {flow.shape}; it must be [2, height, width]")
     known = np.ones(flow.shape[1:], dtype=bool) if valid is None else valid
@@ -70,16 +80,15 @@ def write_flow(
     beyond = known & ~(np.abs(flow) <= _UNKNOWN_ABOVE).all(axis=0)
     if beyond.any():
         raise ValueError(
-            f"flow for {path} is not finite or above 1e9 px at {beyond.sum()} known pixels; mark them False "
+            f"flow for {name} is not finite or above 1e9 px at {beyond.sum()} known pixels; mark them False "
             "in valid"
         )
     flow = np.where(known, flow, 0).astype(np.float32)
     if suffix == ".png":
-        _write_whole(path, _encode_kitti(flow, known, path))
-        return
+        return _encode_kitti(flow, known, name)
     flow = np.where(known, flow, np.float32(np.nan if suffix == ".flo5" else _UNKNOWN))
     encode = {".flo": _encode_flo, ".flo5": _encode_flo5, ".pfm": _encode_flow_pfm}[suffix]
-    _write_whole(path, encode(flow))
+    return encode(flow)
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
@@ -90,10 +99,15 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def write_image(path: Path, image: UInt8[np.ndarray, "height width 3"]) -> None:
-    """Writes an RGB image in the extension's format (.png, .ppm, .jpg, ...)."""
+    """Writes what `encode_image` makes of an RGB image."""
+    _write_whole(path, encode_image(image, path))
+
+
+def encode_image(image: UInt8[np.ndarray, "height width 3"], name: str | PathLike[str]) -> bytes:
+    """The content of a file of this name: an RGB image in the format of the extension (.png, .ppm, .jpg)."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image is {image.dtype} {image.shape}; it must be uint8 [height, width, 3], RGB")
-    _write_whole(path, _encode_image(path, image[..., ::-1]))
+    return _encode_image(Path(name), image[..., ::-1])
 
 
 def read_disparity(
@@ -124,12 +138,18 @@ def read_mask(path: Path) -> Bool[np.ndarray, "height width"]:
 
 
 def write_mask(path: Path, mask: Bool[np.ndarray, "height width"]) -> None:
-    """Writes a grey PNG, 255 = True. Lossy formats are refused: they would turn false pixels true."""
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"mask {path}: the extension must be .png, which is lossless")
+    """Writes what `encode_mask` makes of a mask."""
+    _write_whole(path, encode_mask(mask, path))
+
+
+def encode_mask(mask: Bool[np.ndarray, "height width"], name: str | PathLike[str]) -> bytes:
+    """The content of a grey PNG, 255 = True. Lossy formats are refused: they would turn false pixels true."""
+    name = Path(name)
+    if name.suffix.lower() != ".png":
+        raise ValueError(f"mask {name}: the extension must be .png, which is lossless")
     if mask.dtype != np.bool_ or mask.ndim != 2:
         raise ValueError(f"mask is {mask.dtype} {mask.shape}; it must be bool [height, width]")
-    _write_whole(path, _encode_image(path, mask.astype(np.uint8) * 255))
+    return _encode_image(name, mask.astype(np.uint8) * 255)
 
 
 def _flow_suffix(path: Path) -> str:

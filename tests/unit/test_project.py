@@ -81,6 +81,15 @@ def test_every_package_folder_is_installed() -> None:
     assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == sorted(".".join(f.parts) for f in folders)
 
 
+def test_every_file_that_the_code_reads_is_installed_with_it() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "flowcore", "pipelines", "jobs"], cwd=REPOSITORY, capture_output=True, check=True
+    )
+    beside = [file for file in tracked.stdout.decode().splitlines() if not file.endswith(".py")]
+    installed = PROJECT["tool"]["setuptools"]["package-data"]
+    assert beside == [f"{package}/{name}" for package, names in installed.items() for name in names]
+
+
 def test_every_dependency_is_pinned_within_its_bounds() -> None:
     pins = pinned_versions()
     # The other extras aren't part of the tested set; these two are, under the project's own name.
