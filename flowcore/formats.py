@@ -242,7 +242,7 @@ def _why_too_large(dataset: Any, file_bytes: int) -> str:
         return f"is {height}x{width} px (height x width); flow of more than {_MOST_PIXELS} pixels isn't read"
     filters = _filters(dataset)
     packer = next((each for each in filters if each in _MOST_UNPACKED), None)
-    ratio = _MOST_UNPACKED.get(packer, 1)
+    ratio = 1 if packer is None else _MOST_UNPACKED[packer]
     lacking = f"is {height}x{width} px (height x width), and the file doesn't hold so many"
     if dataset.nbytes > ratio * file_bytes:
         return lacking
@@ -256,11 +256,13 @@ def _why_too_large(dataset: Any, file_bytes: int) -> str:
     chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
     if chunk_bytes > max(dataset.nbytes, _MOST_CHUNK_BYTES):
         return f"is stored in chunks of {dataset.chunks}, more than the flow itself"
+    if packer is None:
+        return ""
     for chunk in chunks:
-        is_packed = packer is not None and not chunk.filter_mask >> filters.index(packer) & 1
-        if not is_packed or chunk.size * ratio <= _MOST_CHUNK_BYTES:
-            continue
-        if packer != _GZIP or not _unzips_within(dataset, chunk, chunk_bytes):
+        # Noise, which no filter makes smaller, is stored as it is.
+        is_packed = not chunk.filter_mask >> filters.index(packer) & 1
+        is_suspect = is_packed and chunk.size * ratio > _MOST_CHUNK_BYTES
+        if is_suspect and (packer != _GZIP or not _unzips_within(dataset, chunk, chunk_bytes)):
             return f"has a chunk of {chunk.size} bytes that may unpack to more than {chunk_bytes}"
     return ""
 
