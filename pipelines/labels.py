@@ -278,11 +278,6 @@ def _confidence(
     return confidence
 
 
-def decode_occlusion(row: Mapping[str, Any]) -> Bool[ndarray, "height width"]:
-    """The forward direction's occlusion, True = occluded, from the `occ_fw` of a row."""
-    return np.asarray(row["occ_fw"], bool).reshape(row["height"], row["width"])
-
-
 def decode_flow(
     differences: Sequence[int], stride: int, height: int, width: int
 ) -> Float[ndarray, "2 height width"]:
