@@ -34,7 +34,7 @@ def main(stage: ImportLabels) -> None:
 
     folder, labels = shared_folder(stage.files, "--files"), absolute(stage.labels, "--labels")
     connect()
-    pairs = import_labels(folder, labels, options.check)
+    pairs = import_labels(folder, labels, stage.check)
     print(f"labels: {pairs.location}\n{pairs.num_pairs()} pairs of {folder}")
 
 
