@@ -1,25 +1,29 @@
-"""Evaluates models on a benchmark: endpoint error, Fl and occlusion against the truth.
+"""Evaluates models against a data set's truth: endpoint error, Fl and occlusion.
 
-    python jobs/evaluate.py --model zero models:/flow-student@champion --benchmark sintel --root my_sintel
+    python jobs/evaluate.py --model zero models:/flow-student@champion --truth sintel:/data/MPI-Sintel
 
-Prints a table. Each model gets a run in MLflow, linked to the one that made it, with the metrics and with
-pictures of its median and its worst pair.
+Prints a table. Each model gets a run in MLflow with its metrics and with pictures of its median pair and its
+worst pair, linked to the run that made the model.
 """
 
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowcore.datasets import find_samples, samples_digest
 from flowcore.occlusion import ForwardBackwardCheck
 from jobs.command import run
-from pipelines import tracking
+from jobs.stages import data_set_at
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
-from pipelines.cluster import connect
-from pipelines.evaluation import ZERO, EvaluationResult, evaluate, example, load_estimator, table
-from pipelines.storage import Folder, absolute, is_mlflow_uri, join, shared_folder, split
+from pipelines.storage import Folder, absolute, is_mlflow_uri, join, split
+
+if TYPE_CHECKING:
+    from pipelines.evaluation import EvaluationResult
+
+_ZERO = "zero"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,99 +31,78 @@ class Evaluate:
     """Options of evaluate."""
 
     model: tuple[str, ...]
-    """Checkpoint folders or URIs, runs:/<run id>/model, models:/<name>@<alias>, opencv:<name>,
-    torchvision:<name>, ptlflow:<name>; `zero` answers no motion."""
-    benchmark: Literal[
-        "sintel",
-        "kitti2012",
-        "kitti2015",
-        "chairs",
-        "chairs2",
-        "middlebury",
-        "kitti2015-stereo",
-        "middlebury-stereo",
-        "scenes",
-    ]
-    """In which layout the truth is; `scenes` are rendered ones. Of stereo pairs the left frame is the first,
-    and what is measured is disparity, minus the flow's u: its EPE, and D1 under the name Fl."""
-    root: str
-    """The benchmark's unpacked folder, shared by all nodes."""
+    """One or several models: checkpoint folders or URIs, runs:/<run id>/model, models:/<name>@<alias>,
+    opencv:<name>, torchvision:<name>, ptlflow:<name>, or `zero`, which answers that nothing moves."""
+    truth: str
+    """The data set to judge by, such as sintel:/data/MPI-Sintel; all nodes must share the folder. `scenes:`
+    takes rendered scenes. Of a stereo set disparity is judged: its EPE, and D1 under the name Fl."""
     json: str | None = None
-    """File to write the numbers to: the model's, or those of several models by name."""
+    """File to write the numbers to, a path or a URI: those of the model, or of several models by name."""
     check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
-    """What tells occluded pixels, from the flow in both directions."""
+    """The forward-backward check that tells occluded pixels from the flow in both directions."""
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ValueError("--model is empty; name at least one, such as zero")
+        data_set_at(self.truth, "--truth")
 
 
-def evaluate_models(models: Mapping[str, str], options: Evaluate) -> dict[str, EvaluationResult]:
-    """Runs the stage for models by name, whatever `options.model` says; returns their results by name."""
-    folder = shared_folder(options.root, "--root")
-    root = str(folder)
-    places = {
-        name: model if model == ZERO else absolute_model(model, "--model") for name, model in models.items()
-    }
-    samples = find_samples(options.benchmark, folder)
+def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, EvaluationResult]":
+    """Runs the stage for models by name, whatever `stage.model` says; returns their results by name."""
+    from pipelines.evaluation import evaluate, example, load_estimator
+    from pipelines.lineage import lineage
+
+    data_set = data_set_at(stage.truth, "--truth")
+    places = {name: uri if uri == _ZERO else absolute_model(uri, "--model") for name, uri in models.items()}
+    samples = find_samples(data_set.name, Path(data_set.root))
+    recorded = {"truth": str(data_set), "pairs": len(samples), "check": stage.check}
     with ExitStack() as stack:
         runs = {
             name: stack.enter_context(
-                tracking.start(
+                lineage(
                     "evaluate",
-                    recipe=options.benchmark,
-                    parameters={"model": place, "root": root, "pairs": len(samples), "check": options.check},
-                    inputs={"root": root, "model": place},
+                    data_set.name,
+                    {**recorded, "model": place},
+                    {"truth": str(data_set), "model": place},
                     subject=name,
                 )
             )
             for name, place in places.items()
         }
-        results = evaluate(places, options.benchmark, root, check=options.check)
-        for name, tracked in runs.items():
-            tracked.dataset(options.benchmark, root, samples_digest(samples), "evaluation")
+        results = evaluate(places, data_set.name, data_set.root, check=stage.check)
+        for name, place in places.items():
+            tracked, result = runs[name].run, results[name]
+            tracked.dataset(data_set.name, data_set.root, samples_digest(samples), "evaluation")
             tracked.tag("model.name", name)
-            _record(tracked, name, places[name], results[name], options.check)
+            tracked.summary(result.metrics())
+            estimators = {name: load_estimator(place)}
+            for rank, at in {"median": len(result.ranked) // 2, "worst": -1}.items():
+                sample = result.ranked[at]
+                tracked.picture(f"evaluate/{rank}", example(sample, estimators, stage.check), step=0)
+                tracked.tag(f"picture.{rank}", f"{sample.group} {sample.name}")
+            if place != _ZERO and not is_mlflow_uri(place):
+                tracked.link("model", load_model(fetch_model(place))[1].run_id)
     return results
 
 
-def main(options: Evaluate) -> None:
-    numbers = None if options.json is None else split(absolute(options.json, "--json"))
+def main(stage: Evaluate) -> None:
+    from pipelines.cluster import connect
+    from pipelines.evaluation import table
+    from pipelines.tracking import ui_command
+
+    numbers = None if stage.json is None else split(absolute(stage.json, "--json"))
     connect()
-    results = evaluate_models({model: model for model in options.model}, options)
-    print(tables(results))
+    results = evaluate_models({model: model for model in stage.model}, stage)
+    for group, errors in next(iter(results.values())).groups.items():
+        rows = {name: result.groups[group] for name, result in results.items()}
+        print(table(f"{group}, {errors.pairs} pairs", rows) + "\n")
     if numbers is not None:
         summaries = {name: result.summary() for name, result in results.items()}
         content = summaries if len(summaries) > 1 else next(iter(summaries.values()))
         folder, name = numbers
         Folder(folder).write(name, (json.dumps(content, indent=2) + "\n").encode())
         print(f"numbers: {join(folder, name)}")
-    print(f"look at it: {tracking.ui_command()}")
-
-
-def tables(results: Mapping[str, EvaluationResult]) -> str:
-    """A table for each group of the benchmark."""
-    groups = {name: result.groups for name, result in results.items()}
-    first = next(iter(groups.values()))
-    return "\n\n".join(
-        table(f"{group}, {errors.pairs} pairs", {name: by_group[group] for name, by_group in groups.items()})
-        for group, errors in first.items()
-    )
-
-
-def _record(
-    tracked: tracking.Run, name: str, place: str, result: EvaluationResult, check: ForwardBackwardCheck
-) -> None:
-    """The model's numbers, pictures and origin."""
-    tracked.summary(result.metrics())
-    ranked = result.ranked
-    estimators = {name: load_estimator(place)}
-    for rank, sample in {"median": ranked[len(ranked) // 2], "worst": ranked[-1]}.items():
-        tracked.picture(f"evaluate/{rank}", example(sample, estimators, check), step=0)
-        tracked.tag(f"picture.{rank}", f"{sample.group} {sample.name}")
-    if place != ZERO and not is_mlflow_uri(place):
-        _, info = load_model(fetch_model(place))
-        tracked.link("model", info.run_id)
+    print(f"look at it: {ui_command()}")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
     python jobs/export_labels.py --labels my_labels --output my_files --layout chairs2
 
-Each layout is one that a data set made known: chairs2 (FlyingChairs2: .flo forward and backward, occlusion,
-frames), chairs2-flo5 (the same with Spring's .flo5), kitti2015 (16-bit PNG, to 1/64 px, forward; occlusion is
-what flow_noc/ lacks). evaluate and finetune read them as chairs2 and kitti2015, and import_labels makes
-chairs2's a label set again. Killed, the same command again writes what is missing.
+Each layout is that of a known data set: chairs2 (FlyingChairs2: .flo forward and backward, occlusion,
+frames), chairs2-flo5 (the same with Spring's .flo5) and kitti2015 (16-bit PNG, to 1/64 px, forward; what
+flow_noc/ lacks is occluded). evaluate and finetune read them as chairs2 and kitti2015, and import_labels
+makes chairs2 a label set again. If the job is killed, the same command again writes what is missing.
 """
 
 from dataclasses import dataclass, replace
-from typing import get_args
 
 from tqdm import tqdm
 
@@ -29,27 +28,27 @@ class ExportLabels:
     output: str
     """Folder to write into, empty or begun by the same command."""
     layout: Layout = "chairs2"
+    """The layout of the files. Take chairs2 to keep both directions and full precision, kitti2015 for tools
+    that read KITTI's PNG."""
     where: str | None = None
     """The pairs to take, by columns of the labels: "occluded < 0.6 and forward_backward < 2"."""
 
     def __post_init__(self) -> None:
-        if self.layout not in get_args(Layout):
-            raise ValueError(f"layout {self.layout!r} must be one of {', '.join(get_args(Layout))}")
         if self.where is not None:
             PairFilter(self.where)
 
 
-def main(options: ExportLabels) -> None:
-    folder = shared_folder(options.output, "--output")
-    where = None if options.where is None else PairFilter(options.where)
-    pairs = replace(PairSet.open(absolute(options.labels, "--labels")), where=where)
+def main(stage: ExportLabels) -> None:
+    folder = shared_folder(stage.output, "--output")
+    where = None if stage.where is None else PairFilter(stage.where)
+    pairs = replace(PairSet.open(absolute(stage.labels, "--labels")), where=where)
     with tqdm(desc="export", unit="pair", dynamic_ncols=True) as bar:
 
         def draw(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        summary = export_labels(pairs, folder, options.layout, on_progress=draw)
+        summary = export_labels(pairs, folder, stage.layout, on_progress=draw)
     print(f"{summary.pairs} pairs in {folder}, {summary.new_pairs} of them new")
     if summary.unknown_pixels:
         print(f"{summary.unknown_pixels} pixels move too far for KITTI's PNG and count as unknown there")

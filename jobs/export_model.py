@@ -3,10 +3,10 @@
     python jobs/export_model.py --model models:/flow-student@champion --output student.onnx
 
 The ending decides: .onnx for ONNX Runtime, TensorRT and the like (pip install 'distillflow-ray[onnx]'), .pt2
-for torch.export.load. Inputs image1 and image2 are float32 RGB in [0, 1], (batch, 3, height, width), outputs
-flow_fw and flow_bw (batch, 2, height, width) in pixels. Both sides must be multiples of a number that the job
-prints and the file has in its metadata; pad frames that aren't. The written file is run on frames of another
-size and compared with the network.
+for torch.export.load. The inputs image1 and image2 are float32 RGB in [0, 1], (batch, 3, height, width). The
+outputs flow_fw and flow_bw are (batch, 2, height, width), in pixels. Both sides must be multiples of a number
+that the job prints and the file has in its metadata; pad frames whose sides aren't. The job runs the file on
+frames of another size and compares its flow with the network's.
 """
 
 import os
@@ -26,14 +26,14 @@ class ExportModel:
     """Options of export_model."""
 
     model: str
-    """Checkpoint folder or its URI, runs:/<run id>/model or models:/<name>@<alias>."""
+    """The model to write: a checkpoint folder or its URI, runs:/<run id>/model or models:/<name>@<alias>."""
     output: str
-    """File to write, ending with .onnx or .pt2."""
+    """File to write. It ends with .onnx or .pt2."""
 
 
-def main(options: ExportModel) -> None:
-    output = Path(absolute(options.output, "--output"))
-    network, info = load_model(fetch_model(absolute_model(options.model, "--model")))
+def main(stage: ExportModel) -> None:
+    output = Path(absolute(stage.output, "--output"))
+    network, info = load_model(fetch_model(absolute_model(stage.model, "--model")))
     require_exportable(network, output)
     shared_folder(str(output.parent), "--output").mkdir(parents=True, exist_ok=True)
     print("tracing the network and checking the file, which takes up to two minutes", flush=True)
@@ -44,7 +44,7 @@ def main(options: ExportModel) -> None:
         if not error <= _TOLERANCE:
             raise RuntimeError(
                 f"the flow of the exported network is up to {error:.2g} px from the network's own, so it was "
-                "not kept; please report it with the model"
+                "not kept; please report this with the model"
             )
         os.replace(partial, output)
     finally:

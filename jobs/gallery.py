@@ -4,26 +4,23 @@
 
 It shows the worst, the best and some random pairs with their flow, occlusion, confidence and warp error,
 histograms of every quality column, and what became of each video. With --other it compares two sets: the same
-pairs, one label below the other. The file needs nothing else; it is also an artifact of a run in MLflow,
+pairs, one label below the other. The file needs nothing else. It is also an artifact of a run in MLflow,
 linked to the run that made the labels.
 """
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from jobs.command import run
-from pipelines import tracking
-from pipelines.gallery import GalleryOptions, GradedSet, gallery_page
+from pipelines.gallery import gallery_page
+from pipelines.grades import GalleryOptions, GradedSet
 from pipelines.pair_set import PairSet
 from pipelines.storage import Folder, absolute, split
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gallery:
+class Gallery(GalleryOptions):
     """Options of gallery."""
 
     labels: str
@@ -31,34 +28,33 @@ class Gallery:
     output: str
     """HTML file to write; a path or a URI."""
     other: str | None = None
-    """Folder or URI of a second label set, to compare with."""
-    shown: Annotated[GalleryOptions, tyro.conf.arg(name="")] = field(default_factory=GalleryOptions)
+    """Folder or URI of a second label set to compare with."""
 
 
-def main(options: Gallery) -> None:
-    output = absolute(options.output, "--output")
+def main(stage: Gallery) -> None:
+    from pipelines import tracking
+    from pipelines.lineage import Made, lineage
+
+    output = absolute(stage.output, "--output")
     folder, name = split(output)
-    places = {"labels": absolute(options.labels, "--labels")}
-    if options.other is not None:
-        places["other"] = absolute(options.other, "--other")
-    with tracking.start("gallery", parameters=options, inputs=places) as tracked:
+    places: dict[str, Made] = {"labels": absolute(stage.labels, "--labels")}
+    if stage.other is not None:
+        places["other"] = absolute(stage.other, "--other")
+    with lineage("gallery", None, stage, places) as run:
         graded = {}
         for role, place in places.items():
-            pairs = PairSet.open(place)
+            pairs = PairSet.open(str(place))
             maker = pairs.description.provenance.get("run_id")
             graded[role] = GradedSet.read(pairs, {} if maker is None else tracking.origin(maker))
-            tracked.dataset(role, place, pairs.label_set, "gallery")
-            tracked.link(role, maker)
-        labels = graded["labels"]
-        page = gallery_page(labels, graded.get("other"), options.shown)
+            run.reads(role, str(place), pairs, "gallery")
+        page = gallery_page(graded["labels"], graded.get("other"), stage)
         Folder(folder).write(name, page)
-        tracked.summary({f"labels/{column}": mean for column, mean in labels.means().items()})
+        run.run.summary({f"labels/{column}": mean for column, mean in graded["labels"].means().items()})
         with tempfile.TemporaryDirectory() as copies:
             copy = Path(copies) / name
             copy.write_bytes(page)
-            tracked.artifact(copy)
-    print(f"gallery: {output}")
-    print(f"look at it: {tracking.ui_command()}")
+            run.run.artifact(copy)
+    print(f"gallery: {output}\nlook at it: {tracking.ui_command()}")
 
 
 if __name__ == "__main__":

@@ -2,17 +2,17 @@
 
     python jobs/import_labels.py --files my_files --labels my_labels
 
-A pair is 0000000-img_0.png, -img_1.png, -flow_01.flo (or .flo5) and -flow_10.flo, the flow back;
--occ_01.png and -occ_10.png (255 = occluded) may be missing, then the forward-backward check tells. gallery,
-distill (with --init) and finetune take the set like any other, with every quality column. What export_labels
-wrote keeps its pair ids. Killed, the same command again does what is left.
+A pair is 0000000-img_0.png, -img_1.png, -flow_01.flo (or .flo5) and -flow_10.flo, the flow back. Masks of
+occluded pixels, -occ_01.png and -occ_10.png (255 = occluded), may be missing; the forward-backward check then
+tells what is occluded. gallery, distill (with --init) and finetune take the set like any other, with every
+quality column. What export_labels wrote keeps its pair ids. If the job is killed, the same command again does
+what is left.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from flowcore.occlusion import ForwardBackwardCheck
 from jobs.command import run
-from pipelines.cluster import connect
-from pipelines.label_files import import_labels
 from pipelines.storage import absolute, shared_folder
 
 
@@ -21,15 +21,20 @@ class ImportLabels:
     """Options of import_labels."""
 
     files: str
-    """Folder of the files, which every node sees."""
+    """Folder of the files; all nodes must share it."""
     labels: str
     """Folder or URI of the label set to write, empty or begun by the same command."""
+    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
+    """Finds occluded pixels where the files have no masks."""
 
 
-def main(options: ImportLabels) -> None:
-    folder, labels = shared_folder(options.files, "--files"), absolute(options.labels, "--labels")
+def main(stage: ImportLabels) -> None:
+    from pipelines.cluster import connect
+    from pipelines.label_files import import_labels
+
+    folder, labels = shared_folder(stage.files, "--files"), absolute(stage.labels, "--labels")
     connect()
-    pairs = import_labels(folder, labels)
+    pairs = import_labels(folder, labels, options.check)
     print(f"labels: {pairs.location}\n{pairs.num_pairs()} pairs of {folder}")
 
 

@@ -1,24 +1,18 @@
 """Predicts the optical flow of a video, of a folder of images, or of every video in a folder.
 
-    python jobs/predict.py --model models:/flow-student@champion --input my_video.mp4 --output my_flow
+    python jobs/predict.py --model models:/flow-student@champion --videos my_video.mp4 --output my_flow
 
-Writes a .flo for every two consecutive frames, at their own size, named after the first: <image's stem>.flo,
-or for a video 000000.flo and so on by frame number. The videos of a folder get a folder each. It is a
-run in MLflow, linked to the one that made the model.
+Writes a .flo file for every two consecutive frames, at their own size, named after the first frame: <image's
+stem>.flo, or 000000.flo and so on for a video. The videos of a folder get a folder each. The job is a run in
+MLflow, linked to the run that made the model.
 """
 
 import time
-from dataclasses import dataclass, field
-from typing import Annotated
-
-import tyro
+from dataclasses import dataclass
 
 from jobs.command import run
-from pipelines import tracking
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
-from pipelines.cluster import connect, has_cluster
 from pipelines.collection import absolute_collection
-from pipelines.inference import PredictionOptions, predict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,37 +22,37 @@ class Predict:
     model: str
     """Checkpoint folder or its URI, runs:/<run id>/model, models:/<name>@<alias>, opencv:<name>,
     torchvision:<name> or ptlflow:<name>."""
-    input: str
-    """Video, folder of images, folder of videos, glob, list file or URI, or a data set as train_teacher takes
-    it."""
+    videos: str
+    """The videos: a video, folder of images, folder of videos, glob, list file or URI, or a data set such as
+    sintel:/data/MPI-Sintel."""
     output: str
-    """Folder for the flow, made if it is missing; on a cluster, one that all nodes share."""
-    beside: Annotated[PredictionOptions, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff] = field(
-        default_factory=PredictionOptions
-    )
+    """Folder for the flow, made if it is missing. On a cluster all nodes must share it."""
+    pictures: bool = False
+    """Also write each flow as a picture in colours, <name>.png."""
+    video: bool = False
+    """Also write a film of the frames beside the colours of their flow, flow.mp4."""
 
 
-def main(options: Predict) -> None:
+def main(stage: Predict) -> None:
+    from pipelines.cluster import connect, has_cluster
+    from pipelines.inference import PredictionOptions, predict
+    from pipelines.lineage import lineage
+
     # One video needs no Ray, which takes seconds to start.
     if has_cluster():
         connect()
-    model, videos = absolute_model(options.model, "--model"), absolute_collection(options.input, "--input")
-    inputs = {"videos": videos, "model": model}
-    with tracking.start("predict", parameters=options, inputs=inputs) as run:
+    model, videos = absolute_model(stage.model, "--model"), absolute_collection(stage.videos, "--videos")
+    with lineage("predict", None, stage, {"videos": videos, "model": model}) as run:
         folder = fetch_model(model)
-        run.link("model", load_model(folder)[1].run_id)
+        run.run.link("model", load_model(folder)[1].run_id)
+        beside = PredictionOptions(pictures=stage.pictures, video=stage.video)
         started = time.monotonic()
-        predictions = predict(str(folder), videos, options.output, options.beside, on_cluster=has_cluster())
+        predictions = predict(str(folder), videos, stage.output, beside, on_cluster=has_cluster())
         seconds = time.monotonic() - started
         num_pairs = sum(prediction.num_pairs for prediction in predictions)
-        run.summary(
-            {
-                "predict/videos": len(predictions),
-                "predict/pairs": num_pairs,
-                "predict/seconds": seconds,
-                "predict/pairs_per_second": num_pairs / seconds,
-            }
-        )
+        numbers = {"videos": len(predictions), "pairs": num_pairs, "seconds": seconds}
+        numbers["pairs_per_second"] = num_pairs / seconds
+        run.run.summary({f"predict/{name}": number for name, number in numbers.items()})
         for prediction in predictions:
             print(f"{prediction.source.name}: flow of {prediction.num_pairs} pairs in {prediction.folder}")
         if problems := [prediction for prediction in predictions if prediction.problem is not None]:

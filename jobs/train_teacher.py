@@ -3,125 +3,80 @@
     python jobs/train_teacher.py demo --videos my_videos --run-root runs
 
 The frame pairs of the videos are written to Parquet under the run root once, and read from there in every
-epoch. A recipe may name another backbone, such as demo:raft_small. Prints the URI of the teacher, which
-pseudolabel takes. With --resume RUN_ID a run that was killed goes on from its last checkpoint.
+epoch. A recipe may name another network, such as demo:raft_small. Prints the URI of the teacher, which
+pseudolabel takes.
 """
 
 import hashlib
 from dataclasses import dataclass, field
-
-import tyro
+from typing import ClassVar
 
 from flowcore.hallucination import Challenge
-from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import TeacherObjective
-from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.video import ClipOptions
-from jobs.command import StageRun, finish, run_recipe, training_run, validation_set
+from jobs.command import run_training
+from jobs.options import REQUIRED
 from jobs.recipes import with_backbones
-from pipelines import tracking
-from pipelines.checkpoints import StartingPoint, absolute_model, fetch_model, load_weights_into
-from pipelines.cluster import connect
+from jobs.stages import TrainingStage
 from pipelines.collection import absolute_collection
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.pair_set import PairSet
-from pipelines.progress import video_bar
-from pipelines.step import TrainingOptions
-from pipelines.storage import absolute, join
-from pipelines.training import Source, train
-from pipelines.truth import truth_location
-from pipelines.validation import Judge
+from pipelines.storage import join
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTeacher:
+class TrainTeacher(TrainingStage):
     """Options of train_teacher."""
 
     videos: str
-    """Folder (searched through), glob, video, list file or URI; or a data set's unpacked folder, as
-    chairs:<folder>, sintel:<folder>, kitti2012:<folder> or kitti2015:<folder>."""
-    run_root: str
-    """Folder or URI, shared by all nodes, for frame pairs, checkpoints and models."""
+    """The videos: a folder (searched through), glob, video, list file or URI, or a data set such as
+    sintel:/data/MPI-Sintel."""
     clips: ClipOptions
     """How videos become frame pairs."""
-    network: AnyNetworkConfig
-    """The network, and later the student's; its options are those of the backbone."""
     augmentation: Challenge
-    """The window of each frame that a training step sees, and how it is varied."""
-    training: TrainingOptions
+    """Which window of a frame a training step sees, and how it is varied."""
     objective: TeacherObjective = field(default_factory=TeacherObjective)
-    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
-    """The occlusion check of the run."""
-    init: str | None = None
-    """A model of the same network to start from, such as one trained on rendered scenes; without, fresh
-    weights. Videos that hardly move teach fresh weights little but to answer that nothing does."""
-    validate_on: str | None = None
-    """<benchmark>:<its unpacked folder>, such as sintel:/data/MPI-Sintel, whose truth judges the network
-    while it trains, in place of the held-back pairs."""
-    resume: str | None = None
-    """The id of an MLflow run of this job to go on with."""
+    """What the teacher learns from the frames."""
+
+    common: ClassVar[tuple[str, ...]] = (*TrainingStage.common, "clips.size", "clips.stride")
 
 
-def train_teacher(recipe: str, options: TrainTeacher) -> str:
+def train_teacher(stage: TrainTeacher, recipe: str) -> str:
     """Runs the stage; returns the registered teacher's URI."""
-    videos, run_root = (
-        absolute_collection(options.videos, "--videos"),
-        absolute(options.run_root, "--run-root"),
-    )
-    inputs = {"videos": videos}
-    judge = None if options.validate_on is None else truth_location(options.validate_on, "--validate-on")
-    network = options.network.build()
-    info = None
-    if options.init is not None:
-        inputs["init"] = absolute_model(options.init, "--init")
-        info = load_weights_into(network, fetch_model(inputs["init"]))
-    provenance = {"init": info.digest, "generation": str(info.generation)} if info else {"generation": "0"}
-    with training_run("train_teacher", recipe, options, recipes(), inputs) as run:
-        validation = validation_set(run, judge, run_root)
-        made_from = hashlib.blake2b(repr((videos, options.clips)).encode(), digest_size=6).hexdigest()
-        location = join(run_root, f"pairs-{made_from}")
+    from pipelines.lineage import lineage
+    from pipelines.progress import video_bar
+    from pipelines.training import Source, train
+    from pipelines.validation import CollapseAlarm
+
+    videos = absolute_collection(stage.videos, "--videos")
+    start = stage.starting_point()
+    start.require(stage.network)
+    with lineage(
+        "train_teacher",
+        recipe,
+        stage,
+        {"videos": videos, "init": start},
+        generation=start.generation,
+        usual=recipes()[recipe][1],
+    ) as run:
+        made = hashlib.blake2b(repr((videos, stage.clips)).encode(), digest_size=6).hexdigest()
+        location = join(run.root, f"pairs-{made}")
         with video_bar("frame pairs") as draw:
-            summary = write_pairs(videos, location, LabellingOptions(clips=options.clips), on_progress=draw)
-        run.summary(summary.metrics("pairs"))
-        run.link("init", info.run_id if info else None)
-        run.tag("generation", provenance["generation"])
+            written = write_pairs(videos, location, stage.clips, LabellingOptions(), on_progress=draw)
+        run.run.summary(written.metrics("pairs"))
         pairs = PairSet.open(location)
-        run.dataset("videos", videos, pairs.label_set, "training")
-        result = train(
-            StartingPoint(network=options.network, weights=network.state_dict() if info else None, info=info),
-            [Source(pairs=pairs, transformation=options.augmentation, objective=options.objective)],
-            options.training,
-            judge=Judge(truth=validation, check=options.check),
-            run=StageRun(
-                stage="train_teacher",
-                uri=run.uri,
-                run_id=run.run_id,
-                root=run_root,
-                provenance={
-                    "stage": "train_teacher",
-                    "recipe": recipe,
-                    "videos": videos,
-                    "pair_set": pairs.label_set,
-                    "run_id": run.run_id,
-                    **provenance,
-                },
-            ),
-        )
-        return finish(run, result, "flow-teacher")
-
-
-def main(recipe: str, options: TrainTeacher) -> None:
-    connect()
-    uri = train_teacher(recipe, options)
-    print(f"teacher: {uri}\nlook at it: {tracking.ui_command()}")
+        run.reads("videos", videos, pairs, "training")
+        source = Source(pairs=pairs, transformation=stage.augmentation, objective=stage.objective)
+        judge = stage.judge(run, CollapseAlarm())
+        return run.register(train(start, [source], stage.training, judge=judge, run=run), "flow-teacher")
 
 
 def recipes() -> dict[str, tuple[str, TrainTeacher]]:
-    """This job's options by recipe, and recipe:backbone."""
+    """This job's options by recipe, and recipe:network."""
     return with_backbones(
         lambda recipe, network: TrainTeacher(
-            videos=tyro.MISSING,
-            run_root=tyro.MISSING,
+            videos=REQUIRED,
+            run_root=REQUIRED,
             clips=recipe.clips,
             network=network,
             augmentation=recipe.augmentation,
@@ -132,4 +87,4 @@ def recipes() -> dict[str, tuple[str, TrainTeacher]]:
 
 
 if __name__ == "__main__":
-    run_recipe(main, recipes())
+    run_training(train_teacher, recipes(), "teacher")

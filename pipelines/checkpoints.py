@@ -97,17 +97,7 @@ def load_model(folder: Path) -> tuple[FlowNetwork, ModelInfo]:
 def load_weights_into(network: FlowNetwork, folder: Path) -> ModelInfo:
     """Replaces the weights of `network`; ValueError where the folder's network is configured otherwise."""
     info, weights = _read(folder)
-    ours, theirs = networks.to_dict(network.config), networks.to_dict(info.config)
-    differing = [
-        f"{name} is {theirs.get(name)!r} in the checkpoint and {ours.get(name)!r} here"
-        for name in sorted(ours.keys() | theirs.keys())
-        if ours.get(name) != theirs.get(name)
-    ]
-    if differing:
-        raise ValueError(
-            f"the weights in {folder} are another network's: {'; '.join(differing)}; "
-            "take the network's options from the checkpoint, or start without it"
-        )
+    _require_same(network.config, info.config, str(folder))
     _load(network, weights, folder)
     return info
 
@@ -121,6 +111,17 @@ class StartingPoint:
     """By the names of the network's parameters; None for fresh ones."""
     info: ModelInfo | None = None
     """What the model says that the weights come from; None for fresh ones."""
+    uri: str | None = None
+    """Where the model lies; None for fresh weights."""
+
+    @property
+    def generation(self) -> int:
+        """See `ModelInfo.generation`; 0 for fresh weights."""
+        return 0 if self.info is None else self.info.generation
+
+    def require(self, network: NetworkConfig) -> None:
+        """ValueError where the model's network is another one."""
+        _require_same(network, self.network, self.uri or "fresh weights")
 
 
 def starting_point(init: str | None, network: NetworkConfig) -> StartingPoint:
@@ -141,7 +142,22 @@ def starting_point(init: str | None, network: NetworkConfig) -> StartingPoint:
             "train the recipe's network from fresh weights, or another model"
         )
     loaded, info = load_model(folder)
-    return StartingPoint(network=config, weights=loaded.state_dict(), info=info)
+    return StartingPoint(network=config, weights=loaded.state_dict(), info=info, uri=init)
+
+
+def _require_same(here: NetworkConfig, there: NetworkConfig, place: str) -> None:
+    """ValueError, with what differs, where the network of a checkpoint is configured otherwise."""
+    ours, theirs = networks.to_dict(here), networks.to_dict(there)
+    differing = [
+        f"{name} is {theirs.get(name)!r} in the checkpoint and {ours.get(name)!r} here"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"the weights in {place} are another network's: {'; '.join(differing)}; "
+            "take the network's options from the checkpoint, or start without it"
+        )
 
 
 def model_digest(folder: Path) -> str:

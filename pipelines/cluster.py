@@ -1,7 +1,10 @@
-"""How does a job reach a Ray cluster, and how much room does each stage take there?
+"""What does this project ask of a Ray cluster?
 
-Everything that depends on how many CPUs and GPUs Ray has is decided here, so that stages which run beside
-each other can't ask for more than there is and wait for ever.
+It joins one, sets Ray Data up, and asks for room. All that depends on the number of CPUs and GPUs is decided
+here, so that stages that run beside each other never ask for more than there is and wait for ever.
+
+Ray is imported where it is used: the options of every job come from modules that import this one, and
+`--help` should not wait for Ray.
 """
 
 import contextlib
@@ -14,24 +17,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import ray
-import ray.data
-from ray.util import get_node_ip_address
-
 from pipelines.storage import PROJECT_FOLDER, is_shipped_copy
 
 if TYPE_CHECKING:
-    # Brings torch, for which each of Ray's processes would wait: they import this module.
+    import ray.data
     import ray.train
 
 Accelerator = Literal["auto", "gpu", "cpu"]
-"""What a stage runs on. `auto` takes GPUs if the cluster has any at the start; `gpu` waits for an autoscaler
-to bring them."""
+"""What a stage runs on. `auto` takes GPUs if the cluster has any when the stage starts. `gpu` waits until an
+autoscaler brings them."""
 
 _ADDRESS = "RAY_ADDRESS"
-"""The environment variable that Ray also sets for a job's driver."""
+"""The environment variable that names a cluster; Ray sets it for a job's driver."""
 _PORT = "RAY_GCS_SERVER_PORT"
-"""The environment variable of the port, one half of the address, that an embedded Ray takes."""
+"""The environment variable that fixes the port of an embedded Ray, which is half of its address."""
 _SPARE_CPUS = 2
 _FEWEST_CPUS = 4
 _IDLE_SECONDS = 60
@@ -43,12 +42,15 @@ def has_cluster() -> bool:
 
 
 def connect() -> None:
-    """Joins the cluster of the Ray job or of RAY_ADDRESS; without either, starts Ray in this process, once.
+    """Joins the cluster of the Ray job or of RAY_ADDRESS. Without either, starts an embedded Ray, once.
 
-    The embedded Ray has more logical CPUs than the machine, because training workers hold theirs while their
-    feed needs some: with as many of both a job would wait for ever. ConnectionError where RAY_ADDRESS leads
-    to no cluster.
+    The embedded Ray has two more logical CPUs than the machine has cores. Training workers hold their CPUs
+    while the tasks that feed them need some, and on a small machine the job would otherwise wait for ever.
+    ConnectionError where RAY_ADDRESS leads to no cluster.
     """
+    import ray
+    import ray.data
+
     debugs = is_debugging()
     if not debugs:
         _quieten()
@@ -59,7 +61,7 @@ def connect() -> None:
     if not has_cluster():
         if ray.is_initialized():
             return
-        # Ray's processes inherit it; the workers then import the code that runs here.
+        # Ray's processes inherit it, so that the workers import the code that runs here.
         inherited = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT_FOLDER), *([inherited] if inherited else [])])
         num_cpus = max(_FEWEST_CPUS, _num_cores() + _SPARE_CPUS)
@@ -68,8 +70,8 @@ def connect() -> None:
                 address="local",
                 num_cpus=num_cpus,
                 include_dashboard=False,
-                # Ray ends a process that had nothing to do for a second, and the next one, for the next
-                # file that is written, imports for seconds on the cores of those that work.
+                # By default Ray ends a process after one idle second. Its successor then imports for seconds,
+                # on cores that others are working on.
                 _system_config={"idle_worker_killing_time_threshold_ms": _IDLE_SECONDS * 1000},
             )
     elif address.startswith("http"):
@@ -78,7 +80,7 @@ def connect() -> None:
             "or unset RAY_ADDRESS to run without the cluster"
         )
     else:
-        # A Ray job's workers find its copy of the code; others look for it where it is here.
+        # The workers of a Ray job find its copy of the code. Others look where the code is on this machine.
         here = {"env_vars": {"PYTHONPATH": str(PROJECT_FOLDER)}}
         start(address=address, runtime_env=None if is_shipped_copy() else here)
     let_ray_data_rest()
@@ -89,11 +91,14 @@ def connect() -> None:
 
 @contextlib.contextmanager
 def _known_address() -> Iterator[None]:
-    """Ray's processes that start meanwhile inherit the address of their own cluster.
+    """Ray's processes that start in the block inherit the address of their own cluster.
 
-    Without it Ray Train's watchman asks the cluster that `ray start` began last on this machine, one that is
-    gone or another's, whether the training still lives, and each training ends some seconds later.
+    Ray Train has a watchman that asks the cluster whether the training still lives. Without an address it
+    asks the cluster that `ray start` began last on this machine, which may be gone or another user's, and
+    each training then ends some seconds later.
     """
+    from ray.util import get_node_ip_address
+
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = str(probe.getsockname()[1])
@@ -110,7 +115,7 @@ def _known_address() -> Iterator[None]:
 
 
 def _quieten() -> None:
-    """Leaves Ray's warnings; drops its plans and the tracebacks that it logs before raising them."""
+    """Keeps Ray's warnings; drops its execution plans, and the tracebacks of errors that it also raises."""
     for name, level in (
         ("ray.data", logging.WARNING),
         ("ray.data._internal.progress", logging.ERROR),
@@ -133,15 +138,15 @@ def is_debugging() -> bool:
 
 
 _PAUSE_SECONDS = 0.01
-"""A step of Ray Data's loop takes all blocks that are ready, so that this limits no throughput of ours."""
+"""Each step of Ray Data's loop takes all blocks that are ready, so that this pause costs no throughput."""
 
 
 class _Pause:
-    """Makes Ray Data's scheduling loop pause between its steps; Ray calls it an execution callback.
+    """An execution callback that makes Ray Data's scheduling loop pause between its steps.
 
-    The loop runs in a thread of the process that reads a dataset. Once blocks are ready and nobody has taken
-    them, which is how a feed should be, it goes round without waiting, as fast as Python can: beside a
-    training step on one core it took a quarter of the time.
+    The loop runs in a thread of the process that reads a dataset. While blocks are ready and not yet taken,
+    which is the normal state of a feed, it spins as fast as Python can. On one core it took a quarter of the
+    time of the training step beside it.
     """
 
     def before_execution_starts(self, executor: object) -> None:
@@ -158,7 +163,9 @@ class _Pause:
 
 
 def let_ray_data_rest() -> None:
-    """Datasets that this process reads from now on pause between the steps of their scheduling loop."""
+    """Makes the scheduling loop of every dataset that this process reads from now on pause between steps."""
+    import ray.data
+
     callbacks: list[type] = ray.data.DataContext.get_current().custom_execution_callback_classes
     if _Pause not in callbacks:
         callbacks.append(_Pause)
@@ -166,6 +173,8 @@ def let_ray_data_rest() -> None:
 
 def resources() -> dict[str, float]:
     """What the cluster has now, such as {"CPU": 4.0, "GPU": 1.0}."""
+    import ray
+
     return cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]
 
 
@@ -177,32 +186,34 @@ def num_gpus() -> int:
 READ_CPUS = 0.75
 TEACHER_CPUS = 1.0
 WRITE_CPUS = 0.25
-"""What a process of each labelling stage asks of Ray: together two CPUs, so that a small machine has one of
-each."""
+"""The CPUs of one reader, one teacher and one writer. Together they make two, so that a machine with two CPUs
+has room for one of each."""
 _FEW_WRITERS = 8
-"""Where the number of teachers isn't known; each writer serves many."""
+"""The number of writers where the number of teachers isn't known; each writer serves many teachers."""
 _AHEAD_SHARDS = 16
-"""For each process, how many shards may wait between the stages; with four a teacher waited now and then.
-Ray's own limit is a share of its memory for objects, thousands of small shards: readers then take the
-teachers' cores first (46 pairs/s, and 120 once they were done), what waits is the driver's to keep (from 605
-to 883 MB), and a kill loses it."""
+"""How many shards may wait between the stages, for each process; with four a teacher waited now and then.
+
+Ray's own limit is a share of its object memory, which is thousands of small shards. With it, readers took the
+teachers' cores first (46 pairs/s, and 120 once they were done), the driver grew from 605 to 883 MB, and a
+kill lost all shards that waited."""
 _AHEAD_LEAST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabellingRoom:
-    """The most processes of each stage of labelling; None stands for as many as fit."""
+    """The most processes that each stage of labelling may have; None means as many as fit."""
 
     readers: int | None
     teachers: int | None
     writers: int
     gpus: int
-    """Of each teacher."""
+    """GPUs of each teacher."""
     least_teachers: int = 1
-    """Begin at once and stay, even while frames are scarce."""
+    """Teachers that start at once and stay, even while there are few frames."""
 
     def processes(self, have: Mapping[str, float]) -> dict[str, int]:
-        """By stage; of those without a limit as many as a cluster with these resources has room for."""
+        """Processes by stage, in a cluster with these resources; a stage without a limit gets all that
+        fit."""
         cpus = have.get("CPU", 0.0)
         teachers = self.teachers
         if teachers is None:
@@ -212,9 +223,11 @@ class LabellingRoom:
         counts = {"reading": readers, "labelling": teachers, "writing": self.writers}
         return {stage: count for stage, count in counts.items() if count}
 
-    def ahead(self, shard_bytes: int) -> ray.data.ExecutionResources:
-        """How many shards of this size may wait between the stages; Ray's own limit where there are as many
-        readers as an autoscaler brings."""
+    def ahead(self, shard_bytes: int) -> "ray.data.ExecutionResources":
+        """How many shards of this size may wait between the stages. Ray's own limit holds where an autoscaler
+        decides how many readers there are."""
+        import ray.data
+
         if self.readers is None or self.teachers is None:
             return ray.data.ExecutionResources.for_limits()
         shards = _AHEAD_SHARDS * (self.readers + self.teachers + self.writers)
@@ -225,8 +238,11 @@ class LabellingRoom:
 def labelling_room(
     have: Mapping[str, float], *, has_teachers: bool, num_teachers: int | None, accelerator: Accelerator
 ) -> LabellingRoom:
-    """The room in a cluster that has these resources now; RuntimeError where one process of each stage
-    doesn't fit and the run would wait for ever. num_teachers: the most of them, None for the default."""
+    """The room for labelling in a cluster that has these resources now.
+
+    num_teachers: the most teachers; None for the default. RuntimeError where one process of each stage
+    doesn't fit, because the run would wait for ever.
+    """
     cpus, gpus = have.get("CPU", 0.0), int(have.get("GPU", 0))
     needed = READ_CPUS + WRITE_CPUS + (TEACHER_CPUS if has_teachers else 0.0)
     if 0 < cpus < needed:
@@ -238,7 +254,7 @@ def labelling_room(
         readers = max(1, int(cpus) - 2) if cpus else None
         return LabellingRoom(readers=readers, teachers=0, writers=max(1, int(cpus) // 8), gpus=0)
     if accelerator == "gpu":
-        # An autoscaler may bring more than there are now.
+        # An autoscaler may bring more GPUs than there are now.
         writers = num_teachers or max(_FEW_WRITERS, gpus)
         return LabellingRoom(readers=None, teachers=num_teachers, writers=writers, gpus=1)
     if accelerator == "auto" and gpus > 0:
@@ -247,10 +263,10 @@ def labelling_room(
             readers=None, teachers=teachers, writers=teachers, gpus=1, least_teachers=min(teachers, gpus)
         )
     if cpus == 0:
-        # So it may where there is nothing at all.
+        # There is no node yet: an autoscaler may bring some.
         return LabellingRoom(readers=None, teachers=num_teachers, writers=_FEW_WRITERS, gpus=0)
-    # A teacher takes at least ten times as long as reading and writing do. Readers may not take the CPUs that
-    # teachers, who come later, are to have.
+    # A teacher takes at least ten times as long as reading and writing. Teachers start later than readers,
+    # which must leave them their CPUs.
     teachers = num_teachers or max(1, min(int(cpus) - 2, int(0.8 * cpus)))
     writers = max(1, teachers // 8)
     left = cpus - teachers * TEACHER_CPUS - writers * WRITE_CPUS
@@ -264,16 +280,17 @@ def labelling_room(
 
 
 _RESIZE_SECONDS = 60.0
-"""Between two looks whether the cluster has room for more workers: each that comes costs the steps since the
-last checkpoint."""
+"""Seconds between two looks whether the cluster has room for more workers. Each worker that joins costs the
+steps since the last checkpoint."""
 _ELASTIC_CPUS = 2
-"""Of a worker with its reading tasks, which ask for none, where there are no GPUs and the number of workers
-follows the cluster: they would take every CPU, and tasks that asked for one wait for ever."""
+"""CPUs of a worker without a GPU where the number of workers follows the cluster. They include those of its
+reading tasks, which ask for none: the workers would take every CPU, and the tasks would wait for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRoom:
-    """What the workers of a training take, from `min_workers` (None: always `workers`) to `workers`."""
+    """What the workers of a training take: between `min_workers` and `workers` of them, always `workers` for
+    None."""
 
     workers: int
     min_workers: int | None
@@ -281,12 +298,12 @@ class TrainingRoom:
 
     @property
     def scaling(self) -> "ray.train.ScalingConfig":
-        """What Ray Train is told."""
+        """The room as Ray Train's configuration."""
         import ray.train
 
         if self.min_workers is None:
             return ray.train.ScalingConfig(num_workers=self.workers, use_gpu=self.uses_gpus)
-        # Typed as an older Ray Train's.
+        # Ray's types are those of an older Ray Train.
         return cast(Any, ray.train.ScalingConfig)(  # type: ignore[no-any-return]
             num_workers=(self.min_workers, self.workers),
             use_gpu=self.uses_gpus,
@@ -296,12 +313,12 @@ class TrainingRoom:
 
     @property
     def reader_cpus(self) -> int:
-        """What each task that feeds a worker asks of Ray."""
+        """CPUs that each task that feeds a worker asks for."""
         return 1 if self.min_workers is None or self.uses_gpus else 0
 
     def validation(self, gpus: int) -> dict[str, Any]:
-        """What the task that validates asks of Ray, in a cluster with so many GPUs. On CPUs it asks for none:
-        workers and reading tasks may have them all."""
+        """What the validation task asks of Ray, in a cluster with so many GPUs. On CPUs it asks for none,
+        because workers and reading tasks may hold them all."""
         has_spare = self.uses_gpus and gpus > self.workers
         return {
             "num_cpus": int(self.uses_gpus),
@@ -314,8 +331,10 @@ class TrainingRoom:
 def training_room(
     have: Mapping[str, float], *, workers: int, min_workers: int | None, accelerator: Accelerator
 ) -> TrainingRoom:
-    """The room in a cluster that has these resources now; RuntimeError where the workers, or the tasks that
-    feed them, would wait for ever."""
+    """The room for a training in a cluster that has these resources now.
+
+    RuntimeError where the workers, or the tasks that feed them, would wait for ever.
+    """
     cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
     least = min_workers or workers
     if accelerator == "gpu" or (accelerator == "auto" and gpus):
@@ -326,7 +345,7 @@ def training_room(
             )
         return TrainingRoom(workers=workers, min_workers=min_workers, uses_gpus=True)
     needed = least + 1 if min_workers is None else least * _ELASTIC_CPUS
-    # Where there are none at all an autoscaler has yet to begin.
+    # With no CPU at all, an autoscaler has yet to start the first node.
     if 0 < cpus < needed:
         raise RuntimeError(
             f"{least} workers and the tasks that feed them need {needed:g} CPUs; this "
@@ -336,7 +355,7 @@ def training_room(
 
 
 def evaluating_processes(most: int) -> tuple[int, int]:
-    """(how many processes evaluate a data set, the GPUs of each): at most `most`."""
+    """(how many processes evaluate a data set, the GPUs of each); at most `most` processes."""
     have = resources()
     gpus = int(have.get("GPU", 0))
     # An embedded Ray has more logical CPUs than there are cores.

@@ -24,6 +24,7 @@ from av.container import OutputContainer
 from torch import Tensor
 from tqdm import tqdm
 
+from flowcore.datasets import DataSet
 from flowcore.drawing import Picture, flow_colors
 from flowcore.formats import FrameCodec, write_flow, write_image
 from flowcore.geometry import pad_to_multiple, upsample_flow
@@ -38,7 +39,6 @@ from pipelines.collection import (
     VideoSource,
     absolute_collection,
     find_videos,
-    split_collection,
 )
 from pipelines.decoding import DecoderProcess, EncodedChunk
 from pipelines.storage import shared_folder
@@ -266,8 +266,9 @@ def _started(
 def _folders(videos: str, output: str) -> dict[VideoSource, Path]:
     """Where each video's flow goes."""
     collection, target = absolute_collection(videos, "--input"), shared_folder(output, "--output")
-    benchmark, place = split_collection(collection)
-    if benchmark is None:
+    data_set = DataSet.parse(collection)
+    place = collection if data_set is None else data_set.root
+    if data_set is None:
         _refuse_ambiguous(place)
     sources = find_videos(collection)
     if len(sources) == 1 and sources[0].name == os.path.abspath(place):

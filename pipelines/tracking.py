@@ -33,7 +33,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pydantic import TypeAdapter
 
 from pipelines.revision import DIFF_FILE, PACKAGES_FILE, code_files, code_tags, revision_of
-from pipelines.storage import PROJECT_FOLDER, is_mlflow_uri, is_shipped_copy
+from pipelines.storage import PROJECT_FOLDER, is_shipped_copy, without_secrets
 
 EXPERIMENT = "distillflow"
 _TRAINING_PAGES = "?workflowType=machine_learning"
@@ -224,9 +224,8 @@ def start(
 ) -> Iterator[Run]:
     """The run of one stage, ended with the block: FAILED by an exception, KILLED by Ctrl-C, else FINISHED.
 
-    `inputs` are locations by name; a model's URI in MLflow is also linked to the run that made it. `subject`,
-    or the parameters that are not as in `defaults`, tell runs of one stage and recipe apart in their names.
-    Of a chain the runs that start inside the block are children.
+    `inputs` are locations by name. A run is named after its stage, its recipe, and its `subject` or else the
+    parameters that differ from `defaults`. Runs that start inside the block of a chain become its children.
     `resume_run_id` goes on with an earlier run of the stage. ConnectionError within seconds where the MLflow
     server doesn't answer.
     """
@@ -268,10 +267,6 @@ def start(
             client.log_text(run_id, text, name)
         for name, location in (inputs or {}).items():
             run.tag(f"input.{name}", location)
-            from pipelines.registry import run_of
-
-            if is_mlflow_uri(location) and (maker := run_of(location, project_folder)) is not None:
-                run.link(name, maker)
         yield run
     except BaseException as error:
         # If MLflow is what failed, its first error is the one to show, and soon.
@@ -472,11 +467,6 @@ def shortened(text: str, longest: int = _LONGEST_TEXT) -> str:
     text = without_secrets(text)
     note = f"... ({len(text)} characters)"
     return text if len(text) <= longest else text[: longest - len(note)] + note
-
-
-def without_secrets(text: str) -> str:
-    """`text` without the user and password of a URI in it."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 def client_of(uri: str) -> MlflowClient:

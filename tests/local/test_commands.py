@@ -1,4 +1,4 @@
-"""The command line: what a parser accepts, how a job ends, evaluate and predict as a user types them."""
+"""The command line: what a parser accepts, what it explains, how a job ends, and jobs as a user types them."""
 
 import json
 import os
@@ -6,31 +6,66 @@ import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, ClassVar, Literal
 
 import pytest
 import ray
 import torch
-import tyro
 
-from flowcore.datasets import BENCHMARKS
 from flowcore.formats import read_flow, write_image
-from flowcore.networks import PWCNetConfig
+from flowcore.networks import tiny
 from flowcore.scenes import SceneOptions, render_scene, write_truth
 from flowcore.video import VideoError
-from jobs import evaluate
+from jobs import (
+    demo,
+    distill,
+    evaluate,
+    export_labels,
+    export_model,
+    finetune,
+    gallery,
+    import_labels,
+    predict,
+    pseudolabel,
+    rerun,
+    train_teacher,
+)
 from jobs.command import run, run_recipe
+from jobs.manual import WIDTH, manual, recipe_list
+from jobs.options import REQUIRED, Option, options_of
+from jobs.parsing import UsageError, parse_recipe
 from pipelines import tracking
 from pipelines.checkpoints import save_model
 from pipelines.cluster import connect
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+JOBS: dict[str, Any] = {
+    "demo": demo.Demo,
+    "evaluate": evaluate.Evaluate,
+    "export_labels": export_labels.ExportLabels,
+    "export_model": export_model.ExportModel,
+    "gallery": gallery.Gallery,
+    "import_labels": import_labels.ImportLabels,
+    "predict": predict.Predict,
+    "rerun": rerun.Rerun,
+    "train_teacher": train_teacher.recipes()["demo"][1],
+    "train_teacher, RAFT": train_teacher.recipes()["demo:raft"][1],
+    "train_teacher, FlowNet": train_teacher.recipes()["demo:flownetc"][1],
+    "pseudolabel": pseudolabel.recipes()["demo"][1],
+    "distill": distill.recipes()["demo"][1],
+    "finetune": finetune.recipes()["demo"][1],
+}
+"""Each job's options."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
+    """A part of a frame. Nobody reads this sentence at a terminal."""
+
     height: int = 64
     """Pixels."""
+    sides: tuple[int, int] | None = None
+    """Two numbers."""
 
     def __post_init__(self) -> None:
         if self.height % 64:
@@ -46,41 +81,76 @@ class Options:
     window: Window = field(default_factory=Window)
     steps: int = 10
     """Optimiser updates."""
+    weights: tuple[float, ...] = ()
+    """Of the levels."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of convolutions."""
+    compiled: bool = False
+    """Whether to compile."""
+
+    common: ClassVar[tuple[str, ...]] = ("steps",)
 
 
 RECIPES = {
-    "smoke": ("Seconds.", Options(videos=tyro.MISSING)),
-    "demo": ("Ten minutes.", Options(videos=tyro.MISSING, window=Window(height=128), steps=800)),
+    "smoke": ("Seconds. Learns nothing.", Options(videos=REQUIRED)),
+    "demo": ("Ten minutes.", Options(videos=REQUIRED, window=Window(height=128), steps=800)),
+    "demo:raft": ("As demo, with raft.", Options(videos=REQUIRED)),
 }
 
 
 def parsed(*arguments: str) -> tuple[str, Options]:
     calls: list[tuple[str, Options]] = []
-    run_recipe(lambda recipe, options: calls.append((recipe, options)), RECIPES, arguments)
+    run_recipe(lambda options, recipe: calls.append((recipe, options)), RECIPES, arguments)
     (call,) = calls
     return call
 
 
 def test_a_recipe_is_its_options_and_a_flag_changes_one() -> None:
-    assert parsed("demo", "--videos", "a") == (
-        "demo",
-        Options(videos="a", window=Window(height=128), steps=800),
-    )
+    demo = Options(videos="a", window=Window(height=128), steps=800)
+    assert parsed("demo", "--videos", "a") == ("demo", demo)
     recipe, options = parsed("demo", "--steps", "3", "--videos", "a", "--window.height", "192")
-    assert (recipe, options) == ("demo", Options(videos="a", window=Window(height=192), steps=3))
+    assert (recipe, options) == ("demo", replace(demo, steps=3, window=Window(height=192)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "value"),
+    [
+        (["--weights", "1", "0.5", "-2"], "weights", (1.0, 0.5, -2.0)),
+        (["--weights"], "weights", ()),
+        (["--window.sides", "3", "4"], "window", Window(sides=(3, 4))),
+        (["--window.sides", "none"], "window", Window()),
+        (["--compiled"], "compiled", True),
+        (["--compiled", "--no-compiled"], "compiled", False),
+        (["--steps=7"], "steps", 7),
+        (["--precision", "bfloat16"], "precision", "bfloat16"),
+    ],
+)
+def test_words_are_read_as_the_type_of_their_option(arguments: list[str], field: str, value: object) -> None:
+    assert getattr(parsed("smoke", "--videos", "a", *arguments)[1], field) == value
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaints"),
     [
-        ([], ["smoke", "demo"]),
+        ([], ["the recipe comes first", "smoke, demo"]),
+        (["--videos", "a", "demo"], ["the recipe comes first", "smoke, demo"]),
         (["dem"], ["'dem'", "perhaps you meant demo"]),
-        (["demo"], ["--videos"]),
+        (["demo"], ["--videos must be given"]),
         (["demo", "--videoz", "a"], ["no option --videoz; perhaps you meant --videos"]),
-        (["demo", "--videos", "a", "--stepps", "3"], ["--stepps", "Perhaps you meant", "--steps"]),
-        (["demo", "--videos", "a", "--window.hight", "3"], ["--window.height"]),
-        (["demo", "--videos", "a", "--window.height", "100"], ["height 100 must be a multiple of 64 px"]),
-        (["demo", "--videos", "a", "--steps", "many"], ["--steps", "many"]),
+        (["demo", "--videos", "a", "--stepps", "3"], ["--stepps; perhaps you meant --steps"]),
+        (["demo", "--videos", "a", "--window.hight", "3"], ["perhaps you meant --window.height"]),
+        (["demo", "--videos", "a", "--height", "3"], ["perhaps you meant --window.height"]),
+        (
+            ["demo", "--videos", "a", "--window.height", "100"],
+            ["--window: height 100 must be a multiple of 64 px"],
+        ),
+        (["demo", "--videos", "a", "--steps", "many"], ["--steps many: 'many' must be a whole number"]),
+        (["demo", "--videos", "a", "--steps"], ["--steps : a value is missing"]),
+        (["demo", "--videos", "a", "--window.sides", "3"], ["2 values are needed, not 1"]),
+        (["demo", "--videos", "a", "--precision", "float16"], ["must be one of float32, bfloat16"]),
+        (["demo", "--videos", "a", "--compiled", "yes"], ["--compiled takes no value"]),
+        (["demo", "videos", "--videos", "a"], ["'videos' follows no option"]),
+        (["demo", "--videos", "a", "b"], ["one value is needed, not 2"]),
     ],
 )
 def test_a_wrong_command_line_ends_with_2_and_says_what_is_right(
@@ -94,22 +164,124 @@ def test_a_wrong_command_line_ends_with_2_and_says_what_is_right(
         assert complaint in written
 
 
+OLD = {
+    "predict": [("--input", "--videos")],
+    "evaluate": [("--benchmark", "--truth NAME:FOLDER"), ("--root", "--truth NAME:FOLDER")],
+    "pseudolabel": [
+        ("--labelling.clips.size", "--clips.size"),
+        ("--labelling.check.alpha1", "--check.alpha1"),
+    ],
+    "train_teacher": [
+        ("--training.schedule", "--training.warmup and --training.decay"),
+        ("--training.unmasked-steps", "--objective.unmasked-steps"),
+        ("--objective.photometric.check.alpha1", "--check.alpha1"),
+    ],
+    "finetune": [
+        ("--objective.check.alpha2", "--check.alpha2"),
+        ("--student.photometric.check.alpha2", "--check.alpha2"),
+    ],
+}
+
+
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("job", "old", "new"), [(job, old, new) for job, pairs in OLD.items() for old, new in pairs]
+)
+def test_an_option_of_the_old_spelling_names_the_new_one(job: str, old: str, new: str) -> None:
+    with pytest.raises(UsageError, match=f"there is no option {old}; it is now {new}"):
+        parse_recipe(
+            {"demo": ("", JOBS[job])}, ["demo", old, "1"], program="job", description="What it does."
+        )
+
+
+def every_option() -> list[Any]:
+    return [pytest.param(o, id=f"{job} {o.name}") for job, kind in JOBS.items() for o in options_of(kind)]
+
+
+@pytest.mark.parametrize("option", every_option())
+def test_every_option_of_every_job_has_a_sentence_of_its_own(option: Option) -> None:
+    assert option.help.endswith("."), f"{option.owner.__name__}: {option.help!r}"
+    assert len(option.help.split()) > 1
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_shows_what_people_change_and_help_all_the_rest(job: str) -> None:
+    options = options_of(JOBS[job])
+    common = getattr(JOBS[job], "common", ())
+    assert set(common) <= {option.path for option in options}
+    brief = manual("job", "What it does.", options, common, is_whole=False)
+    whole = manual("job", "What it does.", options, common, is_whole=True)
+    shown = [option for option in options if f"  {option.name} " in brief]
+    assert len(shown) <= 13
+    assert {option for option in options if option.default is REQUIRED and not option.is_positional} <= set(
+        shown
+    )
+    assert all(f"  {option.name} " in whole for option in options if not option.is_positional)
+    assert ("--help-all" in brief) == (len(options) > len(shown) + (job == "rerun"))
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_is_plain_text_of_a_fixed_width(job: str) -> None:
+    module = sys.modules[getattr(JOBS[job], "__module__", "") or type(JOBS[job]).__module__]
+    description = (module.__doc__ or "").strip()
+    text = manual("job", description, options_of(JOBS[job]), (), is_whole=True)
+    assert text.isascii()
+    assert max(map(len, text.splitlines())) <= WIDTH
+
+
+@pytest.mark.parametrize("job", [train_teacher, pseudolabel, distill, finetune])
+def test_a_list_of_recipes_has_a_line_for_each(job: Any) -> None:
+    recipes = {name: text for name, (text, _) in job.recipes().items()}
+    lines = recipe_list("job", job.__doc__, recipes).splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    starts = [line.split()[0] for line in lines[lines.index("recipes:") + 1 :] if line.startswith("  ")]
+    assert starts == ["smoke", "demo", "laptop", "chairs", "sintel", "kitti", "video"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told", "hidden"),
     [
-        (["--help"], ["smoke", "Seconds.", "demo", "Ten minutes."]),
-        (["demo", "--help"], ["Ten minutes.", "Where the videos are.", "Optimiser updates.", "800", "128"]),
+        (["--help"], ["smoke", "Seconds.", "demo", "Ten minutes.", "raft"], ["Learns nothing"]),
+        (
+            ["demo", "--help"],
+            ["Ten minutes.", "Where the videos are.", "Optimiser updates.", "800", "--help-all"],
+            ["--window.height"],
+        ),
+        (["demo", "--help-all"], ["window: A part of a frame.", "default: 128"], ["Nobody reads"]),
     ],
 )
 def test_help_lists_the_recipes_and_a_recipe_s_options(
-    arguments: list[str], told: list[str], capsys: pytest.CaptureFixture[str]
+    arguments: list[str], told: list[str], hidden: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
         parsed(*arguments)
     assert end.value.code == 0
     written = capsys.readouterr().out
-    for word in told:
-        assert word in written
+    assert all(word in written for word in told)
+    assert not any(word in written for word in hidden)
+
+
+PARSER = """
+import contextlib, io, runpy, sys
+heavy = ("ray", "mlflow", "scipy", "skimage", "pandas", "pydantic", "tqdm.auto")
+for name in sys.argv[2:]:
+    path = f"{sys.argv[1]}/jobs/{name}.py"
+    recipe = ["demo"] if name in ("train_teacher", "pseudolabel", "distill", "finetune") else []
+    for arguments, status in (["--help"], 0), ([*recipe, "--help-all"], 0), ([*recipe, "--modle", "x"], 2):
+        sys.argv[:] = [path, *arguments]
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            try:
+                runpy.run_path(path, run_name="__main__")
+            except SystemExit as end:
+                assert end.code == status, (name, arguments, end.code)
+    print(name, [module for module in heavy if module in sys.modules])
+"""
+
+
+def test_help_and_a_parse_error_import_neither_ray_nor_mlflow(tmp_path: Path) -> None:
+    names = [name for name in JOBS if "," not in name]
+    ended = python("-c", PARSER, str(REPOSITORY), *names, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "".join(f"{name} []\n" for name in names)
 
 
 def failing(error: BaseException) -> None:
@@ -127,6 +299,7 @@ def failing(error: BaseException) -> None:
         ConnectionError("MLflow doesn't answer"),
         VideoError("no video stream"),
         RuntimeError("labels cover none of the videos"),
+        ray.exceptions.ActorDiedError(),
     ],
 )
 def test_what_the_user_can_mend_is_a_message_without_a_traceback(
@@ -166,7 +339,7 @@ def test_ctrl_c_ends_the_job_without_a_traceback(capsys: pytest.CaptureFixture[s
 
 
 def test_an_error_in_a_worker_reads_as_one_in_the_driver(
-    ray_session: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ray_session: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @ray.remote
     def task() -> None:
@@ -179,7 +352,6 @@ def test_an_error_in_a_worker_reads_as_one_in_the_driver(
         raise ValueError("frames of (10, 10) are too small")
 
     def in_a_dataset(options: Options) -> None:
-        monkeypatch.setattr(ray.data.DataContext.get_current(), "raise_original_map_exception", True)
         ray.data.from_items([1]).map(refuse).take_all()
 
     for main in (in_a_task, in_a_dataset):
@@ -193,10 +365,6 @@ def test_a_job_server_is_no_cluster_to_join(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     with pytest.raises(ConnectionError, match="ray job submit"):
         connect()
-
-
-def test_evaluate_offers_every_benchmark() -> None:
-    assert get_args(get_type_hints(evaluate.Evaluate)["benchmark"]) == BENCHMARKS
 
 
 def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -214,65 +382,58 @@ def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complet
     )
 
 
-def test_an_embedded_ray_has_room_beside_its_workers_and_finds_the_code(tmp_path: Path) -> None:
-    script = """
-import json, os
-import ray
-from jobs.command import connect
+@pytest.mark.usefixtures("ray_session")
+def test_the_workers_of_an_embedded_ray_import_the_code_that_runs_here() -> None:
+    @ray.remote
+    def place() -> str:
+        import pipelines
 
-@ray.remote
-def place():
-    import pipelines
-    return os.path.dirname(pipelines.__file__)
+        return os.path.dirname(pipelines.__file__ or "")
 
-connect()
-print(json.dumps([ray.cluster_resources()["CPU"], ray.get(place.remote())]))
-"""
-    ended = python("-c", script, cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
-    num_cpus, place = json.loads(ended.stdout)
-    assert num_cpus >= max(4, len(os.sched_getaffinity(0)) + 2)
-    assert place == str(REPOSITORY / "pipelines")
+    assert ray.get(place.remote()) == str(REPOSITORY / "pipelines")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    config = PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,))
-    save_model(folder, config.build(), {"run_id": "the run that made it"})
+    save_model(folder, tiny()["pwcnet"].build(), {"run_id": "the run that made it"})
     return str(folder)
 
 
-def test_predict_as_a_command(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+def test_predict_as_a_command(model: str, tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     frames = render_scene(0, SceneOptions(height=37, width=53, num_frames=3)).frames
-    (tmp_path / "images").mkdir()
-    for index, frame in enumerate(frames):
-        write_image(tmp_path / "images" / f"{index}.png", frame)
+    for sequence in ("images", "broken"):
+        (tmp_path / sequence).mkdir()
+        for index, frame in enumerate(frames):
+            write_image(tmp_path / sequence / f"{index}.png", frame)
+    (tmp_path / "broken" / "1.png").write_bytes(b"")
     script = str(REPOSITORY / "jobs" / "predict.py")
-    arguments = ["--model", model, "--input", "images", "--output", "flow", "--pictures"]
-    ended = python(script, *arguments, cwd=tmp_path)
+    arguments = ["--model", model, "--output", "flow", "--pictures"]
+    ended = python(script, *arguments, "--videos", "images", cwd=tmp_path, MLFLOW_TRACKING_URI=store)
     assert ended.returncode == 0, ended.stderr
     assert sorted(path.name for path in (tmp_path / "flow").iterdir()) == ["0.flo", "0.png", "1.flo", "1.png"]
     assert read_flow(tmp_path / "flow" / "0.flo")[0].shape == (2, 37, 53)
     assert str(tmp_path / "flow") in ended.stdout
 
-    (tmp_path / "images" / "1.png").write_bytes(b"")
-    ended = python(script, *arguments, cwd=tmp_path)
+    ended = python(script, *arguments, "--videos", "broken", cwd=tmp_path, MLFLOW_TRACKING_URI=store)
     assert ended.returncode == 1
     assert "error: the flow of 1 of 1 videos is incomplete" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_evaluate_as_a_command(model: str, tmp_path: Path) -> None:
-    write_truth(tmp_path / "scenes" / "a", render_scene(0, SceneOptions(height=48, width=64, num_frames=3)))
-    script = str(REPOSITORY / "jobs" / "evaluate.py")
+@pytest.mark.usefixtures("ray_session")
+def test_evaluate_prints_a_table_and_records_each_model(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    arguments = ["--benchmark", "scenes", "--root", "scenes", "--json", "numbers/all.json"]
-    ended = python(script, "--model", model, "zero", *arguments, cwd=tmp_path, MLFLOW_TRACKING_URI=store)
-    assert ended.returncode == 0, ended.stderr
-    assert "| scenes, 2 pairs " in ended.stdout
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.chdir(tmp_path)
+    write_truth(tmp_path / "scenes" / "a", render_scene(0, SceneOptions(height=48, width=64, num_frames=3)))
+    stage = evaluate.Evaluate(model=(model, "zero"), truth="scenes:scenes", json="numbers/all.json")
+    evaluate.main(stage)
+    assert "| scenes, 2 pairs " in capsys.readouterr().out
     numbers = json.loads((tmp_path / "numbers" / "all.json").read_text())
     assert set(numbers) == {model, "zero"}
     assert numbers["zero"]["pairs"] == 2
@@ -284,24 +445,33 @@ def test_evaluate_as_a_command(model: str, tmp_path: Path) -> None:
     for name, run_ in runs.items():
         assert run_.info.status == "FINISHED"
         assert run_.data.tags["stage"] == "evaluate"
+        assert run_.data.tags["input.truth"] == f"scenes:{tmp_path / 'scenes'}"
         assert run_.data.metrics["scenes/epe/occ"] == pytest.approx(numbers[name]["epe"]["occ"])
         pictures = [entry.path for entry in client.list_artifacts(run_.info.run_id, "images")]
         assert any("median" in path for path in pictures)
         assert any("worst" in path for path in pictures)
     assert runs[model].data.tags["from.model"] == "the run that made it"
 
-
-@pytest.mark.usefixtures("ray_session")
-def test_evaluating_one_model_writes_its_numbers_alone_and_none_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.chdir(tmp_path)
-    write_truth(tmp_path / "scenes" / "a", render_scene(0, SceneOptions(height=48, width=64, num_frames=3)))
-    options = evaluate.Evaluate(model=("zero",), benchmark="scenes", root="scenes", json="zero.json")
-    evaluate.main(options)
-    numbers = json.loads((tmp_path / "zero.json").read_text())
-    assert numbers["pairs"] == 2
-    assert numbers["epe"]["all"] > 0
+    evaluate.main(replace(stage, model=("zero",)))
+    alone = json.loads((tmp_path / "numbers" / "all.json").read_text())
+    assert alone == numbers["zero"]
     with pytest.raises(FileNotFoundError, match=f"there is no model folder {tmp_path / 'nothing'}"):
-        evaluate.main(replace(options, model=("nothing",)))
+        evaluate.main(replace(stage, model=("nothing",)))
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "status"),
+    [
+        (evaluate, ["--model", "zero", "--truth", "sintle:/data"], 2),
+        (predict, ["--model", "m", "--output", "flow", "--videos", "sintle:/data"], 1),
+    ],
+)
+def test_an_unknown_data_set_is_an_error_that_names_the_known_ones(
+    job: Any, arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(job.main, JOBS[job.__name__.removeprefix("jobs.")], arguments)
+    assert end.value.code == status
+    written = capsys.readouterr().err
+    assert "unknown data set 'sintle'" in written
+    assert "kitti2015" in written

@@ -1,0 +1,85 @@
+"""What does a job print about itself? Plain text of a fixed width: a terminal, a file and a page show the
+same.
+
+`--help` of a recipe shows the options that people change for that job, `--help-all` every one.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from jobs.options import REQUIRED, Option, first_sentence
+
+WIDTH = 100
+_HELP_COLUMN = 6
+
+
+def recipe_list(program: str, description: str, recipes: Mapping[str, str]) -> str:
+    """Help of a job that takes a recipe: what it does, and a line for each recipe (name -> description)."""
+    own = {name: text for name, text in recipes.items() if ":" not in name}
+    width = max(map(len, own))
+    lines = [f"  {name:<{width}}  {first_sentence(text)}" for name, text in own.items()]
+    parts = [f"usage: {program} RECIPE [options]", _refilled(description), "recipes:\n" + "\n".join(lines)]
+    if others := list(dict.fromkeys(name.partition(":")[2] for name in recipes if ":" in name)):
+        parts.append(
+            _filled(f"A recipe with another network: RECIPE:NETWORK, with one of {', '.join(others)}.", 0)
+        )
+    parts.append(f"`{program} RECIPE --help` lists a recipe's options.")
+    return "\n\n".join(parts)
+
+
+def manual(
+    program: str, description: str, options: Sequence[Option], common: Sequence[str], *, is_whole: bool
+) -> str:
+    """Help of a job's options. common: the paths of those to show, all if there are none."""
+    shown = [
+        option
+        for option in options
+        if is_whole or not common or option.default is REQUIRED or option.path in common
+    ]
+    needed = [_words(option) for option in options if option.default is REQUIRED]
+    usage = textwrap.fill(
+        " ".join(["usage:", program, *needed, "[options]"]),
+        WIDTH,
+        subsequent_indent=" " * 4,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    parts = [usage, _refilled(description)]
+    for group in dict.fromkeys(option.path.rpartition(".")[0] for option in shown):
+        members = [option for option in shown if option.path.rpartition(".")[0] == group]
+        heading = f"{group.replace('_', '-')}: {first_sentence(members[0].group)}" if group else "options:"
+        parts.append("\n".join([_filled(heading, 0), *map(_entry, members)]))
+    if hidden := len(options) - len(shown):
+        parts.append(f"--help-all shows {hidden} more options.")
+    return "\n\n".join(parts)
+
+
+def _entry(option: Option) -> str:
+    default = "required" if option.default is REQUIRED else f"default: {option.default_text}"
+    return f"  {_words(option)} ({default})\n{_filled(option.help, _HELP_COLUMN)}"
+
+
+def _words(option: Option) -> str:
+    if option.is_positional:
+        return option.path.upper()
+    return f"{option.name} {option.value_text}".rstrip()
+
+
+def _refilled(text: str) -> str:
+    """A docstring at this width; what is indented, such as a command, stays as it is."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(
+        each if each.startswith(" ") else _filled(" ".join(each.split()), 0) for each in paragraphs
+    )
+
+
+def _filled(text: str, indent: int) -> str:
+    margin = " " * indent
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=margin,
+        subsequent_indent=margin,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )

@@ -1,0 +1,63 @@
+"""What does a labelling print about itself, while it runs and when it ends?"""
+
+from collections import Counter
+from datetime import datetime, timedelta
+
+from pipelines.labelling import LabellingStatus, LabellingSummary
+from pipelines.ledger import LEDGER_FILE
+
+_MOST_REASONS = 10
+
+
+def status_text(labels: str, status: LabellingStatus, now: datetime) -> str:
+    """What --status prints. now: a local time."""
+    lines = [
+        ("labels", f"{labels}, {status.state}"),
+        ("videos found", status.videos),
+        ("  finished", status.finished),
+        ("  left", status.left),
+        ("  skipped", sum(status.skipped.values())),
+    ]
+    reasons = Counter(status.skipped).most_common()
+    lines += [(f"{count:>9}", reason) for reason, count in reasons[:_MOST_REASONS]]
+    if others := sum(count for _, count in reasons[_MOST_REASONS:]):
+        lines.append((f"{others:>9}", f"for other reasons, see {LEDGER_FILE}"))
+    speed = status.pairs_per_second
+    lines += [("pairs so far", status.pairs), ("pairs/s", "unknown" if speed is None else f"{speed:.1f}")]
+    if status.last_written is not None:
+        written = datetime.fromtimestamp(status.last_written)
+        ago = _clock((now - written).total_seconds())
+        lines.append(("last shard", f"{written:%Y-%m-%d %H:%M:%S}, {ago} ago"))
+    if status.state != "finished":
+        lines.append(("expected finish", _expected_finish(status, now)))
+    return "\n".join(f"{name:<17}{value}" for name, value in lines)
+
+
+def _expected_finish(status: LabellingStatus, now: datetime) -> str:
+    if status.seconds_left is None:
+        return "unknown before a run has finished a video and written two shards"
+    finish = now + timedelta(seconds=status.seconds_left)
+    return f"{finish:%Y-%m-%d %H:%M}, in {_clock(status.seconds_left)}, if a run goes on from now"
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def summary_text(summary: LabellingSummary) -> str:
+    """What a finished labelling prints."""
+    left_out = summary.left_out
+    lines = [
+        f"labels: {summary.location}",
+        f"{summary.num_pairs} pairs of {summary.num_videos} videos; {summary.new_pairs} of them are new",
+        f"left out: {left_out['cuts']} pairs at cuts, {left_out['static_pairs']} static pairs, "
+        f"{left_out['faded_pairs']} pairs in fades",
+    ]
+    if summary.verdict:
+        busy = ", ".join(f"{name} {share:.0%}" for name, share in summary.busy.items())
+        lines += [f"share of the time that each stage's processes worked: {busy}", summary.verdict]
+    lines.append(
+        f"{summary.pairs_per_second:.1f} pairs/s; {len(summary.ledger)} inputs gave less than they might:"
+    )
+    lines += [f"  {entry.video}: {entry.outcome}, {entry.reason}" for entry in summary.ledger]
+    return "\n".join(lines)

@@ -1,0 +1,122 @@
+"""Which options do several stages share, and what does each of them open?
+
+A stage is a frozen dataclass: its fields are the options of its job, and its methods open what they name.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from flowcore.datasets import DataSet
+from flowcore.networks import AnyNetworkConfig
+from flowcore.occlusion import ForwardBackwardCheck
+from pipelines.checkpoints import StartingPoint, absolute_model, starting_point
+from pipelines.filters import PairFilter
+from pipelines.labels import DEFAULT_MAX_SPREAD
+from pipelines.pair_set import PairSet
+from pipelines.step import TrainingOptions
+from pipelines.storage import absolute, shared_folder
+
+if TYPE_CHECKING:
+    from pipelines.lineage import Lineage
+    from pipelines.validation import CollapseAlarm, Judge
+
+FRESH = "fresh"
+"""In place of a model to start from: fresh weights."""
+
+
+def data_set_at(text: str, option: str) -> DataSet:
+    """The data set that an option names, in a folder that every process of the job finds.
+
+    ValueError, with the option's name, for anything else.
+    """
+    data_set = DataSet.parse(text)
+    if data_set is None:
+        raise ValueError(f"{option} {text!r} must be NAME:FOLDER, such as sintel:/data/MPI-Sintel")
+    return replace(data_set, root=str(shared_folder(data_set.root, option)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStage:
+    """What every stage that trains a network takes."""
+
+    run_root: str
+    """Folder or URI for frame pairs, checkpoints and models. All nodes of a cluster must share it."""
+    network: AnyNetworkConfig
+    """The network to train if it starts from fresh weights."""
+    training: TrainingOptions
+    """How long, how fast and on how many workers the network is trained."""
+    init: str | None = None
+    """The model to start from: a checkpoint folder or its URI, runs:/<run id>/model or
+    models:/<name>@<alias>. `fresh` takes fresh weights of the recipe's network."""
+    validate_on: str | None = None
+    """A data set whose truth judges the network while it trains, such as sintel:/data/MPI-Sintel. Without it,
+    pairs that are held back from training judge the network."""
+    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
+    """The forward-backward check that tells occluded pixels, wherever this stage needs to know them."""
+    resume: str | None = None
+    """The id of an MLflow run of this job that was killed: go on with it from its last checkpoint. Give the
+    other options as before."""
+
+    common: ClassVar[tuple[str, ...]] = (
+        "init",
+        "validate_on",
+        "resume",
+        "training.steps",
+        "training.global_batch",
+        "training.learning_rate",
+        "training.workers",
+        "training.seed",
+    )
+    """The options that `--help` shows, beside those that must be given."""
+
+    def __post_init__(self) -> None:
+        if self.validate_on is not None:
+            data_set_at(self.validate_on, "--validate-on")
+
+    def starting_point(self, default: str | None = None) -> StartingPoint:
+        """The model of --init, or without it of `default`; fresh weights of the network where neither is
+        there."""
+        if self.init == FRESH:
+            return starting_point(None, self.network)
+        model = default if self.init is None else absolute_model(self.init, "--init")
+        return starting_point(model, self.network)
+
+    def judge(self, run: "Lineage", alarm: "CollapseAlarm") -> "Judge":
+        """What judges the network while it trains; a data set's truth is recorded as an input of the run."""
+        from pipelines.truth import truth_set
+        from pipelines.validation import Judge
+
+        truth = None
+        if self.validate_on is not None:
+            data_set = data_set_at(self.validate_on, "--validate-on")
+            truth = truth_set(data_set.name, Path(data_set.root), run.root, to_learn_from=False)
+            run.reads("validation", str(data_set), truth, "validation")
+        return Judge(truth=truth, check=self.check, alarm=alarm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledStage(TrainingStage):
+    """What every stage that learns from pseudo-labels takes."""
+
+    where: str | None = None
+    """The pairs to take, for validation too, by columns of the labels: "occluded < 0.6 and photometric < 4".
+    Write numbers, texts in single quotes, < <= > >= == !=, and, or, not, parentheses; SQL takes the same
+    text."""
+    max_spread: float = DEFAULT_MAX_SPREAD
+    """How many pixels several teachers may disagree by before a pixel of their label is not learnt from."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.where is not None:
+            PairFilter(self.where)
+
+    def open(self, labels: str) -> PairSet:
+        """The selected pairs of the label set at --labels; ValueError for frame pairs without labels."""
+        where = None if self.where is None else PairFilter(self.where)
+        pairs = replace(PairSet.open(absolute(labels, "--labels")), max_spread=self.max_spread, where=where)
+        if not pairs.has_labels:
+            raise ValueError(
+                f"--labels {labels} has frame pairs without labels; make labels with jobs/pseudolabel.py"
+            )
+        return pairs

@@ -1,0 +1,175 @@
+"""What was a run made from, and what came of it?
+
+A stage says what it reads. From that follow the run's inputs, its links to the runs that made them, the
+digests of the data, the provenance that every model carries, and the registered version: once, for every
+stage.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.checkpoints import StartingPoint, fetch_model
+from pipelines.pair_set import PairSet
+from pipelines.registry import register, run_of
+from pipelines.storage import PROJECT_FOLDER, absolute, is_mlflow_uri
+from pipelines.tracking import Run, start
+
+if TYPE_CHECKING:
+    from pipelines.training import Trained
+
+Made = str | PairSet | StartingPoint
+"""What a stage may read: a place (a model's URI in MLflow among them), a pair set, or a model to start
+from."""
+
+
+class Lineage:
+    """The run of one stage, as the stage sees it; `pipelines.training.train` takes it as its run."""
+
+    def __init__(self, run: Run, stage: str, root: str, provenance: Mapping[str, str]) -> None:
+        self.run = run
+        """The run itself, for whatever else the stage records."""
+        self.stage = stage
+        self.root = root
+        """Folder or URI where the stage keeps its checkpoints; empty for a stage without any."""
+        self.provenance = dict(provenance)
+        """What is written into every model of this run."""
+
+    @property
+    def uri(self) -> str:
+        """The MLflow store that has the run."""
+        return self.run.uri
+
+    @property
+    def run_id(self) -> str:
+        return self.run.run_id
+
+    def reads(self, name: str, place: str, pairs: PairSet, context: str) -> None:
+        """Records that the run reads a pair set, made at `place`, and which run made it.
+
+        context: what for, such as training or validation.
+        """
+        self.run.dataset(name, place, pairs.label_set, context)
+        if context == "training":
+            self.provenance.setdefault("label_set", pairs.label_set)
+        self.run.link(name, pairs.description.provenance.get("run_id"))
+
+    def has_generation(self, generation: int) -> None:
+        """Records how many teachers stand between the result and the unlabelled videos."""
+        self.run.tag("generation", str(generation))
+        self.provenance["generation"] = str(generation)
+
+    def register(self, trained: "Trained", name: str) -> str:
+        """Stores the trained model in the run and registers it as a version of `name`; returns that version's
+        URI."""
+        self.run.artifact(trained.model, "model")
+        final = {"step": trained.step, **trained.validation}
+        self.run.summary({f"final/{key}": value for key, value in final.items()})
+        if trained.step < trained.ended_at:
+            print(
+                f"training ended at step {trained.ended_at} because validation got no better (patience); the "
+                f"model is that of step {trained.step}"
+            )
+        version = register(
+            self.run,
+            name,
+            validation_loss=trained.score,
+            validation_digest=trained.judge.digest,
+            judge=lambda uri: trained.judge.score(fetch_model(uri)),
+        )
+        if not version.is_champion:
+            print(
+                f"models:/{name}@champion stays the earlier version, whose error on the held-back pairs is "
+                "no higher"
+            )
+        return version.uri
+
+
+@contextlib.contextmanager
+def lineage(
+    stage: str,
+    recipe: str | None,
+    configuration: Any,
+    made_from: Mapping[str, Made],
+    *,
+    generation: int | None = None,
+    usual: object = None,
+    subject: str | None = None,
+    context: str = "training",
+    project_folder: Path = PROJECT_FOLDER,
+) -> Iterator[Lineage]:
+    """The run of a stage, from its inputs to its end; see `tracking.start`.
+
+    configuration: the stage's dataclass, or a mapping of what is to be recorded. Its `run_root` is where the
+    run keeps checkpoints, its `resume` the run to go on with. made_from: what the stage reads, by name.
+    generation: see `Lineage.has_generation`. usual: the recipe's configuration; the run is named after what
+    differs from it, or after `subject`. context: what the pair sets in `made_from` are read for.
+    """
+    resume = getattr(configuration, "resume", None)
+    kept = {name: kept_pairs(made) for name, made in made_from.items() if isinstance(made, PairSet)}
+    with start(
+        stage,
+        recipe=recipe,
+        parameters=configuration,
+        defaults=usual,
+        inputs={name: place for name, made in made_from.items() if (place := _place(made)) is not None},
+        subject=subject,
+        resume_run_id=resume,
+        project_folder=project_folder,
+    ) as run:
+        root = getattr(configuration, "run_root", "")
+        provenance = {"stage": stage, "run_id": run.run_id} | ({} if recipe is None else {"recipe": recipe})
+        stage_run = Lineage(run, stage, absolute(root, "--run-root") if root else "", provenance)
+        if hasattr(configuration, "resume"):
+            print(
+                f"run {run.run_id}: {run.url_hint}\n"
+                f"if it is killed: jobs/{stage}.py with the same options and --resume {run.run_id}"
+            )
+        for name, made in made_from.items():
+            _record(stage_run, name, made, context, project_folder)
+        for numbers in kept.values():
+            run.log(0, numbers)
+        if generation is not None:
+            stage_run.has_generation(generation)
+        yield stage_run
+
+
+def kept_pairs(pairs: PairSet) -> dict[str, float]:
+    """How many pairs of a set there are and how many its filter keeps: printed, and returned as metrics.
+
+    Empty without a filter. Raises as `PairSet.index`.
+    """
+    if pairs.where is None:
+        return {}
+    kept, found = pairs.index().num_rows, pairs.num_pairs()
+    print(f"--where {pairs.where.text!r} keeps {kept} of {found} pairs")
+    return {"labels/pairs": found, "labels/pairs_kept": kept}
+
+
+def _place(made: Made) -> str | None:
+    """Where it lies; None for fresh weights."""
+    match made:
+        case PairSet():
+            return made.location
+        case StartingPoint():
+            return made.uri
+        case str():
+            return made
+
+
+def _record(run: Lineage, name: str, made: Made, context: str, project_folder: Path) -> None:
+    match made:
+        case PairSet():
+            run.reads(name, made.location, made, context)
+            run.run.tag("label_set", made.label_set)
+            run.provenance[name] = made.location
+            if made.where is not None:
+                run.provenance["where"] = made.where.text
+        case StartingPoint() if made.info is not None:
+            run.run.link(name, made.info.run_id)
+            run.provenance[name] = made.info.digest
+        case str():
+            run.provenance[name] = made
+            if is_mlflow_uri(made):
+                run.run.link(name, run_of(made, project_folder))

@@ -1,0 +1,95 @@
+"""How does Ray run the stages of labelling? As a graph of Ray Data, of as many processes as find room."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import pyarrow as pa
+import ray.data
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.operators.map_operator import MapOperator
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
+
+from pipelines.cluster import (
+    READ_CPUS,
+    TEACHER_CPUS,
+    WRITE_CPUS,
+    Accelerator,
+    LabellingRoom,
+    labelling_room,
+    resources,
+)
+from pipelines.collection import Stamp, VideoSource
+from pipelines.messages import Message, messages
+from pipelines.stages import Plan, Reader, Teacher, Writer, group_tables
+
+_MOST_TASKS = 1000
+"""Reading tasks of a run, as Ray's driver pays for each. In larger collections a task reads several
+videos."""
+
+
+class RayGraph:
+    """The stages as Ray runs them, in as many processes as the cluster has room for."""
+
+    def __init__(self, num_teachers: int | None, accelerator: Accelerator) -> None:
+        self._num_teachers = num_teachers
+        self._accelerator = accelerator
+        self._room: LabellingRoom | None = None
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """How many each stage had at most; none before there was anything to do."""
+        return {} if self._room is None else self._room.processes(resources())
+
+    def messages(
+        self, sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: Plan
+    ) -> Iterator[Message]:
+        """Writes what is missing of these videos; what comes out of the last stage, in no order."""
+        self._room = room = labelling_room(
+            resources(),
+            has_teachers=bool(plan.teachers),
+            num_teachers=self._num_teachers,
+            accelerator=self._accelerator,
+        )
+        tables = group_tables(sources, stamps, _MOST_TASKS)
+        data: ray.data.Dataset = ray.data.from_arrow(tables)
+        context = data.context
+        # Each row a block: see `pipelines.stages`.
+        context.target_max_block_size = 1
+        context.execution_options.resource_limits = room.ahead(plan.shard_bytes)
+        context.custom_execution_callback_classes.append(_ForgetBlocks)
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        # An hour of a still scene gives no row; whether a decoder hangs is the decoder's to say.
+        context.execution_no_progress_timeout_s = -1
+        settings: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
+        readers = min(len(tables), room.readers or len(tables))
+        data = data.map_batches(Reader(plan), compute=_tasks(readers), num_cpus=READ_CPUS, **settings)
+        if plan.teachers:
+            data = data.map_batches(
+                Teacher,
+                compute=ray.data.ActorPoolStrategy(min_size=room.least_teachers, max_size=room.teachers),
+                num_cpus=TEACHER_CPUS,
+                num_gpus=room.gpus,
+                fn_constructor_args=[plan, "cuda" if room.gpus else "cpu"],
+                **settings,
+            )
+        data = data.map_batches(Writer(plan), compute=_tasks(room.writers), num_cpus=WRITE_CPUS, **settings)
+        for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from messages(cast(pa.Table, batch))
+
+
+def _tasks(most: int) -> ray.data.TaskPoolStrategy:
+    """At most so many at once. Without a limit Ray starts a process for each small task that waits, and each
+    imports for seconds: on two cores that stopped everything else for as long."""
+    return ray.data.TaskPoolStrategy(size=most)
+
+
+class _ForgetBlocks(ExecutionCallback):
+    """Empties the lists of every block's statistics, which nobody reads here: they cost the driver 3 kB a
+    shard, gigabytes for a thousand hours of video."""
+
+    def on_execution_step(self, executor: StreamingExecutor) -> None:
+        for operator in executor._topology or ():
+            if isinstance(operator, MapOperator):
+                for statistics in operator.get_stats().values():
+                    cast(list[object], statistics).clear()
