@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed
@@ -14,9 +15,17 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from flowcore.networks import PWCNetConfig
-from flowcore.objectives import Estimator, Objective, Outcome, Photometric, TeacherObjective
+from flowcore.objectives import (
+    Estimator,
+    Objective,
+    Outcome,
+    Photometric,
+    SupervisedObjective,
+    TeacherObjective,
+)
 from flowcore.occlusion import ForwardBackwardCheck
-from flowcore.pairs import Batch
+from flowcore.pairs import Batch, FramePair
+from flowcore.scenes import SceneOptions, render_scene
 from pipelines.step import OptimiserStep, TrainingOptions
 
 NETWORK = PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,), radius=2)
@@ -249,6 +258,24 @@ def test_a_training_without_an_average_begins_one_when_it_is_restored() -> None:
     assert torch.equal(weights(second), weights(first))
     second.take([batch(1)])
     assert torch.equal(average(second), weights(second))
+
+
+def test_steps_on_truth_lower_its_error() -> None:
+    scene = render_scene(0, SceneOptions(height=64, width=96, num_frames=5))
+    pairs = [
+        FramePair(
+            image1=scene.frames[at],
+            image2=scene.frames[at + 1],
+            flow_fw=scene.flow_fw[at],
+            confidence_fw=np.ones((64, 96), np.float32),
+        )
+        for at in range(4)
+    ]
+    truth = Batch.stack(pairs)
+    options = replace(OPTIONS, steps=20, global_batch=4, learning_rate=2e-3, clip_norm=1.0)
+    step = optimiser(options, (Learn(objective=SupervisedObjective()),))
+    losses = [step.take([truth]).facts["loss/supervised"] for _ in range(20)]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 @dataclass(frozen=True)
