@@ -54,7 +54,7 @@ class Option:
     @property
     def help(self) -> str:
         """What it does, its unit, and when to change it; empty without a docstring under its field."""
-        return _docstrings(self.owner).get(self.path.rpartition(".")[2], "")
+        return docstrings(self.owner).get(self.path.rpartition(".")[2], "")
 
     @property
     def value_text(self) -> str:
@@ -116,7 +116,7 @@ def _leaves(configuration: Any, prefix: str, group: str) -> Iterator[Option]:
     for name, (kind, value) in _values(configuration).items():
         nested = _nested(kind, value)
         if nested is not None:
-            text = _docstrings(owner).get(name) or first_sentence(inspect.getdoc(_type_of(nested)) or "")
+            text = docstrings(owner).get(name) or first_sentence(inspect.getdoc(_type_of(nested)) or "")
             yield from _leaves(nested, f"{prefix}{name}.", text)
             continue
         is_positional = any(isinstance(each, Positional) for each in getattr(kind, "__metadata__", ()))
@@ -207,7 +207,7 @@ def first_sentence(text: str) -> str:
     return f"{line.partition('. ')[0].rstrip('.')}." if line else ""
 
 
-def _docstrings(kind: type) -> dict[str, str]:
+def docstrings(kind: type) -> dict[str, str]:
     """What stands under each field of a dataclass and of those that it inherits from."""
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__):

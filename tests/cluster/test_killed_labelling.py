@@ -1,6 +1,6 @@
 """Labelling, its processes or a node killed with -9: after a rerun each pair is there once, byte for byte.
 
-`benchmarks/chaos.py` kills at random moments, and longer.
+`benchmarks/endurance/chaos.py` kills at random moments, and longer.
 """
 
 import contextlib

@@ -1,0 +1,108 @@
+"""What does one training step of a recipe cost: seconds here, floating-point operations, hours on a GPU?
+
+Seconds are CPU time, not the clock's, so that other processes on the machine hardly change them. Hours on a
+GPU are arithmetic: the operations, over the share of the GPU's peak that we assume a training reaches.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.inputs import Lesson
+from flowcore.hallucination import Challenge
+from flowcore.networks import PWCNetConfig
+from flowcore.objectives import Objective
+from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.pairs import Batch, FramePair
+from pipelines.step import OptimiserStep, TrainingOptions
+
+GPU = "NVIDIA A100"
+GPU_PEAK = 19.5e12
+"""Operations a second in FP32 without tensor cores, as the data sheet says."""
+UTILISATION = 0.2
+"""The share of the peak that we assume is reached."""
+_TRANSFORMED = 5
+"""Steps whose pairs are transformed, since chance decides what is done to each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A training of a recipe, and what one of its optimiser steps costs."""
+
+    challenge: Challenge
+    options: TrainingOptions
+    seconds: float
+    """CPU time over the number of cores."""
+    operations: float
+    """Those of convolutions, as counted, and those of cost volumes, by formula."""
+    cost_volume_share: float
+    """The cost volumes' share of the operations."""
+    transforming: float
+    """Seconds of one core to transform a step's pairs."""
+
+    @property
+    def hours(self) -> float:
+        return self.options.steps * self.seconds / 3600
+
+    @property
+    def gpu_seconds(self) -> float:
+        """Of a step."""
+        return self.operations / (GPU_PEAK * UTILISATION)
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.options.steps * self.gpu_seconds / 3600
+
+
+def training_cost(
+    pair: FramePair,
+    config: PWCNetConfig,
+    challenge: Challenge,
+    options: TrainingOptions,
+    objective: Objective,
+) -> Stage:
+    """Measured in one step from fresh weights: network, objective, both passes and the optimiser."""
+    rng = np.random.default_rng(0)
+    pairs: list[FramePair] = []
+    transforming = cpu_seconds(
+        lambda: pairs.extend(challenge(pair, rng) for _ in range(_TRANSFORMED * options.global_batch))
+    )
+    batch = Batch.stack(pairs[: options.global_batch])
+    torch.manual_seed(0)
+    lessons = [Lesson(objective=objective)]
+    step = OptimiserStep(config.build(), lessons, ForwardBackwardCheck(), options)
+    with FlopCounterMode(display=False) as counter:
+        seconds = cpu_seconds(lambda: step.take([batch])) / torch.get_num_threads()
+    height, width = batch.image1.shape[-2:]
+    uncounted = cost_volume_operations(config, options.global_batch, height, width)
+    operations = counter.get_total_flops() + uncounted
+    return Stage(
+        challenge=challenge,
+        options=options,
+        seconds=seconds,
+        operations=operations,
+        cost_volume_share=uncounted / operations,
+        transforming=transforming / _TRANSFORMED,
+    )
+
+
+def cost_volume_operations(config: PWCNetConfig, pairs: int, height: int, width: int) -> float:
+    """Of a forward and a backward pass: a product and a sum for each channel, place and displacement, in both
+    directions of each pair, and the same again for the gradient of each of the two inputs."""
+    levels = range(config.finest_level, len(config.encoder_widths) + 1)
+    values = sum(config.encoder_widths[level - 1] * height * width / 4**level for level in levels)
+    return 2 * pairs * (2 * config.radius + 1) ** 2 * values * 2 * 3
+
+
+def cpu_seconds(work: Callable[[], object], rounds: int = 1) -> float:
+    """CPU time of all threads of this process; the fastest round's."""
+    times = []
+    for _ in range(rounds):
+        started = time.process_time()
+        work()
+        times.append(time.process_time() - started)
+    return min(times)

@@ -1,0 +1,167 @@
+"""Does a training end with the same weights, whatever is killed while it runs?
+
+    python -m benchmarks.endurance.chaos_training [--kills 10] [--steps 400] [--victims worker driver node]
+
+Trains a teacher with two workers on a cluster of two nodes on this machine, once undisturbed. Then the same
+training runs while a worker, the command or a whole node is killed with -9 at random steps. Where a kill ends
+the command, it is typed again with --resume. Ends with an error if a weight differs from the undisturbed one,
+if there is more than one run, or if a step's loss is missing, differs or is logged twice. Prints how many
+steps were done again.
+"""
+
+import contextlib
+import os
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from benchmarks import report
+from benchmarks.endurance.victims import Job, Nodes, add_options, counted, kill_one_titled
+from benchmarks.inputs import render_videos
+from flowcore.scenes import SceneOptions
+from pipelines import registry
+from pipelines.checkpoints import model_digest
+
+VICTIMS = ("worker", "driver", "node")
+_VALIDATE_EVERY = 40
+
+
+class Command(Job):
+    """A training."""
+
+    def __init__(self, folder: Path, videos: Path, address: str, steps: int) -> None:
+        super().__init__("train_teacher", folder, address)
+        self.folder = folder
+        self._videos = videos
+        self._steps = steps
+
+    def run(self) -> Run | None:
+        """The training's, None before it is there; RuntimeError if there is another."""
+        if not (self.folder / "mlflow.db").exists():
+            return None
+        with contextlib.suppress(Exception):  # the database is being made
+            client = MlflowClient(self.uri)
+            runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
+            if len(runs) > 1:
+                raise SystemExit(f"there are {len(runs)} runs of one training")
+            return runs[0] if runs else None
+        return None
+
+    def points(self, metric: str) -> dict[int, float]:
+        """By step; SystemExit where one was logged twice."""
+        run = self.run()
+        if run is None:
+            return {}
+        points = MlflowClient(self.uri).get_metric_history(run.info.run_id, metric)
+        if twice := [step for step, count in Counter(each.step for each in points).items() if count > 1]:
+            raise SystemExit(f"{metric} of steps {twice} was logged more than once")
+        return {each.step: each.value for each in points}
+
+    def step(self) -> int:
+        run = self.run()
+        if run is None or "train/loss" not in run.data.metrics:
+            return 0
+        return max(self.points("train/loss"), default=0)
+
+    def flags(self) -> Mapping[str, object]:
+        run = self.run()
+        return {
+            "videos": self._videos,
+            "run-root": self.folder / "runs",
+            "training.steps": self._steps,
+            "objective.unmasked-steps": self._steps,
+            "training.validate-every": _VALIDATE_EVERY,
+            "training.log-every": 1,
+            "training.workers": 2,
+            "training.max-failures": 100,
+            **({} if run is None else {"resume": run.info.run_id}),
+        }
+
+    def finish(self) -> None:
+        """Lets it end; SystemExit where it fails."""
+        if not self.succeeds():
+            raise SystemExit(f"the command failed:\n{self.last_words()}")
+
+    def digest(self) -> str:
+        """Of the weights."""
+        run = self.run()
+        assert run is not None
+        os.environ["MLFLOW_TRACKING_URI"] = self.uri
+        return model_digest(registry.download(f"runs:/{run.info.run_id}/model"))
+
+
+def killed(kind: str, command: Command, nodes: Nodes, chance: random.Random) -> bool:
+    """Whether there was one to kill."""
+    if kind == "driver":
+        command.kill()
+        return True
+    if kind == "node":
+        nodes.kill_second()
+        nodes.replace_second()
+        return True
+    return kill_one_titled("RayTrainWorker", chance)
+
+
+def main() -> None:
+    parser = report.parser(__doc__)
+    add_options(parser, VICTIMS, kills=10)
+    parser.add_argument("--steps", type=int, default=400, help="of the training; 400 by default")
+    arguments = parser.parse_args()
+    chance = random.Random(arguments.seed)
+    print(report.command())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        render_videos(folder / "videos", 4, SceneOptions(height=64, width=96, num_frames=9))
+        nodes = Nodes()
+        deaths: Counter[str] = Counter()
+        try:
+            places = (folder / "undisturbed", folder / "disturbed")
+            undisturbed, disturbed = (
+                Command(place, folder / "videos", nodes.address, arguments.steps) for place in places
+            )
+            started = time.monotonic()
+            undisturbed.finish()
+            print(f"undisturbed: {arguments.steps} steps, {time.monotonic() - started:.0f} s", flush=True)
+            # In order, so that each comes after the step at which the one before struck
+            for at in sorted(chance.sample(range(1, arguments.steps - 5), arguments.kills)):
+                kind = chance.choice(arguments.victims)
+                while True:
+                    disturbed.start()
+                    if disturbed.step() >= at and killed(kind, disturbed, nodes, chance):
+                        break
+                    time.sleep(0.2)
+                deaths[kind] += 1
+                print(f"killed a {kind} at step {disturbed.step()}", flush=True)
+            disturbed.finish()
+            losses = disturbed.points("train/loss")
+            if sorted(losses) != list(range(1, arguments.steps + 1)):
+                raise SystemExit(f"{arguments.steps - len(losses)} steps have no loss")
+            run = disturbed.run()
+            assert run is not None
+            # That none has two points at a step
+            for metric in run.data.metrics:
+                disturbed.points(metric)
+            for metric in ("train/loss", "validation/unmasked", "validation/occluded"):
+                found, expected = disturbed.points(metric), undisturbed.points(metric)
+                if found != expected:
+                    raise SystemExit(f"{metric} is other than undisturbed: {found}\n{expected}")
+            if disturbed.digest() != undisturbed.digest():
+                raise SystemExit("the weights are others than undisturbed")
+            again = int(sum(disturbed.points("train/steps_done_again").values()))
+        finally:
+            nodes.stop()
+    print(f"{deaths.total()} kills ({counted(deaths)}), {disturbed.starts} starts: one run, ", end="")
+    print(
+        "each loss and validation once and the same, no metric twice at a step, the same weights; "
+        f"{again} of {arguments.steps} steps done again"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What can be killed while a job runs? Its driver, one of Ray's processes, or a whole node.
+
+The job runs on a cluster of two nodes on this machine, and is typed again wherever a kill ended it.
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import psutil
+from ray.cluster_utils import Cluster
+
+from pipelines.storage import PROJECT_FOLDER
+
+
+class Nodes:
+    """A cluster of two nodes, the second of which can be killed and replaced."""
+
+    def __init__(self) -> None:
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+        self._second = self._cluster.add_node(num_cpus=2)
+        self.address = self._cluster.address
+
+    def kill_second(self) -> None:
+        self._cluster.remove_node(self._second, allow_graceful=False)
+
+    def replace_second(self) -> None:
+        self._second = self._cluster.add_node(num_cpus=2)
+
+    def stop(self) -> None:
+        self._cluster.shutdown()
+
+
+class Job:
+    """A job with the recipe smoke on a cluster, typed again and again. In its folder are its output,
+    `log.txt`, and its runs, `mlflow.db`."""
+
+    def __init__(self, name: str, folder: Path, address: str) -> None:
+        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+        self.starts = 0
+        self._command = [sys.executable, str(PROJECT_FOLDER / "jobs" / f"{name}.py"), "smoke"]
+        self._folder = folder
+        self._address = address
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def flags(self) -> Mapping[str, object]:
+        """What to type now."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Types the command, unless it runs."""
+        if self.is_running():
+            return
+        self.starts += 1
+        self._folder.mkdir(exist_ok=True)
+        flags = [part for name, value in self.flags().items() for part in (f"--{name}", str(value))]
+        with open(self._folder / "log.txt", "ab") as log:
+            self._process = subprocess.Popen(
+                [*self._command, *flags],
+                cwd=self._folder,
+                env={**os.environ, "MLFLOW_TRACKING_URI": self.uri, "RAY_ADDRESS": self._address},
+                stdout=log,
+                stderr=log,
+            )
+
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> None:
+        """Kills the driver."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def succeeds(self) -> bool:
+        """Types the command, unless it runs, and waits for its end."""
+        self.start()
+        assert self._process is not None
+        return self._process.wait() == 0
+
+    def last_words(self) -> str:
+        return (self._folder / "log.txt").read_text(errors="replace")[-4000:]
+
+
+def kill_one_titled(title: str, chance: random.Random) -> bool:
+    """Kills one of this process's descendants whose title contains `title`; False if there is none."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if title in " ".join(process.cmdline()):
+                found.append(process)
+    with contextlib.suppress(psutil.Error):
+        if found:
+            chance.choice(found).kill()
+            return True
+    return False
+
+
+def add_options(parser: argparse.ArgumentParser, kinds: Collection[str], kills: int) -> None:
+    """The options of a script that kills."""
+    parser.add_argument("--kills", type=int, default=kills, help=f"how many; {kills} by default")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
+    parser.add_argument(
+        "--victims",
+        nargs="+",
+        default=list(kinds),
+        choices=list(kinds),
+        metavar="KIND",
+        help=f"what to kill: {', '.join(kinds)}; all by default",
+    )
+
+
+def counted(deaths: Counter[str]) -> str:
+    """How many of each kind."""
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(deaths.items()))

@@ -1,0 +1,219 @@
+"""Why does the occlusion mask not help the ablation's teachers?
+
+    python -m benchmarks.experiments.masks [--steps 600 1800] [--seeds 0 1 2] [--print]
+        [--masks none check lenient truth] [--kinds mixed objects fast]
+
+Trains the ablation's teacher with the census loss in this process, with the loss masked in four ways: by
+nothing, by the forward-backward check, by a check that forgives 2 px of disagreement, and by the true
+occlusion of the rendered scenes, which is known nowhere else. If the truth helps and the check doesn't, the
+check's mistakes are what costs. Prints the errors on the ablation's test scenes and how well the check then
+finds their occlusion. Each training is written to docs/results/masks when it is done and isn't done again;
+the table is written to docs/results/masks.md, with --print from the trainings that are there.
+"""
+
+import itertools
+import json
+import os
+import time
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from benchmarks import report
+from benchmarks.experiments.cells import (
+    KINDS,
+    NETWORKS,
+    RESULTS,
+    TEACHER_STEPS,
+    TEST_SCENES,
+    TRAINING_SCENES,
+    UNMASKED_STEPS,
+    teacher_options,
+)
+from benchmarks.inputs import Lesson, true_pair, without_flow
+from benchmarks.report import mean_and_spread
+from flowcore.metrics import FlowErrors, OcclusionCounts, flow_errors, occlusion_counts
+from flowcore.networks import FlowNetwork
+from flowcore.objectives import Estimator, Objective, Outcome, Photometric, TeacherObjective
+from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.pairs import Batch, FramePair
+from flowcore.scenes import Scene, SceneOptions, render_scene
+from flowcore.shapes import to_images
+from pipelines.step import OptimiserStep, TrainingOptions
+from pipelines.storage import write_whole
+
+RECORDS = RESULTS / "masks"
+MASKS = {
+    "none": "no mask",
+    "check": "mask from the check",
+    "lenient": "mask from a check that forgives 2 px",
+    "truth": "mask from the truth",
+}
+CHECKS = {"check": ForwardBackwardCheck(), "lenient": ForwardBackwardCheck(alpha2=4.0)}
+SCENES = {"mixed": "the demo's", "objects": "many layers", "fast": "large fast layers"}
+"""The kinds that are trained on, see `cells.KINDS`."""
+TEST_PAIRS = 3
+REASON = """\
+On the demo's scenes, a tenth of whose pixels are occluded, the true mask gives nothing: the photometric loss
+of occluded pixels doesn't mislead its neighbours. What the check's mask costs there is its mistakes, as most
+of what it flags is visible; forgiving 2 px takes most of the cost away, and longer training half of it. Among
+large fast layers, which hide a sixth of the frame, the true mask helps on occluded pixels with every seed,
+and so does the check's, whose mistakes visible pixels still pay for.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The ablation's, stretched to `steps`."""
+
+    steps: int
+    seed: int
+
+    @property
+    def options(self) -> TrainingOptions:
+        return replace(teacher_options("pwcnet").training, steps=self.steps, seed=self.seed)
+
+    @property
+    def unmasked_steps(self) -> int:
+        return UNMASKED_STEPS * self.steps // TEACHER_STEPS
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrulyMasked:
+    """The teacher's objective, masked by the true occlusion, which a batch carries as its confidence."""
+
+    unmasked_steps: int
+
+    def __call__(
+        self, estimate: Estimator, batch: Batch, *, step: int, check: ForwardBackwardCheck
+    ) -> Outcome:
+        assert batch.confidence_fw is not None
+        assert batch.confidence_bw is not None
+        occ_fw, occ_bw = batch.confidence_fw < 0.5, batch.confidence_bw < 0.5
+        flows = estimate(batch.image1, batch.image2)
+        masked = step >= self.unmasked_steps
+        terms = Photometric().terms(batch, flows, (occ_fw, occ_bw) if masked else None)
+        return Outcome(terms=terms, watched={"occluded": occ_fw.float().mean(dim=(1, 2, 3)).sum()})
+
+
+def objective(mask: str, schedule: Schedule) -> Objective:
+    if mask == "truth":
+        return TrulyMasked(unmasked_steps=schedule.unmasked_steps)
+    return TeacherObjective(unmasked_steps=schedule.steps if mask == "none" else schedule.unmasked_steps)
+
+
+@lru_cache
+def scene(seed: int, options: SceneOptions) -> Scene:
+    return render_scene(seed, options)
+
+
+def training_pairs(kind: str) -> list[FramePair]:
+    """Without flow; their confidence is the true visibility."""
+    scenes = [scene(seed, KINDS[kind]) for seed in TRAINING_SCENES]
+    return [without_flow(true_pair(each, frame)) for each in scenes for frame in range(len(each.occ_fw))]
+
+
+def trained(kind: str, mask: str, schedule: Schedule) -> FlowNetwork:
+    options = schedule.options
+    augmentation = teacher_options("pwcnet").augmentation
+    pairs = training_pairs(kind)
+    torch.manual_seed(options.seed)
+    lessons = [Lesson(objective=objective(mask, schedule))]
+    check = CHECKS.get(mask, ForwardBackwardCheck())
+    step = OptimiserStep(NETWORKS["pwcnet"].build(), lessons, check, options)
+    rng = np.random.default_rng(options.seed)
+    order = np.concatenate([rng.permutation(len(pairs)) for _ in range(options.steps)])
+    for places in order.reshape(-1, options.global_batch)[: options.steps]:
+        step.take([Batch.stack([augmentation(pairs[place], rng) for place in places])])
+    return step.result.eval()
+
+
+def judged(network: FlowNetwork, kind: str) -> dict[str, float]:
+    """Errors on the test scenes, and precision and recall of the check."""
+    errors, counts = FlowErrors(), OcclusionCounts()
+    for seed in TEST_SCENES:
+        truth = scene(seed, replace(KINDS[kind], num_frames=TEST_PAIRS + 1))
+        frames = to_images(truth.frames)
+        forward, backward = network.estimate(frames[:-1], frames[1:])
+        occluded = torch.from_numpy(truth.occ_fw)[:, None]
+        valid = torch.ones_like(occluded)
+        errors += flow_errors(forward, torch.from_numpy(truth.flow_fw).float(), valid, occluded)
+        counts += occlusion_counts(ForwardBackwardCheck()(forward, backward), occluded, valid)
+    found = {"precision": counts.precision, "recall": counts.recall}
+    return {key: value for key, value in (*errors.epe.items(), *found.items()) if value is not None}
+
+
+def do(kind: str, mask: str, schedule: Schedule) -> None:
+    """Trains and judges, unless the record is there."""
+    path = RECORDS / f"{kind}.{mask}.steps{schedule.steps}.seed{schedule.seed}.json"
+    if path.exists():
+        return
+    started = time.monotonic()
+    numbers = judged(trained(kind, mask, schedule), kind)
+    seconds = round(time.monotonic() - started)
+    record = {"kind": kind, "mask": mask, **vars(schedule), **numbers, "seconds": seconds}
+    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+    print(record, flush=True)
+
+
+def page() -> str:
+    records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
+    errors_of = ("EPE all", "noc", "occ", "occ against no mask", "precision", "recall")
+    rows = []
+    for kind, steps in itertools.product(SCENES, sorted({record["steps"] for record in records})):
+        by_mask = {
+            mask: {
+                each["seed"]: each
+                for each in records
+                if (each["kind"], each["steps"], each["mask"]) == (kind, steps, mask)
+            }
+            for mask in MASKS
+        }
+        for mask, found in by_mask.items():
+            if not found:
+                continue
+            pairs = [(each["occ"], by_mask["none"][seed]["occ"]) for seed, each in found.items()]
+            change = mean_and_spread([mine - its for mine, its in pairs]) if mask != "none" else ""
+            errors = [
+                mean_and_spread([each[key] for each in found.values()]) for key in ("all", "noc", "occ")
+            ]
+            counts = [
+                mean_and_spread([each[key] for each in found.values()]) for key in ("precision", "recall")
+            ]
+            rows.append((SCENES[kind], steps, MASKS[mask], len(found), *errors, change, *counts))
+    return (
+        "# What the occlusion mask costs and gives\n\n"
+        "Printed by `python -m benchmarks.experiments.masks --print` from the trainings in "
+        "`docs/results/masks`: the ablation's teacher (census loss) on its scenes, in one process; EPE in "
+        "px, mean ± standard deviation over seeds; precision and recall of the forward-backward check on the "
+        f"test scenes, whose occlusion is what the network's own flow makes it.\n\n{REASON}\n"
+        f"{report.table(['scenes', 'steps', 'loss', 'seeds', *errors_of], rows)}\n"
+    )
+
+
+def main() -> None:
+    parser = report.parser(__doc__)
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[TEACHER_STEPS, 3 * TEACHER_STEPS], help="of a training"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a training for each")
+    parser.add_argument("--masks", nargs="+", choices=list(MASKS), default=list(MASKS), help="of the loss")
+    parser.add_argument("--kinds", nargs="+", choices=list(SCENES), default=list(SCENES), help="of scenes")
+    parser.add_argument("--print", action="store_true", help="only write the table")
+    arguments = parser.parse_args()
+    if not arguments.print:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+        for seed in arguments.seeds:
+            for steps in arguments.steps:
+                for kind in arguments.kinds:
+                    for mask in arguments.masks:
+                        do(kind, mask, Schedule(steps=steps, seed=seed))
+    text = page()
+    RESULTS.joinpath("masks.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
