@@ -25,7 +25,7 @@ class ImportLabels:
     labels: str
     """Folder or URI of the label set to write, empty or begun by the same command."""
     check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
-    """Finds occluded pixels where the files have no masks."""
+    """The forward-backward check that tells occluded pixels where no file does."""
 
 
 def main(stage: ImportLabels) -> None:

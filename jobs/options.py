@@ -189,7 +189,9 @@ def _read(kind: Any, words: list[str]) -> object:
 def _kind_text(kind: Any) -> str:
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return "|".join("none" if each is type(None) else _kind_text(each) for each in inner)
+        # Any text but `none` is itself, which an option's help needn't say.
+        texts = ["none" if each is type(None) else _kind_text(each) for each in inner]
+        return "TEXT" if texts == ["TEXT", "none"] else "|".join(texts)
     if origin is tuple and inner[-1] is Ellipsis:
         return f"{_kind_text(inner[0])} ..."
     if origin is tuple:

@@ -39,8 +39,6 @@ EXPERIMENT = "distillflow"
 _TRAINING_PAGES = "?workflowType=machine_learning"
 """Of MLflow's two faces that of training; without, a page has the menu for language models."""
 
-_SYSTEM_SAMPLE_SECONDS = 10.0
-"""Between two looks at CPUs, memory and disk of the machine that the driver runs on; each sixth is logged."""
 _LONGEST_SUBJECT = 100
 """Characters in a run's name beside its stage and recipe."""
 _LONGEST_TEXT = 5000
@@ -220,13 +218,15 @@ def start(
     subject: str | None = None,
     defaults: object = None,
     is_chain: bool = False,
+    sample_seconds: float = 10.0,
     project_folder: Path = PROJECT_FOLDER,
 ) -> Iterator[Run]:
     """The run of one stage, ended with the block: FAILED by an exception, KILLED by Ctrl-C, else FINISHED.
 
     `inputs` are locations by name. A run is named after its stage, its recipe, and its `subject` or else the
     parameters that differ from `defaults`. Runs that start inside the block of a chain become its children.
-    `resume_run_id` goes on with an earlier run of the stage. ConnectionError within seconds where the MLflow
+    `resume_run_id` goes on with an earlier run of the stage. Every `sample_seconds` the load of the driver's
+    machine is measured, and the mean of six measurements is recorded. ConnectionError within seconds where the MLflow
     server doesn't answer.
     """
     uri = tracking_uri(project_folder)
@@ -254,7 +254,7 @@ def start(
     run = Run(client, uri, run_id)
     monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
         run_id,
-        sampling_interval=_SYSTEM_SAMPLE_SECONDS,
+        sampling_interval=sample_seconds,
         samples_before_logging=6,
         resume_logging=True,
         tracking_uri=uri,

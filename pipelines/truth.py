@@ -13,35 +13,18 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from tqdm import tqdm
 
-from flowcore.datasets import DataSet, Sample, Truth, find_samples, load, samples_digest
+from flowcore.datasets import Sample, Truth, find_samples, load, samples_digest
 from flowcore.formats import FrameCodec
 from pipelines.labels import beside, encode_shard, pair_columns, pair_id, truth_columns
 from pipelines.ledger import MANIFEST_FILE, VideoRecord, write_manifest
 from pipelines.pair_set import PairSet, SetDescription, describe_set
 from pipelines.shard_files import shard_at, shard_name
-from pipelines.storage import Folder, join, shared_folder
+from pipelines.storage import Folder, join
 
 Result = TypeVar("Result")
 
 _SHARD_PAIRS = 16
 _ROW_GROUP_PAIRS = 4
-
-
-def truth_location(text: str, option: str) -> tuple[str, Path]:
-<<<<<<< HEAD
-    """(data set, its folder) of `<data set>:<folder>`; ValueError for anything else."""
-    data_set = DataSet.parse(text)
-    if data_set is None:
-        raise ValueError(f"{option} {text!r} must be <data set>:<folder>, such as kitti2015:/data/kitti2015")
-    return data_set.name, shared_folder(data_set.root, option)
-=======
-    """(name, folder) of a data set that is spelled `<name>:<folder>`; ValueError, with the option's name, for
-    anything else."""
-    name, mark, root = text.partition(":")
-    if not mark:
-        raise ValueError(f"{option} {text!r} must be <name>:<folder>, such as kitti2015:/data/kitti2015")
-    return name, shared_folder(root, option)
->>>>>>> labels
 
 
 def truth_set(name: str, root: Path, run_root: str, *, to_learn_from: bool) -> PairSet:
