@@ -200,7 +200,7 @@ def test_every_job_runs_on_a_started_head(head: dict[str, str], tmp_path: Path) 
         ("pseudolabel", "smoke", "--videos", videos, "--teacher", teacher, "--labels", labels),
         ("distill", "smoke", "--labels", labels, "--run-root", run_root, "--validate-on", f"scenes:{scenes}"),
         ("evaluate", "--model", student, "zero", "--benchmark", "scenes", "--root", scenes),
-        ("predict", "--model", student, "--input", videos, "--output", str(tmp_path / "flow")),
+        ("predict", "--model", student, "--videos", videos, "--output", str(tmp_path / "flow")),
     ):
         job = submitted(head, tmp_path, "python", f"jobs/{command[0]}.py", *command[1:])
         assert job.returncode == 0, f"{command[0]}: {job.stdout[-4000:]} {job.stderr[-2000:]}"

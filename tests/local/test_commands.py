@@ -251,7 +251,7 @@ def test_predict_as_a_command(model: str, tmp_path: Path, monkeypatch: pytest.Mo
     for index, frame in enumerate(frames):
         write_image(tmp_path / "images" / f"{index}.png", frame)
     script = str(REPOSITORY / "jobs" / "predict.py")
-    arguments = ["--model", model, "--input", "images", "--output", "flow", "--pictures"]
+    arguments = ["--model", model, "--videos", "images", "--output", "flow", "--pictures"]
     ended = python(script, *arguments, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert sorted(path.name for path in (tmp_path / "flow").iterdir()) == ["0.flo", "0.png", "1.flo", "1.png"]
