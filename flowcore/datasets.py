@@ -1,17 +1,18 @@
-"""Which frame pairs of a benchmark have truth, and what is it? Which frames does it offer beside them?
+"""Where do the public data sets keep their frames and their ground truth?
 
 A sample is a flow file whose two frames exist, so partial downloads and scenes with truth for a few frames
-are fine. Occlusion truth is the benchmark's own and isn't repaired. MPI-Sintel's maps leave out part of what
-moves out of the frame (0.1 to 1.2 % of all pixels in five frames measured, mostly those that end within 10 px
-of the border). NOC and OCC errors are what the files say; an occlusion estimate that rightly marks those
-pixels is charged with false positives there. Middlebury stereo without a map has it from the disparities of
-both frames.
+are fine. Occlusion truth is taken as the data set gives it, mistakes included. MPI-Sintel's maps miss some
+pixels that leave the frame: 0.1 to 1.2 % of all pixels in the five frames measured, most of which land within
+10 px of the border. Errors on occluded and non-occluded pixels follow the files; an occlusion estimate that
+rightly marks such a pixel is charged with a false positive. Where Middlebury stereo has no occlusion map, the
+disparities of both frames give one.
 
-What is learnt from without truth are sequences: consecutive frames of one scene. They are found among names
-of files alone, so that a folder on object storage is searched like a local one.
+Learning without truth takes sequences: consecutive frames of one scene. They are found from file names alone,
+so that a folder on object storage is searched like a local one.
 """
 
 import hashlib
+import os
 import posixpath
 import re
 from collections import defaultdict
@@ -27,61 +28,95 @@ from flowcore.formats import read_disparity, read_flow, read_image, read_mask
 
 CHAIRS_SPLIT = "FlyingChairs_train_val.txt"
 _FRAME = "frame_[0-9][0-9][0-9][0-9]"
+_NAME = re.compile(r"[a-z][a-z0-9-]+", re.IGNORECASE)
+"""What a user may mean as a data set's name, unlike a drive letter or the start of a path."""
+_GLOB = re.compile(r"[*?[]")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set and the folder that it was unpacked to, written `sintel:/data/MPI-Sintel`."""
+
+    name: str
+    """One of `DATA_SETS`."""
+    root: str
+    """A path or a URI."""
+
+    @classmethod
+    def parse(cls, text: str) -> "DataSet | None":
+        """The data set that `text` names; None where `text` is a path, a glob or a URI.
+
+        Raises ValueError for an unknown name such as `sintle:/data`, unless a file or folder is called that.
+        """
+        name, colon, root = text.partition(":")
+        if not colon or root.startswith("//"):
+            return None
+        if name in DATA_SETS:
+            return cls(name, root)
+        if not _NAME.fullmatch(name) or _GLOB.search(text) or os.path.exists(text):
+            return None
+        raise ValueError(
+            f"unknown data set {name!r} in {text!r}; known are {', '.join(DATA_SETS)} (a URI has two slashes "
+            "after the colon)"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.root}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Where one frame pair and its truth are."""
+    """The files of one frame pair and its truth."""
 
     name: str
-    """Unique within its group and the same on every machine, such as `cave_2/frame_0011`."""
+    """Unique within the group and the same on every machine, such as `cave_2/frame_0011`."""
     group: str
-    """Prefix of its metrics: sintel/clean, sintel/final, kitti12, kitti15, chairs, chairs2, middlebury or
-    scenes, and kitti15-stereo or middlebury-stereo."""
+    """Prefix of the metrics: sintel/clean, sintel/final, kitti12, kitti15, chairs, chairs2, middlebury,
+    scenes, kitti15-stereo or middlebury-stereo."""
     image1: Path
     image2: Path
     flow: Path
     occlusion: Path | None = None
-    """A mask, not zero = occluded."""
+    """Mask; nonzero = occluded."""
     visible: Path | None = None
-    """A mask, 255 = not occluded, less = occluded or unknown (Middlebury stereo)."""
+    """Mask; 255 = visible, less = occluded or unknown (Middlebury stereo)."""
     invalid: Path | None = None
-    """A mask, not zero = the flow file's value doesn't count."""
+    """Mask; nonzero = ignore the flow here."""
     flow_noc: Path | None = None
-    """Flow that is known at non-occluded pixels only (KITTI)."""
+    """Flow at non-occluded pixels only (KITTI)."""
     disparity_scale: float | None = None
-    """For rectified stereo pairs, the left frame first: the truth's files hold disparity times this."""
+    """Set for rectified stereo pairs, left frame first: `flow` then holds disparity times this."""
     disparity_right: Path | None = None
-    """The right frame's disparity, which tells what is occluded where no file says it."""
+    """Disparity of the right frame; gives the occlusion where no file does."""
     split: Literal["training", "validation"] | None = None
-    """Where the set's own split file says."""
+    """What the data set's own split file says; None where there is no such file."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Truth:
-    """One frame pair with its truth, as arrays."""
+    """One frame pair and its truth, as arrays."""
 
     image1: UInt8[np.ndarray, "height width 3"]
     image2: UInt8[np.ndarray, "height width 3"]
     flow: Float[np.ndarray, "2 height width"]
-    """From image1 to image2, in pixels; zero where not valid."""
+    """From image1 to image2, in pixels; zero where not `valid`."""
     valid: Bool[np.ndarray, "height width"]
     is_stereo: bool = False
-    """u is minus the disparity and v is 0; only u is asked for."""
+    """A rectified stereo pair: u is minus the disparity, v is 0, and only u is judged."""
     occluded: Bool[np.ndarray, "height width"] | None
-    """True = image2 doesn't show this pixel of image1; counts where `valid`. None = no such truth."""
+    """True = image2 doesn't show this pixel of image1; meaningful where `valid`. None = unknown."""
 
 
-def find_samples(benchmark: str, root: Path, *, to_learn_from: bool = False) -> list[Sample]:
-    """The samples in a benchmark's unpacked folder (or its `training` folder), sorted by group and name: of a
-    set with a split file those of validation, or of training if they are to learn from.
+def find_samples(name: str, root: Path, *, to_learn_from: bool = False) -> list[Sample]:
+    """The samples in a data set's unpacked folder, or in its `training` folder, sorted by group and name.
 
-    Raises ValueError for an unknown benchmark, FileNotFoundError when no sample is there in the layout
-    expected.
+    Where a split file is there, only validation pairs are taken; with `to_learn_from`, only training pairs.
+
+    Raises ValueError for an unknown data set, FileNotFoundError where the expected layout has no sample.
     """
-    if benchmark not in _BENCHMARKS:
-        raise ValueError(f"unknown benchmark {benchmark!r}; known are {', '.join(_BENCHMARKS)}")
-    layout, find = _BENCHMARKS[benchmark]
+    if name not in _LAYOUTS:
+        raise ValueError(f"unknown data set {name!r}; known are {', '.join(DATA_SETS)}")
+    layout, find = _LAYOUTS[name]
     samples = [
         sample
         for sample in find(root)
@@ -90,12 +125,12 @@ def find_samples(benchmark: str, root: Path, *, to_learn_from: bool = False) -> 
     ]
     if not samples:
         found = "no frame pair with truth in" if root.is_dir() else "there is no folder"
-        raise FileNotFoundError(f"{found} {root.absolute()}; {benchmark} is expected as {layout}")
+        raise FileNotFoundError(f"{found} {root.absolute()}; {name} is expected as {layout}")
     return sorted(samples, key=lambda sample: (sample.group, sample.name))
 
 
 def samples_digest(samples: Sequence[Sample]) -> str:
-    """Names the pairs and the sizes of their files, not every byte of them."""
+    """32 hexadecimal digits that change with the pairs' names and file sizes, but not with their content."""
     files = [(sample.image1, sample.image2, sample.flow) for sample in samples]
     listed = [
         (sample.group, sample.name, *(file.stat().st_size for file in each))
@@ -105,7 +140,7 @@ def samples_digest(samples: Sequence[Sample]) -> str:
 
 
 def load(sample: Sample) -> Truth:
-    """Reads a sample's files; ValueError when they differ in size, FileNotFoundError when one is gone."""
+    """Reads a sample's files. Raises ValueError if they differ in size, FileNotFoundError if one is gone."""
     image1, image2 = read_image(sample.image1), read_image(sample.image2)
     flow, valid = _read_truth(sample, sample.flow)
     occluded = _read_occlusion(sample, flow, valid)
@@ -132,48 +167,51 @@ def load(sample: Sample) -> Truth:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSequence:
-    """Consecutive frames of one scene, two or more."""
+    """Two or more consecutive frames of one scene."""
 
     folder: str
-    """Relative to the data set's, with / between parts; empty where it is that folder itself."""
+    """Relative to the data set's folder, with / between parts; empty for that folder itself."""
     frames: tuple[str, ...]
-    """Their files' names within the folder, in order."""
+    """File names within `folder`, in order."""
 
     @property
     def name(self) -> str:
-        """Of the first frame, without extension: unique within the folder, which may hold many scenes."""
+        """The first frame's name without extension: unique in a folder that holds many scenes."""
         return posixpath.splitext(self.frames[0])[0]
 
 
-def find_sequences(benchmark: str, files: Collection[str], read: Callable[[str], str]) -> list[FrameSequence]:
-    """The sequences of a benchmark that a network may learn from without truth, in its unpacked folder.
+def find_sequences(name: str, files: Collection[str], read: Callable[[str], str]) -> list[FrameSequence]:
+    """The sequences of a data set that a network may learn from without truth.
 
-    files: those in the folder, relative to it, with / between parts. read: the text of one of them. A missing
-    frame ends a sequence, and the next frame begins another. Left out: the pairs with truth of KITTI and the
-    frames beside them, and the validation pairs of Flying Chairs where its split is there. Sintel's frames
-    are all taken, of both passes, in training/ and test/.
+    files: names of the files in the unpacked folder, relative to it, with / between parts.
+    read: gives the text of one of these files.
 
-    Raises ValueError for a benchmark without such frames, FileNotFoundError where there is no sequence in the
-    layout expected.
+    A missing frame ends a sequence, and the next frame begins another. Left out are KITTI's pairs with truth
+    with the frames beside them, and, where the split file is there, Flying Chairs' validation pairs. All
+    frames of Sintel are taken: both passes, in training/ and test/.
+
+    Raises ValueError for a data set without such frames, FileNotFoundError where the expected layout has no
+    sequence.
     """
-    if benchmark not in _SEQUENCES:
-        raise ValueError(f"{benchmark!r} has no layout of frames; those known are {', '.join(_SEQUENCES)}")
-    layout, patterns = _SEQUENCES[benchmark]
+    if name not in _SEQUENCES:
+        raise ValueError(
+            f"{name!r} has no layout of frames to learn from; those that have are {', '.join(SEQUENCES)}"
+        )
+    layout, patterns = _SEQUENCES[name]
     sequences = next(filter(None, (_sequences(files, pattern) for pattern in patterns)), [])
     split = next((file for file in files if posixpath.basename(file) == CHAIRS_SPLIT), None)
-    if benchmark == "chairs" and split is not None:
+    if name == "chairs" and split is not None:
         parts = read(split).split()
-        sequences = [pair for pair in sequences if not _is_validation(pair.name.split("_")[0], parts)]
+        sequences = [pair for pair in sequences if _split_of(pair.name.split("_")[0], parts) == "training"]
     if not sequences:
         raise FileNotFoundError(
-            f"no sequence of two or more frames among {len(files)} files; {benchmark} is expected as {layout}"
+            f"no sequence of two or more frames among {len(files)} files; {name} is expected as {layout}"
         )
     return sequences
 
 
 def _sequences(files: Iterable[str], pattern: str) -> list[FrameSequence]:
-    """The runs of files that match `pattern` with the same scene and with frame numbers that follow each
-    other, sorted."""
+    """Files that match `pattern`, grouped into runs of one scene with consecutive frame numbers; sorted."""
     scenes: dict[str, dict[int, str]] = defaultdict(dict)
     for file in files:
         if match := re.fullmatch(rf"(.*/)?{pattern}", file):
@@ -194,7 +232,7 @@ def _sequences(files: Iterable[str], pattern: str) -> list[FrameSequence]:
 def _read_truth(
     sample: Sample, path: Path
 ) -> tuple[Float[np.ndarray, "2 height width"], Bool[np.ndarray, "height width"]]:
-    """Flow and where it is known; what stands at x in the left frame is at x - disparity in the right one."""
+    """Flow and where it is known. What is at x in the left frame is at x - disparity in the right one."""
     if sample.disparity_scale is None:
         return read_flow(path)
     disparity, known = read_disparity(path, sample.disparity_scale)
@@ -204,7 +242,7 @@ def _read_truth(
 def _read_occlusion(
     sample: Sample, flow: Float[np.ndarray, "2 height width"], valid: Bool[np.ndarray, "height width"]
 ) -> Bool[np.ndarray, "rows columns"] | None:
-    """What the sample's files say is occluded, which counts where `valid`; None when they don't tell."""
+    """True = occluded, by the sample's files; meaningful where `valid`. None where no file tells."""
     occluded: np.ndarray | None = None
     if sample.occlusion is not None:
         occluded = read_mask(sample.occlusion)
@@ -226,11 +264,12 @@ def _read_occlusion(
 def _behind_nearer(
     left: Float[np.ndarray, "height width"], right: Float[np.ndarray, "height width"]
 ) -> Bool[np.ndarray, "height width"]:
-    """True where the left frame's disparity leads out of the right frame or to one larger by over 1 px there.
+    """True where a pixel's disparity leads out of the right frame, or to a disparity over 1 px larger there.
 
-    In pixels, 0 = unknown, which hides nothing. Source: Scharstein and Szeliski, A Taxonomy and Evaluation of
-    Dense Two-Frame Stereo Correspondence Algorithms (IJCV 2002), "occluded regions". On Middlebury's Cones it
-    says the same as the map that Pandora comes with at 99.0 % of the pixels (precision 0.96, recall 0.95).
+    Disparities are in pixels; 0 is unknown and hides nothing. Source: Scharstein and Szeliski, A Taxonomy and
+    Evaluation of Dense Two-Frame Stereo Correspondence Algorithms (IJCV 2002), "occluded regions". On
+    Middlebury's Cones it agrees with the map that ships with Pandora at 99.0 % of the pixels (precision 0.96,
+    recall 0.95).
     """
     width = left.shape[1]
     x = np.arange(width) - left
@@ -338,7 +377,7 @@ def _find_chairs(root: Path) -> Iterator[Sample]:
             image1=pairs / f"{name}_img1.ppm",
             image2=pairs / f"{name}_img2.ppm",
             flow=flow,
-            split=None if parts is None else "validation" if _is_validation(name, parts) else "training",
+            split=None if parts is None else _split_of(name, parts),
         )
 
 
@@ -358,15 +397,16 @@ def _find_chairs2(root: Path) -> Iterator[Sample]:
         )
 
 
-def _is_validation(name: str, parts: list[str]) -> bool:
-    """Line n of the split file is for pair n, from 1, whichever pairs exist; 1 = train, 2 = validation."""
+def _split_of(name: str, parts: list[str]) -> Literal["training", "validation"]:
+    """Line n of the split file is about pair n, counted from 1, whichever pairs exist: 1 training, 2
+    validation."""
     line = int(name)
     if not 1 <= line <= len(parts):
         raise ValueError(
             f"{CHAIRS_SPLIT} has {len(parts)} lines and none for pair {name} (line n is pair n, from 1); "
             "it belongs to another set: remove one of them"
         )
-    return parts[line - 1] == "2"
+    return "validation" if parts[line - 1] == "2" else "training"
 
 
 def _find_middlebury(root: Path) -> Iterator[Sample]:
@@ -408,7 +448,7 @@ def _next(frame: str) -> str:
     return f"{prefix}_{int(number) + 1:0{len(number)}d}"
 
 
-_BENCHMARKS: dict[str, tuple[str, Callable[[Path], Iterator[Sample]]]] = {
+_LAYOUTS: dict[str, tuple[str, Callable[[Path], Iterator[Sample]]]] = {
     "sintel": (
         "training/{clean,final}/<scene>/frame_0001.png and training/flow/<scene>/frame_0001.flo, "
         "with occlusions/ and invalid/ beside flow/",
@@ -430,7 +470,7 @@ _BENCHMARKS: dict[str, tuple[str, Callable[[Path], Iterator[Sample]]]] = {
     ),
     "chairs2": (
         "[train/ or val/]0000000-img_0.png, 0000000-img_1.png, 0000000-flow_01.flo (or .flo5), "
-        "0000000-occ_01.png; of val/ and train/ only the one asked for",
+        "0000000-occ_01.png; val/ to judge, train/ to learn from",
         _find_chairs2,
     ),
     "middlebury": ("<scene>/frame10.png, frame11.png, flow10.flo", _find_middlebury),
@@ -451,8 +491,8 @@ _BENCHMARKS: dict[str, tuple[str, Callable[[Path], Iterator[Sample]]]] = {
     ),
 }
 
-# Frames 10 and 11 of a scene are its pair with truth, or the test's. Leaving their neighbours out as well is
-# a choice, which DDFlow made before us.
+# Frames 10 and 11 of a scene are its pair with truth, or the hidden test pair. We leave out their neighbours
+# as well, as DDFlow does.
 _KITTI_FRAME = r"\d{6}_(?P<frame>(?!09|10|11|12)\d\d)\.png"
 _SEQUENCES: dict[str, tuple[str, tuple[str, ...]]] = {
     "chairs": (
@@ -474,9 +514,9 @@ _SEQUENCES: dict[str, tuple[str, tuple[str, ...]]] = {
         (rf"image_2/{_KITTI_FRAME}",),
     ),
 }
-"""The layout in words, and patterns of the files' names, of which the first that finds something counts."""
+"""The layout in words, and patterns of file names; the first pattern that finds a sequence is used."""
 
-BENCHMARKS = tuple(_BENCHMARKS)
+DATA_SETS = tuple(_LAYOUTS)
 """The names that `find_samples` knows."""
 SEQUENCES = tuple(_SEQUENCES)
 """The names that `find_sequences` knows."""

@@ -1,9 +1,9 @@
-"""How are flow fields, images and masks stored in files, and when is a file not what its name says?
+"""How are flow fields, images and masks stored in files?
 
-Every reader returns flow together with where it is known, because each format has its own way to say
-"unknown": a value beyond 1e9 in `.flo` and `.pfm`, NaN in Spring's `.flo5`, a zero third channel in KITTI's
-PNG. Every writer encodes in memory and renames a finished temporary file into place, so that a killed process
-leaves the old file or the new one, never half of it.
+Flow is read together with where it is known, because each format has its own way to say "unknown": a value
+above 1e9 in `.flo` and `.pfm`, NaN in Spring's `.flo5`, a zero third channel in KITTI's PNG. A writer encodes
+in memory, writes a temporary file and renames it, so that a killed process leaves the old file or the new
+one, never half of it.
 """
 
 import io
@@ -12,12 +12,11 @@ import uuid
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from numpy.typing import NDArray
 
 FLOW_SUFFIXES = (".flo", ".flo5", ".pfm", ".png")
 
@@ -33,10 +32,10 @@ _PFM_HEADER = re.compile(rb"(PF|Pf)\s+(\d+)\s+(\d+)\s+([-+]?(?:\d+\.?\d*|\.\d+)(
 def read_flow(
     path: str | PathLike[str],
 ) -> tuple[Float[np.ndarray, "2 height width"], Bool[np.ndarray, "height width"]]:
-    """Flow in pixels (float32, [u, v]) and where it is known; zero where it is not.
+    """Flow in pixels (float32) and where it is known; zero where it isn't.
 
-    The extension decides: `.flo` (Middlebury), `.flo5` (Spring), `.png` (KITTI, 16 bit, 1/64 px), `.pfm`
-    (channels u, v, 0). Raises ValueError when the content is not that format or is truncated.
+    The extension decides the format: `.flo` (Middlebury), `.flo5` (Spring), `.png` (KITTI, 16 bit, 1/64 px)
+    or `.pfm` (channels u, v, 0). Raises ValueError for content that isn't of that format or is truncated.
     """
     path = Path(path)
     suffix = _flow_suffix(path)
@@ -63,10 +62,10 @@ def encode_flow(
     name: str | PathLike[str],
     valid: Bool[np.ndarray, "height width"] | None = None,
 ) -> bytes:
-    """The content of a file of this name: flow in pixels, in the format of the extension (see `read_flow`).
+    """The content of a file of this name: flow in pixels in the extension's format (see `read_flow`).
 
     `valid` says where the flow is known, None = everywhere. `.flo`, `.flo5` and `.pfm` keep float32 exactly;
-    `.png` rounds to the nearest 1/64 px. Raises ValueError when a known value is not finite or does not fit
+    `.png` rounds to the nearest 1/64 px. Raises ValueError for a known value that isn't finite or doesn't fit
     the format.
     """
     name = Path(name)
@@ -81,8 +80,8 @@ def encode_flow(
     beyond = known & ~(np.abs(flow) <= _UNKNOWN_ABOVE).all(axis=0)
     if beyond.any():
         raise ValueError(
-            f"flow for {name} is not finite, or above 1e9 px, at {beyond.sum()} pixels that count as known; "
-            "mark them False in valid"
+            f"flow for {name} is not finite or above 1e9 px at {beyond.sum()} known pixels; mark them False "
+            "in valid"
         )
     flow = np.where(known, flow, 0).astype(np.float32)
     if suffix == ".png":
@@ -93,8 +92,8 @@ def encode_flow(
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
-    """The image as 8-bit RGB; grey becomes three equal channels, 16 bit becomes its upper byte, alpha is
-    lost."""
+    """The image as 8-bit RGB. Grey becomes three equal channels, 16 bits become the upper 8, alpha is
+    dropped."""
     bgr = _decode_image(path.read_bytes(), path, cv2.IMREAD_COLOR)
     return np.ascontiguousarray(bgr[..., ::-1])
 
@@ -105,7 +104,7 @@ def write_image(path: Path, image: UInt8[np.ndarray, "height width 3"]) -> None:
 
 
 def encode_image(image: UInt8[np.ndarray, "height width 3"], name: str | PathLike[str]) -> bytes:
-    """The content of a file of this name: an RGB image in the format of the extension (.png, .ppm, .jpg)."""
+    """The content of a file of this name: an RGB image in the extension's format (.png, .ppm, .jpg, ...)."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image is {image.dtype} {image.shape}; it must be uint8 [height, width, 3], RGB")
     return _encode_image(Path(name), image[..., ::-1])
@@ -114,12 +113,12 @@ def encode_image(image: UInt8[np.ndarray, "height width 3"], name: str | PathLik
 def read_disparity(
     path: Path, scale: float = 1.0
 ) -> tuple[Float[np.ndarray, "height width"], Bool[np.ndarray, "height width"]]:
-    """(disparity in pixels, where it is known) from .png, .pgm, .pfm or .npz, whose values are `scale` times
-    that.
+    """Disparity in pixels and where it is known; zero where it isn't.
 
-    Unknown, and 0 in the result, is what is 0 (KITTI, Middlebury 2003) or infinite (Middlebury 2014). Scales:
-    256 for KITTI's 16-bit PNG, 4 for Middlebury 2003, 1 for .pfm and for .npz, which holds one array. Raises
-    ValueError when the content is not that format or is truncated.
+    The file (.png, .pgm, .pfm or .npz) holds disparity times `scale`: 256 for KITTI's 16-bit PNG, 4 for
+    Middlebury 2003, 1 for .pfm and for .npz, which must hold one array. Unknown values are 0 (KITTI,
+    Middlebury 2003) or infinite (Middlebury 2014). Raises ValueError for content that isn't of that format or
+    is truncated.
     """
     content = path.read_bytes()
     if path.suffix.lower() == ".npz":
@@ -132,7 +131,7 @@ def read_disparity(
 
 
 def read_mask(path: Path) -> Bool[np.ndarray, "height width"]:
-    """True where the image is not zero in red, green or blue, at any depth."""
+    """True where red, green or blue isn't zero, at any bit depth."""
     bgr = _decode_image(path.read_bytes(), path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     mask: np.ndarray = (bgr != 0).any(axis=2)
     return mask
@@ -144,10 +143,10 @@ def write_mask(path: Path, mask: Bool[np.ndarray, "height width"]) -> None:
 
 
 def encode_mask(mask: Bool[np.ndarray, "height width"], name: str | PathLike[str]) -> bytes:
-    """The content of a grey PNG, 255 = True; a lossy format would make false pixels true."""
+    """The content of a grey PNG, 255 = True. Lossy formats are refused: they would turn false pixels true."""
     name = Path(name)
     if name.suffix.lower() != ".png":
-        raise ValueError(f"mask {name}: the extension must be .png, which loses nothing")
+        raise ValueError(f"mask {name}: the extension must be .png, which is lossless")
     if mask.dtype != np.bool_ or mask.ndim != 2:
         raise ValueError(f"mask is {mask.dtype} {mask.shape}; it must be bool [height, width]")
     return _encode_image(name, mask.astype(np.uint8) * 255)
@@ -216,7 +215,7 @@ def _decode_flow_pfm(content: bytes, path: Path) -> Float[np.ndarray, "2 height 
         )
     if float(scale) == 0:
         raise ValueError(
-            f"{path} has the scale 0; its sign says the byte order: below 0 little, above 0 big endian"
+            f"{path} has the scale 0; its sign gives the byte order: negative little, positive big endian"
         )
     dtype: Literal["<f4", ">f4"] = "<f4" if float(scale) < 0 else ">f4"
     values = _decode_values(
@@ -280,7 +279,7 @@ def _decode_npz(content: bytes, path: Path) -> np.ndarray:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             (values,) = map(np.asarray, arrays.values())
-    except Exception as error:  # zipfile, zlib and the parsers of NumPy's header have errors of their own
+    except Exception as error:  # zipfile, zlib and NumPy's header parsers raise errors of their own
         raise ValueError(f"{path} is truncated or is not an .npz file with one array: {error}") from error
     if values.ndim != 2 or values.dtype.kind not in "fiu":
         raise ValueError(f"{path} holds {values.dtype} {values.shape}; it must be numbers [height, width]")
@@ -288,7 +287,7 @@ def _decode_npz(content: bytes, path: Path) -> np.ndarray:
 
 
 def _decode_image(content: bytes, path: Path, mode: int) -> np.ndarray:
-    # OpenCV asserts on an empty buffer; for every other broken file it answers None.
+    # OpenCV asserts on an empty buffer; for any other broken file it returns None.
     image = cv2.imdecode(np.frombuffer(content, np.uint8), mode) if content else None
     if image is None:
         raise ValueError(
@@ -322,12 +321,12 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 @dataclass(frozen=True)
 class FrameCodec:
-    """How frames are stored."""
+    """How frames are compressed."""
 
     kind: Literal["jpeg", "png"] = "jpeg"
     """`png` is lossless and several times larger."""
     quality: int = 95
-    """Of JPEG, 1 to 100."""
+    """JPEG quality, 1 to 100."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("jpeg", "png"):
@@ -335,8 +334,8 @@ class FrameCodec:
         if not 1 <= self.quality <= 100:
             raise ValueError(f"JPEG quality {self.quality} must be in [1, 100]")
 
-    def encode(self, image: NDArray[np.uint8]) -> bytes:
-        """image: uint8 [H, W, 3] RGB."""
+    def encode(self, image: UInt8[np.ndarray, "height width 3"]) -> bytes:
+        """The image, RGB, as a file's content."""
         extension, flags = {
             "jpeg": (".jpg", [cv2.IMWRITE_JPEG_QUALITY, self.quality]),
             "png": (".png", []),
@@ -345,9 +344,9 @@ class FrameCodec:
         assert written, "OpenCV refused to encode"
         return data.tobytes()
 
-    def decode(self, data: bytes) -> NDArray[np.uint8]:
-        """uint8 [H, W, 3] RGB; ValueError if data is no image."""
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    def decode(self, data: bytes) -> UInt8[np.ndarray, "height width 3"]:
+        """The RGB image that `data` holds; ValueError if it holds none."""
+        image: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         if image is None:
             raise ValueError(f"{len(data)} bytes aren't an image: the frame's row is damaged, write it again")
-        return cast(NDArray[np.uint8], image)
+        return image

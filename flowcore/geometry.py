@@ -30,15 +30,15 @@ def backward_warp(
 ) -> Float[Tensor, "batch channels height width"]:
     """`image` sampled bilinearly at p + flow(p); outside the frame, its border. Flow in pixels.
 
-    Where the flow is NaN the result is NaN: a diverging network is reported as a non-finite loss. (Handed to
-    `grid_sample`, a NaN coordinate ends the process on a CPU.) The result has the flow's precision.
+    NaN in the flow gives NaN, so that a diverging network shows as a non-finite loss. (`grid_sample` itself
+    crashes on NaN coordinates on a CPU.) The result has the flow's precision.
     """
     height, width = image.shape[-2:]
     pixels = pixel_grid(height, width, flow.device)[0].movedim(0, -1)
     size = pixels[-1, -1] + 1
-    # As grid_sample wants it: -1 and 1 are the frame's ends, half a pixel beyond the centres of its corners.
+    # grid_sample's coordinates: -1 and 1 are the frame's edges, half a pixel beyond the corners' centres.
     target = torch.addcmul((2 * pixels + 1) / size - 1, flow.movedim(1, -1), 2 / size)
-    # Beyond the border nothing changes, nor with infinities bounded.
+    # Beyond the border nothing changes, so clamping is exact, for infinities too.
     grid = target.clamp(-2, 2).nan_to_num(nan=0.0)
     sampled: Tensor = functional.grid_sample(
         image.to(flow.dtype), grid, mode="bilinear", padding_mode="border", align_corners=False
@@ -58,14 +58,14 @@ def in_frame(flow: Flow) -> Bool[Tensor, "batch 1 height width"]:
 def squared_length(flow: Flow) -> Float[Tensor, "batch 1 height width"]:
     """|flow|^2, in squared pixels."""
     u, v = flow[:, :1], flow[:, 1:]
-    # Summed over their axis, two components take several times as long.
+    # A sum over the axis of two components takes several times as long.
     return u * u + v * v
 
 
 def resize_image(
     image: Float[Tensor, "batch channels height width"], height: int, width: int
 ) -> Float[Tensor, "batch channels new_height new_width"]:
-    """`image` at another size: averaged over areas when smaller, bilinear when larger."""
+    """`image` at another size: averaged over areas if that is smaller, interpolated bilinearly if larger."""
     if image.shape[-2:] == (height, width):
         return image
     if height <= image.shape[-2] and width <= image.shape[-1]:
@@ -76,14 +76,14 @@ def resize_image(
 def upsample_flow(
     flow: Flow, stride: int, height: int, width: int
 ) -> Float[Tensor, "batch 2 {height} {width}"]:
-    """A stride-`stride` grid of flow in full-resolution pixels, upsampled bilinearly (half-pixel centres) and
-    cropped to height x width.
+    """Flow on a grid of stride `stride`, upsampled bilinearly (half-pixel centres) and cropped to height x
+    width.
 
-    The values keep their unit; only the grid changes. Of a grid that covers padding too, the ceil(height /
-    stride) x ceil(width / stride) part over the frame alone is read. This is how every network here makes its
-    full-resolution flow from its last level, and how a label stored at a stride is read back.
+    The vectors are in full-resolution pixels before and after; only the grid changes. A grid that also covers
+    padding is first cropped to its ceil(height / stride) x ceil(width / stride) part over the frame. This is
+    how every network's finest level becomes full-resolution flow, and how a stored label is read back.
     """
-    # not -(-height // stride): exported, integers are divided towards zero
+    # Not -(-height // stride): an exported graph divides integers towards zero.
     flow = flow[..., : (height + stride - 1) // stride, : (width + stride - 1) // stride]
     if stride == 1:
         return flow
@@ -92,12 +92,12 @@ def upsample_flow(
 
 
 def flip_left_right(flow: Flow) -> Flow:
-    """The flow of frames mirrored left to right: the grid is mirrored and u changes its sign."""
+    """The flow of frames mirrored left to right: the grid is mirrored and u changes sign."""
     return flow.flip(-1) * flow.new_tensor([-1.0, 1.0]).view(1, 2, 1, 1)
 
 
 def flip_up_down(flow: Flow) -> Flow:
-    """The flow of frames mirrored up to down: the grid is mirrored and v changes its sign."""
+    """The flow of frames turned upside down: the grid is mirrored and v changes sign."""
     return flow.flip(-2) * flow.new_tensor([1.0, -1.0]).view(1, 2, 1, 1)
 
 
@@ -107,4 +107,6 @@ def pad_to_multiple(
     """`image` with its right and bottom border repeated until both sides are multiples of `multiple` px."""
     height, width = image.shape[-2:]
     bottom, right = -height % multiple, -width % multiple
-    return functional.pad(image, (0, right, 0, bottom), mode="replicate") if bottom or right else image
+    if bottom == right == 0:
+        return image
+    return functional.pad(image, (0, right, 0, bottom), mode="replicate")

@@ -1,9 +1,9 @@
 """How far is a flow from the truth, and an occlusion map from the true one?
 
-Everything is a float64 sum or a count, and these add, so that any split of a benchmark over workers gives the
-same number; a mean is taken once, at the end, over all pixels of the set. Where frames differ in size or in
-how much truth they have (KITTI), that weighs pixels equally, not frames; on Sintel and Chairs, whose truth is
-dense and of one size, both conventions agree on EPE over all pixels.
+Results are float64 sums and counts, which add, so that splitting a data set over workers doesn't change a
+number. Means are taken once, at the end, over all pixels of the set. Every pixel weighs the same, not every
+frame; that matters where frames differ in size or in how much truth they have (KITTI). On Sintel and Chairs,
+whose truth is dense and of one size, both conventions give the same EPE over all pixels.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from flowcore.shapes import Flow, Mask
 
 
 class RegionMeans(TypedDict):
-    """Means over all pixels with truth, the non-occluded and the occluded ones; None = no such pixel."""
+    """Means over all pixels with truth, over the non-occluded and over the occluded; None = no such pixel."""
 
     all: float | None
     noc: float | None
@@ -25,14 +25,14 @@ class RegionMeans(TypedDict):
 
 
 class FlowSummary(TypedDict):
-    """EPE in pixels and the fraction of outliers; can be written as JSON."""
+    """EPE in pixels and the fraction of outliers, ready for JSON."""
 
     epe: RegionMeans
     fl: float | None
 
 
 class OcclusionSummary(TypedDict):
-    """Fractions in [0, 1], None where no pixel was compared; can be written as JSON."""
+    """Fractions in [0, 1], ready for JSON; None where no pixel was compared."""
 
     precision: float | None
     recall: float | None
@@ -40,17 +40,17 @@ class OcclusionSummary(TypedDict):
 
 
 def endpoint_error(flow: Flow, truth: Flow) -> Float[Tensor, "batch 1 height width"]:
-    """The Euclidean distance between the two flows' end points, per pixel, in pixels."""
+    """Euclidean distance between the two flow vectors of each pixel, in pixels."""
     error: Tensor = torch.linalg.vector_norm(flow - truth, dim=1, keepdim=True)
     return error
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowErrors:
-    """Sums of endpoint errors (px) and counts of pixels; two added are the errors of both sets together.
+    """Sums of endpoint errors (px) and counts of pixels; adding two gives the errors of both sets together.
 
-    `all` covers every pixel with truth. `noc` and `occ` cover those whose occlusion is known as well, so
-    frames without occlusion truth count in `all` alone.
+    `all` covers every pixel with truth. `noc` and `occ` need occlusion truth as well, so that frames without
+    it count in `all` alone.
     """
 
     error_all: float = 0.0
@@ -75,18 +75,18 @@ class FlowErrors:
 
     @property
     def fl(self) -> float | None:
-        """KITTI's Fl-all: the fraction of pixels with truth wrong by over 3 px and over 5 % of its length."""
+        """KITTI's Fl-all: the fraction of pixels whose error exceeds both 3 px and 5 % of the true length."""
         return _ratio(self.outliers, self.pixels_all)
 
     def summary(self) -> FlowSummary:
-        """What is reported: EPE in pixels by region, Fl as a fraction."""
+        """EPE in pixels by region, and Fl as a fraction."""
         return {"epe": self.epe, "fl": self.fl}
 
 
 def flow_errors(flow: Flow, truth: Flow, valid: Mask, occluded: Mask | None) -> FlowErrors:
-    """The errors of a batch where truth exists (`valid`); whatever `truth` holds elsewhere is not looked at.
+    """The errors of a batch where truth exists (`valid`); `truth` is ignored elsewhere.
 
-    Raises ValueError when the flow is not finite where truth exists: such a pixel would vanish from Fl.
+    Raises ValueError where the flow isn't finite on a pixel with truth: Fl would miss that pixel.
     """
     _check_sizes(flow=flow, truth=truth, valid=valid, occluded=valid if occluded is None else occluded)
     error = endpoint_error(flow.double(), truth.double())[valid]
@@ -112,11 +112,11 @@ def flow_errors(flow: Flow, truth: Flow, valid: Mask, occluded: Mask | None) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class OcclusionCounts:
-    """Pixels by predicted and true occlusion; two added are the counts of both sets together.
+    """Pixels by predicted and true occlusion; adding two gives the counts of both sets together.
 
-    Where pixels were compared, every quotient is defined: claiming nothing is fully precise, and where
-    nothing is hidden nothing can be missed, so that an empty prediction of an empty truth scores 1 in all
-    three and f1 always is the harmonic mean. Where no pixel was compared all three are None.
+    Precision is 1 where nothing was predicted, and recall is 1 where nothing is occluded. So an empty
+    prediction of an empty truth scores 1 in all three, and f1 is always the harmonic mean of the other two.
+    Where no pixel was compared, all three are None.
     """
 
     true_positives: int = 0
@@ -129,12 +129,12 @@ class OcclusionCounts:
 
     @property
     def pixels(self) -> int:
-        """How many pixels were compared."""
+        """Number of pixels compared."""
         return self.true_positives + self.false_positives + self.false_negatives + self.true_negatives
 
     @property
     def precision(self) -> float | None:
-        """The fraction of pixels called occluded that are."""
+        """The fraction of pixels predicted occluded that are."""
         return self._fraction(self.true_positives, self.true_positives + self.false_positives)
 
     @property
@@ -144,13 +144,13 @@ class OcclusionCounts:
 
     @property
     def f1(self) -> float | None:
-        """The F-measure: the harmonic mean of precision and recall."""
+        """Harmonic mean of precision and recall."""
         return self._fraction(
             2 * self.true_positives, 2 * self.true_positives + self.false_positives + self.false_negatives
         )
 
     def summary(self) -> OcclusionSummary:
-        """What is reported."""
+        """All three, by name."""
         return {"precision": self.precision, "recall": self.recall, "f1": self.f1}
 
     def _fraction(self, hits: int, chances: int) -> float | None:

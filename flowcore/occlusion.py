@@ -12,13 +12,17 @@ from flowcore.shapes import Flow, Mask
 class ForwardBackwardCheck:
     """Occluded where the backward flow doesn't bring a pixel back or the forward flow leaves the frame.
 
-    visible iff |w_f + ret|^2 < alpha1 (|w_f|^2 + |ret|^2) + alpha2 and p + w_f(p) inside the frame, where
-    ret(p) = w_b(p + w_f(p)). Hard, not learned, no gradient.
+    A pixel p is visible if |w_f + w_b'|^2 < alpha1 (|w_f|^2 + |w_b'|^2) + alpha2 and p + w_f(p) lies inside
+    the frame, where w_b'(p) = w_b(p + w_f(p)) is the backward flow found there. No gradient.
     Source: DDFlow (Liu et al., AAAI 2019), "Occlusion Estimation"; after UnFlow (Meister et al., AAAI 2018).
     """
 
     alpha1: float = 0.01
+    """Mismatch allowed as a share of the squared lengths of both flows. Raise it if fast motion is wrongly
+    called occluded."""
     alpha2: float = 0.5
+    """Mismatch allowed at any speed, in squared pixels. Raise it if slow motion is wrongly called
+    occluded."""
 
     def __post_init__(self) -> None:
         if self.alpha1 < 0 or self.alpha2 <= 0:

@@ -1,9 +1,9 @@
-"""How differently do two frames look, pixel by pixel? Distances, and every loss's penalty.
+"""How different do two frames look, pixel by pixel?
 
-The census distance is the hot spot of training on a CPU. Written as 49-channel tensors through autograd it
-takes most of a step; here one custom function visits an offset of the 7x7 patch at a time, keeps nothing but
-the two grey frames, and recomputes in the backward pass. An offset and its opposite share their value, so
-that 24 visits stand for 48.
+The census distance is the hot spot of training on a CPU: written as 49-channel tensors for autograd it takes
+most of a step. Here a custom function visits the 7x7 patch one offset at a time, stores only the two grey
+frames, and recomputes the rest in the backward pass. Opposite offsets have equal values, so 24 visits do for
+48.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from torch.nn import functional
 from flowcore.shapes import Image, Mask
 
 PATCH_RADIUS = 3
-"""Of the census patch, in pixels; the border of this width has no full patch."""
+"""Radius of the census patch in pixels; on a border of this width the patch leaves the frame."""
 _SOFT_SIGN = 0.81
 _SOFT_HAMMING = 0.1
 
@@ -28,22 +28,22 @@ Grey = Float[Tensor, "batch 1 height width"]
 
 
 def robust(x: Float[Tensor, "*shape"], eps: float = 0.01, q: float = 0.4) -> Float[Tensor, "*shape"]:
-    """psi(x) = (|x| + eps)^q, the robust penalty of every loss. Source: DDFlow, "Photometric Loss"."""
+    """psi(x) = (|x| + eps)^q, the robust penalty of all losses. Source: DDFlow, "Photometric Loss"."""
     return (x.abs() + eps).pow(q)
 
 
 def grey(image: Image) -> Grey:
-    """Luma of RGB in [0, 1], scaled to [0, 255]."""
+    """Luma in [0, 255]."""
     weights = image.new_tensor(_LUMA).view(1, 3, 1, 1)
     return (image * weights).sum(dim=1, keepdim=True) * 255.0
 
 
 def census_distance(image1: Image, image2: Image) -> Grey:
-    """The soft Hamming distance of the frames' 7x7 census signatures, in [0, 48]; 0 on the 3 px border.
+    """Soft Hamming distance of the frames' 7x7 census signatures, in [0, 48]; 0 on the 3 px border.
 
-    On grey in [0, 255]: t = d / sqrt(0.81 + d^2) for the 48 differences d to the patch's centre, and the sum
-    over them of (t - t')^2 / (0.1 + (t - t')^2). Gradients are exact, for both frames.
-    Source: DDFlow, "Photometric Loss"; UnFlow, "Data loss".
+    The signature of a pixel is t = d / sqrt(0.81 + d^2) for the 48 differences d of grey (0 to 255) between
+    the patch and its centre. The distance is the sum of (t - t')^2 / (0.1 + (t - t')^2) over them. Gradients
+    are exact, for both frames. Source: DDFlow, "Photometric Loss"; UnFlow, "Data loss".
     """
     distance: Grey = _CensusDistance.apply(grey(image1), grey(image2))  # type: ignore[no-untyped-call]
     return distance
@@ -59,7 +59,7 @@ def census_border(image: Float[Tensor, "batch _ height width"]) -> Mask:
 
 
 def rgb_distance(image1: Image, image2: Image) -> Image:
-    """The absolute difference of each channel, in [0, 1]; with `robust`, the brightness constancy of DDFlow.
+    """Absolute difference of each channel, in [0, 1]; with `robust`, DDFlow's brightness constancy.
 
     Source: DDFlow, "Photometric Loss".
     """
@@ -69,9 +69,9 @@ def rgb_distance(image1: Image, image2: Image) -> Image:
 def ssim_distance(image1: Image, image2: Image) -> Image:
     """(1 - SSIM) / 2 of each channel over 3x3 windows, in [0, 1]; meaningless on the 1 px border.
 
-    SSIM = (2 m1 m2 + .01^2) (2 c12 + .03^2) / ((m1^2 + m2^2 + .01^2) (v1 + v2 + .03^2)) of means, variances
-    and covariance, each pixel of a window weighing the same. Source: Wang et al., TIP 2004; as a loss of
-    flow, ARFlow (Liu et al., CVPR 2020), "Photometric loss".
+    SSIM = (2 m1 m2 + .01^2) (2 c12 + .03^2) / ((m1^2 + m2^2 + .01^2) (v1 + v2 + .03^2)), with means m,
+    variances v and covariance c12 over the window, all pixels weighing the same. Source: Wang et al., TIP
+    2004; as a loss for flow, ARFlow (Liu et al., CVPR 2020), "Photometric loss".
     """
     mean1, mean2, square1, square2, product = (
         functional.avg_pool2d(values, 3, stride=1, padding=1)
@@ -89,12 +89,12 @@ DISTANCES: dict[str, tuple[Callable[[Image, Image], Tensor], int]] = {
     "rgb": (rgb_distance, 0),
     "ssim": (ssim_distance, 1),
 }
-"""By name: the distance, of one channel or three, and the width of the border on which it means nothing."""
+"""By name: the distance, with one channel or three, and the width of the border where it is meaningless."""
 
 
 def distance_everywhere(name: str, image1: Image, image2: Image) -> Tensor:
-    """The distance of this name with a meaning on every pixel: a patch that leaves the frames sees the pixels
-    at their sides repeated."""
+    """The distance of this name, meaningful on every pixel: patches that leave the frame see its border
+    repeated."""
     distance, radius = DISTANCES[name]
     if radius == 0:
         return distance(image1, image2)
@@ -103,7 +103,7 @@ def distance_everywhere(name: str, image1: Image, image2: Image) -> Tensor:
 
 
 def _offsets() -> Iterator[tuple[int, int]]:
-    """One of each two opposite offsets (dy, dx) of the patch."""
+    """One offset (dy, dx) of each opposite pair in the patch."""
     for dy in range(PATCH_RADIUS + 1):
         for dx in range(-PATCH_RADIUS, PATCH_RADIUS + 1):
             if dy > 0 or dx > 0:
@@ -111,7 +111,7 @@ def _offsets() -> Iterator[tuple[int, int]]:
 
 
 def _ends(image: Tensor, dy: int, dx: int) -> tuple[Tensor, Tensor]:
-    """The pixels p and the pixels p + (dy, dx), for every p at which both lie inside the frame."""
+    """The pixels p and the pixels p + (dy, dx), for every p where both lie inside the frame."""
     height, width = image.shape[-2:]
     here = image[..., : height - dy, max(0, -dx) : width - max(0, dx)]
     there = image[..., dy:, max(0, dx) : width - max(0, -dx)]
@@ -157,8 +157,8 @@ class _CensusDistance(torch.autograd.Function):
             sign2, inverse2 = _soft_sign(there2 - here2)
             mismatch = sign1.sub_(sign2)
             here, there = _ends(counted, dy, dx)
-            # d/dm of m^2 / (0.1 + m^2) is 0.2 m / (0.1 + m^2)^2.
-            # d/dd of the soft sign is 0.81 / sqrt(0.81 + d^2)^3.
+            # d/dm of m^2 / (0.1 + m^2) is 0.2 m / (0.1 + m^2)^2, and d/dd of the soft sign is
+            # 0.81 / sqrt(0.81 + d^2)^3.
             slope = mismatch.square().add_(_SOFT_HAMMING).pow_(-2).mul_(mismatch).mul_(here + there)
             slope.mul_(2 * _SOFT_HAMMING * _SOFT_SIGN)
             for total, inverse, toward in ((gradient1, inverse1, 1.0), (gradient2, inverse2, -1.0)):
@@ -174,17 +174,17 @@ def smoothness(
 ) -> Float[Tensor, ""]:
     """Mean over both axes of exp(-edge_weight mean_c |dI|) |d^order w|: flow may change where the frame does.
 
-    Order 1 likes flow that is constant, order 2 flow that changes evenly, as that of a road does. `flow` in
-    pixels and `image` on the same grid. An option: DDFlow and SelFlow do without.
-    Source: ARFlow (Liu et al., CVPR 2020), smoothness loss; edge_weight 10 there, 150 in UFlow (Jonschkowski
-    et al., ECCV 2020), which takes order 2 for KITTI.
+    Order 1 favours constant flow, order 2 flow that changes evenly, as on a road. `flow` is in pixels, on the
+    grid of `image`. Optional: DDFlow and SelFlow have no smoothness loss.
+    Source: ARFlow (Liu et al., CVPR 2020), smoothness loss, edge_weight 10. UFlow (Jonschkowski et al., ECCV
+    2020) uses 150, and order 2 for KITTI.
     """
     terms = []
     for axis in (-1, -2):
         change = flow.diff(n=order, dim=axis).abs()
         edge = image.diff(dim=axis).abs().mean(dim=1, keepdim=True)
         if order == 2:
-            # at the middle one of the three pixels: the stronger of the edges to either side
+            # At the middle of the three pixels: the stronger of the edges on either side.
             length = edge.shape[axis] - 1
             edge = torch.maximum(edge.narrow(axis, 0, length), edge.narrow(axis, 1, length))
         terms.append((torch.exp(-edge_weight * edge) * change).mean())

@@ -1,8 +1,8 @@
-"""Which video has flow and occlusion that are known exactly? Rendered scenes.
+"""How are videos rendered whose flow and occlusion are known exactly?
 
-A scene is a textured background seen by a moving camera, with textured layers that move before it and before
-each other, each by its own affine motion. A layer's outline is a formula, so that occlusion is decided by
-evaluating it where a pixel lands, not by comparing rendered masks. Everything follows from the seed.
+A scene is a textured background seen by a moving camera, with textured layers in front of it and of each
+other, each with its own affine motion. A layer's outline is a formula: occlusion is decided by evaluating it
+where a pixel lands, not by comparing rendered masks. Everything follows from the seed.
 """
 
 from dataclasses import dataclass
@@ -28,24 +28,24 @@ class SceneOptions:
     width: int = 128
     num_frames: int = 17
     camera_speed: float = 10.0
-    """The camera's translation a frame is uniform in length up to this."""
+    """Largest translation of the camera."""
     layers: tuple[int, int] = (2, 4)
-    """Fewest and most moving layers before the background."""
+    """Fewest and most moving layers in front of the background."""
     layer_speed: float = 6.0
-    """A layer's own translation a frame, on top of the camera's, up to this."""
+    """Largest translation of a layer, on top of the camera's."""
     layer_radius: tuple[float, float] = (0.12, 0.32)
     """Smallest and largest mean radius of a layer, as a share of the frame's height."""
     rotation: float = 0.03
-    """Largest rotation a frame, in radians, of the camera and of each layer."""
+    """Largest rotation of the camera and of each layer, in radians a frame."""
     zoom: float = 0.02
     """Largest relative change of scale a frame."""
     lighting: float = 0.0
-    """How much the light changes: the brightness of each frame is multiplied by a factor drawn between
+    """How much the light flickers: each frame's brightness is multiplied by a factor drawn between
     1 - lighting and 1 + lighting. 0 for constant light."""
     stereo: bool = False
-    """Consecutive frames are a rectified stereo pair, the left one first: everything moves to the left along
-    its row, nearer layers faster. Surfaces may slant (`rotation` shears them and `zoom` stretches them, along
-    the row)."""
+    """Makes consecutive frames rectified stereo pairs, left frame first: everything moves to the left along
+    its row, nearer layers faster. Surfaces may slant: `rotation` shears them and `zoom` stretches them along
+    the row."""
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 16 or self.num_frames < 2:
@@ -59,27 +59,32 @@ class SceneOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """The frames of a rendered scene and the truth between each frame and the next."""
+    """The frames of a rendered scene, and the truth between each frame and the next."""
 
     frames: UInt8[ndarray, "frames height width 3"]
+    """RGB."""
     flow_fw: Float[ndarray, "pairs 2 height width"]
+    """In pixels."""
     flow_bw: Float[ndarray, "pairs 2 height width"]
     occ_fw: Bool[ndarray, "pairs height width"]
+    """True where a pixel is hidden or outside in the other frame."""
     occ_bw: Bool[ndarray, "pairs height width"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Layer:
-    """A textured shape: its place at each frame (scene <- layer coordinates) and its outline, r(angle)."""
+    """A textured shape that moves."""
 
     texture: Float[ndarray, "side side 3"]
     placements: list[Affine]
+    """For each frame, from the layer's coordinates to the scene's."""
     radius: float | None
     """Mean radius of the outline; None for the background, which has no outline."""
     harmonics: Float[ndarray, "waves 2"]
+    """Amplitude and phase of the outline's waves around its mean radius."""
 
     def outline_distance(self, points: Float[ndarray, "2 *grid"]) -> Float[ndarray, "*grid"]:
-        """About how far `points` (layer coordinates) lie inside the outline, in pixels; negative outside."""
+        """Roughly how far `points` (layer coordinates) are inside the outline, in pixels; below 0 outside."""
         if self.radius is None:
             return np.full(points.shape[1:], np.inf, np.float32)
         angle = np.arctan2(points[1], points[0])
@@ -90,7 +95,7 @@ class _Layer:
         return distance
 
     def color(self, points: Float[ndarray, "2 *grid"]) -> Float[ndarray, "*grid 3"]:
-        """The texture at `points` (layer coordinates), repeated by reflection beyond its side."""
+        """The texture at `points` (layer coordinates), reflected beyond its sides."""
         centre = (self.texture.shape[0] - 1) / 2
         x, y = points[0] + centre, points[1] + centre
         return cv2.remap(
@@ -110,7 +115,7 @@ def _transform(matrix: Affine, points: Float[ndarray, "2 *grid"]) -> Float[ndarr
 
 
 def _texture(rng: np.random.Generator, side: int) -> Float[ndarray, "side side 3"]:
-    """Noise of several scales around a colour, with blots and strokes: no two places look alike."""
+    """Noise of several scales around one colour, with blots and strokes: no two places look alike."""
     image = np.zeros((side, side, 3), np.float32)
     weight = 0.0
     for cells, share in ((4, 0.5), (10, 0.8), (24, 1.0), (56, 0.7), (120, 0.4)):
@@ -135,9 +140,8 @@ def _texture(rng: np.random.Generator, side: int) -> Float[ndarray, "side side 3
 
 
 def _motion(rng: np.random.Generator, options: SceneOptions, speed: float) -> Affine:
-    """One frame's affine step: rotation and zoom about the frame's centre, then up to `speed` px of shift.
-
-    For stereo: shear and stretch along the row, then a shift to the left.
+    """The affine step of one frame: rotation and zoom about the frame's centre, then a shift of up to `speed`
+    px. For stereo: shear and stretch along the row, then a shift to the left.
     """
     angle = rng.uniform(-options.rotation, options.rotation)
     scale = 1 + rng.uniform(-options.zoom, options.zoom)
@@ -147,7 +151,7 @@ def _motion(rng: np.random.Generator, options: SceneOptions, speed: float) -> Af
     shift = length * np.array([np.cos(heading), np.sin(heading)])
     if options.stereo:
         turned = np.array([[scale, angle], [0.0, 1.0]])
-        # so far that no corner of a slanted surface moves to the right
+        # Far enough that no corner of a slanted surface moves to the right.
         slant = abs(scale - 1) * options.width / 2 + abs(angle) * options.height / 2
         shift = np.array([-length - slant, 0.0])
     step = np.eye(3)
@@ -157,7 +161,7 @@ def _motion(rng: np.random.Generator, options: SceneOptions, speed: float) -> Af
 
 
 def _placements(start: Affine, step: Affine, middle: int, num_frames: int) -> list[Affine]:
-    """Where what stands at `start` in frame `middle` and moves on by `step` a frame is at each frame."""
+    """The placement in each frame of what is at `start` in frame `middle` and moves by `step` a frame."""
     back = np.linalg.inv(step)
     return [
         np.linalg.matrix_power(step if frame >= middle else back, abs(frame - middle)) @ start
@@ -166,7 +170,7 @@ def _placements(start: Affine, step: Affine, middle: int, num_frames: int) -> li
 
 
 def _layers(rng: np.random.Generator, options: SceneOptions) -> list[_Layer]:
-    """The background and the layers before it, from back to front."""
+    """The background and the layers in front of it, from back to front."""
     height, width = options.height, options.width
     camera = _motion(rng, options, options.camera_speed)
     middle = options.num_frames // 2
@@ -220,7 +224,7 @@ def _render(
 def _truth(
     layers: list[_Layer], here: int, there: int, height: int, width: int
 ) -> tuple[Float[ndarray, "2 height width"], Bool[ndarray, "height width"]]:
-    """Flow from frame `here` to frame `there`, and what of `here` is hidden or outside in `there`."""
+    """Flow from frame `here` to `there`, and which pixels of `here` are hidden or outside in `there`."""
     grid = _grid(height, width)
     landing = np.zeros_like(grid)
     top = np.zeros((height, width), int)
@@ -237,15 +241,11 @@ def _truth(
 
 
 def render_scene(seed: int, options: SceneOptions) -> Scene:
-    """The scene of this seed, the same whenever it is called with the same options.
-
-    Frames are uint8 RGB, flow is in pixels, occlusion True where a pixel is hidden or outside in the other
-    frame.
-    """
+    """The scene of this seed: the same seed and options always give the same scene."""
     layers = _layers(np.random.default_rng((seed, 0x5CE4E)), options)
     size = options.height, options.width
     pairs = range(options.num_frames - 1)
-    # random numbers of its own, so that the same seed has the same scene in any light
+    # Its own random numbers, so that a seed gives the same scene in any light.
     light = np.random.default_rng((seed, 0x11647)).uniform(-1, 1, options.num_frames)
     forward = [_truth(layers, frame, frame + 1, *size) for frame in pairs]
     backward = [_truth(layers, frame + 1, frame, *size) for frame in pairs]
@@ -266,9 +266,9 @@ def render_scene(seed: int, options: SceneOptions) -> Scene:
 def write_video(
     path: Path, frames: UInt8[ndarray, "frames height width 3"], fps: int = 25, quality: int = 12
 ) -> None:
-    """`frames` as an H.264 .mp4; `quality` is the encoder's constant rate factor, 0 (best) to 51 (worst).
+    """Writes an H.264 .mp4. `quality` is the encoder's constant rate factor, 0 (best) to 51 (worst).
 
-    ValueError for a frame with an odd side.
+    Raises ValueError for frames with an odd side.
     """
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
@@ -285,7 +285,7 @@ def write_video(
 
 
 def write_truth(folder: Path, scene: Scene) -> None:
-    """`scene` as a folder of the `scenes` benchmark: frame_0000.png, flow/frame_0000.flo,
+    """Writes `scene` as a folder of the data set `scenes`: frame_0000.png, flow/frame_0000.flo,
     occlusions/frame_0000.png and so on."""
     for part in ("flow", "occlusions"):
         (folder / part).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The shapes that travel through flowcore, as annotations that tests assert."""
+"""What shapes travel through flowcore? Annotations, which the tests assert."""
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -13,16 +13,14 @@ Mask = Bool[Tensor, "batch 1 height width"]
 """True = what the name says."""
 
 Frame = UInt8[ndarray, "height width 3"]
-"""RGB, of one frame as files hold it."""
+"""RGB of one frame, as files hold it."""
 FlowArray = Float[ndarray, "2 height width"]
-"""[u, v] in pixels, of one frame pair."""
+"""[u, v] in pixels of one frame pair."""
 
 
 def to_images(
     frames: UInt8[ndarray, "batch height width 3"], device: torch.device | str | None = None
 ) -> Image:
-    """Frames as networks take them.
-
-    The order in memory is the shape's, too: on CPUs networks are slower with a view of the frames' own.
-    """
+    """Frames as networks take them, copied into the order of their shape: a view of the frames' own order is
+    slower on CPUs."""
     return torch.tensor(frames, device=device).movedim(-1, 1).contiguous().float() / 255

@@ -1,48 +1,56 @@
 """Where does a shot of a video end?
 
 The choice that isn't obvious is the cut detector. PySceneDetect's ContentDetector compares a frame's change
-with a constant, its AdaptiveDetector with the change of the frames around it. At their defaults the former
-called 48 of the 79 pairs of DAVIS bmx-trees cuts, the latter none, and fast motion is what a flow network
-needs most. Of 348 joints of real clips the latter found 347 where shots had three frames or more, but of 174
-only 9 where they had one or two. So a change larger than motion makes it counts as a cut too: that finds 150
-of them.
+with a constant, its AdaptiveDetector with the change of the frames around it. Of the 79 pairs of DAVIS
+bmx-trees, which has no cut but fast motion, the first calls 48 cuts at its defaults and the second none. Fast
+motion is what a flow network needs most, so AdaptiveDetector decides. It found 347 of 348 cuts between real
+clips where shots had three frames or more, but 9 of 174 where they had one or two. So a change that is larger
+than any motion counts as a cut as well, which finds 150 of those 174.
 """
 
 from collections import deque
 from collections.abc import Iterator
 from itertools import groupby
-from typing import cast
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import UInt8
+from numpy import ndarray
 from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
+Frame = UInt8[ndarray, "height width 3"]
+"""RGB. Not `flowcore.shapes.Frame`: a process that decodes must not import torch, which takes seconds."""
 _THUMBNAIL_SIDE = 64
-"""Shorter side in pixels of the frames on which cuts and static pairs are sought."""
+"""Shorter side, in pixels, of the thumbnails that are compared to find cuts and static pairs."""
 _LOOKAHEAD = 2
-"""Frames on either side that AdaptiveDetector compares a frame with."""
+"""Frames on either side with which AdaptiveDetector compares a frame."""
 _REPEATS = 4
-"""Duplicates in a row that cut detection overlooks: 12 frames a second stored as 60."""
+"""Most duplicates in a row that cut detection skips: enough for 12 frames a second stored as 60."""
 _SUDDEN_CHANGE = 50.0
-"""Mean HSV difference (0 to 255) that is a cut whatever surrounds it; bmx-trees, four times faster, isn't."""
+"""Mean HSV difference (0 to 255) that is a cut whatever surrounds it. bmx-trees at four times its speed stays
+below."""
 _LONGEST_FADE = 50
-"""Frames that wait at most for the end of a fade; of a longer one the first are taken for none of it."""
+"""Most frames that wait for the end of a fade; the first frames of a longer one are kept."""
 _FADING = 0.01
-"""The share of its contrast that a frame of a fade loses, or gains, at least."""
+"""Smallest share of its contrast that a frame of a fade loses or gains."""
 
 
 class DecodedFrame:
-    """A frame ready for use: image [H, W, 3] RGB as wanted, thumbnail [h, w, 3] BGR for comparisons.
+    """A frame at its final size, with a thumbnail to compare it by."""
 
-    strand: equal for frames between which neither size nor orientation changes and nothing is missing.
-    time: seconds or nan. share: of the video up to it, 0 where that isn't known.
-    """
+    index: int
+    """The frame's number in decoding order, from 0."""
+    time: float
+    """Presentation time in seconds; nan if unknown."""
+    share: float
+    """Share of the video up to this frame, in [0, 1]; 0 if unknown."""
+    strand: tuple[int, ...]
+    """Equal for frames between which no frame is missing and neither size nor orientation changes."""
+    image: Frame
+    thumbnail: Frame
+    """In BGR."""
 
-    def __init__(
-        self, index: int, time: float, share: float, strand: tuple[int, ...], image: NDArray[np.uint8]
-    ) -> None:
+    def __init__(self, index: int, time: float, share: float, strand: tuple[int, ...], image: Frame) -> None:
         self.index = index
         self.time = time
         self.share = share
@@ -51,7 +59,7 @@ class DecodedFrame:
         height, width = image.shape[:2]
         scale = min(1.0, _THUMBNAIL_SIDE / min(height, width))
         small = resized(image, (round(height * scale), round(width * scale)))
-        self.thumbnail = cast(NDArray[np.uint8], cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
+        self.thumbnail = cv2.cvtColor(small, cv2.COLOR_RGB2BGR)
         self._grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
 
     @property
@@ -60,14 +68,14 @@ class DecodedFrame:
         return float(self._grey.std())
 
     def change_to(self, other: "DecodedFrame") -> float:
-        """Mean absolute grey difference, 0 to 255."""
+        """Mean absolute difference of grey, 0 to 255."""
         return float(cv2.absdiff(self._grey, other._grey).mean())
 
 
 def with_shots(
     frames: Iterator[DecodedFrame], cut_threshold: float | None, static_threshold: float
 ) -> Iterator[tuple[DecodedFrame, bool]]:
-    """Every frame with whether it begins a shot other than the first."""
+    """Every frame, and whether it begins a shot other than the first."""
     for strand, (_, comparable) in enumerate(groupby(frames, key=lambda frame: frame.strand)):
         for position, (frame, cut) in enumerate(_with_cuts(comparable, cut_threshold, static_threshold)):
             yield frame, cut or (position == 0 and strand > 0)
@@ -76,8 +84,11 @@ def with_shots(
 def with_fades(
     frames: Iterator[tuple[DecodedFrame, bool]], fade_contrast: float, static_threshold: float
 ) -> Iterator[tuple[DecodedFrame, bool, bool]]:
-    """Every frame, whether it begins a shot, and whether its step from the one before is part of a fade or
-    has a blank frame. Frames wait while contrast falls, as what follows tells."""
+    """Every frame, whether it begins a shot, and whether the pair that it ends is part of a fade or has a
+    blank frame.
+
+    While contrast falls, frames wait: only what follows tells whether it was a fade.
+    """
     if fade_contrast == 0:
         yield from ((*each, False) for each in frames)
         return
@@ -89,7 +100,7 @@ def with_fades(
         last_contrast, was_blank = contrast, is_blank
         contrast = frame.contrast
         is_blank = contrast < fade_contrast
-        # A duplicate goes on with what was going on.
+        # A duplicate continues whatever was going on.
         goes_on = (rises or bool(falling)) and not begins_shot
         repeats = goes_on and last is not None and last.change_to(frame) < static_threshold
         last = frame
@@ -101,7 +112,7 @@ def with_fades(
             if len(falling) > _LONGEST_FADE:
                 yield (*falling.popleft(), False)
             continue
-        # A cut to a blank frame comes from a contrast that is as good as before.
+        # Before a cut to a blank frame, contrast is about what it was; before the end of a fade, it isn't.
         faded = is_blank and last_contrast <= contrast_before_fall / 2
         yield from ((*each, faded) for each in falling)
         falling.clear()
@@ -112,7 +123,7 @@ def with_fades(
 def _with_cuts(
     frames: Iterator[DecodedFrame], cut_threshold: float | None, static_threshold: float
 ) -> Iterator[tuple[DecodedFrame, bool]]:
-    """Every frame, all of one strand, with whether a cut lies just before it, as later frames tell."""
+    """Every frame of one strand, and whether a cut lies just before it, which later frames tell."""
     if cut_threshold is None:
         yield from ((frame, False) for frame in frames)
         return
@@ -121,9 +132,9 @@ def _with_cuts(
     last: DecodedFrame | None = None
     looks = repeats = 0
     for frame in frames:
-        # Between duplicates every motion looks like a cut: of bmx-trees with each frame stored three times,
-        # 72 of 79 moving pairs. So the finder doesn't see them, save in a still stretch, which frames can't
-        # wait out.
+        # Next to duplicates every motion looks like a cut: 72 of the 79 pairs of bmx-trees do when each frame
+        # is stored three times. So the finder skips duplicates, but not all of a long still stretch, during
+        # which too many frames would wait.
         is_repeat = last is not None and last.change_to(frame) < static_threshold
         last = frame
         if is_repeat and repeats < _REPEATS:
@@ -142,10 +153,13 @@ def _with_cuts(
 
 
 class _CutFinder:
-    """The positions, among the thumbnails looked at, of those that begin a shot; known two looks later."""
+    """Finds the thumbnails that begin a shot; each is known two thumbnails later."""
+
+    cuts: set[int]
+    """Their positions, counted from 0 over the thumbnails looked at."""
 
     def __init__(self, cut_threshold: float) -> None:
-        self.cuts: set[int] = set()
+        self.cuts = set()
         self._detectors = (
             AdaptiveDetector(
                 adaptive_threshold=cut_threshold,
@@ -156,14 +170,15 @@ class _CutFinder:
             ContentDetector(threshold=_SUDDEN_CHANGE, min_scene_len=1),
         )
         self._position = -_LOOKAHEAD
-        self._last: NDArray[np.uint8] | None = None
+        self._last: Frame | None = None
 
-    def look_at(self, thumbnail: NDArray[np.uint8]) -> None:
-        # AdaptiveDetector judges a frame between two on either side, so never the first and last two. Copies
-        # of the first and the last, which stand for no change, let it judge these as well.
+    def look_at(self, thumbnail: Frame) -> None:
+        """Takes the next thumbnail."""
+        # AdaptiveDetector needs two frames on either side of the one it judges. Copies of the first and the
+        # last frame, which add no change, let it judge the first two and the last two as well.
         for _ in range(_LOOKAHEAD + 1 if self._last is None else 1):
             for detector in self._detectors:
-                # Only the frame number counts here, any rate will do.
+                # Only the frame number matters; any frame rate will do.
                 timecode = FrameTimecode(self._position + _LOOKAHEAD, 25.0)
                 for cut in detector.process_frame(timecode, thumbnail):
                     self.cuts.add(cut.frame_num - _LOOKAHEAD)
@@ -171,12 +186,14 @@ class _CutFinder:
         self._last = thumbnail
 
     def finish(self) -> None:
-        # With fewer frames a change would be compared with little but the copies' zeros, and be a cut.
+        """Judges the last two thumbnails; to be called after the last look."""
+        # With fewer frames a change would be compared with little but the copies' zeros, and be called a cut.
         if self._last is not None and self._position >= 2 * _LOOKAHEAD:
             for _ in range(_LOOKAHEAD):
                 self.look_at(self._last)
 
 
-def resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def resized(image: Frame, size: tuple[int, int]) -> UInt8[ndarray, "new_height new_width 3"]:
+    """The image at `size` (height, width), averaged over areas."""
     height, width = size
-    return cast(NDArray[np.uint8], cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)

@@ -1,7 +1,7 @@
 """Which pairs of consecutive frames does a video hold?
 
-A video becomes chunks: up to K+1 frames of one shot, which are K pairs, so that every frame is decoded once.
-Chunk boundaries follow from the video and the options alone.
+A video is read in chunks of up to K + 1 frames of one shot, which are K pairs, so that every frame is decoded
+once. Chunk boundaries depend on the video and the options alone.
 """
 
 import hashlib
@@ -22,16 +22,16 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
-from flowcore.shots import DecodedFrame, resized, with_fades, with_shots
+from flowcore.shots import DecodedFrame, Frame, resized, with_fades, with_shots
 
 SAMPLER_VERSION = 2
-"""Part of every pair's identity: to be raised when a video and the same options come to give other pairs or
+"""Part of every pair's identity. Raise it when the same video and options begin to give other pairs or
 pixels."""
 
 
 @runtime_checkable
 class BinaryFile(Protocol):
-    """What is read from an open binary file, whichever library opened it."""
+    """An open binary file, whichever library opened it."""
 
     def read(self, size: int = -1, /) -> bytes: ...
 
@@ -41,24 +41,24 @@ class BinaryFile(Protocol):
 
 
 ImageFile = str | PathLike[str] | Callable[[], BinaryFile]
-"""One frame of an image sequence: its path, or what opens it."""
+"""One frame of an image sequence: its path, or a function that opens it."""
 VideoInput = str | PathLike[str] | BinaryFile | Sequence[ImageFile]
 """A path, an open file, or the frames of an image sequence in order."""
 _FORMATS_WITH_DURATION = frozenset({"avi", "matroska", "mov", "webm"})
 _LEAST_OF_PROMISED = 0.9
-"""The share of its promised duration that a video may last without counting as cut off."""
+"""A video shorter than this share of the duration in its header counts as cut off."""
 _READ_BYTES = 1 << 20
-"""Bytes asked of a file object at a time: on object storage each read is a request."""
+"""Bytes read from a file object at a time; on object storage each read is a request."""
 
-# swscale's area filter alone darkens frames by 2 of 255 and errs by 2.5 in the mean. With accurate rounding
-# and planar output it is off by 0.0 and 0.7, at half the cost of its flag for full chroma in packed output.
-# BITEXACT gives the same pixels on every node, whatever its processor.
+# swscale's area filter alone darkens frames by 2 of 255, with a mean error of 2.5. With accurate rounding and
+# planar output these are 0.0 and 0.7, at half the cost of its flag for full chroma in packed output. BITEXACT
+# gives the same pixels on every node, whatever its processor.
 _AREA = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 _PLANAR_RGB = "gbrp"
 
 
 class VideoError(Exception):
-    """No pair can be had from a video; the message is the reason, for the ledger."""
+    """A video yields no pair; the message is the reason, for the ledger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,29 +66,29 @@ class ClipOptions:
     """How a video is cut into chunks of frames."""
 
     size: tuple[int, int] | None = None
-    """(height, width) in px that a frame still covers after scaling down with its aspect kept. Smaller
-    frames are never enlarged. None keeps the native size."""
+    """(height, width) in px to scale frames down to. The aspect ratio is kept: a frame still covers this
+    size. Smaller frames are not enlarged. None keeps the native size."""
     stride: int = 1
-    """Frames from the first to the second of a pair; those between them are skipped."""
+    """Distance in frames between the two frames of a pair. Raise it for videos with little motion from frame
+    to frame."""
     chunk_pairs: int = 16
-    """Most pairs in a chunk; a shot's next chunk begins with the last frame of this one."""
+    """Most pairs in a chunk, which is decoded and held in memory at once. Lower it if memory runs out."""
     cut_threshold: float | None = 3.0
-    """How many times a frame's change must exceed that of the frames around it to be a cut; None seeks no
-    cuts."""
+    """How many times larger than the change of the frames around it a frame's change must be to count as a
+    cut. Raise it if fast motion is taken for cuts; None looks for no cuts."""
     # Measured: duplicates in compressed video up to 0.06, the noise of a still scene 0.08 to 0.13 and 0.25
     # at key frames, slow motion from 0.2.
     static_threshold: float = 0.2
-    """Mean absolute grey difference (0 to 255) below which a pair is static and left out; 0 keeps all."""
-    # Of real clips the flattest frame has 9.2, a broadcast's black 0.0.
+    """Pairs whose mean absolute grey difference (0 to 255) is below this are static and left out; 0 keeps
+    all."""
+    # The flattest frame of real clips has 9.2, black frames of a broadcast have 0.0.
     fade_contrast: float = 1.0
-    """Standard deviation of grey (0 to 255) below which a frame is blank. No pair has a blank frame, and none
-    is of the last 50 frames of a fade, whose contrast falls until one is blank, or of one that rises from
-    there. 0 keeps all."""
+    """Frames whose standard deviation of grey (0 to 255) is below this are blank. Pairs with a blank frame
+    are left out, and so are the pairs of a fade to or from one, up to 50 frames. 0 keeps all."""
     max_pairs_per_video: int | None = None
-    """The first so many pairs are taken; None takes all."""
+    """Take only this many pairs from the start of each video; None takes all."""
     min_size: tuple[int, int] = (32, 32)
-    """Smallest (height, width) in px that a frame may have, after scaling; a video of smaller ones is left
-    out."""
+    """Smallest (height, width) in px of a frame after scaling; videos with smaller frames are left out."""
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -108,7 +108,7 @@ class ClipOptions:
         if self.cut_threshold is not None and not self.cut_threshold > 1:
             raise ValueError(
                 f"cut_threshold {self.cut_threshold} must be above 1, the change of the frames around a cut; "
-                "None seeks no cuts"
+                "None looks for no cuts"
             )
         if not 0 <= self.static_threshold <= 255:
             raise ValueError(
@@ -123,54 +123,55 @@ class ClipOptions:
 
 
 EVERY_PAIR = ClipOptions(cut_threshold=None, static_threshold=0.0, fade_contrast=0.0)
-"""Leaves out nothing for what it shows."""
+"""Leaves out no pair for what its frames show."""
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Consecutive frames of one shot: frames k and k+1 are a pair.
-
-    frames: two or more, uint8 [H, W, 3] RGB, of one size; the first may be the last of the chunk before, so
-        they aren't to be written to.
-    frame_indices: the frames' numbers in decoding order, counted from 0 over the whole video.
-    timestamps: presentation times in seconds, nan where the video gives none.
-    """
+    """Consecutive frames of one shot: frames k and k + 1 are a pair."""
 
     index: int
-    frames: list[NDArray[np.uint8]]
+    """The chunk's number in the video, from 0."""
+    frames: list[Frame]
+    """Two or more, of one size. Don't write to them: the first may also be the last of the chunk before."""
     frame_indices: list[int]
+    """The frames' numbers in decoding order, counted from 0 over the whole video."""
     timestamps: list[float]
+    """Presentation times in seconds; nan where the video has none."""
 
 
 @dataclass(kw_only=True)
 class VideoReport:
-    """What became of a video's frames so far.
-
-    frames_read leaves out damaged frames. cuts counts the shots' ends within the video; where frames are
-    damaged or change their size a shot ends as well. static_pairs and faded_pairs were left out. truncated
-    says why reading ended before the video did, None if it didn't. share: of the video up to the last chunk's
-    end, or of the pairs that are wanted, in [0, 1], by its container's duration or its number of images; 0
-    where that isn't known.
-    """
+    """What became of a video's frames so far."""
 
     frames_read: int = 0
+    """Without damaged frames."""
     pairs: int = 0
     cuts: int = 0
+    """Ends of shots within the video. A shot also ends where frames are damaged or change size."""
     static_pairs: int = 0
+    """Pairs left out because nothing moves."""
     faded_pairs: int = 0
+    """Pairs left out because they are part of a fade or have a blank frame."""
     truncated: str | None = None
+    """Why reading stopped before the end of the video; None if it didn't."""
     share: float = field(default=0.0, compare=False)
+    """Share of the video read up to the end of the last chunk, or of the pairs wanted, in [0, 1]. It is taken
+    from the container's duration or the number of images; 0 if neither is known."""
 
 
 class ChunkReader:
     """The chunks of one video, in order; iterating again reads it again.
 
-    Memory holds about one chunk, and up to 50 frames more while contrast falls. A reader yields at least one
-    chunk or raises VideoError; a video that breaks midway yields what came before the break. An OSError is
-    the storage's fault and not the video's: it may be gone another time, so it isn't taken for the video's
-    end. report tells about the latest iteration, during it and afterwards. on_frame is called after each
-    decoded frame: it tells a stretch without pairs from a hang.
+    Memory holds about one chunk, and up to 50 more frames while contrast falls.
+
+    Iterating yields at least one chunk or raises VideoError. A video that breaks midway yields the chunks
+    before the break. An OSError from the storage is passed on and never taken for the video's end: trying
+    again may help.
     """
+
+    report: VideoReport
+    """On the latest iteration, during it and afterwards."""
 
     def __init__(
         self,
@@ -180,6 +181,7 @@ class ChunkReader:
         threads: int = 1,
         on_frame: Callable[[], None] | None = None,
     ) -> None:
+        """on_frame: called after each decoded frame, to tell a stretch without pairs from a hang."""
         self._source = source
         self._options = options
         self._threads = threads
@@ -210,7 +212,7 @@ class ChunkReader:
             raise VideoError(self._why_no_pairs())
 
     def _runs(self) -> Iterator[list[DecodedFrame]]:
-        """Frames of which each two neighbours are a pair; at most chunk_pairs + 1, perhaps one or none."""
+        """Lists of frames in which every two neighbours are a pair: at most chunk_pairs + 1, perhaps none."""
         options = self._options
         run: list[DecodedFrame] = []
         shot_start = 0
@@ -237,7 +239,7 @@ class ChunkReader:
         yield run
 
     def _decoded(self) -> Iterator[DecodedFrame]:
-        """Frames up to the end or to a break; VideoError if it breaks before the first."""
+        """Frames up to the end or a break; VideoError for a break before the first frame."""
         source = self._source
         if isinstance(source, Sequence) and not isinstance(source, str):
             frames = _decode_images(source, self._options)
@@ -265,11 +267,10 @@ class ChunkReader:
 
 
 def content_digest(source: VideoInput, *, on_block: Callable[[], None] | None = None) -> str:
-    """32 hexadecimal digits that name the content: equal for equal bytes under any name or path.
+    """32 hexadecimal digits that identify the content: equal bytes give equal digits under any name or path.
 
-    BLAKE2b of the file; of an image sequence, BLAKE2b of its files' digests in order. Names are left out: as
-    with a video file, renaming changes nothing. on_block is called after each MiB. OSError if a file can't be
-    read.
+    BLAKE2b of the file; for an image sequence, BLAKE2b of its files' digests in order, so that renaming
+    changes nothing there either. on_block is called after each MiB. Raises OSError if a file can't be read.
     """
     if isinstance(source, Sequence) and not isinstance(source, str):
         whole = _digest()
@@ -305,7 +306,7 @@ def _decode_video(
     elif not isinstance(source, str):
         source.seek(0)
     try:
-        # Broken text in the metadata must not cost the video.
+        # Broken text in the metadata must not make the video unreadable.
         container = av.open(source, mode="r", metadata_errors="replace", buffer_size=_READ_BYTES)
     except FFmpegError as error:
         raise VideoError(f"can't be opened as a video: {_cause(error)}") from error
@@ -326,14 +327,14 @@ def _decode_video(
                 try:
                     frames = packet.decode()
                 except FFmpegError as error:
-                    # A recording cut out of a broadcast begins between two key frames: what precedes the
-                    # first decodable frame is skipped.
+                    # A recording cut from a broadcast begins between two key frames: skip what comes before
+                    # the first decodable frame.
                     if index > 0:
                         raise
                     undecodable = error
                     continue
                 for frame in frames:
-                    # The decoder made up what was missing, which would be learnt as motion.
+                    # The decoder has invented what was missing, and that would be learned as motion.
                     if frame.is_corrupt:
                         damaged += 1
                     else:
@@ -352,10 +353,10 @@ def _decode_video(
 
 
 def _promised_end(container: av.container.InputContainer, stream: av.VideoStream) -> float:
-    """When the video ends in seconds, as its header says; nan where none does, or only that of all streams
-    together.
+    """When the video ends by its header, in seconds; nan if the header gives no end for this stream.
 
-    FFmpeg reads a file that was cut off without an error. Of other formats it guesses the duration.
+    FFmpeg reads a file that was cut off without an error, so this is how we notice. For formats other than
+    `_FORMATS_WITH_DURATION` FFmpeg guesses the duration, and a guess is no promise.
     """
     if not _FORMATS_WITH_DURATION & set(container.format.name.split(",")):
         return math.nan
@@ -367,14 +368,14 @@ def _promised_end(container: av.container.InputContainer, stream: av.VideoStream
 
 
 def _share(container: av.container.InputContainer, time: float | None) -> float:
-    """Of the container's duration, which may be a guess of FFmpeg's; 0 where it has none."""
+    """Share of the container's duration, which FFmpeg may have guessed; 0 if it has none."""
     if time is None or not container.duration:
         return 0.0
     return min(1.0, max(0.0, (time * av.time_base - (container.start_time or 0)) / container.duration))
 
 
 class _Converter:
-    """From PyAV's frames of one video to ours; holds what is set up once."""
+    """Turns PyAV's frames of one video into ours."""
 
     def __init__(self, options: ClipOptions) -> None:
         self._options = options
@@ -383,9 +384,9 @@ class _Converter:
         self._matrix = (1, 0, 0, 1)
 
     def convert(self, frame: av.VideoFrame, index: int, share: float, damaged: int) -> DecodedFrame:
-        """damaged: how many frames before this one are missing."""
-        # Reading a frame's side data ties it into a reference cycle, and hundreds of frames then wait for the
-        # garbage collector (900 MB instead of 130 on 1080p): it is read only where the rotation changes.
+        """damaged: how many frames before this one were left out."""
+        # Reading a frame's side data puts it into a reference cycle, and hundreds of frames then wait for the
+        # garbage collector (900 MB instead of 130 at 1080p). So it is read only when the rotation changes.
         if frame.rotation != self._rotation:
             self._rotation, self._matrix = frame.rotation, _display_matrix(frame)
         stored = (frame.height, frame.width)
@@ -393,14 +394,10 @@ class _Converter:
         wanted = _wanted_size(stored[::-1] if sideways else stored, self._options)
         height, width = wanted[::-1] if sideways else wanted
         first = (stored[1], stored[0]) if frame.interlaced_frame else (width, height)
-        scaled = cast(
-            NDArray[np.uint8],
-            self._reformatter.reformat(
-                frame, *first, _PLANAR_RGB, interpolation=_AREA, threads=1
-            ).to_ndarray(),
-        )
+        reformatted = self._reformatter.reformat(frame, *first, _PLANAR_RGB, interpolation=_AREA, threads=1)
+        scaled = cast(NDArray[np.uint8], reformatted.to_ndarray())
         if frame.interlaced_frame:
-            # Its lines are of two moments in turn, and what moves has a comb's edges: one moment is enough.
+            # Odd and even lines show two moments, which gives moving edges combs: keep one moment.
             scaled = resized(scaled[::2], (height, width))
         image = _upright(scaled, self._matrix)
         strand = (*stored, *self._matrix, damaged)
@@ -409,7 +406,7 @@ class _Converter:
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """(a, b, c, d): a stored pixel (x, y) is shown at (a x + c y, b x + d y), up to scale and shift."""
+    """(a, b, c, d): the stored pixel (x, y) is shown at (a x + c y, b x + d y), up to scale and shift."""
     data = cast(Mapping[SideDataType, bytes], frame.side_data).get(SideDataType.DISPLAYMATRIX)
     if data is None:
         return 1, 0, 0, 1
@@ -418,7 +415,7 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
 
 
 def _upright(image: NDArray[np.uint8], matrix: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-    """image as it is meant to be seen, by the nearest of the eight quarter turns and reflections."""
+    """The image as it is meant to be seen, by the nearest of the eight quarter turns and reflections."""
     a, b, c, d = matrix
     if abs(b) > abs(a):
         image = image.transpose(1, 0, 2)
@@ -443,8 +440,7 @@ def _decode_images(items: Sequence[ImageFile], options: ClipOptions) -> Iterator
             raise VideoError(f"image {name} can't be decoded")
         stored = image.shape[:2]
         wanted = _wanted_size(stored, options)
-        share = (index + 1) / len(items)
-        yield DecodedFrame(index, math.nan, share, stored, resized(cast(NDArray[np.uint8], image), wanted))
+        yield DecodedFrame(index, math.nan, (index + 1) / len(items), stored, resized(image, wanted))
     if not items:
         raise VideoError("no frame")
 
@@ -454,7 +450,7 @@ def _open_image(item: ImageFile) -> BinaryFile:
 
 
 def _wanted_size(size: tuple[int, int], options: ClipOptions) -> tuple[int, int]:
-    """The smallest (height, width) of size's aspect that covers options.size; never more than size."""
+    """The smallest (height, width) with the aspect of `size` that covers `options.size`; at most `size`."""
     if options.size is not None:
         scale = max(options.size[0] / size[0], options.size[1] / size[1])
         if scale < 1:

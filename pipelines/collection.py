@@ -1,4 +1,8 @@
-"""Which videos does a collection hold?"""
+"""Which videos does a collection hold?
+
+A collection is a folder, a glob, a list, a data set, or the URI of one of these. A video is a file or a
+sequence of images. Only lists are opened here: a video is what its name says until it is decoded.
+"""
 
 import glob
 import hashlib
@@ -7,19 +11,13 @@ import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Self, cast
+from dataclasses import dataclass, field, replace
+from typing import Self
 from urllib.parse import quote, unquote, urlsplit
 
 from pyarrow.fs import FileInfo, FileType
 
-from flowcore.datasets import SEQUENCES, find_sequences
-from flowcore.video import (
-    BinaryFile,
-    VideoInput,
-)
+from flowcore.datasets import SEQUENCES, DataSet, find_sequences
 from pipelines.storage import Folder, absolute, patient, refuse_secrets, split, storage_of
 
 # fmt: off
@@ -34,14 +32,16 @@ IMAGE_EXTENSIONS = frozenset({"bmp", "jpeg", "jpg", "png", "ppm", "tif", "tiff",
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What tells a changed video without reading it. size: bytes, of a sequence in all."""
+    """Tells whether a video has changed, without reading it."""
 
     size: int
+    """In bytes; of an image sequence, of all its files."""
     text: str
+    """Equal as long as the files' sizes and modification times are."""
 
     @classmethod
     def of(cls, infos: Sequence[FileInfo]) -> Self:
-        """Of a video's files, in their order."""
+        """The stamp of a video with these files, in order."""
         texts = [f"{info.size} {info.mtime_ns}" for info in infos]
         text = texts[0]
         if len(texts) > 1:
@@ -51,72 +51,79 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True)
 class VideoSource:
-    """One video of a collection.
-
-    uri: absolute path or URI of a video file, or of the folder of an image sequence. frames: empty for a
-    file; for a sequence its files' names within the folder, in order. scene: tells the sequences of one
-    folder apart; empty where the folder is one sequence. listed: its stamp where the listing told it, which
-    spares object storage a question a video; see `stamp_of`.
-    """
+    """One video of a collection."""
 
     uri: str
+    """Absolute path or URI of the video file, or of the folder of an image sequence."""
     frames: tuple[str, ...] = ()
+    """File names of an image sequence within the folder, in order; empty for a video file."""
     scene: str = ""
+    """Tells apart the sequences of one folder; empty where the folder is one sequence."""
     listed: Stamp | None = field(default=None, compare=False)
+    """The stamp, where listing the collection gave it: it saves object storage one request a video."""
 
     @property
     def name(self) -> str:
-        """Unique in a collection: `uri`, and `scene` within it."""
+        """Unique within the collection: `uri`, with `scene` below it."""
         return _within(self.uri, self.scene) if self.scene else self.uri
 
 
-def split_collection(collection: str) -> tuple[str | None, str]:
-    """(the data set, the place) of `chairs:/data/FlyingChairs`; (None, the collection) for any other."""
-    name, mark, place = collection.partition(":")
-    # What begins with // is a URI's.
-    return (name, place) if mark and name in SEQUENCES and not place.startswith("//") else (None, collection)
-
-
 def absolute_collection(collection: str, option: str) -> str:
-    """`collection`, as `find_videos` takes it, for every process of a job; see `locations.absolute`."""
-    benchmark, place = split_collection(collection)
-    place = absolute(place, option)
-    return place if benchmark is None else f"{benchmark}:{place}"
+    """`collection` with its path made absolute, so that it means the same in every process of a job.
+
+    `option` is the command-line option, for errors. Raises ValueError as `storage.absolute` does, and for a
+    data set that has no frames to learn from.
+    """
+    data_set = DataSet.parse(collection)
+    if data_set is None:
+        return absolute(collection, option)
+    if data_set.name not in SEQUENCES:
+        raise ValueError(
+            f"{option} {collection}: {data_set.name} has no frames to learn from; those that have are "
+            f"{', '.join(SEQUENCES)}"
+        )
+    return str(replace(data_set, root=absolute(data_set.root, option)))
 
 
 def find_videos(collection: str) -> list[VideoSource]:
-    """The videos of a collection, sorted by name, each once.
+    """The videos of a collection, each once, sorted by name.
 
-    collection: a folder, a glob, a video file of any extension, a list file (.txt: one of these a line,
-    relative to the list's own folder; # begins a comment), or the URI of a folder, a video file or a list
-    file. A folder is searched through, symbolic links included, hidden names left out: every file with a
-    video's extension is a video, and so is every folder that holds two or more images and no video, in
-    natural order of their names. Lines that are URIs with a video's extension are believed without asking the
-    storage for each.
+    A collection is one of these:
+    - a folder, searched with its subfolders. Symbolic links are followed, hidden names left out. Every file
+      with a video's extension is a video. So is every folder that holds two or more images and no video; its
+      frames come in natural order of their names;
+    - a glob;
+    - a video file, whatever its extension;
+    - a list file (.txt) that names one of these a line, relative to the list's folder; # begins a comment;
+    - the URI of a folder, a video file or a list file;
+    - a data set such as kitti2015:/data/kitti, whose videos are the sequences that
+      `flowcore.datasets.find_sequences` finds in the folder or URI.
 
-    A folder or its URI after a data set's name, such as kitti2015:/data/kitti, gives the sequences that
-    `flowcore.datasets.find_sequences` knows there, each a video.
+    A list's URIs with a video's extension are trusted: the storage isn't asked about each.
 
-    Raises FileNotFoundError if there is no such thing or no video in it.
+    Raises FileNotFoundError where there is no such collection or no video in it, ValueError for an unknown
+    data set and for a URI with a password.
     """
-    benchmark, place = split_collection(collection)
-    place = _absolute(place)
-    if benchmark is None and _extension(place) == "txt":
+    data_set = DataSet.parse(collection)
+    place = _absolute(collection if data_set is None else data_set.root)
+    if data_set is not None:
+        videos = _sequences_at(data_set.name, place)
+    elif _extension(place) == "txt":
         videos = [video for line in _lines(place) for video in _videos_of_line(place, line)]
     else:
-        videos = _videos_at(benchmark, place)
+        videos = _videos_at(place)
     if not videos:
         raise FileNotFoundError(
             f"no video in {place}: looked for files that end in {', '.join(sorted(VIDEO_EXTENSIONS))} and "
-            f"for folders of two or more images ({', '.join(sorted(IMAGE_EXTENSIONS))}); a video that ends "
-            "otherwise must be named itself, alone or in a list file"
+            f"for folders of two or more images ({', '.join(sorted(IMAGE_EXTENSIONS))}); name a video with "
+            "another extension itself, alone or in a list file"
         )
     return sorted(set(videos), key=lambda video: (video.name, video.frames))
 
 
 @patient
 def stamp_of(source: VideoSource) -> Stamp:
-    """The stamp of its files as they are now, or were when they were listed."""
+    """The stamp of the video's files as they were when listed; if they weren't, as they are now."""
     if source.listed is not None:
         return source.listed
     filesystem, path = storage_of(source.uri)
@@ -124,38 +131,40 @@ def stamp_of(source: VideoSource) -> Stamp:
 
 
 def _lines(list_file: str) -> list[str]:
-    with closing(_open(list_file)) as file:
-        lines = (line.strip() for line in file.read().decode("utf-8-sig").splitlines())
-        return [line for line in lines if line and not line.startswith("#")]
+    folder, name = split(list_file)
+    lines = (line.strip() for line in Folder(folder).read(name).decode("utf-8-sig").splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _videos_of_line(list_file: str, line: str) -> list[VideoSource]:
-    benchmark, line = split_collection(line)
-    is_relative = "://" not in line and not os.path.isabs(line)
-    place = _absolute(_within(split(list_file)[0], line) if is_relative else line)
-    if benchmark is None and _is_remote(place) and _extension(place) in VIDEO_EXTENSIONS:
+    base = split(list_file)[0]
+    # A video's name may have a colon in it, and is relative to the list's folder, not to the working folder.
+    is_video = _extension(line) in VIDEO_EXTENSIONS or os.path.exists(_within(base, line))
+    data_set = None if is_video else DataSet.parse(line)
+    if data_set is not None:
+        return _sequences_at(data_set.name, _absolute_within(base, data_set.root))
+    place = _absolute_within(base, line)
+    if is_remote(place) and _extension(place) in VIDEO_EXTENSIONS:
         return [VideoSource(place)]
-    return _videos_at(benchmark, place)
+    return _videos_at(place)
 
 
-def _videos_at(benchmark: str | None, place: str) -> list[VideoSource]:
-    if benchmark is not None:
-        return _sequences_at(benchmark, place)
-    return _remote_videos_at(place) if _is_remote(place) else _local_videos_at(place)
+def _absolute_within(base: str, place: str) -> str:
+    is_relative = "://" not in place and not os.path.isabs(place)
+    return _absolute(_within(base, place) if is_relative else place)
 
 
-def _sequences_at(benchmark: str, folder: str) -> list[VideoSource]:
-    if _is_remote(folder):
+def _videos_at(place: str) -> list[VideoSource]:
+    return _remote_videos_at(place) if is_remote(place) else _local_videos_at(place)
+
+
+def _sequences_at(name: str, folder: str) -> list[VideoSource]:
+    if is_remote(folder):
         files = list(_remote_files_under(folder))
     else:
         files = [os.path.relpath(file, folder) for file in _files_under(folder)]
-
-    def read(name: str) -> str:
-        with closing(_open(_within(folder, name))) as file:
-            return file.read().decode()
-
     try:
-        sequences = find_sequences(benchmark, files, read)
+        sequences = find_sequences(name, files, lambda file: Folder(folder).read(file).decode())
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{folder}: {error}") from None
     return [
@@ -170,8 +179,8 @@ def _local_videos_at(path: str) -> list[VideoSource]:
     found = [path] if os.path.isdir(path) else glob.glob(path, recursive=True)
     if not found:
         raise FileNotFoundError(
-            f"{path} is no file, no folder and no glob that matches one (of data sets, "
-            f"{', '.join(f'{name}:<folder>' for name in SEQUENCES)} are known)"
+            f"{path} is no file, no folder and no glob that matches one (nor a data set such as "
+            "sintel:<folder>)"
         )
     return _videos_among(file for match in found for file in _files_under(match))
 
@@ -186,14 +195,14 @@ def _files_under(path: str) -> Iterator[str]:
 
     seen = set()
     for folder, subfolders, names in os.walk(path, followlinks=True, onerror=fail):
-        # A link to a folder above would otherwise go round in circles.
+        # Without this a link to a parent folder would go round in circles.
         real = os.path.realpath(folder)
         if real in seen:
             subfolders.clear()
             continue
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        # Opening a pipe or a socket would wait for ever.
+        # Opening a pipe or a socket would block for ever.
         yield from (file for name in names if os.path.isfile(file := os.path.join(folder, name)))
 
 
@@ -202,12 +211,12 @@ def _remote_videos_at(uri: str) -> list[VideoSource]:
     if kind == FileType.File:
         return [VideoSource(uri)]
     if kind != FileType.Directory:
-        raise FileNotFoundError(f"{uri} is no file and no folder (globs work on local paths only)")
+        raise FileNotFoundError(f"{uri} is no file and no folder (a glob must be a local path)")
     files = _remote_files_under(uri)
     videos = []
     for video in _videos_among(files):
         names = [f"{video.uri}/{name}".lstrip("/") for name in video.frames] or [video.uri]
-        # Of a key with two slashes in a row the name isn't the listing's.
+        # A key with two slashes in a row is listed under another name than the one made here.
         stamp = Stamp.of([files[name] for name in names]) if files.keys() >= set(names) else None
         videos.append(VideoSource(_within(uri, video.uri), video.frames, listed=stamp))
     return videos
@@ -220,7 +229,7 @@ def _remote_kind(uri: str) -> FileType:
 
 
 def _remote_files_under(uri: str) -> dict[str, FileInfo]:
-    """By name within the folder; without those in hidden folders."""
+    """What is under the URI by relative name, without hidden folders."""
     return {
         name: info
         for name, info in Folder(uri).infos().items()
@@ -229,7 +238,7 @@ def _remote_files_under(uri: str) -> dict[str, FileInfo]:
 
 
 def _videos_among(files: Iterable[str]) -> list[VideoSource]:
-    # Sets, as a glob like ** matches a folder and what is in it.
+    # Sets, because a glob such as ** matches a folder and its files as well.
     folders: dict[str, set[str]] = defaultdict(set)
     for file in files:
         folder, name = posixpath.split(file)
@@ -239,7 +248,7 @@ def _videos_among(files: Iterable[str]) -> list[VideoSource]:
     for folder, names in folders.items():
         films = [name for name in names if _extension(name) in VIDEO_EXTENSIONS]
         videos += [VideoSource(posixpath.join(folder, name)) for name in films]
-        # Images beside videos are their covers and thumbnails.
+        # Images beside videos are covers and thumbnails.
         images = [name for name in names if _extension(name) in IMAGE_EXTENSIONS]
         if len(images) >= 2 and not films:
             videos.append(VideoSource(folder, tuple(sorted(images, key=_natural_order))))
@@ -253,17 +262,18 @@ def _natural_order(name: str) -> tuple[list[str | int], str]:
 
 
 def _extension(place: str) -> str:
-    name = posixpath.basename(place.partition("?")[0] if _is_remote(place) else place)
+    name = posixpath.basename(place.partition("?")[0] if is_remote(place) else place)
     return posixpath.splitext(name)[1][1:].lower()
 
 
-def _is_remote(place: str) -> bool:
+def is_remote(place: str) -> bool:
+    """True for the URI of what isn't on a local disk."""
     return "://" in place and not place.startswith("file://")
 
 
 def _absolute(place: str) -> str:
-    """An absolute local path, or the URI of what isn't local."""
-    if _is_remote(place):
+    """`place` as an absolute path, or as it is if it is remote."""
+    if is_remote(place):
         refuse_secrets(place, "the video")
         return place
     if place.startswith("file://"):
@@ -272,55 +282,7 @@ def _absolute(place: str) -> str:
 
 
 def _within(folder: str, name: str) -> str:
-    if not _is_remote(folder):
+    if not is_remote(folder):
         return os.path.join(folder, name)
     base, mark, query = folder.partition("?")
     return f"{base.rstrip('/')}/{quote(name)}".rstrip("/") + mark + query
-
-
-def _open(place: str) -> BinaryFile:
-    if not _is_remote(place):
-        return open(place, "rb")
-    return _RemoteFile(place)
-
-
-class _RemoteFile:
-    """A file on object storage, whose reading survives a dropped connection."""
-
-    @patient
-    def __init__(self, place: str) -> None:
-        filesystem, path = storage_of(place)
-        self._file = filesystem.open_input_file(path)
-        self._size = self._file.size()
-        self._position = 0
-
-    def read(self, size: int = -1, /) -> bytes:
-        left = max(0, self._size - self._position)
-        wanted = left if size < 0 else min(size, left)
-        content = patient(self._file.read_at)(wanted, self._position) if wanted else b""
-        self._position += len(content)
-        return cast(bytes, content)
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        # Beyond the end, too, where a damaged file sends FFmpeg: pyarrow's own refuses that.
-        self._position = offset + (0, self._position, self._size)[whence]
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def close(self) -> None:
-        self._file.close()
-
-
-@contextmanager
-def opened(source: VideoSource) -> Iterator[VideoInput]:
-    place = _absolute(source.uri)
-    if source.frames:
-        yield [partial(_open, _within(place, name)) for name in source.frames]
-    elif _is_remote(place):
-        with closing(_open(place)) as file:
-            yield file
-    else:
-        # FFmpeg reads a path faster than through Python.
-        yield place

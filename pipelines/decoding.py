@@ -1,8 +1,8 @@
-"""Which videos does a collection hold, and how is one read if its file may kill the process that decodes it?
+"""How is a video read if its file may kill the process that decodes it?
 
-Decoding happens in a child process, which costs one video when it crashes or hangs. The child is a plain
-subprocess and not one of multiprocessing's: those import the parent's main module again, which under Ray is
-the worker's own start-up file and elsewhere a script that need not expect it.
+A child process decodes, so that a crash or a hang costs one video. It is a plain subprocess and not one of
+multiprocessing's: those import the parent's main module again. Under Ray that is the worker's own start-up
+file, and elsewhere a script that may not expect it.
 """
 
 import os
@@ -12,7 +12,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -23,39 +25,51 @@ from typing import Self
 import cv2
 
 from flowcore.formats import FrameCodec
-from flowcore.video import Chunk, ChunkReader, ClipOptions, VideoError, VideoReport, content_digest
-from pipelines.collection import VideoSource, opened
+from flowcore.video import (
+    BinaryFile,
+    Chunk,
+    ChunkReader,
+    ClipOptions,
+    VideoError,
+    VideoInput,
+    VideoReport,
+    content_digest,
+)
+from pipelines.collection import VideoSource, is_remote
+from pipelines.storage import join, patient, storage_of
 
 _SIGN_OF_LIFE_SECONDS = 0.2
-"""How often the process tells, at most, that it gets on without having a chunk."""
+"""Shortest time between two signs of life of a process that has no chunk to send."""
+_READY_WITHIN = 120.0
+"""Seconds that a decoder process may take to start. No video prolongs that; a busy machine does."""
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedChunk:
-    """A flowcore.video.Chunk whose frames, all of height x width px, are encoded."""
+    """A `flowcore.video.Chunk` with encoded frames."""
 
     index: int
     frames: list[bytes]
     frame_indices: list[int]
     timestamps: list[float]
     height: int
+    """Of every frame, in pixels."""
     width: int
 
 
-_READY_WITHIN = 120.0
-"""Seconds for a decoder process to start, which no video can prolong but a busy machine does."""
-
-
 class DecoderProcess:
-    """Decodes one video after another in a process of its own, which is started when needed and again after a
-    crash.
+    """Decodes one video after another in a child process.
 
-    report tells about the video that was read last, as far as is known if its reading failed. timeout:
-    seconds without a sign of life (a chunk, a frame, a block of a file) after which a started process
-    counts as hanging. The process ends when its parent does, even by kill -9.
+    The process starts when it is first needed, and again after a crash. It ends when its parent does, even by
+    kill -9.
     """
 
+    report: VideoReport
+    """On the video that was read last; if reading it failed, as far as is known."""
+
     def __init__(self, *, timeout: float = 120.0) -> None:
+        """timeout: seconds without a sign of life (a chunk, a frame, a block of a file) after which the
+        process counts as hanging."""
         self.report = VideoReport()
         self._timeout = timeout
         self._child: tuple[subprocess.Popen[bytes], Connection] | None = None
@@ -63,17 +77,17 @@ class DecoderProcess:
 
     @property
     def pid(self) -> int | None:
-        """The process's number, None while there is none."""
+        """The process's number; None while there is no process."""
         return None if self._child is None else self._child[0].pid
 
     def read(
         self, source: VideoSource, options: ClipOptions, encode: FrameCodec
     ) -> Generator[EncodedChunk, None, None]:
-        """The video's chunks; the process works about one ahead. Closing the iterator early ends the process.
+        """The video's chunks. The process works about one chunk ahead; closing the iterator early ends it.
 
-        Raises VideoError as ChunkReader does, and if the process crashes, after the chunks that came before;
-        OSError if the storage fails, the process hangs or something kills it (as the system does for want of
-        memory), which may be gone another time.
+        Raises VideoError where ChunkReader does, and where the process crashes, after the chunks that came
+        before. Raises OSError where the storage fails, the process hangs or something kills it, as the system
+        does when memory runs out: trying again may help.
         """
         self.report = VideoReport()
         for message in self._answers(_Read(source, options, encode)):
@@ -81,7 +95,7 @@ class DecoderProcess:
             yield message
 
     def digest(self, source: VideoSource) -> str:
-        """flowcore.video.content_digest of the source; raises what read raises."""
+        """`flowcore.video.content_digest` of the video; raises as `read` does."""
         (digest,) = self._answers(_Digest(source))
         assert isinstance(digest, str), digest
         return digest
@@ -127,11 +141,11 @@ class DecoderProcess:
             raise
         except (EOFError, OSError) as error:
             fate = _fate(process)
-            # A file can bring about any signal but this one.
+            # A file can cause any signal but this one.
             kind = OSError if process.returncode == -signal.SIGKILL else VideoError
             raise kind(f"the decoder process {fate}") from error
         finally:
-            # What is left unread of one answer must not be taken for the next.
+            # What is left unread of this answer must not be taken for the next one.
             if not is_idle:
                 self.close()
             self._is_busy = False
@@ -153,10 +167,10 @@ class DecoderProcess:
 
 def _start() -> tuple[subprocess.Popen[bytes], Connection]:
     ours, theirs = Pipe()
-    code = f"import {__name__} as module; module._serve({theirs.fileno()})"
+    code = f"import {__name__} as module; module.serve({theirs.fileno()})"
     process = subprocess.Popen(
         [sys.executable, "-P", "-X", "faulthandler", "-c", code],
-        # The child finds what this process finds, wherever Ray has put the code.
+        # The child imports what this process imports, wherever Ray has put the code.
         env=os.environ | {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)},
         stdin=subprocess.DEVNULL,
         pass_fds=[theirs.fileno()],
@@ -169,7 +183,7 @@ def _start() -> tuple[subprocess.Popen[bytes], Connection]:
         ours.recv()
     except (EOFError, OSError) as error:
         fate = _fate(process)
-        # Whoever sends this one may do so to any process; every other end comes again with the next video.
+        # SIGKILL may hit any process; any other end would come again with the next video.
         kind = OSError if process.returncode == -signal.SIGKILL and not is_late else RuntimeError
         raise kind(
             f"the decoder process {fate} before it was ready, within {_READY_WITHIN:g} s: see its output"
@@ -184,7 +198,7 @@ def _fate(process: "subprocess.Popen[bytes]") -> str:
         return "closed its connection"
     if code >= 0:
         return f"exited with code {code}"
-    cause = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
+    cause = ", perhaps because memory ran out" if code == -signal.SIGKILL else ""
     return f"died with signal {signal.Signals(-code).name}{cause}"
 
 
@@ -211,9 +225,9 @@ class _End:
     failure: VideoError | OSError | None
 
 
-def _serve(descriptor: int) -> None:
-    """The child's life: answers requests until the parent is gone."""
-    # Ctrl-C in a terminal reaches the child too; the parent decides what becomes of it.
+def serve(descriptor: int) -> None:
+    """Answers requests until the parent is gone; what the child process runs."""
+    # Ctrl-C in a terminal reaches the child too, but ending it is up to the parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
     connection = Connection(descriptor)
@@ -225,7 +239,7 @@ def _serve(descriptor: int) -> None:
 
 
 def _listen(connection: Connection, requests: "SimpleQueue[_Read | _Digest]") -> None:
-    """Receives on a thread of its own, which sees the parent's end even while a decoder hangs."""
+    """Receives on a thread of its own, so that the parent's end is seen even while a decoder hangs."""
     while True:
         try:
             requests.put(connection.recv())
@@ -261,7 +275,7 @@ def _answer(request: _Read | _Digest, send: Callable[[object], None]) -> None:
     except OSError as error:
         failure = OSError(f"{request.source.name} can't be read now: {error}")
     except Exception as error:
-        # Nothing that a file can bring about may cost more than that file.
+        # Whatever a file causes must cost that file alone.
         traceback.print_exc()
         failure = VideoError(f"{type(error).__name__}: {error}")
     send(_End(report(), failure))
@@ -271,3 +285,51 @@ def _encoded(chunk: Chunk, codec: FrameCodec) -> EncodedChunk:
     height, width = chunk.frames[0].shape[:2]
     frames = [codec.encode(frame) for frame in chunk.frames]
     return EncodedChunk(chunk.index, frames, chunk.frame_indices, chunk.timestamps, height, width)
+
+
+@contextmanager
+def opened(source: VideoSource) -> Iterator[VideoInput]:
+    """What `ChunkReader` and `content_digest` read a video from; remote files are closed at the end."""
+    if source.frames:
+        yield [partial(_open, join(source.uri, name)) for name in source.frames]
+    elif is_remote(source.uri):
+        with closing(_open(source.uri)) as file:
+            yield file
+    else:
+        # FFmpeg reads a path faster than it reads through Python.
+        yield source.uri
+
+
+def _open(place: str) -> BinaryFile:
+    return _RemoteFile(place) if is_remote(place) else open(place, "rb")
+
+
+class _RemoteFile:
+    """A file on object storage; reading survives a dropped connection."""
+
+    @patient
+    def __init__(self, place: str) -> None:
+        filesystem, path = storage_of(place)
+        self._file = filesystem.open_input_file(path)
+        self._size: int = self._file.size()
+        self._position = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        left = max(0, self._size - self._position)
+        wanted = left if size < 0 else min(size, left)
+        if wanted == 0:
+            return b""
+        content: bytes = patient(self._file.read_at)(wanted, self._position)
+        self._position += len(content)
+        return content
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        # Beyond the end too, where a damaged file sends FFmpeg: pyarrow's own seek refuses that.
+        self._position = offset + (0, self._position, self._size)[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def close(self) -> None:
+        self._file.close()

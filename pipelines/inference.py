@@ -24,6 +24,7 @@ from pyarrow.fs import FileType, LocalFileSystem
 from torch import Tensor
 from tqdm import tqdm
 
+from flowcore.datasets import DataSet
 from flowcore.drawing import Picture, flow_colors
 from flowcore.formats import FrameCodec, encode_flow, encode_image
 from flowcore.geometry import pad_to_multiple, upsample_flow
@@ -38,7 +39,6 @@ from pipelines.collection import (
     VideoSource,
     absolute_collection,
     find_videos,
-    split_collection,
 )
 from pipelines.decoding import DecoderProcess, EncodedChunk
 from pipelines.storage import Folder, absolute, join, patient, storage_of
@@ -305,7 +305,8 @@ def _started(
 def _folders(videos: str, output: str) -> dict[VideoSource, str]:
     """Where each video's flow goes."""
     collection, target = absolute_collection(videos, "--videos"), absolute(output, "--output")
-    data_set, place = split_collection(collection)
+    data_set = DataSet.parse(collection)
+    place = collection if data_set is None else data_set.root
     if data_set is None:
         _refuse_ambiguous(place)
     sources = find_videos(collection)

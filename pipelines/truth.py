@@ -17,7 +17,7 @@ import ray
 import torch
 from tqdm import tqdm
 
-from flowcore.datasets import Sample, Truth, find_samples, load, samples_digest
+from flowcore.datasets import DataSet, Sample, Truth, find_samples, load, samples_digest
 from flowcore.formats import FrameCodec
 from pipelines.labels import PAIR_SCHEMA, TRUTH_SCHEMA, encode_shard, masks, pair_id, quantized
 from pipelines.ledger import MANIFEST_FILE, VideoEntry, write_manifest
@@ -31,12 +31,11 @@ _ROW_GROUP_PAIRS = 4
 
 
 def truth_location(text: str, option: str) -> tuple[str, Path]:
-    """(benchmark, its folder) of `<benchmark>:<folder>`; ValueError, with the option's name, for anything
-    else."""
-    benchmark, mark, root = text.partition(":")
-    if not mark:
-        raise ValueError(f"{option} {text!r} must be <benchmark>:<folder>, such as kitti2015:/data/kitti2015")
-    return benchmark, shared_folder(root, option)
+    """(data set, its folder) of `<data set>:<folder>`; ValueError for anything else."""
+    data_set = DataSet.parse(text)
+    if data_set is None:
+        raise ValueError(f"{option} {text!r} must be <data set>:<folder>, such as kitti2015:/data/kitti2015")
+    return data_set.name, shared_folder(data_set.root, option)
 
 
 def truth_set(benchmark: str, root: Path, run_root: str, *, to_learn_from: bool) -> PairSet:

@@ -1,13 +1,13 @@
-"""Which networks estimate optical flow, and how is one described?
+"""Which networks estimate optical flow?
 
-All stand behind one interface: encode each frame once, then flow in both directions. A network is described
-by its configuration, a frozen dataclass that builds it; the configuration as a plain dictionary is what a
-checkpoint stores beside the weights.
+All share one interface: each frame is encoded once, then flow is decoded in both directions. A network's
+configuration is a frozen dataclass that builds it; as a plain dictionary it is stored beside the weights.
 """
 
 import dataclasses
 from typing import Any
 
+from flowcore.networks import flownet, pwcnet, raft
 from flowcore.networks.external import ExternalConfig, external_network
 from flowcore.networks.flownet import FlowNetConfig
 from flowcore.networks.interface import BidirectionalFlow, FlowNetwork, NetworkConfig
@@ -26,11 +26,15 @@ __all__ = [
     "RAFTConfig",
     "external_network",
     "from_dict",
+    "full",
+    "light",
+    "small",
+    "tiny",
     "to_dict",
 ]
 
 AnyNetworkConfig = PWCNetConfig | FlowNetConfig | RAFTConfig
-"""Those that can be trained."""
+"""The networks that can be trained."""
 _ARCHITECTURES: dict[str, type[NetworkConfig]] = {
     "pwcnet": PWCNetConfig,
     "flownet": FlowNetConfig,
@@ -39,14 +43,34 @@ _ARCHITECTURES: dict[str, type[NetworkConfig]] = {
 }
 
 
+def tiny() -> dict[str, AnyNetworkConfig]:
+    """Every backbone at a size for tests, by name: pwcnet, flownets, flownetc, raft_small, raft."""
+    return {**pwcnet.tiny(), **flownet.tiny(), **raft.tiny()}
+
+
+def small() -> dict[str, AnyNetworkConfig]:
+    """Every backbone at a size for frames of about 96x128 px on a CPU, by name."""
+    return {**pwcnet.small(), **flownet.small(), **raft.small()}
+
+
+def light() -> dict[str, AnyNetworkConfig]:
+    """The backbones that have a size for frames of about 320x448 px on a CPU, by name."""
+    return {**pwcnet.light()}
+
+
+def full() -> dict[str, AnyNetworkConfig]:
+    """Every backbone at the size of its paper, by name."""
+    return {**pwcnet.full(), **flownet.full(), **raft.full()}
+
+
 def to_dict(config: NetworkConfig) -> dict[str, Any]:
-    """`config` as JSON-ready values under the name of its architecture."""
+    """`config` as JSON-ready values, with the name of its architecture."""
     name = next(name for name, kind in _ARCHITECTURES.items() if type(config) is kind)
     return {"architecture": name, **dataclasses.asdict(config)}
 
 
 def from_dict(values: dict[str, Any]) -> NetworkConfig:
-    """The configuration that `to_dict` wrote; ValueError for an unknown architecture or option."""
+    """The configuration that `to_dict` described; ValueError for an unknown architecture or option."""
     values = dict(values)
     name = values.pop("architecture", None)
     if name not in _ARCHITECTURES:

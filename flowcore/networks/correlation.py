@@ -1,7 +1,7 @@
-"""How alike are the features of two frames, for every small displacement? The cost volume of PWC-Net.
+"""How similar are the features of two frames, for every small displacement? The cost volume of PWC-Net.
 
-As a loop of slices under autograd a third of a training step goes into zero-filling gradients; this function
-computes both passes itself, one displacement at a time, and keeps nothing but its two inputs.
+Written as a loop over slices for autograd, a third of a training step goes into zero-filling gradients. This
+function computes both passes itself, one displacement at a time, and stores only its two inputs.
 """
 
 from functools import partial
@@ -18,27 +18,27 @@ Features = Float[Tensor, "batch channels height width"]
 
 
 def normalize_features(features: Features) -> Features:
-    """Centred per channel over the image, then of unit length per pixel.
+    """Features with zero mean per channel over the image, then scaled to unit length per pixel.
 
-    A deviation from PWC-Net as DDFlow uses it (normalised over the whole tensor): with that the census loss
-    did not leave zero flow's error in 600 steps of a small trial; with this it halved it in 200.
+    Deviation: DDFlow's PWC-Net normalises over the whole tensor. In a small trial with the census loss, that
+    was no better than zero flow after 600 steps; this had half its error after 200.
     """
     return in_full_precision(_normalized, features)
 
 
 def _normalized(features: Tensor) -> Tensor:
     centred = features - features.mean(dim=(2, 3), keepdim=True)
-    # functional.normalize gives the same, and takes up to seventeen times as long for channels in planes.
+    # functional.normalize gives the same but takes up to 17 times as long for channels in planes.
     return centred * (centred * centred).sum(dim=1, keepdim=True).clamp_min(1e-12).rsqrt()
 
 
 def cost_volume(
     features1: Features, features2: Features, radius: int = 4
 ) -> Float[Tensor, "batch _ height width"]:
-    """sum_c f1(p) f2(p + d) for all (2 radius + 1)^2 displacements d, row by row; 0 where p + d lies outside.
+    """sum_c f1(p) f2(p + d) for all (2 radius + 1)^2 displacements d, row by row; 0 where p + d is outside.
 
-    Gradients are exact, for both inputs. Source: PWC-Net (Sun et al., CVPR 2018), "Cost volume layer"; its
-    1 / channels is left out, since the features have unit length.
+    Gradients are exact, for both inputs. Source: PWC-Net (Sun et al., CVPR 2018), "Cost volume layer",
+    without its factor 1 / channels, since features have unit length.
     """
     return in_full_precision(partial(_cost_volume, radius), features1, features2)
 
@@ -51,7 +51,7 @@ def _cost_volume(radius: int, features1: Tensor, features2: Tensor) -> Tensor:
 
 
 def _cost_volume_to_export(radius: int, features1: Tensor, features2: Tensor) -> Tensor:
-    """The same for a graph of its own, where each write into a part of a tensor would be a copy of all."""
+    """The same for an exported graph, where each write into part of a tensor would copy the whole."""
     height, width = features1.shape[-2:]
     padded = functional.pad(features2, (radius,) * 4)
     windows = (
@@ -69,7 +69,7 @@ class _CostVolume(torch.autograd.Function):
         ctx.radius = radius
         batch, _, height, width = features1.shape
         side = 2 * radius + 1
-        # Of the same layout as the other ones: a warp's channels lie in planes.
+        # In the same layout as features1: a warp returns channels in planes.
         is_last = features1.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if is_last else torch.contiguous_format
         padded = functional.pad(features2, (radius,) * 4).contiguous(memory_format=layout)

@@ -1,9 +1,9 @@
-"""How does a network leave for programs that don't have this code? As a graph for frames of any size.
+"""How is a network exported for programs that don't have this code?
 
-The graph takes `image1` and `image2`, float32 RGB in [0, 1], (batch, 3, height, width), and gives `flow_fw`
-and `flow_bw`, (batch, 2, height, width), in pixels. Batch, height and width are free, but both sides must be
-multiples of the network's `multiple` and at least `SMALLEST_SIDE`: frames that aren't are padded before, as
-`pad_to_multiple` does.
+As a graph for frames of any size. It takes `image1` and `image2`, float32 RGB in [0, 1] of shape (batch, 3,
+height, width), and returns `flow_fw` and `flow_bw` of shape (batch, 2, height, width), in pixels. Batch,
+height and width are free, but both sides must be multiples of the network's `multiple` and at least
+`SMALLEST_SIDE`: the caller pads other frames, as `pad_to_multiple` does.
 """
 
 import json
@@ -23,9 +23,10 @@ from flowcore.networks.interface import FlowNetwork
 from flowcore.shapes import Flow, Image
 
 SMALLEST_SIDE = 128
-"""Pixels; every backbone's coarsest level has something to compare there."""
+"""Smallest side of a frame in pixels: the coarsest level of every backbone still has features to compare."""
 SUFFIXES = (".onnx", ".pt2")
-_INPUTS, _OUTPUTS = ["image1", "image2"], ["flow_fw", "flow_bw"]
+_INPUTS = ["image1", "image2"]
+_OUTPUTS = ["flow_fw", "flow_bw"]
 _CARD = "distillflow.json"
 
 
@@ -45,25 +46,32 @@ class _FullResolution(nn.Module):
 
 
 def require_exportable(network: FlowNetwork, path: Path) -> None:
-    """ValueError for another library's network and for a file of another kind than `SUFFIXES`; RuntimeError
-    where what ONNX needs isn't installed."""
+    """Checks that `write_graph` can write this network to this file.
+
+    Raises ValueError for another library's network and for an extension that isn't in `SUFFIXES`,
+    RuntimeError if ONNX's packages aren't installed.
+    """
     if isinstance(network.config, ExternalConfig):
         raise ValueError(f"{network.config.uri} is another library's network; export it with that library")
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path} must end with {' or '.join(SUFFIXES)}: ONNX, or PyTorch's torch.export")
+        raise ValueError(f"{path} must end with {' or '.join(SUFFIXES)}: ONNX or PyTorch's torch.export")
     if path.suffix == ".onnx" and not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
         raise RuntimeError("ONNX isn't installed; pip install 'distillflow-ray[onnx]'")
 
 
 def _fewest_multiples(network: FlowNetwork) -> int:
-    """Of the network's `multiple`, in a side of `SMALLEST_SIDE` or more."""
+    """How many times the network's `multiple` makes `SMALLEST_SIDE` or more."""
     return -(-SMALLEST_SIDE // network.multiple)
 
 
 def write_graph(network: FlowNetwork, path: Path, card: Mapping[str, Any]) -> None:
-    """Writes the network as a graph: `.onnx`, or `.pt2` for torch.export.load. `card`: what to store beside
-    it, JSON-ready, in ONNX's metadata or the .pt2's extra file, `distillflow.json`. Raises what
-    `require_exportable` raises."""
+    """Writes the network as a graph: `.onnx`, or `.pt2` for torch.export.load.
+
+    card: JSON-ready values to store with it as `distillflow.json`, in ONNX's metadata or in an extra file of
+    the .pt2.
+
+    Raises as `require_exportable` does.
+    """
     require_exportable(network, path)
     multiple = network.multiple
     batch = torch.export.Dim("batch", min=1)
@@ -72,7 +80,7 @@ def write_graph(network: FlowNetwork, path: Path, card: Mapping[str, Any]) -> No
         for axis, name in ((2, "rows"), (3, "columns"))
     }
     side = multiple * (1 + _fewest_multiples(network))
-    # two tensors: one given twice would be one input
+    # Two tensors: one tensor given twice would become one input.
     frames = tuple(torch.zeros(2, 3, side, side + multiple) for _ in _INPUTS)
     shapes = {0: batch, **sides}
     graph = torch.export.export(
@@ -82,7 +90,7 @@ def write_graph(network: FlowNetwork, path: Path, card: Mapping[str, Any]) -> No
     if path.suffix == ".pt2":
         torch.export.save(graph, path, extra_files={_CARD: text})
         return
-    # of what it passes over, such as operators of libraries that aren't installed
+    # It warns of everything it skips, such as operators of libraries that aren't installed.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -96,7 +104,7 @@ def write_graph(network: FlowNetwork, path: Path, card: Mapping[str, Any]) -> No
 
 @torch.no_grad()
 def run_graph(path: Path, image1: Image, image2: Image) -> tuple[Flow, Flow]:
-    """(flow_fw, flow_bw) of a file that `write_graph` wrote, on the CPU."""
+    """(flow_fw, flow_bw) by a file that `write_graph` wrote, on the CPU."""
     if path.suffix == ".pt2":
         flow_fw, flow_bw = torch.export.load(path).module()(image1, image2)
         return flow_fw, flow_bw
@@ -110,8 +118,8 @@ def run_graph(path: Path, image1: Image, image2: Image) -> tuple[Flow, Flow]:
 
 @torch.no_grad()
 def disagreement(network: FlowNetwork, path: Path) -> float:
-    """By how much the flow of a written graph is from the network's own, pixels at most, on noise of another
-    size than it was traced with."""
+    """Largest difference in pixels between the flow of a written graph and the network's own, on noise of
+    another size than the graph was traced with."""
     generator = torch.Generator().manual_seed(0)
     side = network.multiple * (2 + _fewest_multiples(network))
     frames: tuple[Tensor, ...] = torch.rand(2, 1, 3, side, side, generator=generator).unbind()

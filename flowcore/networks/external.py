@@ -1,9 +1,9 @@
-"""How can what another library estimates label for a student? Behind the interface of our own networks.
+"""How does another library's network or method become a teacher?
 
-Networks of torchvision and ptlflow, and OpenCV's classical methods, which need no training and no GPU. The
-first two libraries are optional, so each is imported where a network is built. Such a network estimates and
-is saved like any other, but isn't trained here. It sees two frames at a time: there is nothing to encode
-once.
+torchvision's and ptlflow's networks and OpenCV's classical methods get the interface of our own networks.
+OpenCV's need no training and no GPU. torchvision and ptlflow are optional, so they are imported only where a
+network is built. Such a network estimates flow and is saved like any other, but isn't trained here. It takes
+two frames at a time, so no frame is encoded by itself.
 """
 
 import difflib
@@ -28,18 +28,20 @@ Library = Literal["opencv", "torchvision", "ptlflow"]
 LIBRARIES: tuple[Library, ...] = get_args(Library)
 _MODULES = {"opencv": "cv2"}
 
-_SIDE_MULTIPLE, _SMALLEST_SIDE = 8, 128
-"""Pixels. What torchvision's RAFT asks for; ptlflow's networks pad further by themselves."""
+# Pixels, as torchvision's RAFT requires; ptlflow's networks pad further by themselves.
+_SIDE_MULTIPLE = 8
+_SMALLEST_SIDE = 128
 _GENERAL_CHECKPOINT = "things"
-"""Of ptlflow's: trained on FlyingThings, the last stage before a network is tuned to one benchmark."""
+"""The ptlflow weights trained on FlyingThings, the last stage before a network is tuned to one data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalConfig(NetworkConfig):
-    """A network by the name that its library gives it."""
+    """A network or method of another library."""
 
     library: Library
     name: str
+    """The library's own name for it."""
 
     def __post_init__(self) -> None:
         if self.library not in LIBRARIES:
@@ -47,17 +49,19 @@ class ExternalConfig(NetworkConfig):
 
     @property
     def uri(self) -> str:
-        """See `external_network`."""
+        """As `external_network` takes it, such as opencv:dis_medium."""
         return f"{self.library}:{self.name}"
 
     def build(self) -> "ExternalNetwork":
-        """The network with fresh weights. RuntimeError where the library can't be imported, ValueError where
-        it has no network of this name."""
+        """The network with fresh weights.
+
+        Raises RuntimeError if the library can't be imported, ValueError if it has no network of this name.
+        """
         return _NETWORKS[self.library](self)
 
 
 def external_network(uri: str) -> ExternalConfig | None:
-    """The network that `<library>:<name>` stands for, None for what doesn't begin with a library."""
+    """The network that `<library>:<name>` names; None if `uri` doesn't begin with a library's name."""
     library, mark, name = uri.partition(":")
     return ExternalConfig(library=library, name=name) if mark and library in LIBRARIES else None
 
@@ -73,7 +77,7 @@ class ExternalNetwork(FlowNetwork):
         self.config: ExternalConfig = config
 
     def encode(self, images: Image) -> list[Tensor]:
-        """The frames themselves."""
+        """The frames themselves: the library encodes them."""
         return [images]
 
     def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[FlowLevel]:
@@ -81,20 +85,20 @@ class ExternalNetwork(FlowNetwork):
 
     @property
     def version(self) -> str:
-        """The library's."""
+        """The library's version."""
         return str(_imported(self.config.library).__version__)
 
     @abstractmethod
     def load_pretrained(self) -> str:
-        """Takes the weights that the library publishes, and returns their address; "" where it needs none."""
+        """Loads the weights that the library publishes; returns their address, empty if there are none."""
 
     @abstractmethod
     def _flow(self, image1: Image, image2: Image) -> Flow:
-        """What the library answers."""
+        """The library's estimate."""
 
 
 class _PublishedNetwork(ExternalNetwork):
-    """A torch module whose weights its library publishes. Frames are padded, and the flow cropped back."""
+    """A torch module whose weights its library publishes. Frames are padded and the flow is cropped."""
 
     def __init__(self, config: ExternalConfig) -> None:
         super().__init__(config)
@@ -105,10 +109,10 @@ class _PublishedNetwork(ExternalNetwork):
         return self._padded_flow(_padded(image1), _padded(image2))[..., :height, :width]
 
     def load_pretrained(self) -> str:
-        """Takes the weights that the library publishes, and returns their address.
+        """Loads the weights that the library publishes; returns their address.
 
-        They are downloaded unless torch's hub folder has them, and nothing in them is run. ValueError where
-        there are none for this network, OSError where they can't be had.
+        They are downloaded unless torch's hub folder has them; no code in them is run. Raises ValueError if
+        this network has none, OSError if the download fails.
         """
         url = self._weights_url(_imported(self.config.library))
         try:
@@ -117,8 +121,8 @@ class _PublishedNetwork(ExternalNetwork):
             )
         except (OSError, RuntimeError) as error:
             raise OSError(
-                f"the weights of {self.config.uri} can't be had from {url} ({error}); download them "
-                f"elsewhere, and put the file into {torch.hub.get_dir()}/checkpoints"
+                f"can't download the weights of {self.config.uri} from {url} ({error}); download them "
+                f"elsewhere and put the file into {torch.hub.get_dir()}/checkpoints"
             ) from error
         self.model.load_state_dict(weights.get("state_dict", weights))
         return url
@@ -129,15 +133,15 @@ class _PublishedNetwork(ExternalNetwork):
 
     @abstractmethod
     def _padded_flow(self, image1: Image, image2: Image) -> Flow:
-        """What the module answers for frames of a size that it takes."""
+        """The module's estimate for frames of a size that it takes."""
 
     @abstractmethod
     def _weights_url(self, library: Any) -> str:
-        """Where the library says that the weights are."""
+        """The address of the weights, by the library."""
 
 
 class TorchvisionNetwork(_PublishedNetwork):
-    """torchvision.models.optical_flow, on frames in [-1, 1]."""
+    """A network of torchvision.models.optical_flow; it takes frames in [-1, 1]."""
 
     def _built(self, library: Any) -> nn.Module:
         models = library.models
@@ -146,7 +150,7 @@ class TorchvisionNetwork(_PublishedNetwork):
         return model
 
     def _padded_flow(self, image1: Image, image2: Image) -> Flow:
-        # a flow after each of its iterations
+        # One flow an iteration; the last is the estimate.
         flow: Tensor = self.model(2 * image1 - 1, 2 * image2 - 1)[-1]
         return flow
 
@@ -155,10 +159,10 @@ class TorchvisionNetwork(_PublishedNetwork):
 
 
 class PTLFlowNetwork(_PublishedNetwork):
-    """ptlflow, on pairs of frames in [0, 1] whose channels are blue, green, red.
+    """A network of ptlflow; it takes frames in [0, 1] with channels in the order blue, green, red.
 
-    The FlowFormers see whole frames here; ptlflow cuts them into tiles of the size that they were trained on,
-    which is larger than many videos. Networks that ask for more than two frames aren't made for this.
+    The FlowFormers see whole frames here. ptlflow itself cuts frames into tiles of the size they were trained
+    on, which is larger than many videos. Networks that need more than two frames don't work.
     """
 
     def _built(self, library: Any) -> nn.Module:
@@ -168,26 +172,28 @@ class PTLFlowNetwork(_PublishedNetwork):
 
     def _padded_flow(self, image1: Image, image2: Image) -> Flow:
         pairs = torch.stack([image1, image2], dim=1).flip(2)
-        # One by one, as ptlflow measures them: with some networks a pair's flow depends on its batch.
+        # One by one, as ptlflow evaluates them: in some networks a pair's flow depends on its batch.
         return torch.cat([self.model({"images": pair})["flows"][:, 0] for pair in pairs.split(1)])
 
     def _weights_url(self, library: Any) -> str:
         checkpoints = getattr(self.model, "pretrained_checkpoints", None) or {}
         if not checkpoints:
-            raise ValueError(f"ptlflow has no trained weights for {self.config.name}; take another network")
+            raise ValueError(f"ptlflow has no trained weights for {self.config.name}; choose another network")
         return str(checkpoints.get(_GENERAL_CHECKPOINT) or next(iter(checkpoints.values())))
 
 
 class OpenCVNetwork(ExternalNetwork):
-    """OpenCV's DIS (Kroeger et al., ECCV 2016) and Farneback (SCIA 2003), on grey frames and on a CPU. It has
-    no weights: as a teacher it is there at once, and it never saw truth."""
+    """OpenCV's DIS (Kroeger et al., ECCV 2016) or Farneback (SCIA 2003), on grey frames and a CPU.
+
+    It has no weights: a teacher that needs no training and never saw truth.
+    """
 
     def __init__(self, config: ExternalConfig) -> None:
         super().__init__(config)
         _require_known(config, list(_OPENCV))
 
     def _flow(self, image1: Image, image2: Image) -> Flow:
-        """ValueError for frames that are too small for the method."""
+        """The method's estimate; ValueError for frames too small for it."""
         flows = [
             self._of_pair(_grey(first), _grey(second)) for first, second in zip(image1, image2, strict=True)
         ]
@@ -198,7 +204,8 @@ class OpenCVNetwork(ExternalNetwork):
             flow = _OPENCV[self.config.name](first, second)
         except cv2.error as error:
             raise ValueError(
-                f"{self.config.uri} can't do frames of {first.shape} px ({error.err}): leave it out"
+                f"{self.config.uri} can't estimate flow for frames of {first.shape} px ({error.err}); leave "
+                "this teacher out, or the small videos"
             ) from error
         return np.ascontiguousarray(flow.transpose(2, 0, 1))
 
@@ -208,19 +215,19 @@ class OpenCVNetwork(ExternalNetwork):
 
 
 def _grey(image: Float[Tensor, "3 height width"]) -> np.ndarray:
-    """uint8, as OpenCV converts it."""
+    """The image as OpenCV's own conversion gives it, uint8."""
     frame = (image.movedim(0, -1) * 255).round().byte().cpu().numpy()
     return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
 
 
 def _dis(preset: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    # made anew for each pair, because it can't be sent to another process
+    # Created for each pair, because it can't be sent to another process.
     start = np.zeros((*first.shape, 2), np.float32)
     return cv2.DISOpticalFlow.create(preset).calc(first, second, start)
 
 
 def _farneback(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    # the numbers of OpenCV's own sample
+    # The parameters of OpenCV's own sample.
     start = np.zeros((*first.shape, 2), np.float32)
     return cv2.calcOpticalFlowFarneback(first, second, start, 0.5, 3, 15, 3, 5, 1.2, 0)
 
@@ -240,18 +247,18 @@ _NETWORKS: dict[str, type[ExternalNetwork]] = {
 
 
 def _imported(library: Library) -> Any:
-    """The library; RuntimeError where it can't be imported."""
+    """The library; RuntimeError if it can't be imported."""
     try:
         return importlib.import_module(_MODULES.get(library, library))
     except (ImportError, RuntimeError, OSError) as error:
         raise RuntimeError(
-            f"{library} can't be imported here ({error}); networks of {library} need it on every node: "
+            f"{library} can't be imported here ({error}); its networks need it on every node: "
             f"pip install -e '.[{library}]', with the torchvision that belongs to torch {torch.__version__}"
         ) from error
 
 
 def _require_known(config: ExternalConfig, names: Sequence[str]) -> None:
-    """ValueError, with the nearest of the library's names, for a name that isn't among them."""
+    """ValueError, with the library's closest names, if it has no network of this name."""
     if config.name not in names:
         nearest = difflib.get_close_matches(config.name, names, n=8, cutoff=0.4) or names
         raise ValueError(
@@ -260,6 +267,6 @@ def _require_known(config: ExternalConfig, names: Sequence[str]) -> None:
 
 
 def _padded(images: Image) -> Float[Tensor, "batch 3 _ _"]:
-    """Right and bottom border repeated, as `pad_to_multiple` does, to sides that the libraries take."""
+    """Images with the right and bottom border repeated up to sides that the libraries take."""
     bottom, right = (max(-side % _SIDE_MULTIPLE, _SMALLEST_SIDE - side) for side in images.shape[-2:])
     return functional.pad(images, (0, right, 0, bottom), mode="replicate")

@@ -1,10 +1,10 @@
-"""What are FlowNetS and FlowNetC here? Encoder and decoder without warping (Dosovitskiy et al., ICCV 2015).
+"""FlowNetS and FlowNetC: an encoder and a decoder without warping (Dosovitskiy et al., ICCV 2015).
 
-FlowNetS sees both frames as one image of six channels, so that there is nothing to encode once; FlowNetC
+FlowNetS sees both frames as one image of six channels, so that no frame is encoded by itself. FlowNetC
 encodes each frame and correlates the features at an eighth of the resolution.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -26,20 +26,21 @@ _CORRELATED_LEVEL = 3
 class FlowNetConfig(NetworkConfig):
     """Variant and widths of FlowNet; the defaults are the paper's FlowNetS.
 
-    Deviation from FlowNetC: features are normalised as `normalize_features` does, and the correlation visits
-    every displacement up to `radius`, where the paper's visits every second one up to 20; both have 441.
+    Deviations from the paper's FlowNetC: features are normalised with `normalize_features`, and the
+    correlation visits every displacement up to `radius`. The paper visits every second one up to 20; both
+    make 441.
     """
 
     variant: Literal["simple", "correlated"] = "simple"
     """FlowNetS or FlowNetC."""
     encoder_widths: tuple[int, ...] = (64, 128, 256, 512, 512, 1024)
-    """Channels per level; level l has stride 2^l."""
+    """Channels of each encoder level; level l has stride 2^l."""
     decoder_widths: tuple[int, ...] = (64, 128, 256, 512)
-    """Channels of the decoder's levels from 2 on; as many as encoder levels less 2."""
+    """Channels of each decoder level, from level 2 on; two fewer than encoder levels."""
     redirected_width: int = 32
-    """FlowNetC: channels of the first frame's features that go on beside the correlation."""
+    """FlowNetC: channels of the first frame's features that bypass the correlation."""
     radius: int = 10
-    """FlowNetC: the correlation's reach, in eighths of the resolution."""
+    """FlowNetC: reach of the correlation, in pixels at an eighth of the resolution."""
 
     def __post_init__(self) -> None:
         if len(self.encoder_widths) < 4 or len(self.decoder_widths) != len(self.encoder_widths) - 2:
@@ -52,8 +53,26 @@ class FlowNetConfig(NetworkConfig):
         return FlowNet(self)
 
 
+def tiny() -> dict[str, FlowNetConfig]:
+    """For tests: builds at once, learns little."""
+    simple = FlowNetConfig(encoder_widths=(8, 8, 12, 16), decoder_widths=(8, 12))
+    correlated = replace(simple, variant="correlated", redirected_width=8, radius=3)
+    return {"flownets": simple, "flownetc": correlated}
+
+
+def small() -> dict[str, FlowNetConfig]:
+    """For frames of about 96x128 px on a CPU."""
+    simple = FlowNetConfig(encoder_widths=(24, 32, 64, 96), decoder_widths=(48, 64))
+    return {"flownets": simple, "flownetc": replace(simple, variant="correlated", radius=4)}
+
+
+def full() -> dict[str, FlowNetConfig]:
+    """The paper's FlowNetS and FlowNetC."""
+    return {"flownets": FlowNetConfig(), "flownetc": FlowNetConfig(variant="correlated")}
+
+
 class FlowNet(FlowNetwork):
-    """See FlowNetConfig; levels from stride 4 to the coarsest."""
+    """See FlowNetConfig. Its levels go from stride 4 to the coarsest."""
 
     def __init__(self, config: FlowNetConfig) -> None:
         super().__init__()

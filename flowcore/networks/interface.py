@@ -1,4 +1,4 @@
-"""What every flow network offers, whatever is inside it."""
+"""What does every flow network offer?"""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -19,46 +19,53 @@ FlowLevel = Float[Tensor, "batch 2 _ _"]
 
 @dataclass(frozen=True, kw_only=True)
 class BidirectionalFlow:
-    """Flow in both directions between two frames, a list of levels each, finest first.
+    """Flow in both directions between two frames, each as a list of levels, finest first.
 
-    A level at stride s is a grid of [height / s, width / s] vectors in pixels of the full-resolution frame.
-    Levels may share a stride: those of a recurrent network are its iterations, the last one first.
+    A level of stride s is a grid of [height / s, width / s] vectors in pixels of the full-resolution frame.
+    Levels may share a stride: a recurrent network's are its iterations, the last one first.
     """
 
     forward: list[FlowLevel]
     backward: list[FlowLevel]
     strides: tuple[int, ...]
+    """The stride of each level."""
+
+    def reversed(self) -> "BidirectionalFlow":
+        """The same estimate with the roles of the frames swapped."""
+        return BidirectionalFlow(forward=self.backward, backward=self.forward, strides=self.strides)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """The configuration of a network; it is what builds the network."""
+    """A network's configuration, which builds it."""
 
     def build(self) -> "FlowNetwork":
-        """A network with fresh weights, drawn from torch's global generator."""
+        """A network with fresh weights, drawn from torch's global random generator."""
         raise NotImplementedError
 
 
 class FlowNetwork(nn.Module):
-    """A network for sides that are multiples of `multiple` px; its levels have `strides`, finest first."""
+    """A network that estimates flow in both directions between two frames."""
 
     config: NetworkConfig
     multiple: int
+    """Both sides of a frame must be multiples of this, in pixels."""
     strides: tuple[int, ...]
+    """The stride of each level, finest first."""
     checkpoints_activations: bool = False
-    """Whether a backward pass computes again what is inside a block, in place of keeping it: less memory for
-    the time of a second forward pass, with the same gradients."""
+    """Recomputes each block's activations in the backward pass instead of storing them: less memory, the time
+    of a second forward pass, the same gradients."""
 
     @abstractmethod
     def encode(self, images: Image) -> list[Tensor]:
-        """The features of each frame, whatever `decode` needs; frames are the first axis of each tensor."""
+        """Whatever `decode` needs of each frame; frames are the first axis of each tensor."""
 
     @abstractmethod
     def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[FlowLevel]:
-        """The flow from frames 1 to frames 2, finest level first; see BidirectionalFlow for the unit."""
+        """The flow from frames 1 to frames 2, finest level first, in the unit of BidirectionalFlow."""
 
     def _block(self, function: Callable[..., Any], *inputs: Tensor) -> Any:
-        """`function` of the inputs; see `checkpoints_activations`."""
+        """`function` of the inputs, recomputed in the backward pass if `checkpoints_activations`."""
         if not (self.checkpoints_activations and torch.is_grad_enabled()):
             return function(*inputs)
         return checkpoint(function, *inputs, use_reentrant=False)
@@ -68,12 +75,12 @@ class FlowNetwork(nn.Module):
         height, width = images.shape[-2:]
         if height % self.multiple or width % self.multiple:
             raise ValueError(
-                f"frames of ({height}, {width}) must be multiples of {self.multiple} px on each side for "
+                f"frames of ({height}, {width}) px must be multiples of {self.multiple} px on each side for "
                 "this network; pad them, or choose another crop size"
             )
 
     def forward(self, image1: Image, image2: Image) -> BidirectionalFlow:
-        """Flow in both directions, each frame encoded once."""
+        """Flow in both directions; each frame is encoded once."""
         features = self.encode(torch.cat([image1, image2]))
         first = [level[: image1.shape[0]] for level in features]
         second = [level[image1.shape[0] :] for level in features]
@@ -92,9 +99,9 @@ class FlowNetwork(nn.Module):
         )
 
     def ready(self, device: torch.device) -> "FlowNetwork":
-        """This network, on the device and for inference alone."""
+        """This network, set up on the device for inference."""
         if device.type == "cpu":
-            # Light PWC-Net takes a sixth less time for it.
+            # Saves light PWC-Net a sixth of its time.
             cast(Any, self).to(memory_format=torch.channels_last)
         return self.to(device).eval()
 
@@ -102,12 +109,13 @@ class FlowNetwork(nn.Module):
     def estimate_chunk(
         self, frames: Float[Tensor, "frames 3 height width"], at_once: int | None = None
     ) -> tuple[Float[Tensor, "pairs 2 _ _"], Float[Tensor, "pairs 2 _ _"]]:
-        """Forward and backward flow of the K pairs of K + 1 consecutive frames of any size, at the network's
+        """Forward and backward flow of the K pairs in K + 1 consecutive frames of any size, at the network's
         finest stride.
 
-        Each frame is encoded once. The grid covers the frame padded to `multiple`;
-        `upsample_flow(flow, strides[0], height, width)` is the full-resolution flow. at_once: how many pairs
-        go through the network together, None for all.
+        Each frame is encoded once. The flow's grid covers the frame padded to `multiple`;
+        `upsample_flow(flow, strides[0], height, width)` gives the full-resolution flow.
+
+        at_once: number of pairs that go through the network together; None takes all.
         """
         pairs = len(frames) - 1
         at_once = at_once or pairs
@@ -127,7 +135,8 @@ class FlowNetwork(nn.Module):
 
     @torch.no_grad()
     def estimate(self, image1: Image, image2: Image) -> tuple[Flow, Flow]:
-        """Forward and backward flow at full resolution, for frames of any size (padded, cropped back)."""
+        """Forward and backward flow at full resolution, for frames of any size: they are padded and the flow
+        is cropped."""
         height, width = image1.shape[-2:]
         both = self(pad_to_multiple(image1, self.multiple), pad_to_multiple(image2, self.multiple))
         stride = self.strides[0]

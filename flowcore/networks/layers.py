@@ -6,14 +6,13 @@ import torch
 from torch import Tensor, nn
 
 FLOW_SCALE = 20.0
-"""Pixels of motion that one unit of a decoder's output stands for, as PWC-Net and FlowNet scale their
-truth."""
+"""Pixels of motion per unit of a decoder's output, the factor by which PWC-Net and FlowNet scale truth."""
 
 
 def convolution(
     channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1, dilation: int = 1
 ) -> nn.Sequential:
-    """A convolution that keeps the size up to its stride, and a leaky ReLU."""
+    """A convolution, padded to keep the size but for its stride, and a leaky ReLU."""
     layer = nn.Conv2d(
         channels_in,
         channels_out,
@@ -33,13 +32,13 @@ class _FlowHead(nn.Conv2d):
 
 
 def flow_head(channels: int) -> nn.Conv2d:
-    """Features to two components of flow, in full precision."""
+    """A convolution from features to flow, in full precision."""
     return _FlowHead(channels, 2, 3, padding=1)
 
 
 def in_full_precision(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """What `function` makes of the inputs where autocast is off: of flow and of what is compared to find it,
-    the eight bits of bfloat16 would round pixels away."""
+    """`function` of the inputs with autocast off. bfloat16's eight bits are too coarse for flow, and for the
+    features that are compared to find it."""
     device = inputs[0].device.type
     if not torch.is_autocast_enabled(device):
         return function(*inputs)

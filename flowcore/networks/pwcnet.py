@@ -1,8 +1,8 @@
-"""What is PWC-Net here? Pyramid, warping, cost volume (Sun et al., CVPR 2018), as light as DDFlow trains it.
+"""PWC-Net: pyramid, warping, cost volume (Sun et al., CVPR 2018), in the light version that DDFlow trains.
 
-Each level predicts the flow itself, not a residual; the context network refines the finest one. The flow is
-kept in pixels of the full-resolution frame at every level and divided by the level's stride only where
-features are warped.
+Each level predicts the flow itself, not a residual; the context network refines the finest one. Flow is in
+pixels of the full-resolution frame at every level, and is divided by the level's stride only to warp
+features.
 """
 
 from dataclasses import dataclass
@@ -24,15 +24,16 @@ class PWCNetConfig(NetworkConfig):
     """Widths and depth of PWC-Net; the defaults are the light network of DDFlow and SelFlow."""
 
     encoder_widths: tuple[int, ...] = (16, 32, 64, 96, 128, 192)
-    """Channels per encoder level; level l has stride 2^l, and there are as many levels as widths."""
+    """Channels of each encoder level, one level a width; level l has stride 2^l."""
     decoder_widths: tuple[int, ...] = (128, 128, 96, 64, 32)
     """Channels of the decoder's convolutions, the same at every level."""
     context_widths: tuple[int, ...] = (128, 128, 128, 96, 64, 32)
-    """Channels of the context network, whose dilations are 1, 2, 4, 8, 16, 1, and 1 for the flow."""
+    """Channels of the context network; its dilations are 1, 2, 4, 8, 16, 1, and 1 for the flow."""
     finest_level: int = 2
-    """The level of the final flow: stride 2^finest_level, 4 pixels by default."""
+    """Level of the final flow, of stride 2^finest_level: 4 px by default. A level finer takes about three
+    times as long a step."""
     radius: int = 4
-    """The cost volume's reach at each level, in that level's pixels."""
+    """Reach of the cost volume at each level, in that level's pixels."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.finest_level < len(self.encoder_widths):
@@ -47,8 +48,39 @@ class PWCNetConfig(NetworkConfig):
         return PWCNet(self)
 
 
+def tiny() -> dict[str, PWCNetConfig]:
+    """For tests: builds at once, learns little."""
+    return {"pwcnet": PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,))}
+
+
+def small() -> dict[str, PWCNetConfig]:
+    """For frames of about 96x128 px on a CPU."""
+    return {
+        "pwcnet": PWCNetConfig(
+            encoder_widths=(16, 32, 48, 64), decoder_widths=(64, 48, 32), context_widths=(64, 64, 32)
+        )
+    }
+
+
+def light() -> dict[str, PWCNetConfig]:
+    """For frames of about 320x448 px on a CPU."""
+    return {
+        "pwcnet": PWCNetConfig(
+            encoder_widths=(16, 32, 48, 64, 80),
+            decoder_widths=(48, 32, 24),
+            context_widths=(32, 32),
+            radius=3,
+        )
+    }
+
+
+def full() -> dict[str, PWCNetConfig]:
+    """The light network of DDFlow and SelFlow."""
+    return {"pwcnet": PWCNetConfig()}
+
+
 class PWCNet(FlowNetwork):
-    """See PWCNetConfig; a fresh network answers with a small random flow."""
+    """See PWCNetConfig. A fresh network estimates small random flow."""
 
     def __init__(self, config: PWCNetConfig) -> None:
         super().__init__()

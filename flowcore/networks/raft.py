@@ -1,11 +1,12 @@
-"""What is RAFT here? Recurrent refinement over all pairs of features (Teed and Deng, ECCV 2020).
+"""RAFT: recurrent refinement over all pairs of features (Teed and Deng, ECCV 2020).
 
-One flow at one resolution, refined by a recurrent unit that looks up, at several scales, how alike the
-features around its present guess are. All pairs are compared once for each direction, before the iterations.
+One flow field at one resolution is refined by a recurrent unit. At several scales it looks up how similar the
+features around its current estimate are. All pairs of features are compared once for each direction, before
+the iterations.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -23,27 +24,32 @@ _NEIGHBOURS = 9
 
 @dataclass(frozen=True, kw_only=True)
 class RAFTConfig(NetworkConfig):
-    """Size of RAFT; the defaults are of the size of the paper's full network.
+    """Size of RAFT; the defaults have the size of the paper's full network.
 
-    Deviations: residual blocks without normalisation layers, whose statistics batches of a few pairs don't
-    give; features normalised as `normalize_features` does, since there is no truth to scale them; the learned
-    upsampling doubles the resolution, so that a loss at the flow's own resolution sees it, and the rest of
-    the way is bilinear.
+    Deviations from the paper: residual blocks have no normalisation layers, because batches of a few pairs
+    give poor statistics. Features are normalised with `normalize_features`, because no truth teaches their
+    scale. The learned upsampling only doubles the resolution, so that a loss at the flow's own resolution
+    trains it; the rest is bilinear.
     """
 
     encoder_widths: tuple[int, ...] = (64, 96, 128)
-    """Channels per encoder level; the flow's stride is 2 to their number."""
+    """Channels of each encoder level; with n levels the flow has stride 2^n."""
     feature_width: int = 256
+    """Channels of the features that are compared."""
     hidden_width: int = 128
+    """Channels of the recurrent unit's state."""
     context_width: int = 128
+    """Channels of the first frame's features that every iteration sees."""
     motion_width: int = 128
+    """Channels into which similarities and flow are encoded."""
     iterations: int = 12
+    """Refinements of the flow; more are slower and more accurate."""
     scales: int = 4
-    """Resolutions at which neighbourhoods are looked up, each half the one before."""
+    """Resolutions at which similarities are looked up, each half the one before."""
     radius: int = 4
-    """Of the neighbourhood, at each scale."""
+    """Radius of the neighbourhood that is looked up at each scale, in that scale's pixels."""
     learned_upsampling: bool = True
-    """False for the paper's small variant."""
+    """Doubles the flow's resolution with learned weights; off in the paper's small variant."""
 
     def __post_init__(self) -> None:
         for name in ("iterations", "scales", "radius", "feature_width", "hidden_width"):
@@ -54,6 +60,64 @@ class RAFTConfig(NetworkConfig):
 
     def build(self) -> "RAFT":
         return RAFT(self)
+
+
+def tiny() -> dict[str, RAFTConfig]:
+    """For tests: builds at once, learns little."""
+    raft = RAFTConfig(
+        encoder_widths=(8, 12, 16),
+        feature_width=16,
+        hidden_width=12,
+        context_width=12,
+        motion_width=16,
+        iterations=3,
+        scales=2,
+        radius=2,
+    )
+    return {"raft_small": replace(raft, encoder_widths=(8, 12), learned_upsampling=False), "raft": raft}
+
+
+def small() -> dict[str, RAFTConfig]:
+    """For frames of about 96x128 px on a CPU."""
+    return {
+        "raft_small": RAFTConfig(
+            encoder_widths=(24, 48),
+            feature_width=64,
+            hidden_width=48,
+            context_width=32,
+            motion_width=64,
+            iterations=6,
+            scales=3,
+            radius=3,
+            learned_upsampling=False,
+        ),
+        "raft": RAFTConfig(
+            encoder_widths=(24, 48, 64),
+            feature_width=96,
+            hidden_width=64,
+            context_width=48,
+            motion_width=64,
+            iterations=8,
+            scales=3,
+            radius=3,
+        ),
+    }
+
+
+def full() -> dict[str, RAFTConfig]:
+    """Networks of the size of the paper's small and full ones."""
+    return {
+        "raft_small": RAFTConfig(
+            encoder_widths=(32, 64, 96),
+            feature_width=128,
+            hidden_width=96,
+            context_width=64,
+            motion_width=82,
+            radius=3,
+            learned_upsampling=False,
+        ),
+        "raft": RAFTConfig(),
+    }
 
 
 class _Residual(nn.Module):
@@ -95,8 +159,8 @@ class _Recurrent(nn.Module):
 
 
 class RAFT(FlowNetwork):
-    """See RAFTConfig. Its levels are the iterations' flows, the last one first; with learned upsampling that
-    one also at half the stride before them."""
+    """See RAFTConfig. Its levels are the iterations' flows, the last one first. With learned upsampling, the
+    last flow at half the stride comes before them."""
 
     def __init__(self, config: RAFTConfig) -> None:
         super().__init__()
@@ -133,7 +197,7 @@ class RAFT(FlowNetwork):
         flow = features1[0].new_zeros(batch, 2, height, width)
         levels = []
         for _ in range(self.config.iterations):
-            # each iteration answers for its own step alone
+            # Each iteration is trained for its own step alone.
             flow, hidden = self._block(self._refined, flow.detach(), hidden, context, *pyramid)
             levels.append(flow * self._stride)
         if self.mask is not None:
@@ -143,7 +207,7 @@ class RAFT(FlowNetwork):
     def _refined(
         self, flow: Tensor, hidden: Tensor, context: Tensor, *pyramid: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Flow and hidden state after one more iteration."""
+        """Flow and hidden state after another iteration."""
         likeness = _lookup(pyramid, flow, self.config.radius, self.config.scales)
         motion = self.motion(torch.cat([likeness, flow], dim=1))
         hidden = self.update(hidden, torch.cat([motion, flow, context], dim=1))
@@ -155,7 +219,7 @@ def _all_pairs(
     features2: Float[Tensor, "batch channels height width"],
     scales: int,
 ) -> list[Float[Tensor, "pixels 1 _ _"]]:
-    """For each pixel of the first frame, how alike every pixel of the second is; and that averaged down."""
+    """Similarity of each pixel of the first frame with every pixel of the second, averaged down to scales."""
     batch, _, height, width = features1.shape
     products = in_full_precision(_products, features1, features2)
     pyramid = [products.reshape(batch * height * width, 1, height, width)]
@@ -174,26 +238,29 @@ def _lookup(
     radius: int,
     scales: int,
 ) -> Float[Tensor, "batch _ height width"]:
-    """The likenesses around where the flow points, bilinear, at every scale; 0 outside the frame."""
+    """The similarities around where the flow points, bilinear, at every scale; 0 outside the frame."""
     batch, _, height, width = flow.shape
     target = (pixel_grid(height, width, flow.device) + flow).movedim(1, -1).reshape(-1, 1, 1, 2)
     offsets = torch.arange(-radius, radius + 1, dtype=flow.dtype, device=flow.device)
     window = torch.stack(torch.meshgrid(offsets, offsets, indexing="xy"), dim=-1)[None]
     found = []
     for scale, likeness in enumerate(pyramid):
-        # half-pixel centres: a coarse pixel is the mean of the area under it
+        # Half-pixel centres: a coarse pixel is the mean of the area under it.
         x, y = ((target + 0.5) / 2**scale - 0.5 + window).unbind(dim=-1)
         size_y, size_x = likeness.shape[-2:]
         grid = torch.stack([(2 * x + 1) / size_x - 1, (2 * y + 1) / size_y - 1], dim=-1)
         sampled = functional.grid_sample(likeness, grid, padding_mode="zeros", align_corners=False)
         found.append(sampled.reshape(batch, height, width, -1).movedim(-1, 1))
-    # frames too small for a scale have nothing to find there
+    # Frames too small for a scale have nothing to look up there.
     missing = (scales - len(pyramid)) * (2 * radius + 1) ** 2
     return functional.pad(torch.cat(found, dim=1), (0, 0, 0, 0, 0, missing))
 
 
 def _doubled(flow: Tensor, mask: Tensor) -> Tensor:
-    """Each finer vector is a weighted mean of the 3x3 coarse ones around it. Source: RAFT, "Upsampling"."""
+    """Flow at twice the resolution: each vector is a weighted mean of the 3x3 coarse ones around it.
+
+    Source: RAFT, "Upsampling".
+    """
     batch, _, height, width = flow.shape
     weights = mask.reshape(batch, 1, _NEIGHBOURS, 2, 2, height, width).softmax(dim=2)
     around = functional.unfold(functional.pad(flow, (1, 1, 1, 1), mode="replicate"), 3)

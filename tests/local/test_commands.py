@@ -13,7 +13,7 @@ import ray
 import torch
 import tyro
 
-from flowcore.datasets import BENCHMARKS
+from flowcore.datasets import DATA_SETS
 from flowcore.formats import read_flow, write_image
 from flowcore.networks import PWCNetConfig
 from flowcore.scenes import SceneOptions, render_scene, write_truth
@@ -196,7 +196,7 @@ def test_a_job_server_is_no_cluster_to_join(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_evaluate_offers_every_benchmark() -> None:
-    assert get_args(get_type_hints(evaluate.Evaluate)["benchmark"]) == BENCHMARKS
+    assert get_args(get_type_hints(evaluate.Evaluate)["benchmark"]) == DATA_SETS
 
 
 def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -188,8 +188,30 @@ def test_a_data_set_s_scenes_are_videos_of_names_of_their_own(
     for absent in ("absent", "kitti/training/image_2/000000_07.png"):
         with pytest.raises(FileNotFoundError, match=rf"/{absent}: no sequence .* expected as the multi-view"):
             find_videos(f"kitti2015:{absent}")
-    with pytest.raises(FileNotFoundError, match=r"kitty:kitti is no file.*kitti2015:<folder>"):
-        find_videos("kitty:kitti")
+
+
+def test_a_prefix_that_is_no_data_set_s_is_refused_wherever_videos_are_named(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tree)
+    (tree / "list.txt").write_text("b.mp4\nkitty:kitti\n")
+    for collection in ("kitty:kitti", "list.txt"):
+        with pytest.raises(ValueError, match="unknown data set 'kitty' in 'kitty:kitti'; known are sintel"):
+            find_videos(collection)
+    with pytest.raises(ValueError, match="unknown data set 'kitty'"):
+        absolute_collection("kitty:kitti", "--videos")
+    with pytest.raises(ValueError, match="--videos scenes:kitti: scenes has no frames to learn from"):
+        absolute_collection("scenes:kitti", "--videos")
+
+
+def test_a_video_may_have_a_colon_in_its_name(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tree / "b.mp4").rename(tree / "take:2.mp4")
+    (tree.parent / "list.txt").write_text("collection/take:2.mp4\n")
+    (tree / "list.txt").write_text("take:2.mp4\n")
+    expected = [VideoSource(f"{tree}/take:2.mp4")]
+    assert find_videos(str(tree / "list.txt")) == find_videos(str(tree.parent / "list.txt")) == expected
+    monkeypatch.chdir(tree)
+    assert find_videos("take:2.mp4") == find_videos("take:?.mp4") == expected
 
 
 def test_a_data_set_s_folder_is_made_absolute_and_refused_in_a_job_where_it_is_not(
@@ -353,7 +375,7 @@ def test_a_process_killed_before_it_is_ready_costs_a_video_for_now(video: VideoS
 
     with DecoderProcess() as decoder, ThreadPoolExecutor() as thread:
         killed = thread.submit(kill)
-        with pytest.raises(OSError, match="SIGKILL, perhaps for want of memory before it was ready"):
+        with pytest.raises(OSError, match="SIGKILL, perhaps because memory ran out before it was ready"):
             decoder.digest(video)
         killed.result()
         assert decoder.digest(video)

@@ -222,9 +222,9 @@ def test_labels_of_an_external_teacher_train_any_backbone_from_fresh_weights_and
 
 
 def test_a_truth_that_names_no_benchmark_is_refused(project: Path, scenes: Path) -> None:
-    with pytest.raises(ValueError, match="must be <benchmark>:<folder>"):
+    with pytest.raises(ValueError, match="must be <data set>:<folder>"):
         finetune.finetune("smoke", replace(options(scenes, project), truth=str(scenes)))
-    with pytest.raises(ValueError, match="unknown benchmark 'nothing'"):
+    with pytest.raises(ValueError, match="unknown data set 'nothing'"):
         finetune.finetune("smoke", replace(options(scenes, project), truth=f"nothing:{scenes}"))
 
 

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowcore.datasets import (
-    BENCHMARKS,
     CHAIRS_SPLIT,
+    DATA_SETS,
+    SEQUENCES,
+    DataSet,
     FrameSequence,
     Truth,
     find_samples,
@@ -83,7 +85,7 @@ def test_sintel_has_a_sample_a_pass_wherever_flow_and_both_frames_exist(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "group", "images"),
+    ("data_set", "group", "images"),
     [
         ("kitti2012", "kitti12", "image_0"),
         ("kitti2012", "kitti12", "colored_0"),
@@ -91,7 +93,7 @@ def test_sintel_has_a_sample_a_pass_wherever_flow_and_both_frames_exist(tmp_path
     ],
 )
 def test_kitti_is_occluded_where_only_flow_occ_knows_the_flow(
-    tmp_path: Path, benchmark: str, group: str, images: str
+    tmp_path: Path, data_set: str, group: str, images: str
 ) -> None:
     training = tmp_path / "training"
     put_image(training / images / "000007_10.png", 10)
@@ -101,9 +103,9 @@ def test_kitti_is_occluded_where_only_flow_occ_knows_the_flow(
     put_flow(training / "flow_occ" / "000008_10.png")
     put_flow(training / "flow_noc" / "000007_10.png", ~TOP & ~LEFT)
 
-    samples = find_samples(benchmark, tmp_path)
+    samples = find_samples(data_set, tmp_path)
     assert [(sample.group, sample.name) for sample in samples] == [(group, "000007_10")]
-    assert find_samples(benchmark, training) == samples
+    assert find_samples(data_set, training) == samples
     truth = load(samples[0])
     assert (truth.image1[0, 0, 0], truth.image2[0, 0, 0]) == (10, 11)
     np.testing.assert_array_equal(truth.valid, ~TOP)
@@ -111,7 +113,7 @@ def test_kitti_is_occluded_where_only_flow_occ_knows_the_flow(
     np.testing.assert_array_equal(truth.occluded, ~TOP & LEFT)
 
     shutil.rmtree(training / "flow_noc")
-    assert load(find_samples(benchmark, tmp_path)[0]).occluded is None
+    assert load(find_samples(data_set, tmp_path)[0]).occluded is None
 
 
 def test_kitti2012_prefers_its_color_frames(tmp_path: Path) -> None:
@@ -201,21 +203,67 @@ def test_scenes_have_a_sample_for_each_frame_with_flow_to_the_next(tmp_path: Pat
     np.testing.assert_array_equal(truth.occluded, LEFT)
 
 
-@pytest.mark.parametrize("benchmark", BENCHMARKS)
+@pytest.mark.parametrize("data_set", DATA_SETS)
 def test_an_empty_or_missing_folder_is_an_error_that_names_it_and_the_layout(
-    tmp_path: Path, benchmark: str
+    tmp_path: Path, data_set: str
 ) -> None:
     folder = re.escape(str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match=rf"no folder {folder}; {benchmark} is expected as"):
-        find_samples(benchmark, tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=rf"no folder {folder}; {data_set} is expected as"):
+        find_samples(data_set, tmp_path / "nowhere")
     (tmp_path / "nowhere").mkdir()
-    with pytest.raises(FileNotFoundError, match=rf"pair with truth in {folder}; {benchmark} is expected as"):
-        find_samples(benchmark, tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=rf"pair with truth in {folder}; {data_set} is expected as"):
+        find_samples(data_set, tmp_path / "nowhere")
 
 
-def test_an_unknown_benchmark_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown benchmark 'hd1k'; known are sintel, kitti2012"):
+def test_an_unknown_data_set_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown data set 'hd1k'; known are sintel, kitti2012"):
         find_samples("hd1k", tmp_path)
+
+
+@given(st.sampled_from(DATA_SETS), st.text().filter(lambda root: not root.startswith("//")))
+def test_a_data_set_is_what_its_text_says(name: str, root: str) -> None:
+    data_set = DataSet(name, root)
+    assert DataSet.parse(str(data_set)) == data_set
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "videos",
+        "/data/sintel",
+        "./sintle:/data",
+        "~/take:2",
+        "take:[12].mp4",
+        "take:*/**",
+        "C:/videos",
+        "s3://bucket/sintel:1",
+        "file:///data",
+        "sintel://bucket/x",
+        "2026-01-01T12:30.mp4",
+    ],
+)
+def test_paths_globs_and_uris_name_no_data_set(text: str) -> None:
+    assert DataSet.parse(text) is None
+
+
+@pytest.mark.parametrize("text", ["sintle:/data", "Sintel:data", "file:/data", "kitti:s3://bucket/kitti"])
+def test_an_unknown_prefix_is_refused_with_the_known_names(text: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"unknown data set '{text.partition(':')[0]}' in .* known are sintel"
+    ):
+        DataSet.parse(text)
+
+
+def test_a_file_that_exists_is_no_data_set_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "take:2.mp4").touch()
+    assert DataSet.parse("take:2.mp4") is None
+
+
+def test_whatever_has_frames_to_learn_from_has_truth_too() -> None:
+    assert set(SEQUENCES) < set(DATA_SETS)
 
 
 def test_files_of_one_sample_that_differ_in_size_are_an_error(tmp_path: Path) -> None:
@@ -227,7 +275,7 @@ def test_files_of_one_sample_that_differ_in_size_are_an_error(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "folder", "names", "occlusion_known"),
+    ("data_set", "folder", "names", "occlusion_known"),
     [
         (
             "sintel",
@@ -254,9 +302,9 @@ def test_files_of_one_sample_that_differ_in_size_are_an_error(tmp_path: Path) ->
     ],
 )
 def test_real_truth_explains_the_second_frame(
-    shared_data: Path, benchmark: str, folder: str, names: list[str], occlusion_known: bool
+    shared_data: Path, data_set: str, folder: str, names: list[str], occlusion_known: bool
 ) -> None:
-    samples = find_samples(benchmark, shared_data / folder)
+    samples = find_samples(data_set, shared_data / folder)
     assert [f"{sample.group} {sample.name}" for sample in samples] == names
     for sample in samples:
         truth = load(sample)
@@ -442,13 +490,13 @@ def test_pairs_are_neighbours_of_one_scene_and_none_that_has_both_frames_is_miss
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "folder"),
+    ("data_set", "folder"),
     [("kitti2015", "image_2"), ("kitti2012", "colored_0"), ("kitti2012", "image_0")],
 )
-def test_kitti_scenes_lose_the_pair_with_truth_and_its_neighbours(benchmark: str, folder: str) -> None:
+def test_kitti_scenes_lose_the_pair_with_truth_and_its_neighbours(data_set: str, folder: str) -> None:
     files = [*kitti_files(f"training/{folder}", 1), *kitti_files(f"testing/{folder}", 1)]
     files += [*kitti_files("training/image_3", 1), "training/flow_occ/000000_10.png"]
-    assert find_sequences(benchmark, files, unread) == [
+    assert find_sequences(data_set, files, unread) == [
         FrameSequence(folder=f"{part}/{folder}", frames=tuple(f"000000_{frame:02d}.png" for frame in frames))
         for part in ("testing", "training")
         for frames in (range(9), range(13, 21))
@@ -492,6 +540,6 @@ def test_sintel_is_learnt_from_in_both_passes_of_both_parts_and_never_across_a_m
 PARTS = ("test/clean", "test/final", "training/clean", "training/final")
 
 
-def test_a_benchmark_without_frames_to_learn_from_says_so() -> None:
-    with pytest.raises(ValueError, match="'middlebury' has no layout of frames; those known are chairs"):
+def test_a_data_set_without_frames_to_learn_from_says_so() -> None:
+    with pytest.raises(ValueError, match=r"'middlebury' has no layout of frames .* are chairs"):
         find_sequences("middlebury", [], unread)
