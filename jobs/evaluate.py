@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
 
-from flowcore.datasets import find_samples, samples_digest
+from flowcore.datasets import DataSet, find_samples, samples_digest
 from flowcore.occlusion import ForwardBackwardCheck
 from jobs.command import run
 from pipelines import tracking
@@ -75,7 +75,7 @@ def evaluate_models(models: Mapping[str, str], options: Evaluate) -> dict[str, E
             )
             for name, place in places.items()
         }
-        results = evaluate(places, options.benchmark, root, check=options.check)
+        results = evaluate(places, DataSet(options.benchmark, root), check=options.check)
         for name, tracked in runs.items():
             tracked.dataset(options.benchmark, root, samples_digest(samples), "evaluation")
             tracked.tag("model.name", name)

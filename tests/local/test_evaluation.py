@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from flowcore import datasets
-from flowcore.datasets import Sample
+from flowcore.datasets import DataSet, Sample
 from flowcore.formats import write_flow, write_image, write_mask
 from flowcore.metrics import FlowErrors, OcclusionCounts
 from flowcore.networks import PWCNetConfig
@@ -67,7 +67,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def results(scenes: Path, model: str, ray_session: None) -> dict[str, EvaluationResult]:
-    return evaluate({"zero": "zero", "dis": "opencv:dis_medium", "net": model}, "scenes", scenes)
+    return evaluate(
+        {"zero": "zero", "dis": "opencv:dis_medium", "net": model}, DataSet("scenes", str(scenes))
+    )
 
 
 def motions(scenes: Path) -> Float[ndarray, " pixels"]:
@@ -143,7 +145,7 @@ def errors_of(pairs: int, error: float) -> Errors:
 def result_of(errors_by_group: dict[str, Errors]) -> EvaluationResult:
     nowhere = Path("nowhere")
     return EvaluationResult(
-        benchmark="sintel",
+        data_set="sintel",
         pairs=tuple(
             (Sample(name="a", group=group, image1=nowhere, image2=nowhere, flow=nowhere), errors)
             for group, errors in errors_by_group.items()
@@ -217,7 +219,7 @@ def test_a_benchmark_without_occlusion_truth_counts_no_occlusion(tmp_path: Path,
     write_image(folder / "frame10.png", scene.frames[0])
     write_image(folder / "frame11.png", scene.frames[1])
     write_flow(folder / "flow10.flo", scene.flow_fw[0])
-    errors = evaluate({"zero": "zero"}, "middlebury", tmp_path)["zero"].total
+    errors = evaluate({"zero": "zero"}, DataSet("middlebury", str(tmp_path)))["zero"].total
     assert errors.occlusion.pixels == 0
     assert errors.flow.epe["noc"] is None
     assert errors.flow.pixels_all == 48 * 64
@@ -233,7 +235,7 @@ def test_each_pass_of_sintel_is_a_group(tmp_path: Path, ray_session: None) -> No
             write_image(training / render_pass / "alley_1" / f"frame_{index:04d}.png", scene.frames[index])
     write_flow(training / "flow/alley_1/frame_0000.flo", scene.flow_fw[0])
     write_mask(training / "occlusions/alley_1/frame_0000.png", scene.occ_fw[0])
-    result = evaluate({"dis": "opencv:dis_medium"}, "sintel", tmp_path)["dis"]
+    result = evaluate({"dis": "opencv:dis_medium"}, DataSet("sintel", str(tmp_path)))["dis"]
     clean, final = result.groups["sintel/clean"], result.groups["sintel/final"]
     assert clean == final
     assert result.total == clean + final
@@ -250,16 +252,16 @@ def test_a_model_that_answers_nan_is_named_with_the_pair(
     save_model(tmp_path / "broken", broken, {})
     # Ray wraps it; jobs.command unwraps it
     with pytest.raises(Exception, match=r"broken on scenes scene\d/frame_\d+.*NaN"):
-        evaluate({"broken": str(tmp_path / "broken")}, "scenes", scenes)
+        evaluate({"broken": str(tmp_path / "broken")}, DataSet("scenes", str(scenes)))
 
 
 def test_what_cannot_be_evaluated_says_why(scenes: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="sintel is expected as training/"):
-        evaluate({"zero": "zero"}, "sintel", scenes)
+        evaluate({"zero": "zero"}, DataSet("sintel", str(scenes)))
     with pytest.raises(FileNotFoundError, match="no model folder"):
-        evaluate({"a": str(tmp_path / "nothing")}, "scenes", scenes)
-    with pytest.raises(ValueError, match="is a URI, and must be a folder here"):
-        evaluate({"zero": "zero"}, "scenes", "s3://bucket/scenes")
+        evaluate({"a": str(tmp_path / "nothing")}, DataSet("scenes", str(scenes)))
+    with pytest.raises(ValueError, match="--truth s3://bucket/scenes is a URI"):
+        evaluate({"zero": "zero"}, DataSet("scenes", "s3://bucket/scenes"))
     tiny = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match=r"opencv:dis_medium can't do frames of \(8, 8\) px"):
         load_estimator("opencv:dis_medium")(tiny, tiny)
@@ -269,7 +271,9 @@ def test_what_cannot_be_evaluated_says_why(scenes: Path, tmp_path: Path) -> None
 def test_dis_is_better_than_no_motion_on_real_benchmarks(
     shared_data: Path, ray_session: None, benchmark: str, folder: str
 ) -> None:
-    results = evaluate({"zero": "zero", "dis": "opencv:dis_medium"}, benchmark, shared_data / folder)
+    results = evaluate(
+        {"zero": "zero", "dis": "opencv:dis_medium"}, DataSet(benchmark, str(shared_data / folder))
+    )
     assert results["zero"].groups.keys() == results["dis"].groups.keys()
     for group, zero in results["zero"].groups.items():
         dis = results["dis"].groups[group]
