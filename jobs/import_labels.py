@@ -8,8 +8,9 @@ distill (with --init) and finetune take the set like any other, with every quali
 wrote keeps its pair ids. Killed, the same command again does what is left.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from flowcore.occlusion import ForwardBackwardCheck
 from jobs.command import run
 from pipelines.cluster import connect
 from pipelines.label_files import import_labels
@@ -24,12 +25,14 @@ class ImportLabels:
     """Folder of the files, which every node sees."""
     labels: str
     """Folder or URI of the label set to write, empty or begun by the same command."""
+    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
+    """Tells what is occluded where the files don't."""
 
 
 def main(options: ImportLabels) -> None:
     folder, labels = shared_folder(options.files, "--files"), absolute(options.labels, "--labels")
     connect()
-    pairs = import_labels(folder, labels)
+    pairs = import_labels(folder, labels, options.check)
     print(f"labels: {pairs.location}\n{pairs.num_pairs()} pairs of {folder}")
 
 

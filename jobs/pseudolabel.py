@@ -20,13 +20,15 @@ import json
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import tyro
 
 from flowcore.drawing import Prediction, comparison_panel
+from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.video import ClipOptions
 from jobs.command import run_recipe
 from jobs.recipes import RECIPES
 from pipelines import tracking
@@ -62,7 +64,11 @@ class Pseudolabel:
     ptlflow:<name>; one or several."""
     labels: str
     """Folder or URI, shared by all nodes, that the labels are written to."""
+    clips: ClipOptions
+    """How a video becomes frame pairs."""
     labelling: LabellingOptions
+    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
+    """Tells what is occluded by the teacher's flow."""
     status: bool = False
     """Label nothing and start no Ray: tell how many videos are done, left and skipped in --labels, and when
     it will be finished. Needs --labels alone; the collection is the one that is labelled there, or --videos.
@@ -82,7 +88,14 @@ def pseudolabel(recipe: str, options: Pseudolabel) -> LabellingSummary:
     with tracking.start("pseudolabel", recipe=recipe, parameters=options, inputs=inputs) as run:
         with video_bar("pseudo-labels") as draw:
             summary = write_labels(
-                videos, teachers, labels, options.labelling, run_id=run.run_id, on_progress=draw
+                videos,
+                teachers,
+                labels,
+                options.clips,
+                options.check,
+                options.labelling,
+                run_id=run.run_id,
+                on_progress=draw,
             )
         run.dataset("videos", videos, summary.digest, "labelling")
         run.tag("label_set", summary.digest)
@@ -126,14 +139,20 @@ def status_table(labels: str, status: LabellingStatus, now: datetime) -> str:
         lines.append(
             ("last shard", f"{written:%Y-%m-%d %H:%M:%S}, {_clock((now - written).total_seconds())} ago")
         )
-    if status.state != "finished":
+    if status.last_report is not None and status.state != "finished":
+        age = _clock((now - datetime.fromtimestamp(status.last_report)).total_seconds())
+        lines.append(
+            ("run", f"at work, told {age} ago" if status.is_running else f"none, the last told {age} ago")
+        )
+        if status.failure:
+            lines.append(("", status.failure))
         lines.append(("expected finish", _expected_finish(status, now)))
     return "\n".join(f"{name:<17}{value}" for name, value in lines)
 
 
 def _expected_finish(status: LabellingStatus, now: datetime) -> str:
     if status.seconds_left is None:
-        return "unknown before a run has finished a video and written two shards"
+        return "unknown before a run has made pairs"
     finish = now + timedelta(seconds=status.seconds_left)
     return f"{finish:%Y-%m-%d %H:%M}, in {_clock(status.seconds_left)}, if a run goes on from now"
 
@@ -173,6 +192,7 @@ def recipes(*, for_status: bool = False) -> dict[str, tuple[str, Pseudolabel]]:
                 videos=videos,
                 teacher=teacher,
                 labels=tyro.MISSING,
+                clips=recipe.clips,
                 labelling=recipe.labelling,
                 status=for_status,
             ),

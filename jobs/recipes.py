@@ -62,7 +62,7 @@ class Recipe:
     @property
     def labelling(self) -> LabellingOptions:
         """The same frame pairs as the teacher's."""
-        return LabellingOptions(clips=self.clips)
+        return LabellingOptions()
 
 
 _TINY: dict[str, AnyNetworkConfig] = {

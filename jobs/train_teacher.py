@@ -76,7 +76,7 @@ def train_teacher(recipe: str, options: TrainTeacher) -> str:
         made_from = hashlib.blake2b(repr((videos, options.clips)).encode(), digest_size=6).hexdigest()
         location = join(run_root, f"pairs-{made_from}")
         with video_bar("frame pairs") as draw:
-            summary = write_pairs(videos, location, LabellingOptions(clips=options.clips), on_progress=draw)
+            summary = write_pairs(videos, location, options.clips, LabellingOptions(), on_progress=draw)
         run.summary(summary.metrics("pairs"))
         run.link("init", info.run_id if info else None)
         run.tag("generation", provenance["generation"])

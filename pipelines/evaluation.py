@@ -1,8 +1,8 @@
 """How far are models from the truth of a data set?
 
 Each pair gives sums and counts, which the driver adds in the samples' order, so the numbers are the same to
-the last bit however the pairs were spread over processes. All models see a pair together: it is read once, and
-they are compared on the same pixels.
+the last bit however the pairs were spread over processes. All models see a pair together, so it is read once
+and they are compared on the same pixels.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

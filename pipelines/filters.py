@@ -8,10 +8,9 @@ same text after `where` keeps the same pairs in DuckDB. What SQL would read othe
 that it doesn't know is taken: 0.1 < occluded < 0.6.
 
 The choice that isn't obvious is nan, which stands where there was nothing to measure: it is above every
-number, as in SQL, so that an upper bound leaves such a pair out. Parquet's statistics don't count nan, and
-both Arrow and DuckDB 2.0, which simplify a filter by them, take a bound that all the other values pass for
-one that nan passes too. So negations are carried down to the comparisons, one that nan passes never rules a
-row group out, and what is read is compared without statistics.
+number, as in SQL, so that an upper bound leaves such a pair out. Negations are carried down to the
+comparisons, so that each of them knows whether nan passes. Columns are compared after they are read, without
+Parquet's statistics, which don't count nan.
 """
 
 import ast
@@ -27,7 +26,6 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from jaxtyping import Int
 from numpy import ndarray
 
@@ -65,14 +63,12 @@ class _Comparison:
     def leaves(self) -> "list[_Comparison]":
         return [self]
 
-    def expression(self, schema: pa.Schema, *, to_prune: bool) -> pc.Expression:
+    def expression(self, schema: pa.Schema) -> pc.Expression:
         column, kind = pc.field(self.column), schema.field(self.column).type
-        nan_passes = pa.types.is_floating(kind) and self.operator in _PASSED_BY_NAN
-        if nan_passes and to_prune:
-            return pc.scalar(True)
         # In the column's own precision, as SQL has it: a stored 0.6 is a float32 and equals 0.6.
         value = pa.scalar(self.value, pa.float64() if pa.types.is_integer(kind) else kind)
         compared = _COMPARE[self.operator](column, value)
+        nan_passes = pa.types.is_floating(kind) and self.operator in _PASSED_BY_NAN
         return compared | column.is_nan() if nan_passes else compared
 
 
@@ -86,9 +82,9 @@ class _Junction:
     def leaves(self) -> list[_Comparison]:
         return [leaf for part in self.parts for leaf in part.leaves()]
 
-    def expression(self, schema: pa.Schema, *, to_prune: bool) -> pc.Expression:
+    def expression(self, schema: pa.Schema) -> pc.Expression:
         join = operator.and_ if self.needs_all else operator.or_
-        return reduce(join, (part.expression(schema, to_prune=to_prune) for part in self.parts))
+        return reduce(join, (part.expression(schema) for part in self.parts))
 
 
 @dataclass(frozen=True)
@@ -109,14 +105,6 @@ class PairFilter:
         """The columns that it compares, sorted."""
         return sorted({leaf.column for leaf in self._condition.leaves()})
 
-    def row_groups(self, fragment: ds.ParquetFileFragment) -> list[int]:
-        """The row groups of a file that may hold a pair to keep, or a null to complain of, by their
-        statistics; ValueError where a column isn't there or not of the type of what it is compared with."""
-        self._require_columns(fragment.physical_schema)
-        condition = self._condition.expression(fragment.physical_schema, to_prune=True)
-        nulls = (pc.field(column).is_null() for column in self.columns)
-        return [group.id for group in fragment.subset(reduce(operator.or_, nulls, condition)).row_groups]
-
     def rows(self, table: pa.Table) -> Int[ndarray, "kept"]:
         """The numbers of the rows that it keeps, ascending; ValueError for a null in one of its columns."""
         for column in self.columns:
@@ -126,10 +114,11 @@ class PairFilter:
                     "comparison tells; write their labels anew, or leave the column out of the filter"
                 )
         numbered = table.select(self.columns).append_column("", pa.array(np.arange(table.num_rows)))
-        kept = numbered.filter(self._condition.expression(table.schema, to_prune=False))
+        kept = numbered.filter(self._condition.expression(table.schema))
         return cast(ndarray, kept[""].to_numpy())
 
-    def _require_columns(self, schema: pa.Schema) -> None:
+    def require_columns(self, schema: pa.Schema) -> None:
+        """ValueError where a column isn't there or not of the type of what it is compared with."""
         comparable = [field.name for field in schema if _is_text(field.type) or _is_number(field.type)]
         for leaf in self._condition.leaves():
             if leaf.column not in comparable:

@@ -24,9 +24,9 @@ import torch
 from flowcore.datasets import Sample, Truth, find_samples, load
 from flowcore.formats import FrameCodec, write_flow, write_image, write_mask
 from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.pseudolabels import labels_of
 from flowcore.shapes import Flow, Mask, to_images
-from pipelines.labelling import label_columns
-from pipelines.labels import LABEL_SCHEMA
+from pipelines.labels import beside, decode_occlusion, label_columns
 from pipelines.ledger import write_ledger
 from pipelines.pair_set import PairSet, SetDescription
 from pipelines.storage import write_whole
@@ -96,11 +96,11 @@ def export_labels(
     return ExportSummary(pairs=len(places), new_pairs=new_pairs, unknown_pixels=unknown_pixels)
 
 
-def import_labels(folder: Path, location: str) -> PairSet:
+def import_labels(folder: Path, location: str, check: ForwardBackwardCheck) -> PairSet:
     """Makes a label set of files in FlyingChairs2's layout, as `export_labels` writes it or another tool.
 
     0000000-img_0.png, -img_1.png, and -flow_01 and -flow_10, each .flo or .flo5, have to be there; without
-    -occ_01.png and -occ_10.png the forward-backward check says what is occluded. Where flow is unknown it
+    -occ_01.png and -occ_10.png `check` says what is occluded. Where flow is unknown it
     counts as occluded, which nothing is learnt from. What `export_labels` wrote keeps its pair ids; the
     numbers of `pipelines.labels.LABEL_SCHEMA` are computed anew, at full resolution. Of a folder with train/
     and val/ only train/ is taken. Ray has to be running.
@@ -126,14 +126,15 @@ def import_labels(folder: Path, location: str) -> PairSet:
         (sample.name, ids.get(sample.name), each.digest) for sample, each in zip(samples, read, strict=True)
     ]
     digest = hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()
-    check = ForwardBackwardCheck()
     made_of = {
         "files": "chairs2",
         "teacher": {"digest": digest},
         "check": dataclasses.asdict(check),
         "codec": dataclasses.asdict(FrameCodec()),
     }
-    description = SetDescription(made_of=made_of, provenance={"files": str(folder)})
+    description = SetDescription(
+        kind="imported", made_of=made_of, provenance={"files": str(folder)}, num_teachers=1
+    )
     row = partial(_label_row, folder=folder, teacher=digest, check=check)
     pairs = sample_set(location, description, samples, row, "labels")
     write_ledger(location, ())
@@ -205,15 +206,9 @@ def _label_row(
     both = load(sample), load(_backward(sample))
     flows = torch.from_numpy(np.stack([each.flow for each in both]))
     frames = to_images(np.stack([each.image1 for each in both]))
-    labels = label_columns([flows], 1, frames, partial(_occluded, both, check))
-    labels = (
-        labels.append_column("teacher", pa.array([teacher])).select(LABEL_SCHEMA.names).cast(LABEL_SCHEMA)
-    )
+    labels = labels_of([flows], 1, frames, partial(_occluded, both, check))
     name = _ids_of(folder, teacher).get(sample.name)
-    table = frame_pair(sample, both[0], label_set, name)
-    for field, column in zip(LABEL_SCHEMA, labels.columns, strict=True):
-        table = table.append_column(field, column)
-    return table
+    return beside(frame_pair(sample, both[0], label_set, name), label_columns(labels, teacher))
 
 
 def _occluded(both: tuple[Truth, Truth], check: ForwardBackwardCheck, there: Flow, back: Flow) -> Mask:
@@ -254,7 +249,7 @@ def _write_chairs2(pairs: PairSet, row: Mapping[str, Any], last: Path) -> int:
     for name, image in (("img_0", pair.image1), ("img_1", pair.image2)):
         write_image(last.with_name(f"{number}-{name}.png"), image)
     for name, column in (("occ_01", "occ_fw"), ("occ_10", "occ_bw")):
-        write_mask(last.with_name(f"{number}-{name}.png"), _mask(row, column))
+        write_mask(last.with_name(f"{number}-{name}.png"), decode_occlusion(row, column))
     write_flow(last.with_name(f"{number}-flow_10{last.suffix}"), pair.flow_bw)
     write_flow(last, pair.flow_fw)
     return 0
@@ -269,10 +264,6 @@ def _write_kitti(pairs: PairSet, row: Mapping[str, Any], last: Path) -> int:
     write_image(training / "image_2" / last.name, pair.image1)
     write_image(training / "image_2" / target, pair.image2)
     known = (np.abs(pair.flow_fw) <= _KITTI_LIMIT).all(axis=0)
-    write_flow(training / "flow_noc" / last.name, pair.flow_fw, known & ~_mask(row, "occ_fw"))
+    write_flow(training / "flow_noc" / last.name, pair.flow_fw, known & ~decode_occlusion(row))
     write_flow(last, pair.flow_fw, known)
     return int((~known).sum())
-
-
-def _mask(row: Mapping[str, Any], column: str) -> np.ndarray:
-    return np.asarray(row[column], bool).reshape(row["height"], row["width"])

@@ -1,24 +1,22 @@
-"""What is a pair set on disk, and how is a pair read from it?
+"""What do the columns of a pair set mean? The contract between frame pairs, pseudo-labels and Parquet.
 
 A pair set is a folder, local or on object storage, of Parquet files of frame pairs,
-`<video digest>/<shard>.parquet`; where a teacher made pseudo-labels of them it is a label set. Any Parquet
+`<video digest>/<shard>.parquet`. Where a teacher made pseudo-labels of them it is a label set. Any Parquet
 reader understands a row without this module:
 
-- `flow_fw`, `flow_bw`: planar [2, ceil(height / s), ceil(width / s)] of int32, where s is `flow_stride`: how
-  much each value exceeds the one above it, the first row as it is, in units of 1/64 px. Summed down the
-  columns, divided by 64, upsampled s times (bilinear, half-pixel centres, the border repeated) and cropped to
-  height x width, this is the teacher's flow within 1/128 px.
+- `flow_fw`, `flow_bw`: planar [2, ceil(height / s), ceil(width / s)] of int32, where s is `flow_stride`. Each
+  value is stored as its difference from the one above it, the first row as it is, in units of 1/64 px. Summed
+  down the columns, divided by 64, upsampled s times (bilinear, half-pixel centres, the border repeated) and
+  cropped to height x width, this is the teacher's flow within 1/128 px.
 - `occ_fw`, `occ_bw`: [height, width] of bool, True = occluded.
 
-Two choices aren't obvious. A video's folder is named after its content: a copy or a renamed video is the same
-video, and a changed one is another, whose pairs never mix with those of the old. And flow is stored as
-differences down the columns, since Parquet's own delta encoding takes them along the rows alone; with both,
-the same flow takes about half the bytes at full resolution.
+Flow is stored as differences down the columns because Parquet's own delta encoding takes them along the rows
+alone. With both, the same flow takes about half the bytes at full resolution.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -32,18 +30,18 @@ from torch import Tensor
 from flowcore.formats import FrameCodec
 from flowcore.geometry import upsample_flow
 from flowcore.pairs import FramePair
+from flowcore.pseudolabels import PseudoLabels, label_grid
 from flowcore.video import SAMPLER_VERSION
 
-FORMAT = 4
-"""Version of the layout, of the rows' meaning and of what computes them: counted up, too, where the same
-teacher would give other numbers. Another one is refused."""
+FORMAT = 5
+"""Version of the layout, of the rows' meaning and of what computes them. It rises, too, where the same
+teacher would give other numbers. A set of another version is refused."""
 FLOW_UNITS = 64
 """Units of a stored flow per pixel."""
 
-_INTEGERS, _BOOLS = (
-    pa.list_(pa.field("element", element, nullable=False)) for element in (pa.int32(), pa.bool_())
-)
-"""Never null, which Parquet then needn't tell of each element."""
+# Their elements are never null, so Parquet needn't say so of each.
+_INTEGERS = pa.list_(pa.field("element", pa.int32(), nullable=False))
+_BOOLS = pa.list_(pa.field("element", pa.bool_(), nullable=False))
 
 
 def _lists(type_: pa.DataType, *names: str) -> list[pa.Field]:
@@ -64,7 +62,7 @@ PAIR_SCHEMA = pa.schema(
         ("label_set", pa.string()),
     ]
 )
-"""A frame pair: `frame` is the first frame's number in the video, `timestamp` its time in seconds or nan,
+"""A frame pair. `frame` is the first frame's number in the video, `timestamp` its time in seconds or nan,
 images are encoded as the set's codec says, `label_set` is the digest of what the set is made of."""
 LABEL_SCHEMA = pa.schema(
     [
@@ -80,22 +78,10 @@ LABEL_SCHEMA = pa.schema(
         ("teacher", pa.string()),
     ]
 )
-"""What a teacher adds to a pair. `teacher` is its digest; the numbers are means over both directions:
-
-occluded: share of occluded pixels. forward_backward: px by which the two flows disagree, over the visible
-pixels. photometric: census distance (0 to 48) after warping, over the visible pixels. flow_p50, flow_p99,
-flow_max: length of the flow in px, over all pixels. See `pipelines.labelling`, where they are computed.
-"""
-
-SPREAD_SCHEMA = pa.schema(
-    [
-        *_lists(_INTEGERS, "spread_fw", "spread_bw"),
-        ("spread", pa.float32()),
-    ]
-)
-"""What several teachers add, whose mean the flow is, with the mean's own occlusion: how far they disagree, on
-the flow's grid and stored as it is, as the root mean square distance of their flows to the mean; and its mean
-in px over all pixels of both directions."""
+"""What a teacher adds to a pair: the fields of `flowcore.pseudolabels.PseudoLabels` by their names, and
+`teacher`, its digest."""
+SPREAD_SCHEMA = pa.schema([*_lists(_INTEGERS, "spread_fw", "spread_bw"), ("spread", pa.float32())])
+"""What several teachers add: how far they disagree, stored as the flow is."""
 TRUTH_SCHEMA = pa.schema(
     [
         *_lists(_INTEGERS, "flow_fw"),
@@ -103,8 +89,8 @@ TRUTH_SCHEMA = pa.schema(
         *_lists(_BOOLS, "valid_fw"),
     ]
 )
-"""What a benchmark adds to a pair, where there is truth in place of labels: `flow_fw` as above at stride 1,
-and `valid_fw`, [height, width], True where it is known."""
+"""What a data set with truth adds to a pair in place of labels: `flow_fw` as above at stride 1, and
+`valid_fw`, [height, width], True where it is known."""
 _FLOWS = ("flow_fw", "flow_bw")
 _SPREADS = ("spread_fw", "spread_bw")
 _MASKS = ("occ_fw", "occ_bw", "valid_fw")
@@ -112,15 +98,56 @@ _IMAGES = ("image1", "image2")
 _REPEATED = ("video", "label_set", "teacher")
 
 
-def label_grid(height: int, width: int, stride: int) -> tuple[int, int]:
-    """(rows, columns) of a flow stored at `stride`: the part of a network's grid that lies over the frame."""
-    return -(-height // stride), -(-width // stride)
-
-
 def pair_id(video_digest: str, frames: tuple[int, int], stride: int, height: int, width: int) -> str:
     """32 hexadecimal digits that name a pair, whatever labels it."""
     identity = (video_digest, *frames, stride, height, width, SAMPLER_VERSION)
     return hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()
+
+
+def pair_columns(pairs: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """The columns of PAIR_SCHEMA for these pairs, each with a value for every column."""
+    rows = list(pairs)
+    assert all(row.keys() == set(PAIR_SCHEMA.names) for row in rows)
+    return pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
+
+
+def label_columns(labels: PseudoLabels, teacher: str) -> pa.Table:
+    """The columns of LABEL_SCHEMA, and of several teachers those of SPREAD_SCHEMA; ValueError for a flow that
+    isn't finite. teacher: its digest, or theirs."""
+    columns: dict[str, Any] = {
+        "flow_stride": pa.array([labels.flow_stride] * len(labels), pa.int32()),
+        "teacher": pa.array([teacher] * len(labels), pa.string()),
+    }
+    for name, value in vars(labels).items():
+        if name in (*_FLOWS, *_SPREADS) and value is not None:
+            columns[name] = quantized(value)
+        elif name in _MASKS:
+            columns[name] = masks(value)
+        elif isinstance(value, Tensor):
+            columns[name] = value.cpu().numpy()
+    return pa.table(columns, schema=label_schema(is_of_several=labels.spread is not None))
+
+
+def label_schema(*, is_of_several: bool) -> pa.Schema:
+    """The columns that one teacher adds to a pair, or that several add."""
+    return pa.schema([*LABEL_SCHEMA, *SPREAD_SCHEMA]) if is_of_several else LABEL_SCHEMA
+
+
+def truth_columns(flow: Float[ndarray, "2 height width"], valid: Bool[ndarray, "height width"]) -> pa.Table:
+    """The columns of TRUTH_SCHEMA for a pair whose flow, in pixels, is known where `valid` says so."""
+    known = torch.from_numpy(np.where(valid, flow, 0).astype(np.float32))
+    columns = {
+        "flow_fw": quantized(known[None]),
+        "flow_stride": pa.array([1], pa.int32()),
+        "valid_fw": masks(torch.from_numpy(valid)[None, None]),
+    }
+    return pa.table(columns, schema=TRUTH_SCHEMA)
+
+
+def beside(*tables: pa.Table) -> pa.Table:
+    """One table of the columns of all, which have the same rows."""
+    columns = [column for table in tables for column in table.columns]
+    return pa.table(columns, schema=pa.schema([field for table in tables for field in table.schema]))
 
 
 def quantized(flow: Float[Tensor, "pairs _ rows columns"]) -> pa.ListArray:
@@ -147,7 +174,7 @@ def stored_pixels(
     differences: Sequence[int], rows: int, columns: int
 ) -> Float[ndarray, "channels rows columns"]:
     """What `quantized` stored of a pair, in pixels and on the stored grid."""
-    # torch sums down columns three times as fast as numpy.
+    # torch sums down columns three times as fast as NumPy.
     grid = torch.tensor(np.asarray(differences, np.int32)).view(-1, rows, columns)
     return (grid.cumsum(dim=1, dtype=torch.int32) / FLOW_UNITS).numpy()
 
@@ -175,6 +202,7 @@ def encode_shard(table: pa.Table, row_group_pairs: int) -> bytes:
 
 
 DEFAULT_MAX_SPREAD = 1.0
+"""Pixels by which several teachers may disagree on a label that is trusted."""
 
 
 def decode_row(row: Mapping[str, Any], max_spread: float = DEFAULT_MAX_SPREAD) -> FramePair:
@@ -183,15 +211,26 @@ def decode_row(row: Mapping[str, Any], max_spread: float = DEFAULT_MAX_SPREAD) -
     Where several teachers' spread is `max_spread` px or more the label has confidence 0.
     """
     codec = FrameCodec()
-    height, width = row["height"], row["width"]
     return FramePair(
         image1=codec.decode(row["image1"]),
         image2=codec.decode(row["image2"]),
-        flow_fw=decode_flow(row["flow_fw"], row["flow_stride"], height, width) if "flow_fw" in row else None,
-        flow_bw=decode_flow(row["flow_bw"], row["flow_stride"], height, width) if "flow_bw" in row else None,
+        flow_fw=_flow(row, "flow_fw"),
+        flow_bw=_flow(row, "flow_bw"),
         confidence_fw=_confidence(row, "fw", max_spread),
         confidence_bw=_confidence(row, "bw", max_spread),
     )
+
+
+def decode_occlusion(row: Mapping[str, Any], column: str = "occ_fw") -> Bool[ndarray, "height width"]:
+    """True where a label's pixel is occluded, which an untrusted one needn't be; `occ_bw` is the other
+    direction."""
+    return np.asarray(row[column], bool).reshape(row["height"], row["width"])
+
+
+def _flow(row: Mapping[str, Any], column: str) -> Float[ndarray, "2 height width"] | None:
+    if column not in row:
+        return None
+    return decode_flow(row[column], row["flow_stride"], row["height"], row["width"])
 
 
 def _confidence(
@@ -212,11 +251,6 @@ def _confidence(
         agreed = np.repeat(np.repeat(grid < max_spread, stride, axis=0), stride, axis=1)[:height, :width]
         confidence *= agreed
     return confidence
-
-
-def decode_occlusion(row: Mapping[str, Any]) -> Bool[ndarray, "height width"]:
-    """The forward direction's occlusion, True = occluded, from the `occ_fw` of a row."""
-    return np.asarray(row["occ_fw"], bool).reshape(row["height"], row["width"])
 
 
 def decode_flow(

@@ -1,7 +1,11 @@
-"""What became of each video of a collection?"""
+"""What became of each video of a collection?
+
+A video has one record. Three files are views of it: `_video.json` in the video's folder is the record, the
+ledger lists the videos that gave less than they hold, and the manifest lists those that gave pairs.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,62 +19,70 @@ LEDGER_FILE = "_ledger.json"
 VIDEO_FILE = "_video.json"
 """In a video's folder: what became of it; written after its last shard."""
 
+Outcome = Literal["done", "cut short", "nothing", "duplicate", "unreadable now"]
+_LEDGER = (
+    "video",
+    "outcome",
+    "reason",
+    "stamp",
+    "frames_read",
+    "cuts",
+    "static_pairs",
+    "faded_pairs",
+    "pairs",
+)
+"""What the ledger says of a video."""
+_MANIFEST = ("video", "outcome", "stamp", "folder", "pairs", "shards", "bytes")
+"""What the manifest says of a video."""
 
-Outcome = Literal["nothing", "cut short", "duplicate", "unreadable now"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LedgerEntry:
-    """An input that gave no pair, or fewer than it holds, or that is another one's copy.
-
-    "unreadable now" is the storage's fault: another run tries again. cuts, static_pairs, faded_pairs: how
-    many of its pairs were left out for each, as in `flowcore.video.VideoReport`.
-    """
-
-    video: str
-    outcome: Outcome
-    reason: str
-    frames_read: int
-    pairs: int
-    cuts: int = 0
-    static_pairs: int = 0
-    faded_pairs: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoEntry:
-    """A video of a set. folder: its content's digest. bytes: of its shards."""
-
-    video: str
-    folder: str
-    pairs: int
-    shards: int
-    bytes: int
+_REASONS = {
+    "duplicate": "has the content of another video",
+    "unreadable now": "unreadable then; a run of the same command tries again",
+}
+"""What a status says of the outcomes whose own reasons name a file each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoRecord:
-    """What became of a video whose content is known: its `_video.json`.
-
-    stamp: tells a changed file. folder: its content's digest. run: the run that wrote it. outcome, reason: as
-    in the ledger; "done" if it was read to its end. cuts, static_pairs, faded_pairs: as in
-    `flowcore.video.VideoReport`. bytes: of its shards. label_set: of those.
-    """
+    """What became of a video."""
 
     video: str
-    stamp: str
-    folder: str
-    label_set: str
-    outcome: Literal["done", "nothing", "cut short"]
-    reason: str
-    frames_read: int
-    cuts: int
-    static_pairs: int
-    faded_pairs: int
-    pairs: int
-    shards: int
-    bytes: int
-    run: str
+    """Its name: see `pipelines.collection.VideoSource`."""
+    outcome: Outcome
+    """`done` if it was read to its end. `unreadable now` is the storage's fault: another run tries again."""
+    reason: str = ""
+    """Why the outcome isn't `done`; empty if it is."""
+    stamp: str = ""
+    """Of its files when it was read; tells a changed video."""
+    folder: str = ""
+    """Its folder in the set, which is the digest of its content; empty where the content isn't known or is
+    another video's."""
+    frames_read: int = 0
+    cuts: int = 0
+    """Pairs left out because they lie across a cut."""
+    static_pairs: int = 0
+    """Pairs left out because nothing moves in them."""
+    faded_pairs: int = 0
+    """Pairs left out because they lie in a fade or have a blank frame."""
+    pairs: int = 0
+    shards: int = 0
+    bytes: int = 0
+    """Of its shards."""
+    label_set: str = ""
+    """The set that its shards belong to."""
+    run: str = ""
+    """The run that wrote the record."""
+
+
+def duplicate(video: str, original: str, stamp: str) -> VideoRecord:
+    """The record of a video that has the content of another."""
+    reason = f"has the content of {original}"
+    return VideoRecord(video=video, outcome="duplicate", reason=reason, stamp=stamp)
+
+
+def short_reason(record: VideoRecord) -> str:
+    """Why a video gave no pair, in words that many videos share."""
+    return _REASONS.get(record.outcome, record.reason)
 
 
 def video_record(location: str, folder: str) -> VideoRecord | None:
@@ -81,19 +93,41 @@ def video_record(location: str, folder: str) -> VideoRecord | None:
         return None
 
 
-def read_ledger(location: str) -> list[LedgerEntry]:
+def write_video_record(location: str, record: VideoRecord) -> None:
+    """Writes the record into the video's folder of the set."""
+    Folder(location).write(f"{record.folder}/{VIDEO_FILE}", json_bytes(vars(record)))
+
+
+def with_less(records: Iterable[VideoRecord]) -> list[VideoRecord]:
+    """The records that the ledger lists: of the videos that gave less than they hold."""
+    less = [record for record in records if record.outcome != "done"]
+    return sorted(less, key=lambda record: (record.video, record.outcome))
+
+
+def with_pairs(records: Iterable[VideoRecord]) -> list[VideoRecord]:
+    """The records that the manifest lists: of the videos that gave pairs."""
+    return sorted((each for each in records if each.pairs), key=lambda record: record.folder)
+
+
+def read_ledger(location: str) -> list[VideoRecord]:
     """The ledger of a folder; FileNotFoundError where no run has ended."""
-    return [LedgerEntry(**entry) for entry in json.loads(Folder(location).read(LEDGER_FILE))]
+    return [VideoRecord(**entry) for entry in json.loads(Folder(location).read(LEDGER_FILE))]
 
 
-def write_ledger(location: str, ledger: Sequence[LedgerEntry]) -> None:
-    """Writes the ledger over the one before, sorted by video."""
-    entries = sorted(ledger, key=lambda entry: (entry.video, entry.outcome))
-    Folder(location).write(LEDGER_FILE, json_bytes([vars(entry) for entry in entries]))
+def write_ledger(location: str, records: Iterable[VideoRecord]) -> None:
+    """Writes the ledger over the one before. records: every video's."""
+    Folder(location).write(LEDGER_FILE, json_bytes([_view(each, _LEDGER) for each in with_less(records)]))
 
 
-def write_manifest(location: str, label_set: str, videos: Sequence[VideoEntry]) -> None:
-    """Finishes the set, or brings the list of a finished one up to date."""
+def read_manifest(location: str) -> list[VideoRecord]:
+    """The videos that the set has pairs of; FileNotFoundError of an unfinished set."""
+    manifest = json.loads(Folder(location).read(MANIFEST_FILE))
+    return [VideoRecord(**entry) for entry in manifest["videos"]]
+
+
+def write_manifest(location: str, label_set: str, records: Iterable[VideoRecord]) -> None:
+    """Finishes the set, or brings the list of a finished one up to date. records: every video's."""
+    videos = with_pairs(records)
     manifest = {
         "format": FORMAT,
         "label_set": label_set,
@@ -101,6 +135,10 @@ def write_manifest(location: str, label_set: str, videos: Sequence[VideoEntry]) 
         "num_pairs": sum(video.pairs for video in videos),
         "num_shards": sum(video.shards for video in videos),
         "bytes": sum(video.bytes for video in videos),
-        "videos": [vars(video) for video in sorted(videos, key=lambda video: video.folder)],
+        "videos": [_view(video, _MANIFEST) for video in videos],
     }
     Folder(location).write(MANIFEST_FILE, json_bytes(manifest))
+
+
+def _view(record: VideoRecord, names: Sequence[str]) -> dict[str, str | int]:
+    return {name: getattr(record, name) for name in names}

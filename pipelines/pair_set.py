@@ -1,30 +1,41 @@
-"""How is a set of frame pairs opened, indexed, read and filtered?"""
+"""How is a set of frame pairs described, opened, indexed and read?"""
 
 import hashlib
 import json
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from jaxtyping import Bool
 from numpy import ndarray
 
 from flowcore.pairs import FramePair
 from pipelines.filters import PairFilter
-from pipelines.labels import DEFAULT_MAX_SPREAD, FORMAT, LABEL_SCHEMA, PAIR_SCHEMA, SPREAD_SCHEMA, decode_row
-from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE, LedgerEntry, VideoEntry, read_ledger
-from pipelines.storage import Folder, concurrently, join, json_bytes, patient, storage_of
+from pipelines.labels import DEFAULT_MAX_SPREAD, FORMAT, PAIR_SCHEMA, decode_row
+from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE, VideoRecord, read_ledger, read_manifest
+from pipelines.shard_files import (
+    FRAME_COLUMNS,
+    LABEL_COLUMNS,
+    SPREAD_COLUMNS,
+    TRUTH_COLUMNS,
+    opened_shard,
+    shard_name,
+)
+from pipelines.storage import Folder, concurrently, join, json_bytes, patient
 
 Result = TypeVar("Result")
 
+SetKind = Literal["frames", "labels", "imported", "truth"]
+"""frames: pairs alone. labels: with a teacher's pseudo-labels. imported: with labels that came as files.
+truth: with the flow that a data set knows."""
 DESCRIPTION_FILE = "_label_set.json"
 """What the set is made of; written first."""
 TEACHER_FOLDER = "_teacher"
@@ -47,20 +58,32 @@ _FILES_LOOKED_AT = 64
 
 @dataclass(frozen=True, kw_only=True)
 class SetDescription:
-    """What a set is made of, which decides whether two runs may write into one folder.
+    """What a set is, which decides whether two runs may write into one folder."""
 
-    made_of: JSON values, all that the labels depend on. provenance: texts that name where that came from,
-    such as the teacher's URI; they may differ.
-    """
-
+    kind: SetKind
     made_of: Mapping[str, Any]
+    """JSON values: all that the rows depend on."""
     provenance: Mapping[str, str]
+    """Texts that name where that came from, such as the teacher's URI; they may differ between runs."""
+    num_teachers: int = 0
+    """How many teachers' labels the rows hold; several leave their spread beside them."""
 
     @property
     def digest(self) -> str:
         """16 hexadecimal digits, the `label_set` of each row."""
         canonical = json.dumps({"format": FORMAT, **self.made_of}, sort_keys=True)
         return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
+
+    @property
+    def columns(self) -> pa.Schema:
+        """The columns of the set's files."""
+        match self.kind:
+            case "frames":
+                return FRAME_COLUMNS
+            case "truth":
+                return TRUTH_COLUMNS
+            case "labels" | "imported":
+                return SPREAD_COLUMNS if self.num_teachers > 1 else LABEL_COLUMNS
 
 
 def describe_set(location: str, description: SetDescription) -> None:
@@ -87,13 +110,15 @@ def describe_set(location: str, description: SetDescription) -> None:
         values = {
             "format": FORMAT,
             "label_set": description.digest,
+            "kind": description.kind,
+            "num_teachers": description.num_teachers,
             "made_of": dict(description.made_of),
             "provenance": dict(description.provenance),
         }
         folder.write(DESCRIPTION_FILE, json_bytes(values))
 
 
-def description_at(folder: "Folder") -> SetDescription | None:
+def description_at(folder: Folder) -> SetDescription | None:
     """What the folder's set is made of, None where none was begun; ValueError as `PairSet.open`."""
     try:
         text = folder.read(DESCRIPTION_FILE)
@@ -102,16 +127,17 @@ def description_at(folder: "Folder") -> SetDescription | None:
     try:
         values = json.loads(text)
         version = values["format"]
+        if version == FORMAT:
+            names = ("kind", "made_of", "provenance", "num_teachers")
+            return SetDescription(**{name: values[name] for name in names})
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{DESCRIPTION_FILE} in {folder.location} is damaged ({error!r}); restore it or make the set anew"
         ) from error
-    if version != FORMAT:
-        raise ValueError(
-            f"{folder.location} has format {version}, and this version reads {FORMAT}; use the version that "
-            "wrote it, or make the set anew in another folder"
-        )
-    return SetDescription(made_of=values["made_of"], provenance=values["provenance"])
+    raise ValueError(
+        f"{folder.location} has format {version}, and this version reads {FORMAT}; use the version that "
+        "wrote it, or make the set anew in another folder"
+    )
 
 
 def _leaves(value: object, path: str = "") -> dict[str, object]:
@@ -122,64 +148,19 @@ def _leaves(value: object, path: str = "") -> dict[str, object]:
     return {path: list(value) if isinstance(value, tuple) else value}
 
 
-def shard_name(video_folder: str, shard: int) -> str:
-    """The file of a video's shard, relative to the set's folder."""
-    return f"{video_folder}/{shard:05d}.parquet"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardSize:
-    """What a shard holds and takes."""
-
-    pairs: int
-    bytes: int
-
-
-def require_own(location: str, label_set: str, found: str) -> None:
-    """RuntimeError where something that was found in a set's folder is of another set."""
-    if found != label_set:
-        raise RuntimeError(
-            f"{location} holds labels of the set {found} beside those of {label_set}: a run with other "
-            "options or another teacher writes there at the same time, or did; give each a folder of its own"
-        )
-
-
-def shard_at(location: str, name: str, label_set: str | None = None) -> ShardSize | None:
-    """The size of a shard of the set, None if it isn't there; see `require_own`."""
-    size = Folder(location).size(name)
-    if size is None:
-        return None
-    filesystem, root = storage_of(location)
-    metadata = patient(pq.read_metadata)(f"{root}/{name}", filesystem=filesystem)
-    if label_set is not None:
-        column = metadata.schema.names.index("label_set")
-        require_own(location, label_set, metadata.row_group(0).column(column).statistics.max)
-    return ShardSize(pairs=metadata.num_rows, bytes=size)
-
-
-def video_of_shards(location: str, video_folder: str) -> str | None:
-    """The video that the shards in a folder of the set come from, None without a shard."""
-    shards = Folder(location).files(".parquet", within=video_folder)
-    if not shards:
-        return None
-    filesystem, root = storage_of(location)
-    table = patient(pq.read_table)(f"{root}/{shards[0]}", filesystem=filesystem, columns=["video"])
-    return cast(str, table.column("video")[0].as_py())
-
-
 @dataclass(frozen=True, kw_only=True)
 class PairSet:
-    """A pair set that is open for reading, here or in any process that it is sent to.
-
-    files: the Parquet files, relative to the location, sorted. max_spread: px by which several teachers may
-    disagree on a label that is trusted. where: which pairs the index has; None for all.
-    """
+    """A pair set that is open for reading, here or in any process that it is sent to."""
 
     location: str
+    """Folder or URI."""
     description: SetDescription
     files: tuple[str, ...]
+    """The Parquet files, relative to the location, sorted."""
     max_spread: float = DEFAULT_MAX_SPREAD
+    """Pixels by which several teachers may disagree on a label that is trusted."""
     where: PairFilter | None = None
+    """Which pairs the index has; None for all."""
 
     @classmethod
     def open(cls, location: str) -> Self:
@@ -197,18 +178,14 @@ class PairSet:
                 "jobs/pseudolabel.py was given as --labels"
             )
         try:
-            manifest = json.loads(folder.read(MANIFEST_FILE))
+            videos = read_manifest(location)
         except FileNotFoundError:
             raise ValueError(
                 f"{location} isn't finished, it has no {MANIFEST_FILE}; run the command that writes it, "
                 "jobs/pseudolabel.py RECIPE --videos ... --teacher ... --labels ..., again: it adds only "
                 "what is missing"
             ) from None
-        files = [
-            shard_name(video["folder"], shard)
-            for video in manifest["videos"]
-            for shard in range(video["shards"])
-        ]
+        files = [shard_name(video.folder, shard) for video in videos for shard in range(video.shards)]
         return cls(location=location, description=description, files=tuple(sorted(files)))
 
     @property
@@ -217,37 +194,36 @@ class PairSet:
         return self.description.digest
 
     @property
+    def kind(self) -> SetKind:
+        """What the set has beside its frames."""
+        return self.description.kind
+
+    @property
     def has_labels(self) -> bool:
-        """False where there are frames alone."""
-        return "teacher" in self.description.made_of
+        """True where the flow is a teacher's, or came as files."""
+        return self.kind in ("labels", "imported")
 
     @property
     def has_truth(self) -> bool:
-        """True where the flow is the truth of a benchmark, not a teacher's."""
-        return "truth" in self.description.made_of
+        """True where the flow is what a data set knows."""
+        return self.kind == "truth"
 
     @property
     def teacher(self) -> str | None:
-        """Where the model that made the labels lies, for `checkpoints.fetch_model`; None without labels, and
-        where they came as files, which don't say it."""
-        has_model = self.has_labels and "files" not in self.description.made_of
-        return join(self.location, TEACHER_FOLDER) if has_model else None
+        """Where the model that made the labels lies, for `checkpoints.fetch_model`; None where the set keeps
+        none, as imported labels don't say it."""
+        return join(self.location, TEACHER_FOLDER) if self.kind == "labels" else None
 
     @property
     def quality_columns(self) -> tuple[str, ...]:
         """The columns that grade a label with a number; none without labels."""
-        if not self.has_labels:
-            return ()
-        is_one_teachers = "digest" in self.description.made_of["teacher"]
-        schemas = (LABEL_SCHEMA,) if is_one_teachers else (LABEL_SCHEMA, SPREAD_SCHEMA)
-        return tuple(field.name for schema in schemas for field in schema if pa.types.is_float32(field.type))
+        return tuple(field.name for field in self.description.columns if pa.types.is_float32(field.type))
 
-    def videos(self) -> list[VideoEntry]:
+    def videos(self) -> list[VideoRecord]:
         """The videos that gave pairs, as the manifest lists them; FileNotFoundError of an unfinished set."""
-        manifest = json.loads(Folder(self.location).read(MANIFEST_FILE))
-        return [VideoEntry(**entry) for entry in manifest["videos"]]
+        return read_manifest(self.location)
 
-    def ledger(self) -> list[LedgerEntry]:
+    def ledger(self) -> list[VideoRecord]:
         """The inputs that gave less than they might; FileNotFoundError of an unfinished set."""
         return read_ledger(self.location)
 
@@ -255,12 +231,13 @@ class PairSet:
         """Every pair that `where` keeps: pair_id string, height and width; file int32, the position in
         `files`; row_group and row, int32; and the given columns of numbers, such as the `quality_columns`.
 
-        In the order of file, row_group and row; reads footers and small columns, and those that `where`
-        compares in the row groups that it doesn't rule out. FileNotFoundError where a file is missing,
-        ValueError where `where` fits none of the pairs or not their columns.
+        In the order of file, row_group and row; reads small columns alone. FileNotFoundError where a file is
+        missing, ValueError where `where` fits none of the pairs or not their columns.
         """
+        if self.where is not None:
+            self.where.require_columns(self.description.columns)
         parts = self._of_files(partial(self._index_of, columns))
-        index = pa.concat_tables([_index_schema(columns).empty_table(), *parts])
+        index = pa.concat_tables([self._index_schema(columns).empty_table(), *parts])
         if self.where is not None and index.num_rows == 0:
             raise self._nothing_kept(self.where)
         return index
@@ -312,25 +289,21 @@ class PairSet:
             return cast(int, parquet.metadata.num_rows)
 
     def _index_of(self, columns: Sequence[str], file: int) -> pa.Table:
+        compared = [] if self.where is None else self.where.columns
         with self._opened(self.files[file]) as parquet:
             sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
-            groups, compared = list(range(len(sizes))), list[str]()
-            if self.where is not None:
-                filesystem, root = storage_of(self.location)
-                path = f"{root}/{self.files[file]}"
-                groups = self.where.row_groups(ds.ParquetFileFormat().make_fragment(path, filesystem))
-                compared = self.where.columns
-            names = list(dict.fromkeys((*_INDEXED, *columns, *compared)))
-            table = parquet.read_row_groups(groups, columns=names)
-        read = [sizes[group] for group in groups]
+            table = parquet.read(list(dict.fromkeys((*_INDEXED, *columns, *compared))))
         place = (
             np.full(table.num_rows, file, np.int32),
-            np.repeat(np.array(groups, np.int32), read),
-            np.concatenate([np.arange(size, dtype=np.int32) for size in (0, *read)]),
+            np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+            np.concatenate([np.arange(size, dtype=np.int32) for size in (0, *sizes)]),
         )
         values = [*table.select(_INDEXED).columns, *place, *table.select(columns).columns]
-        index = pa.table(values, schema=_index_schema(columns))
+        index = pa.table(values, schema=self._index_schema(columns))
         return index if self.where is None else index.take(self.where.rows(table))
+
+    def _index_schema(self, columns: Sequence[str]) -> pa.Schema:
+        return pa.schema([*_INDEX_SCHEMA, *(self.description.columns.field(name) for name in columns)])
 
     def _columns_of(self, names: Sequence[str], file: int) -> pa.Table:
         with self._opened(self.files[file]) as parquet:
@@ -346,10 +319,11 @@ class PairSet:
             f"{there}; loosen it"
         )
 
-    def _opened(self, file: str) -> pq.ParquetFile:
-        filesystem, root = storage_of(self.location)
+    @contextmanager
+    def _opened(self, file: str) -> Iterator[pq.ParquetFile]:
         try:
-            return pq.ParquetFile(f"{root}/{file}", filesystem=filesystem, pre_buffer=True)
+            with opened_shard(self.location, file, [self.description.columns]) as parquet:
+                yield parquet
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{file} is missing in {self.location}, though {MANIFEST_FILE} lists it; delete "
@@ -359,15 +333,10 @@ class PairSet:
 
 def one_of_each_size(index: pa.Table) -> list[dict[str, Any]]:
     """A place of a set's index for each (height, width) of its frames."""
-    # by one thread, so that the first is the first in the index
+    # By one thread, so that the first is the first in the index.
     sizes = index.group_by(["height", "width"], use_threads=False)
     firsts = sizes.aggregate([(name, "first") for name in ("file", "row_group", "row")])
     return cast(list[dict[str, Any]], firsts.rename_columns(_PLACE).to_pylist())
-
-
-def _index_schema(columns: Sequence[str]) -> pa.Schema:
-    known = pa.unify_schemas([PAIR_SCHEMA, LABEL_SCHEMA, SPREAD_SCHEMA])
-    return pa.schema([*_INDEX_SCHEMA, *(known.field(name) for name in columns)])
 
 
 def row_values(column: pa.ChunkedArray) -> list[Any]:

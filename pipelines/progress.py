@@ -7,16 +7,11 @@ and a thread of the driver draws them.
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import ray
-from ray.exceptions import RayError
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    # Brings torch, for which the process that carries the numbers would wait seconds.
-    from pipelines.labelling import LabellingProgress
-
+from pipelines.labelling_progress import LabellingProgress
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -49,6 +44,9 @@ class Reporter:
 @contextlib.contextmanager
 def shown(description: str, total: int, unit: str) -> Iterator[Reporter]:
     """A bar of `total` units on stderr while the block runs."""
+    import ray
+    from ray.exceptions import RayError
+
     board: Any = ray.remote(num_cpus=0)(_Board).remote()
     finished = threading.Event()
     with tqdm(desc=description, total=total, unit=unit, dynamic_ncols=True) as bar:
@@ -79,17 +77,18 @@ def shown(description: str, total: int, unit: str) -> Iterator[Reporter]:
 
 
 @contextlib.contextmanager
-def video_bar(description: str) -> "Iterator[Callable[[LabellingProgress], None]]":
+def video_bar(description: str) -> Iterator[Callable[[LabellingProgress], None]]:
     """A bar of the videos of a collection, for `on_progress` of `pipelines.labelling`."""
     with tqdm(desc=description, unit="video", dynamic_ncols=True) as bar:
 
-        def draw(progress: "LabellingProgress") -> None:
+        def draw(progress: LabellingProgress) -> None:
             # what an earlier run did says nothing of the speed
             bar.initial = progress.videos_before
             bar.total, bar.n = progress.num_videos, round(progress.videos_done, 2)
             shares = {stage: f"{share:.0%}" for stage, share in progress.stage_shares.items() if share}
+            speed = {} if progress.pairs_per_second is None else {"pairs/s": progress.pairs_per_second}
             bar.set_postfix(
-                pairs=progress.new_pairs, pairs_per_s=f"{progress.pairs_per_second:.1f}", **shares
+                pairs=progress.new_pairs, **{name: f"{each:.1f}" for name, each in speed.items()}, **shares
             )
 
         yield draw

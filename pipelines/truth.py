@@ -11,17 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
-import ray
-import torch
 from tqdm import tqdm
 
 from flowcore.datasets import DataSet, Sample, Truth, find_samples, load, samples_digest
 from flowcore.formats import FrameCodec
-from pipelines.labels import PAIR_SCHEMA, TRUTH_SCHEMA, encode_shard, masks, pair_id, quantized
-from pipelines.ledger import MANIFEST_FILE, VideoEntry, write_manifest
-from pipelines.pair_set import PairSet, SetDescription, describe_set, shard_at, shard_name
+from pipelines.labels import beside, encode_shard, pair_columns, pair_id, truth_columns
+from pipelines.ledger import MANIFEST_FILE, VideoRecord, write_manifest
+from pipelines.pair_set import PairSet, SetDescription, describe_set
+from pipelines.shard_files import shard_at, shard_name
 from pipelines.storage import Folder, join, shared_folder
 
 Result = TypeVar("Result")
@@ -48,7 +46,9 @@ def truth_set(benchmark: str, root: Path, run_root: str, *, to_learn_from: bool)
     """
     samples = find_samples(benchmark, root, to_learn_from=to_learn_from)
     description = SetDescription(
-        made_of={"truth": benchmark, "samples": samples_digest(samples)}, provenance={"root": str(root)}
+        kind="truth",
+        made_of={"truth": benchmark, "samples": samples_digest(samples)},
+        provenance={"root": str(root)},
     )
     location = join(run_root, f"truth-{description.digest}")
     return sample_set(location, description, samples, _row, "truth")
@@ -79,6 +79,8 @@ def in_parts(
 
     work: gets the part's number and its samples.
     """
+    import ray
+
     task: Any = ray.remote(lambda number, part: work(number, part))
     parts = [samples[at : at + _SHARD_PAIRS] for at in range(0, len(samples), _SHARD_PAIRS)]
     results = left = [task.remote(number, part) for number, part in enumerate(parts)]
@@ -97,7 +99,7 @@ def _write_shard(
     row: Callable[[Sample, str], pa.Table],
     number: int,
     samples: Sequence[Sample],
-) -> VideoEntry:
+) -> VideoRecord:
     folder = f"{number:06d}"
     name = shard_name(folder, 0)
     size = shard_at(location, name)
@@ -106,18 +108,20 @@ def _write_shard(
         Folder(location).write(name, encode_shard(rows, _ROW_GROUP_PAIRS))
         size = shard_at(location, name)
         assert size is not None
-    return VideoEntry(video=samples[0].group, folder=folder, pairs=size.pairs, shards=1, bytes=size.bytes)
+    return VideoRecord(
+        video=samples[0].group,
+        outcome="done",
+        folder=folder,
+        pairs=size.pairs,
+        shards=1,
+        bytes=size.bytes,
+        label_set=label_set,
+    )
 
 
 def _row(sample: Sample, label_set: str) -> pa.Table:
     truth = load(sample)
-    table = frame_pair(sample, truth, label_set)
-    flow = torch.from_numpy(np.where(truth.valid, truth.flow, 0).astype(np.float32))
-    known = torch.from_numpy(truth.valid)[None, None]
-    columns = [quantized(flow[None]), pa.array([1], pa.int32()), masks(known)]
-    for field, column in zip(TRUTH_SCHEMA, columns, strict=True):
-        table = table.append_column(field, column)
-    return table
+    return beside(frame_pair(sample, truth, label_set), truth_columns(truth.flow, truth.valid))
 
 
 def frame_pair(sample: Sample, truth: Truth, label_set: str, name: str | None = None) -> pa.Table:
@@ -137,4 +141,4 @@ def frame_pair(sample: Sample, truth: Truth, label_set: str, name: str | None = 
         "image2": codec.encode(truth.image2),
         "label_set": label_set,
     }
-    return pa.Table.from_pylist([pair], schema=PAIR_SCHEMA)
+    return pair_columns([pair])
