@@ -17,7 +17,7 @@ from jobs.command import run
 from pipelines.filters import PairFilter
 from pipelines.label_files import Layout, export_labels
 from pipelines.pair_set import PairSet
-from pipelines.storage import absolute, shared_folder
+from pipelines.storage import absolute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class ExportLabels:
     labels: str
     """Folder or URI of a finished label set."""
     output: str
-    """Folder to write into, empty or begun by the same command."""
+    """Folder or URI to write into, empty or begun by the same command."""
     layout: Layout = "chairs2"
     where: str | None = None
     """The pairs to take, by columns of the labels: "occluded < 0.6 and forward_backward < 2"."""
@@ -40,7 +40,7 @@ class ExportLabels:
 
 
 def main(options: ExportLabels) -> None:
-    folder = shared_folder(options.output, "--output")
+    output = absolute(options.output, "--output")
     where = None if options.where is None else PairFilter(options.where)
     pairs = replace(PairSet.open(absolute(options.labels, "--labels")), where=where)
     with tqdm(desc="export", unit="pair", dynamic_ncols=True) as bar:
@@ -49,8 +49,8 @@ def main(options: ExportLabels) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        summary = export_labels(pairs, folder, options.layout, on_progress=draw)
-    print(f"{summary.pairs} pairs in {folder}, {summary.new_pairs} of them new")
+        summary = export_labels(pairs, output, options.layout, on_progress=draw)
+    print(f"{summary.pairs} pairs in {output}, {summary.new_pairs} of them new")
     if summary.unknown_pixels:
         print(f"{summary.unknown_pixels} pixels move too far for KITTI's PNG and count as unknown there")
 
