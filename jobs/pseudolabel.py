@@ -40,7 +40,6 @@ from pipelines.labelling import (
     LabellingStatus,
     LabellingSummary,
     labelling_status,
-    teacher_names,
     write_labels,
 )
 from pipelines.labels import decode_occlusion
@@ -48,6 +47,7 @@ from pipelines.ledger import LEDGER_FILE
 from pipelines.pair_set import PairSet
 from pipelines.progress import video_bar
 from pipelines.storage import absolute
+from pipelines.teachers import teacher_names
 
 _MOST_REASONS = 10
 

@@ -1,9 +1,8 @@
-"""How does a label set leave for tools that read files of flow, and how do such files become a label set? In
-the layout of a data set that every tool knows.
+"""How do other tools exchange labels with us? As files in the layout of a data set that every tool knows.
 
-Leaving, pairs are numbered in the order of the set's index, so that the names follow from the set and the
-filter alone: a rerun finds what is there and does what is left. Coming back, they are what their bytes are:
-other files are another set.
+An export numbers the pairs in the order of the set's index. Names thus follow from the set and the filter
+alone, and a rerun finds what is there and does what is left. An import takes its identity from the bytes of
+the files: other files are another set.
 """
 
 import dataclasses
@@ -43,12 +42,14 @@ _KITTI_LIMIT = 511.0
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSummary:
-    """pairs: in the folder. new_pairs: written by this call. unknown_pixels: of the new pairs, those whose
-    flow the layout has no number for."""
+    """What an export left in a folder."""
 
     pairs: int
+    """In the folder."""
     new_pairs: int
+    """Of them, those that this call wrote."""
     unknown_pixels: int
+    """Of the new pairs, those whose flow the layout has no number for."""
 
 
 def export_labels(
@@ -151,10 +152,12 @@ def import_labels(folder: Path, location: str, check: ForwardBackwardCheck) -> P
 
 @dataclass(frozen=True, kw_only=True)
 class _Read:
-    """digest: of a pair's files. error: why they can't be read, empty if they can."""
+    """What was found in a pair's files."""
 
     digest: str = ""
+    """Of their content."""
     error: str = ""
+    """Why they can't be read; empty if they can."""
 
 
 def _read_all(number: int, samples: Sequence[Sample]) -> list[_Read]:

@@ -1,6 +1,6 @@
 """How does a collection of videos become a pair set, each pair once, whatever is killed on the way?
 
-The work is that of `pipelines.shards`; here is what a run is asked for, and what it answers.
+The work is that of `pipelines.stages`; here is what a run is asked for, and what it answers.
 """
 
 import dataclasses
@@ -11,17 +11,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 from pyarrow.fs import LocalFileSystem
 
-from flowcore import networks
 from flowcore.formats import FrameCodec
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.video import SAMPLER_VERSION, ClipOptions
-from pipelines import checkpoints
 from pipelines.collection import Stamp, VideoSource, find_videos, stamp_of
 from pipelines.labelling_progress import LabellingProgress, OnProgress, read_progress, reported
 from pipelines.ledger import (
@@ -34,12 +31,10 @@ from pipelines.ledger import (
     with_pairs,
 )
 from pipelines.pair_set import SetDescription, describe_set, description_at
+from pipelines.stages import Graph, Plan
 from pipelines.storage import Folder, concurrently, storage_of
 from pipelines.tally import Tally
-
-if TYPE_CHECKING:
-    # Brings Ray, for which whoever asks for a status would wait seconds.
-    from pipelines.shards import TeacherModel
+from pipelines.teachers import Teachers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,16 +249,19 @@ def write_pairs(
     options: LabellingOptions,
     *,
     on_progress: OnProgress | None = None,
+    graph: Graph | None = None,
 ) -> LabellingSummary:
     """Writes the frame pairs of a collection (see `find_videos`) into a folder or URI; done work is kept.
 
-    Ray has to be running. Raises FileNotFoundError where there is no video, ValueError where the folder is
-    another set's, and RuntimeError, with the ledger written, if nothing or too little came of the inputs.
+    graph: what reads and writes; None takes Ray, which has to be running. Raises FileNotFoundError where
+    there is no video, ValueError where the folder is another set's, and RuntimeError, with the ledger
+    written, if nothing or too little came of the inputs.
     """
     description = SetDescription(
         kind="frames", made_of=_made_of(clips, options), provenance={"videos": videos}
     )
-    return _write_set(videos, location, clips, options, description, on_progress)
+    plan = _plan(location, description, clips, options, Teachers(), ForwardBackwardCheck())
+    return _write_set(videos, description, plan, Teachers(), options, on_progress, graph)
 
 
 def write_labels(
@@ -276,6 +274,7 @@ def write_labels(
     *,
     run_id: str | None = None,
     on_progress: OnProgress | None = None,
+    graph: Graph | None = None,
 ) -> LabellingSummary:
     """Writes the pairs of a collection with the teachers' pseudo-labels; see `write_pairs`.
 
@@ -290,43 +289,20 @@ def write_labels(
     three teachers' student had 1.11 px where this rule gives 1.07 (the ablation's scenes, seed 1): a check
     that flags many visible pixels flags more of them the more often it is asked.
     """
-    from pipelines.shards import TeacherModel
-
-    folders = [checkpoints.fetch_model(teacher) for teacher in teachers]
-    infos = [checkpoints.load_model(folder)[1] for folder in folders]
-    names = teacher_names(len(teachers))
-    identities = [{"digest": info.digest, "network": networks.to_dict(info.config)} for info in infos]
-    several = {str(number): identity for number, identity in enumerate(identities, start=1)}
-    made_of = {
-        **_made_of(clips, options),
-        "teacher": identities[0] if len(identities) == 1 else several,
-        "check": dataclasses.asdict(check),
-    }
-    origin = {
-        "run_id": run_id,
-        **{f"{name}_run_id": info.run_id for name, info in zip(names, infos, strict=True)},
-        "generation": str(max(info.generation for info in infos)),
-    }
-    provenance = {"videos": videos, "teacher": " ".join(teachers)}
-    provenance |= {name: value for name, value in origin.items() if value}
-    models = tuple(
-        TeacherModel(info.digest, info.config, f"_{name}/{checkpoints.WEIGHTS_FILE}")
-        for name, info in zip(names, infos, strict=True)
-    )
-    files = {
-        f"_{name}/{file}": (folder / file).read_bytes()
-        for name, folder in zip(names, folders, strict=True)
-        for file in (checkpoints.WEIGHTS_FILE, checkpoints.CARD_FILE)
-    }
+    fetched = Teachers.fetched(teachers)
+    run = {} if run_id is None else {"run_id": run_id}
     description = SetDescription(
-        kind="labels", made_of=made_of, provenance=provenance, num_teachers=len(teachers)
+        kind="labels",
+        made_of={
+            **_made_of(clips, options),
+            "teacher": fetched.identity,
+            "check": dataclasses.asdict(check),
+        },
+        provenance={"videos": videos, **run, **fetched.provenance},
+        num_teachers=len(teachers),
     )
-    return _write_set(videos, location, clips, options, description, on_progress, check, models, files)
-
-
-def teacher_names(count: int) -> list[str]:
-    """teacher, teacher2 and so on: in provenance, among a run's inputs and, after `_`, of a set's folders."""
-    return ["teacher", *(f"teacher{number}" for number in range(2, count + 1))]
+    plan = _plan(location, description, clips, options, fetched, check)
+    return _write_set(videos, description, plan, fetched, options, on_progress, graph)
 
 
 def _made_of(clips: ClipOptions, options: LabellingOptions) -> dict[str, Any]:
@@ -339,54 +315,59 @@ def _made_of(clips: ClipOptions, options: LabellingOptions) -> dict[str, Any]:
     }
 
 
-def _write_set(
-    videos: str,
+def _plan(
     location: str,
+    description: SetDescription,
     clips: ClipOptions,
     options: LabellingOptions,
-    description: SetDescription,
-    on_progress: OnProgress | None,
-    check: ForwardBackwardCheck | None = None,
-    teachers: "tuple[TeacherModel, ...]" = (),
-    model_files: Mapping[str, bytes] = MappingProxyType({}),
-) -> LabellingSummary:
-    from pipelines.cluster import labelling_room, resources
-    from pipelines.shards import Plan, written_shards
+    teachers: Teachers,
+    check: ForwardBackwardCheck,
+) -> Plan:
+    return Plan(
+        run=uuid4().hex,
+        location=location,
+        label_set=description.digest,
+        clips=clips,
+        codec=options.codec,
+        shard_pairs=options.shard_pairs,
+        row_group_pairs=options.row_group_pairs,
+        teachers=teachers.models,
+        check=check,
+    )
 
+
+def _on_ray(options: LabellingOptions) -> Graph:
+    # Ray's import takes seconds, for which whoever asks for a status would wait.
+    from pipelines.shards import RayGraph
+
+    return RayGraph(options.num_teachers, options.accelerator)
+
+
+def _write_set(
+    videos: str,
+    description: SetDescription,
+    plan: Plan,
+    teachers: Teachers,
+    options: LabellingOptions,
+    on_progress: OnProgress | None,
+    graph: Graph | None,
+) -> LabellingSummary:
+    graph = graph or _on_ray(options)
+    location = plan.location
     sources = find_videos(videos)
     stamps = _stamps(sources)
     with _alone_in(location):
         describe_set(location, description)
         Folder(location).sweep()
-        run = uuid4().hex
-        tally = Tally(location, run, description.digest, stamps, read_progress(location))
-        processes: dict[str, int] = {}
+        tally = Tally(plan.location, plan.run, plan.label_set, stamps, read_progress(location))
         left = [source for source in sources if not tally.is_done(source.name)]
         with reported(location, lambda: tally.progress):
             if left:
-                _keep_teachers(location, model_files)
-                plan = Plan(
-                    run=run,
-                    location=location,
-                    label_set=description.digest,
-                    clips=clips,
-                    codec=options.codec,
-                    shard_pairs=options.shard_pairs,
-                    row_group_pairs=options.row_group_pairs,
-                    teachers=teachers,
-                    check=check or ForwardBackwardCheck(),
-                )
-                room = labelling_room(
-                    resources(),
-                    has_teachers=bool(teachers),
-                    num_teachers=options.num_teachers,
-                    accelerator=options.accelerator,
-                )
-                for message in written_shards(left, stamps, plan, room):
+                teachers.keep(location)
+                for message in graph.messages(left, stamps, plan):
                     tally.add(message)
                     if on_progress is not None:
                         on_progress(tally.progress)
-                processes = room.processes(resources())
             seconds = tally.seconds
             records = tally.finish(options.max_bad_share)
     videos_with_pairs = with_pairs(records)
@@ -400,20 +381,13 @@ def _write_set(
         new_pairs=tally.new_pairs,
         seconds=seconds,
         stage_seconds=tally.stage_seconds,
-        processes=processes,
+        processes=graph.processes,
         ledger=tuple(with_less(records)),
         left_out={
             reason: sum(getattr(record, reason) for record in records)
             for reason in ("cuts", "static_pairs", "faded_pairs")
         },
     )
-
-
-def _keep_teachers(location: str, files: Mapping[str, bytes]) -> None:
-    """Copies in the set: the alias by which a teacher was named may mean another one tomorrow."""
-    for name, content in files.items():
-        if Folder(location).size(name) is None:
-            Folder(location).write(name, content)
 
 
 @contextmanager

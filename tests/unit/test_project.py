@@ -49,7 +49,10 @@ def test_every_import_points_down_from_jobs_over_pipelines_to_flowcore() -> None
         # the process that carries a progress bar's numbers
         ("pipelines.progress", ("torch", "mlflow")),
         # every reader and teacher, every training worker but the first
-        ("pipelines.labelling", ("mlflow", "scipy", "ray.train")),
+        ("pipelines.shards", ("mlflow", "scipy", "ray.train")),
+        ("pipelines.stages", ("ray", "mlflow", "scipy")),
+        # whoever asks for a status
+        ("pipelines.labelling", ("ray", "mlflow", "scipy")),
         ("pipelines.feed", ("mlflow", "scipy")),
         ("pipelines.training", ("mlflow", "scipy")),
     ],

@@ -1,0 +1,87 @@
+"""Which models label a collection? The set keeps a copy of each.
+
+A copy, because the alias by which a teacher was named may mean another model tomorrow.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors.torch
+import torch
+
+from flowcore import networks
+from flowcore.networks import FlowNetwork, NetworkConfig
+from pipelines import checkpoints
+from pipelines.checkpoints import CARD_FILE, WEIGHTS_FILE, ModelInfo
+from pipelines.storage import Folder
+
+
+def teacher_names(count: int) -> list[str]:
+    """teacher, teacher2 and so on: in provenance, among a run's inputs and, after `_`, of a set's folders."""
+    return ["teacher", *(f"teacher{number}" for number in range(2, count + 1))][:count]
+
+
+@dataclass(frozen=True)
+class TeacherModel:
+    """Which model a set's copy is."""
+
+    digest: str
+    config: NetworkConfig
+    weights: str
+    """The file in the set."""
+
+    def load(self, location: str, device: torch.device) -> FlowNetwork:
+        """The network, from the set's copy of it."""
+        network = self.config.build()
+        network.load_state_dict(safetensors.torch.load(Folder(location).read(self.weights)))
+        return network.ready(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teachers:
+    """The models that label a collection; none where frames alone are wanted."""
+
+    uris: tuple[str, ...] = ()
+    """As the user named them."""
+    folders: tuple[Path, ...] = ()
+    infos: tuple[ModelInfo, ...] = ()
+
+    @classmethod
+    def fetched(cls, uris: Sequence[str]) -> Self:
+        """Those that `checkpoints.fetch_model` finds by these names."""
+        folders = tuple(checkpoints.fetch_model(uri) for uri in uris)
+        infos = tuple(checkpoints.load_model(folder)[1] for folder in folders)
+        return cls(uris=tuple(uris), folders=folders, infos=infos)
+
+    @property
+    def models(self) -> tuple[TeacherModel, ...]:
+        """The set's copies."""
+        return tuple(
+            TeacherModel(info.digest, info.config, f"_{name}/{WEIGHTS_FILE}")
+            for name, info in zip(teacher_names(len(self.infos)), self.infos, strict=True)
+        )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a set says of the models that it is made with."""
+        each = [{"digest": info.digest, "network": networks.to_dict(info.config)} for info in self.infos]
+        return each[0] if len(each) == 1 else {str(number): one for number, one in enumerate(each, start=1)}
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Where the models come from."""
+        origin = {"teacher": " ".join(self.uris)}
+        for name, info in zip(teacher_names(len(self.infos)), self.infos, strict=True):
+            if info.run_id:
+                origin[f"{name}_run_id"] = info.run_id
+        return origin | {"generation": str(max(info.generation for info in self.infos))}
+
+    def keep(self, location: str) -> None:
+        """Puts the copies into the set, where they aren't there."""
+        folder = Folder(location)
+        for name, model in zip(teacher_names(len(self.folders)), self.folders, strict=True):
+            for file in (WEIGHTS_FILE, CARD_FILE):
+                if folder.size(f"_{name}/{file}") is None:
+                    folder.write(f"_{name}/{file}", (model / file).read_bytes())
