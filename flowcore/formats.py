@@ -82,10 +82,10 @@ def encode_flow(
     name: str | PathLike[str],
     valid: Bool[np.ndarray, "height width"] | None = None,
 ) -> bytes:
-    """The content of a file of this name: flow in pixels, in the format of the extension (see `read_flow`).
+    """The content of a file of this name: flow in pixels in the extension's format (see `read_flow`).
 
     `valid` says where the flow is known, None = everywhere. `.flo`, `.flo5` and `.pfm` keep float32 exactly;
-    `.png` rounds to the nearest 1/64 px. Raises ValueError when a known value is not finite or does not fit
+    `.png` rounds to the nearest 1/64 px. Raises ValueError for a known value that isn't finite or doesn't fit
     the format.
     """
     name = Path(name)
@@ -124,7 +124,7 @@ def write_image(path: Path, image: UInt8[np.ndarray, "height width 3"]) -> None:
 
 
 def encode_image(image: UInt8[np.ndarray, "height width 3"], name: str | PathLike[str]) -> bytes:
-    """The content of a file of this name: an RGB image in the format of the extension (.png, .ppm, .jpg)."""
+    """The content of a file of this name: an RGB image in the extension's format (.png, .ppm, .jpg, ...)."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image is {image.dtype} {image.shape}; it must be uint8 [height, width, 3], RGB")
     return _encode_image(Path(name), image[..., ::-1])

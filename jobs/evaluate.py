@@ -69,7 +69,7 @@ def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, Ev
             )
             for name, place in places.items()
         }
-        results = evaluate(places, data_set.name, data_set.root, check=stage.check)
+        results = evaluate(places, data_set, check=stage.check)
         for name, place in places.items():
             tracked, result = runs[name].run, results[name]
             tracked.dataset(data_set.name, data_set.root, samples_digest(samples), "evaluation")

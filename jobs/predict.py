@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from jobs.command import run
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
 from pipelines.collection import absolute_collection
+from pipelines.storage import absolute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Predict:
     """The videos: a video, folder of images, folder of videos, glob, list file or URI, or a data set such as
     sintel:/data/MPI-Sintel."""
     output: str
-    """Folder for the flow, made if it is missing. On a cluster all nodes must share it."""
+    """Folder or URI to write the flow to. On a cluster all nodes must reach it."""
     pictures: bool = False
     """Also write each flow as a picture in colours, <name>.png."""
     video: bool = False
@@ -42,12 +43,13 @@ def main(stage: Predict) -> None:
     if has_cluster():
         connect()
     model, videos = absolute_model(stage.model, "--model"), absolute_collection(stage.videos, "--videos")
+    output = absolute(stage.output, "--output")
     with lineage("predict", None, stage, {"videos": videos, "model": model}) as run:
         folder = fetch_model(model)
         run.run.link("model", load_model(folder)[1].run_id)
         beside = PredictionOptions(pictures=stage.pictures, video=stage.video)
         started = time.monotonic()
-        predictions = predict(str(folder), videos, stage.output, beside, on_cluster=has_cluster())
+        predictions = predict(str(folder), videos, output, beside, on_cluster=has_cluster())
         seconds = time.monotonic() - started
         num_pairs = sum(prediction.num_pairs for prediction in predictions)
         numbers = {"videos": len(predictions), "pairs": num_pairs, "seconds": seconds}

@@ -1,8 +1,8 @@
 """What does a label set look like, before a student learns from it? One HTML file shows it.
 
 This module prepares what the page says; gallery.html.jinja, beside it, is the page. It needs no other file:
-pictures are data URIs, histograms inline SVG, frames blink by CSS, and its policy forbids the browser to fetch
-or run anything.
+pictures are data URIs, histograms inline SVG, frames blink by CSS, and its policy forbids the browser to
+fetch or run anything.
 
 The name of a video may hold anything, so all text is escaped: the template is rendered with autoescape, and
 nothing here is marked as safe.

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from object_storage import Bucket
 
 from flowcore.datasets import find_samples, load
 from flowcore.formats import FrameCodec, read_flow, read_mask, write_flow, write_image
@@ -451,6 +452,18 @@ def test_an_export_that_was_cut_off_is_finished_and_another_one_refused(
     with pytest.raises(SystemExit):
         exported(tmp_path / "labels", "--output", str(tmp_path / "labels"))
     assert "holds other files; give a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", get_args(Layout))
+def test_an_export_to_object_storage_has_the_files_of_one_to_a_disk(
+    tmp_path: Path, bucket: Bucket, layout: str
+) -> None:
+    write_set(tmp_path / "labels", {"v": [shard(2, 33, 40, 4)[0]]})
+    here, there = tmp_path / "files", bucket.uri("files")
+    for output in (str(here), there, there):
+        exported(tmp_path / "labels", "--output", output, "--layout", layout)
+    on_disk = {str(path.relative_to(here)): path.read_bytes() for path in here.rglob("*.*")}
+    assert bucket.contents("files", "") == on_disk
 
 
 def test_flow_too_long_for_kitti_is_unknown_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
