@@ -94,7 +94,7 @@ def cost_volume_operations(config: PWCNetConfig, pairs: int, height: int, width:
     """Of a forward and a backward pass: a product and a sum for each channel, place and displacement, in both
     directions of each pair, and the same again for the gradient of each of the two inputs."""
     levels = range(config.finest_level, len(config.encoder_widths) + 1)
-    values = sum(config.encoder_widths[level - 1] * height * width / 4**level for level in levels)
+    values: float = sum(config.encoder_widths[level - 1] * height * width / 4**level for level in levels)
     return 2 * pairs * (2 * config.radius + 1) ** 2 * values * 2 * 3
 
 

@@ -14,9 +14,11 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 
 from benchmarks import report
 from benchmarks.inputs import fresh_teacher
@@ -43,7 +45,7 @@ def render(folder: Path) -> list[Path]:
     scene = SceneOptions(height=96, width=128, num_frames=17, camera_speed=3.0, layer_speed=2.0)
     for seed, (extension, codec) in enumerate(_CODECS.items()):
         with av.open(str(folder / f"{codec}.{extension}"), "w") as container:
-            stream = container.add_stream(codec, rate=25)
+            stream = cast(VideoStream, container.add_stream(codec, rate=25))
             stream.height, stream.width = scene.height, scene.width
             stream.pix_fmt = _PIXELS.get(codec, "yuv420p")
             for image in render_scene(seed, scene).frames:
@@ -118,7 +120,7 @@ def main() -> None:
         for place in index.to_pylist():
             pairs.decode(pairs.read(place))
     accounted = [*kept, *unread]
-    outcomes = Counter((kinds[entry.video], entry.outcome) for entry in ledger)
+    outcomes: Counter[tuple[str, str]] = Counter((kinds[entry.video], entry.outcome) for entry in ledger)
     done = Counter(kinds[video] for video in kept - {entry.video for entry in ledger})
     print(report.command())
     print(f"{arguments.files} damaged files of {len(whole)} videos, {seconds:.0f} s, {len(ids)} pairs")

@@ -25,7 +25,8 @@ from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.video import ClipOptions
 from jobs.recipes import RECIPES
 from pipelines.cluster import connect
-from pipelines.labelling import LabellingOptions, LabellingProgress, write_labels
+from pipelines.labelling import LabellingOptions, write_labels
+from pipelines.labelling_progress import LabellingProgress
 
 _SIZE = (64, 96)
 _FILE_PAIRS = 4

@@ -68,7 +68,8 @@ JOINS: dict[str, Join] = {"cuts": cut, "fades": fade, "dissolves": dissolve}
 
 def joined(shots: Sequence[ndarray], join: Join) -> tuple[ndarray, set[int]]:
     """The video of the shots, and its pairs of a transition, each named after its first frame."""
-    frames, found = shots[0], set()
+    frames = shots[0]
+    found: set[int] = set()
     for shot in shots[1:]:
         # The last shot alone, or a later join could reach what an earlier one made.
         start = max(found, default=-1) + 1

@@ -51,7 +51,8 @@ from flowcore.video import ClipOptions
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model
 from pipelines.cluster import connect
-from pipelines.labelling import LabellingOptions, LabellingProgress, LabellingSummary, write_labels
+from pipelines.labelling import LabellingOptions, LabellingSummary, write_labels
+from pipelines.labelling_progress import LabellingProgress
 from pipelines.labels import label_columns
 
 _CHUNK_PAIRS = 16
@@ -162,7 +163,7 @@ def script_speed(
 
 def memory_speed(
     network: FlowNetwork,
-    frames: ray.ObjectRef,
+    frames: Any,
     processes: int,
     at_once: int,
     *,

@@ -22,7 +22,8 @@ from flowcore.video import ClipOptions
 from pipelines import labelling
 from pipelines.cluster import connect
 from pipelines.collection import Stamp, VideoSource
-from pipelines.labelling import LabellingOptions, LabellingProgress
+from pipelines.labelling import LabellingOptions
+from pipelines.labelling_progress import LabellingProgress
 
 
 def listed(count: int) -> list[VideoSource]:
