@@ -262,7 +262,7 @@ Every pair, by GPUs:
 ## What is short first, and what the design does about it
 
 - **The store.** Each pair has both of its frames, JPEG of quality {FrameCodec().quality}: most of its bytes.
-  So a set is a sample: `--labelling.clips.max-pairs-per-video` and `--labelling.clips.stride` take
+  So a set is a sample: `--clips.max-pairs-per-video` and `--clips.stride` take
   few pairs of many videos, which teach more than all pairs of few. Then reading is what costs, as a decoder
   goes through what it skips.
 - **Cores.** Where more are asked for than are beside the GPUs, CPU nodes decode: readers are tasks of their
