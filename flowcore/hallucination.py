@@ -34,7 +34,9 @@ class Crop:
     """
 
     height: int
+    """Rows of the window, in pixels; a multiple of the network's, which the error names."""
     width: int
+    """Columns of the window, in pixels; a multiple of the network's, which the error names."""
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 1:
@@ -83,7 +85,9 @@ class Flips:
     augmentation."""
 
     left_right: float = 0.5
+    """Share of the pairs, in [0, 1], that are mirrored left to right."""
     up_down: float = 0.5
+    """Share of the pairs, in [0, 1], that are mirrored top to bottom. Take 0 for road scenes."""
 
     def __call__(self, pair: FramePair, rng: np.random.Generator) -> FramePair:
         for chance, axis in ((self.left_right, 1), (self.up_down, 0)):
@@ -107,6 +111,7 @@ class ChannelPermutation:
     """The RGB channels in a random order, the same for both frames. Source: DDFlow's augmentation."""
 
     chance: float = 1.0
+    """Share of the pairs, in [0, 1], whose colour channels are shuffled."""
 
     def __post_init__(self) -> None:
         _check_chance(self.chance)
@@ -148,7 +153,10 @@ class Geometric:
     """
 
     chance: float = 0.0
+    """Share of the pairs, in [0, 1], that are zoomed, squeezed, turned and moved. 0 leaves all as they
+    are."""
     zoom: tuple[float, float] = (1.0, 1.5)
+    """Smallest and largest zoom; above 1 enlarges."""
     squeeze: tuple[float, float] = (0.86, 1.16)
     """x is scaled by zoom times this, y by zoom over this."""
     rotation: float = 0.2
@@ -158,7 +166,9 @@ class Geometric:
     delta_zoom: tuple[float, float] = (0.985, 1.015)
     """What the second frame has on top of the first one's."""
     delta_rotation: float = 0.015
+    """Radians, to either side, by which the second frame turns more than the first."""
     delta_translation: float = 0.015
+    """How much further the second frame moves, to either side, as a share of half the frame's size."""
     delta_exponent: float = 1.0
     """A rotation or translation of the second frame is its largest times |s|^this, s uniform in [-1, 1]:
     above 1, small ones are likelier than large ones."""
@@ -296,12 +306,17 @@ class Colour:
     """
 
     chance: float = 0.0
+    """Share of the pairs, in [0, 1], whose colours change. 0 leaves all as they are."""
     brightness: float = 0.5
-    """Largest relative change; so too the next two."""
+    """Largest relative change of brightness."""
     contrast: float = 0.5
+    """Largest relative change of contrast."""
     saturation: float = 0.5
+    """Largest relative change of saturation."""
     gamma: tuple[float, float] = (0.7, 1.5)
+    """Smallest and largest exponent of the gamma curve; 1 changes nothing."""
     blur_chance: float = 0.5
+    """Share of the pairs with changed colours, in [0, 1], that are blurred too."""
     blur: tuple[float, float] = (0.3, 1.5)
     """The standard deviation of the Gaussian, in pixels."""
     noise: float = 0.02
@@ -344,6 +359,8 @@ class SuperpixelNoise:
     """
 
     chance: float = 0.0
+    """Share of the pairs, in [0, 1], that get superpixels of noise. It costs 0.6 s for a frame of 256x640
+    px."""
     segments: int = 200
     """Superpixels in a frame, about."""
     compactness: float = 30.0
@@ -386,6 +403,7 @@ class RectangleNoise:
     """
 
     chance: float = 0.0
+    """Share of the pairs, in [0, 1], that get rectangles of noise."""
     count: tuple[int, int] = (3, 6)
     """Fewest and most rectangles."""
     side: tuple[float, float] = (0.08, 0.25)
@@ -426,6 +444,7 @@ class CopyPaste:
     """
 
     chance: float = 0.0
+    """Share of the pairs, in [0, 1], that get pieces of other pairs pasted over them."""
     count: tuple[int, int] = (1, 3)
     """Fewest and most pieces."""
     radius: tuple[float, float] = (0.08, 0.3)

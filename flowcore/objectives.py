@@ -149,7 +149,9 @@ def _levels(batch: Batch, flows: BidirectionalFlow, occlusions: tuple[Mask, Mask
         )
 
 
-def _counted(image: Image, inside: Mask | None, occluded: Mask | None) -> Mask:
+def _counted(
+    image: Image, inside: Bool[Tensor, "batch 1 _ _"] | None, occluded: Bool[Tensor, "batch 1 _ _"] | None
+) -> Mask:
     """The pixels of a level's frame that are inside and not occluded, by masks of the full resolution."""
     counted = torch.ones_like(image[:, :1], dtype=torch.bool)
     if occluded is not None:
@@ -303,6 +305,7 @@ class StudentObjective:
     photometric_weight: float | None = None
     """Of L_p against the distillation; None takes 1 in the occlusion view and 0 in the confidence view."""
     distillation_weight: float = 1.0
+    """Weight of the distance to the teacher's flow. 0 learns from the frames alone."""
     unmasked_steps: int = 0
     """Optimiser steps, from the first one, whose photometric loss counts occluded pixels too; see the
     teacher's. A student that starts from its teacher's weights needs none."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ AnyImage = TypeVar("AnyImage")
 AnyFlow = TypeVar("AnyFlow")
 AnyWeights = TypeVar("AnyWeights")
 AnyMask = TypeVar("AnyMask")
+AnyPair = TypeVar("AnyPair", bound="Pair[Any, Any, Any, Any]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Pair(Generic[AnyImage, AnyFlow, AnyWeights, AnyMask]):
         """The fields that aren't None, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
-    def reversed(self) -> Self:
+    def reversed(self: AnyPair) -> AnyPair:
         """The pair with its frames exchanged, so that its forward flow is this one's backward flow."""
         return type(self)(
             image1=self.image2,
@@ -55,11 +56,11 @@ class Pair(Generic[AnyImage, AnyFlow, AnyWeights, AnyMask]):
         )
 
     def map(
-        self,
-        image: Callable[[AnyImage], AnyImage],
-        flow: Callable[[AnyFlow], AnyFlow],
+        self: AnyPair,
+        image: Callable[[Any], Any],
+        flow: Callable[[Any], Any],
         mask: Callable[[Any], Any],
-    ) -> Self:
+    ) -> AnyPair:
         """Each known field through the function of its kind; confidence counts as a mask."""
         kinds: dict[str, Callable[[Any], Any]] = {
             "image1": image,
@@ -80,12 +81,12 @@ class Batch(Pair[Image, Flow, Weights, Mask]):
     """Several pairs as tensors, with images in [0, 1]: what a network trains on."""
 
     @classmethod
-    def stack(cls, pairs: Sequence[FramePair], device: torch.device | None = None) -> Self:
+    def stack(cls, pairs: Sequence[FramePair], device: torch.device | None = None) -> "Batch":
         """The batch of these pairs, of which the same fields are known."""
         return cls.of_arrays(stacked_arrays(pairs), device)
 
     @classmethod
-    def of_arrays(cls, arrays: Mapping[str, ndarray], device: torch.device | None = None) -> Self:
+    def of_arrays(cls, arrays: Mapping[str, ndarray], device: torch.device | None = None) -> "Batch":
         """The batch of `stacked_arrays`, on the device."""
 
         def tensor(name: str) -> Tensor:
@@ -96,10 +97,10 @@ class Batch(Pair[Image, Flow, Weights, Mask]):
 
         return cls(**{name: tensor(name) for name in arrays})
 
-    def split(self, parts: int) -> list[Self]:
+    def split(self, parts: int) -> list["Batch"]:
         """The pairs in order, in parts whose sizes differ by at most one."""
         values = {name: value.tensor_split(parts) for name, value in self.known().items()}
-        return [type(self)(**{name: each[part] for name, each in values.items()}) for part in range(parts)]
+        return [Batch(**{name: each[part] for name, each in values.items()}) for part in range(parts)]
 
 
 def stacked_arrays(pairs: Sequence[FramePair]) -> dict[str, ndarray]:

@@ -9,8 +9,9 @@ quality column. What export_labels wrote keeps its pair ids. If the job is kille
 what is left.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from flowcore.occlusion import ForwardBackwardCheck
 from jobs.command import run
 from pipelines.storage import absolute, shared_folder
 
@@ -23,6 +24,8 @@ class ImportLabels:
     """Folder of the files; all nodes must share it."""
     labels: str
     """Folder or URI of the label set to write, empty or begun by the same command."""
+    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
+    """The forward-backward check that tells occluded pixels where no file does."""
 
 
 def main(stage: ImportLabels) -> None:
@@ -31,7 +34,7 @@ def main(stage: ImportLabels) -> None:
 
     folder, labels = shared_folder(stage.files, "--files"), absolute(stage.labels, "--labels")
     connect()
-    pairs = import_labels(folder, labels)
+    pairs = import_labels(folder, labels, stage.check)
     print(f"labels: {pairs.location}\n{pairs.num_pairs()} pairs of {folder}")
 
 

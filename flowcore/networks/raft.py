@@ -47,7 +47,7 @@ class RAFTConfig(NetworkConfig):
     scales: int = 4
     """Resolutions at which similarities are looked up, each half the one before."""
     radius: int = 4
-    """Radius of the neighbourhood that is looked up at each scale, in that scale's pixels."""
+    """Radius of the neighbourhood that is looked up, in pixels of each scale."""
     learned_upsampling: bool = True
     """Doubles the flow's resolution with learned weights; off in the paper's small variant."""
 

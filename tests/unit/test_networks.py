@@ -24,6 +24,7 @@ from flowcore.networks import (
 from flowcore.networks.correlation import cost_volume, normalize_features
 from flowcore.networks.raft import _all_pairs, _doubled, _lookup
 from flowcore.objectives import TeacherObjective
+from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.pairs import Batch
 from jobs.recipes import RECIPES
 
@@ -456,7 +457,9 @@ def test_every_backbone_refuses_frames_that_do_not_fit(backbone: str) -> None:
 def test_every_weight_of_every_backbone_learns_from_the_frames(backbone: str) -> None:
     network = fresh(backbone)
     image1, image2 = random(0, 2, 2, 3, 64, 96)
-    outcome = TeacherObjective()(network, Batch(image1=image1, image2=image2), masked=False)
+    outcome = TeacherObjective(unmasked_steps=1)(
+        network, Batch(image1=image1, image2=image2), step=0, check=ForwardBackwardCheck()
+    )
     sum((term.weight * term.total / term.count for term in outcome.terms), torch.zeros(())).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
@@ -469,10 +472,10 @@ def test_every_backbone_learns_one_motion_from_the_frames(backbone: str) -> None
     texture = functional.interpolate(random(5, 2, 3, 12, 18), (72, 104), mode="bicubic").clamp(0, 1)
     batch = Batch(image1=texture[..., 4:68, 4:100], image2=texture[..., 2:66, 1:97])
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    objective = TeacherObjective()
+    objective = TeacherObjective(unmasked_steps=1)
     for _ in range(60):
         optimizer.zero_grad()
-        outcome = objective(network, batch, masked=False)
+        outcome = objective(network, batch, step=0, check=ForwardBackwardCheck())
         sum((term.weight * term.total / term.count for term in outcome.terms), torch.zeros(())).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()

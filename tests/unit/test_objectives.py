@@ -1,4 +1,3 @@
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,15 +30,21 @@ seeds = st.integers(0, 2**31)
 PSI_ZERO = 0.01**0.4
 """The robust penalty of nothing."""
 FINEST = Photometric(level_weights=(1.0,))
+CHECK = ForwardBackwardCheck()
+# Objectives here are asked at their first step, and so count occluded pixels with one unmasked step.
+NOW = {"step": 0, "check": CHECK}
+ODD = Photometric(distance="ssim", smoothness_weight=1.0, smoothness_order=2)
 EVERY_OBJECTIVE = [
-    TeacherObjective(),
-    TeacherObjective(photometric=Photometric(distance="rgb")),
-    TeacherObjective(photometric=Photometric(distance="ssim", smoothness_weight=1.0, smoothness_order=2)),
-    StudentObjective(),
-    StudentObjective(view="confidence"),
-    StudentObjective(view="confidence", photometric_weight=0.5),
-    SupervisedObjective(),
-]
+    objective
+    for unmasked_steps in (0, 1)
+    for objective in (
+        TeacherObjective(unmasked_steps=unmasked_steps),
+        TeacherObjective(photometric=Photometric(distance="rgb"), unmasked_steps=unmasked_steps),
+        TeacherObjective(photometric=ODD, unmasked_steps=unmasked_steps),
+        StudentObjective(unmasked_steps=unmasked_steps),
+        StudentObjective(view="confidence", photometric_weight=0.5, unmasked_steps=unmasked_steps),
+    )
+] + [StudentObjective(view="confidence"), SupervisedObjective()]
 
 
 def random(seed: int, *shape: int) -> Tensor:
@@ -201,7 +206,7 @@ def test_where_nothing_is_hallucinated_the_teacher_says_nothing() -> None:
     batch = trusted(batch, everywhere(batch, False))
     forward, backward = leave_left()
     flows = answer([forward], [backward], (1,))
-    outcome = StudentObjective(photometric=FINEST)(estimator(flows), batch, masked=True)
+    outcome = StudentObjective(photometric=FINEST)(estimator(flows), batch, **NOW)
     labels = [term for term in outcome.terms if term.name.startswith("distillation")]
     assert [term.count.item() for term in labels] == [0, 0]
     assert loss(labels).item() == 0
@@ -215,7 +220,7 @@ def test_hallucinated_is_what_the_student_cannot_see_and_the_teacher_could() -> 
     assert batch.confidence_bw is not None
     forward, backward = leave_left()
     flows = answer([forward], [backward], (1,))
-    outcome = StudentObjective(photometric=FINEST)(estimator(flows), batch, masked=True)
+    outcome = StudentObjective(photometric=FINEST)(estimator(flows), batch, **NOW)
     student_fw, student_bw = everywhere(batch, False), everywhere(batch, False)
     student_fw[..., :8], student_bw[..., -8:] = True, True
     expected_fw, expected_bw = (
@@ -246,7 +251,7 @@ def test_labels_where_nothing_is_hallucinated_change_neither_the_loss_nor_the_gr
     answers = []
     for label in (batch.flow_fw, torch.where(hallucinated, batch.flow_fw, elsewhere)):
         flows = answer([left], [right], (stride,))
-        outcome = objective(estimator(flows), replace(batch, flow_fw=label), masked=True)
+        outcome = objective(estimator(flows), replace(batch, flow_fw=label), **NOW)
         answers.append((loss(outcome.terms), *gradients(outcome.terms, flows)))
         assert named(outcome, f"distillation/stride{stride}/fw").count.item() > 0
     for before, after in zip(*answers, strict=True):
@@ -262,7 +267,7 @@ def test_a_label_does_not_pull_where_the_teacher_is_occluded_even_if_the_flow_th
     batch.confidence_fw[0, 0, 5, 3] = 0
     forward[0, 0, 5, 3] = math.nan
     flows = answer([forward], [backward], (1,))
-    outcome = StudentObjective(photometric=FINEST)(estimator(flows), batch, masked=True)
+    outcome = StudentObjective(photometric=FINEST)(estimator(flows), batch, **NOW)
     term = named(outcome, "distillation/stride1/fw")
     assert term.count.item() == 16 * 8 - 1
     (gradient,) = torch.autograd.grad(term.total, flows.forward)
@@ -277,7 +282,7 @@ def test_a_network_that_diverged_has_a_loss_that_is_not_finite() -> None:
     flow = torch.zeros(1, 2, 10, 10)
     flow[0, 0, 5, 5] = math.nan
     outcome = TeacherObjective(photometric=FINEST)(
-        estimator(answer([flow], [torch.zeros_like(flow)], (4,))), batch, masked=True
+        estimator(answer([flow], [torch.zeros_like(flow)], (4,))), batch, **NOW
     )
     assert loss(outcome.terms).isnan()
 
@@ -293,9 +298,7 @@ def test_a_label_off_by_almost_a_pixel_fits_on_paper() -> None:
         confidence_bw=torch.ones(1, 1, 16, 32),
     )
     flows = answer([forward], [backward], (1,))
-    outcome = StudentObjective(photometric=FINEST, distillation_weight=3.0)(
-        estimator(flows), batch, masked=True
-    )
+    outcome = StudentObjective(photometric=FINEST, distillation_weight=3.0)(estimator(flows), batch, **NOW)
     off, right = named(outcome, "distillation/stride1/fw"), named(outcome, "distillation/stride1/bw")
     assert off.weight == right.weight == 3.0
     assert off.count.item() == right.count.item() == 16 * 8
@@ -314,7 +317,7 @@ def test_a_label_is_in_pixels_of_the_frame_at_every_level() -> None:
         flow_bw=uniform(32, 0, 1, 48, 96),
     )
     batch = trusted(batch, everywhere(batch, True))
-    outcome = StudentObjective()(estimator(answer(left, right, tuple(sizes))), batch, masked=True)
+    outcome = StudentObjective()(estimator(answer(left, right, tuple(sizes))), batch, **NOW)
     labels = [term for term in outcome.terms if term.name.startswith("distillation")]
     assert [term.weight for term in labels] == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
     for term, stride in zip(labels, (4, 4, 8, 8, 16, 16), strict=True):
@@ -324,28 +327,30 @@ def test_a_label_is_in_pixels_of_the_frame_at_every_level() -> None:
 
 @pytest.mark.parametrize("absent", ["flow_fw", "flow_bw", "confidence_fw", "confidence_bw"])
 def test_a_student_without_labels_is_an_error_that_says_so(absent: str) -> None:
-    labelled = pairs(0, 1, 16, 16, labelled=True)
-    fields = {field.name: getattr(labelled, field.name) for field in dataclasses.fields(Batch)}
-    batch = Batch(**{**fields, absent: None})
+    batch = replace(pairs(0, 1, 16, 16, labelled=True), **{absent: None})
     with pytest.raises(ValueError, match="needs pseudo-labels; this batch has none"):
-        StudentObjective()(small_network(), batch, masked=True)
+        StudentObjective()(small_network(), batch, **NOW)
 
 
 @pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
 @few
-@given(seed=seeds, masked=st.booleans())
-def test_terms_of_a_batch_are_the_sum_of_the_terms_of_its_parts(
-    objective: Objective, seed: int, masked: bool
-) -> None:
+@given(seed=seeds)
+def test_terms_of_a_batch_are_the_sum_of_the_terms_of_its_parts(objective: Objective, seed: int) -> None:
     batch = pairs(seed, 3, 32, 48, labelled=True)
     forward, backward = (random(seed, 2, 3, 2, 8, 12) - 0.5) * 12
 
-    def outcome(part: slice) -> Outcome:
-        fields = {name: value[part] for name, value in vars(batch).items() if value is not None}
-        flows = answer([forward[part]], [backward[part]], (4,))
-        return objective(estimator(flows), Batch(**fields), masked=masked)
+    def outcome(part: Batch, flows: slice) -> Outcome:
+        levels = answer([forward[flows]], [backward[flows]], (4,))
+        return objective(estimator(levels), part, **NOW)
 
-    whole, parts = outcome(slice(0, 3)), [outcome(slice(0, 1)), outcome(slice(1, 3))]
+    whole = outcome(batch, slice(0, 3))
+    parts = [
+        outcome(part, flows) for part, flows in zip(batch.split(2), (slice(0, 2), slice(2, 3)), strict=True)
+    ]
+    added = parts[0] + parts[1]
+    assert [term.total for term in added.terms] == [
+        a.total + b.total for a, b in zip(*(p.terms for p in parts), strict=True)
+    ]
     for term, *split in zip(whole.terms, *(part.terms for part in parts), strict=True):
         assert {(part.name, part.weight) for part in split} == {(term.name, term.weight)}
         assert sum(part.count.item() for part in split) == term.count.item()
@@ -362,16 +367,8 @@ def test_exchanging_the_frames_exchanges_forward_and_backward(seed: int) -> None
     motion = uniform(28, 8, 1, 16, 20)
     forward, backward = torch.stack([motion, -motion]) + (random(seed, 2, 1, 2, 16, 20) - 0.5) * 0.2
     objective = StudentObjective(photometric=FINEST)
-    there = objective(estimator(answer([forward], [backward], (4,))), batch, masked=True)
-    exchanged = Batch(
-        image1=batch.image2,
-        image2=batch.image1,
-        flow_fw=batch.flow_bw,
-        flow_bw=batch.flow_fw,
-        confidence_fw=batch.confidence_bw,
-        confidence_bw=batch.confidence_fw,
-    )
-    back = objective(estimator(answer([backward], [forward], (4,))), exchanged, masked=True)
+    there = objective(estimator(answer([forward], [backward], (4,))), batch, **NOW)
+    back = objective(estimator(answer([backward], [forward], (4,))), batch.reversed(), **NOW)
     for kind in ("photometric", "distillation"):
         for name, other in (("fw", "bw"), ("bw", "fw")):
             term, same = named(there, f"{kind}/stride4/{name}"), named(back, f"{kind}/stride4/{other}")
@@ -401,8 +398,8 @@ def test_the_warm_up_counts_occluded_pixels_and_the_check_is_watched_all_the_sam
     forward, backward = leave_left()
     batch = pairs(0, 1, 16, 32)
     flows = answer([forward], [backward], (1,))
-    warm_up = TeacherObjective(photometric=FINEST)(estimator(flows), batch, masked=False)
-    masked = TeacherObjective(photometric=FINEST)(estimator(flows), batch, masked=True)
+    warm_up = TeacherObjective(photometric=FINEST, unmasked_steps=1)(estimator(flows), batch, **NOW)
+    masked = TeacherObjective(photometric=FINEST)(estimator(flows), batch, **NOW)
     assert {term.count.item() for term in warm_up.terms} == {16.0 * 32}
     # Eight of 32 columns are occluded.
     assert {term.count.item() for term in masked.terms} == {16.0 * (32 - 8)}
@@ -410,12 +407,26 @@ def test_the_warm_up_counts_occluded_pixels_and_the_check_is_watched_all_the_sam
     assert masked.watched["occluded"].item() == pytest.approx(8 / 32)
 
 
+def test_the_mask_begins_after_the_unmasked_steps_and_is_that_of_the_check() -> None:
+    forward, backward = leave_left()
+    objective = TeacherObjective(photometric=FINEST, unmasked_steps=5)
+
+    def counted(step: int, check: ForwardBackwardCheck) -> float:
+        flows = answer([forward], [backward * 1.5], (1,))
+        outcome = objective(estimator(flows), pairs(0, 1, 16, 32), step=step, check=check)
+        return named(outcome, "photometric/stride1/fw").count.item()
+
+    # The backward flow misses by four pixels: to the usual check nothing comes back.
+    lenient = ForwardBackwardCheck(alpha1=0.0, alpha2=17.0)
+    assert [counted(4, CHECK), counted(5, CHECK), counted(5, lenient)] == [512, 0, 16.0 * (32 - 8)]
+
+
 def test_what_is_watched_fits_on_paper() -> None:
     flow = uniform(3, 4, 2, 8, 8)
     flow[1] = 0.0
     flow[1, 0, :, 4:] = 2.0
     outcome = TeacherObjective(photometric=FINEST)(
-        estimator(answer([flow], [flow], (1,))), pairs(0, 2, 8, 8), masked=False
+        estimator(answer([flow], [flow], (1,))), pairs(0, 2, 8, 8), **NOW
     )
     # The first pair moves by five pixels everywhere; the second by zero or two.
     assert outcome.watched["motion"].item() == pytest.approx(5 + 1)
@@ -426,7 +437,7 @@ def test_what_is_watched_fits_on_paper() -> None:
 def test_a_network_with_more_levels_than_weights_answers_for_its_finest_ones() -> None:
     network = small_network()
     terms = TeacherObjective(photometric=Photometric(level_weights=(2.0, 0.5)))(
-        network, pairs(0, 1, 32, 32), masked=False
+        network, pairs(0, 1, 32, 32), **NOW
     ).terms
     assert [(term.name, term.weight) for term in terms] == [
         ("photometric/stride2/fw", 2.0),
@@ -436,24 +447,24 @@ def test_a_network_with_more_levels_than_weights_answers_for_its_finest_ones() -
     ]
 
 
-@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
-def test_every_weight_of_a_network_has_a_finite_gradient(objective: Objective, masked: bool) -> None:
+def test_every_weight_of_a_network_has_a_finite_gradient(objective: Objective) -> None:
     network = small_network()
     batch = pairs(7, 2, 48, 64, labelled=True)
-    loss(objective(network, batch, masked=masked).terms).backward()
+    loss(objective(network, batch, **NOW).terms).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         # With the mask fresh weights may have nothing to learn from: what the check says is all occluded.
-        assert masked or parameter.grad.count_nonzero() > 0, name
+        is_masked = objective.unmasked_steps == 0 and not isinstance(objective, SupervisedObjective)
+        assert is_masked or parameter.grad.count_nonzero() > 0, name
 
 
 def test_a_small_step_down_the_gradient_lowers_the_loss_by_about_the_slope() -> None:
     network = small_network().double()
     batch = pairs(7, 2, 48, 64)
     batch = Batch(image1=batch.image1.double(), image2=batch.image2.double())
-    before = loss(TeacherObjective()(network, batch, masked=False).terms)
+    before = loss(TeacherObjective(unmasked_steps=1)(network, batch, **NOW).terms)
     before.backward()
     steps = [(parameter, parameter.grad) for parameter in network.parameters() if parameter.grad is not None]
     slope = sum(float(gradient.square().sum()) for _, gradient in steps)
@@ -461,7 +472,7 @@ def test_a_small_step_down_the_gradient_lowers_the_loss_by_about_the_slope() -> 
     with torch.no_grad():
         for parameter, gradient in steps:
             parameter.sub_(step * gradient)
-        after = loss(TeacherObjective()(network, batch, masked=False).terms)
+        after = loss(TeacherObjective(unmasked_steps=1)(network, batch, **NOW).terms)
     assert (before - after).item() == pytest.approx(step * slope, rel=1e-2)
 
 
@@ -470,7 +481,7 @@ def test_the_confidence_view_learns_every_confident_pixel_and_nothing_from_the_f
     assert batch.confidence_fw is not None
     forward, backward = leave_left()
     objective = StudentObjective(view="confidence", photometric=FINEST)
-    outcome = objective(estimator(answer([forward], [backward], (1,))), batch, masked=True)
+    outcome = objective(estimator(answer([forward], [backward], (1,))), batch, **NOW)
     assert [term.name for term in outcome.terms] == ["distillation/stride1/fw", "distillation/stride1/bw"]
     assert outcome.terms[0].count.item() == batch.confidence_fw.sum().item() > 16 * 8
 
@@ -480,8 +491,8 @@ def test_the_photometric_term_beside_the_confidence_view_has_the_weight_asked_fo
     forward, backward = leave_left()
     flows = answer([forward], [backward], (1,))
     objective = StudentObjective(view="confidence", photometric=FINEST, photometric_weight=0.5)
-    term = named(objective(estimator(flows), batch, masked=True), "photometric/stride1/fw")
-    alone = named(TeacherObjective(photometric=FINEST)(estimator(flows), batch, masked=True), term.name)
+    term = named(objective(estimator(flows), batch, **NOW), "photometric/stride1/fw")
+    alone = named(TeacherObjective(photometric=FINEST)(estimator(flows), batch, **NOW), term.name)
     assert (term.weight, alone.weight) == (0.5, 1.0)
     assert term.total.equal(alone.total)
 
@@ -495,7 +506,7 @@ def test_a_pixel_half_as_sure_pulls_half_as_much() -> None:
         weights[..., 4, 7] = confidence
         flows = answer([flow], [flow], (1,))
         objective = StudentObjective(view="confidence", photometric=FINEST)
-        outcome = objective(estimator(flows), replace(batch, confidence_fw=weights), masked=True)
+        outcome = objective(estimator(flows), replace(batch, confidence_fw=weights), **NOW)
         term = named(outcome, "distillation/stride1/fw")
         assert term.count.item() == 16 * 32 - 1 + confidence
         (gradient,) = torch.autograd.grad(term.total, flows.forward)
@@ -512,7 +523,7 @@ def test_a_coarse_label_is_the_mean_weighted_by_confidence() -> None:
     batch = replace(pairs(0, 1, 4, 4), flow_fw=label, confidence_fw=weights)
     batch = replace(batch, flow_bw=label, confidence_bw=torch.zeros_like(weights))
     objective = StudentObjective(view="confidence", photometric=FINEST)
-    outcome = objective(estimator(answer([flow], [flow], (2,))), batch, masked=True)
+    outcome = objective(estimator(answer([flow], [flow], (2,))), batch, **NOW)
     term = named(outcome, "distillation/stride2/fw")
     assert term.count.item() == pytest.approx(2 / 3)
     assert term.total.item() == pytest.approx((4.51**0.4 + PSI_ZERO) * 2 / 3)
@@ -558,7 +569,7 @@ def test_supervision_counts_the_pixels_with_truth_at_full_resolution_and_at_ever
     truth = torch.where(valid > 0, uniform(4.99, 1, 1, 16, 32), math.nan)
     batch = replace(batch, flow_fw=truth, confidence_fw=valid)
     levels = [uniform(4, 1, 1, 4, 8), uniform(4, 1, 1, 2, 4)]
-    outcome = SupervisedObjective()(estimator(answer(levels, levels, (4, 8))), batch, masked=False)
+    outcome = SupervisedObjective()(estimator(answer(levels, levels, (4, 8))), batch, **NOW)
     assert [term.weight for term in outcome.terms] == [1.0, 0.5]
     for term in outcome.terms:
         assert term.count.item() == 2
@@ -568,7 +579,13 @@ def test_supervision_counts_the_pixels_with_truth_at_full_resolution_and_at_ever
 
 def test_supervision_without_truth_is_an_error_that_says_so() -> None:
     with pytest.raises(ValueError, match="needs true flow; this batch has none"):
-        SupervisedObjective()(small_network(), pairs(0, 1, 16, 16), masked=True)
+        SupervisedObjective()(small_network(), pairs(0, 1, 16, 16), **NOW)
+
+
+@pytest.mark.parametrize("objective", [TeacherObjective, StudentObjective])
+def test_unmasked_steps_below_zero_are_refused(objective: Callable[..., Objective]) -> None:
+    with pytest.raises(ValueError, match="unmasked_steps -1 must not be below 0"):
+        objective(unmasked_steps=-1)
 
 
 def test_negative_weights_of_the_student_are_refused() -> None:
@@ -583,10 +600,9 @@ def test_level_weights_that_are_none_or_negative_are_refused(weights: tuple[floa
 
 
 def test_validation_sums_add_and_perfect_flow_has_the_penalty_of_zero() -> None:
-    check = ForwardBackwardCheck()
     image = random(0, 1, 3, 16, 16)
     still = torch.zeros(1, 2, 16, 16)
-    perfect = validate_pair(image, image, still, still, check)
+    perfect = validate_pair(Batch(image1=image, image2=image), still, still, CHECK)
     assert perfect["pairs"] == 1
     assert perfect["visible"] == 2 * 10 * 10
     assert perfect["photometric"] == pytest.approx(200 * PSI_ZERO)
@@ -594,13 +610,12 @@ def test_validation_sums_add_and_perfect_flow_has_the_penalty_of_zero() -> None:
     assert perfect["pixels"] == 200
     assert perfect["occluded"] == perfect["motion"] == perfect["flow_variance"] == 0
     image2, flow = random(1, 1, 3, 16, 16), uniform(3, 4, 1, 16, 16)
-    moved = validate_pair(image, image2, flow, -flow, check)
+    moved = validate_pair(Batch(image1=image, image2=image2), flow, -flow, CHECK)
     both = validate_pair(
-        image.repeat(2, 1, 1, 1),
-        torch.cat([image, image2]),
+        Batch(image1=image.repeat(2, 1, 1, 1), image2=torch.cat([image, image2])),
         torch.cat([still, flow]),
         torch.cat([still, -flow]),
-        check,
+        CHECK,
     )
     assert moved["motion"] == 5
     assert moved["occluded"] == pytest.approx(1 - 13 * 12 / 256)
@@ -612,7 +627,7 @@ def test_a_flow_that_is_occluded_everywhere_has_an_unmasked_error_and_no_other()
     image, image2 = random(0, 1, 3, 16, 16), random(1, 1, 3, 16, 16)
     # both ways to the right: no pixel comes back
     flow = uniform(4, 0, 1, 16, 16)
-    blind = validate_pair(image, image2, flow, flow, ForwardBackwardCheck())
+    blind = validate_pair(Batch(image1=image, image2=image2), flow, flow, CHECK)
     assert blind["visible"] == blind["photometric"] == 0
     assert blind["pixels"] == 200
     assert blind["unmasked"] > 200 * 2 * PSI_ZERO
@@ -621,19 +636,17 @@ def test_a_flow_that_is_occluded_everywhere_has_an_unmasked_error_and_no_other()
 def test_smoothness_is_off_by_default_and_pulls_only_on_flow_that_changes() -> None:
     batch = pairs(3, 2, 64, 64)
     network = small_network()
-    plain = TeacherObjective()(network, batch, masked=False)
+    plain = TeacherObjective(unmasked_steps=1)(network, batch, **NOW)
     assert not [term for term in plain.terms if term.name.startswith("smoothness")]
-    smooth = TeacherObjective(photometric=Photometric(smoothness_weight=4.0))
-    terms = {
-        term.name: term for term in smooth(network, batch, masked=False).terms if term.name[:6] == "smooth"
-    }
+    smooth = TeacherObjective(photometric=Photometric(smoothness_weight=4.0), unmasked_steps=1)
+    terms = {term.name: term for term in smooth(network, batch, **NOW).terms if term.name[:6] == "smooth"}
     assert set(terms) == {"smoothness/fw", "smoothness/bw"}
     assert all(term.weight == 4.0 and term.count == 2 and term.total > 0 for term in terms.values())
     flat = [uniform(3.0, 1.0, 2, 16, 16)]
     still = smooth(
         lambda image1, image2: BidirectionalFlow(forward=flat, backward=flat, strides=(4,)),
         batch,
-        masked=False,
+        **NOW,
     )
     assert named(still, "smoothness/fw").total == 0
 
@@ -650,6 +663,6 @@ def test_a_students_flow_is_smooth_in_either_view_by_a_weight_of_its_own() -> No
             photometric=Photometric(smoothness_weight=4.0),
             photometric_weight=weight,
         )
-        term = named(student(small_network(), batch), "smoothness/fw")
+        term = named(student(small_network(), batch, **NOW), "smoothness/fw")
         assert term.weight == 4.0
         assert term.total > 0
