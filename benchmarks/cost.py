@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.inputs import Lesson
 from flowcore.hallucination import Challenge
 from flowcore.networks import PWCNetConfig
 from flowcore.objectives import Objective
-from flowcore.pairs import FramePair
-from pipelines.feed import to_batch
-from pipelines.training import TrainingOptions, global_facts, global_loss
+from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.pairs import Batch, FramePair
+from pipelines.step import OptimiserStep, TrainingOptions
 
 GPU = "NVIDIA A100"
 GPU_PEAK = 19.5e12
@@ -70,23 +71,12 @@ def training_cost(
     transforming = cpu_seconds(
         lambda: pairs.extend(challenge(pair, rng) for _ in range(_TRANSFORMED * options.global_batch))
     )
-    pairs = pairs[: options.global_batch]
-    fields = [name for name, value in vars(pairs[0]).items() if value is not None]
-    batch = to_batch({name: np.stack([getattr(each, name) for each in pairs]) for name in fields})
+    batch = Batch.stack(pairs[: options.global_batch])
     torch.manual_seed(0)
-    network = config.build()
-    optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
-
-    def step() -> None:
-        outcome = objective(network, batch, masked=True)
-        loss = global_loss(outcome, global_facts(outcome, 1, options.global_batch)[0], 1)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
-        optimizer.step()
-
+    lessons = [Lesson(objective=objective)]
+    step = OptimiserStep(config.build(), lessons, ForwardBackwardCheck(), options)
     with FlopCounterMode(display=False) as counter:
-        seconds = cpu_seconds(step) / torch.get_num_threads()
+        seconds = cpu_seconds(lambda: step.take([batch])) / torch.get_num_threads()
     height, width = batch.image1.shape[-2:]
     uncounted = cost_volume_operations(config, options.global_batch, height, width)
     operations = counter.get_total_flops() + uncounted

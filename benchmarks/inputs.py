@@ -6,7 +6,7 @@ A teacher of fresh weights labels as slowly, and its labels are fed as slowly, a
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,28 +14,30 @@ import numpy as np
 import torch
 from numpy import ndarray
 
+from flowcore.datasets import DataSet
 from flowcore.networks import AnyNetworkConfig
+from flowcore.objectives import Objective
 from flowcore.pairs import FramePair
 from flowcore.scenes import Scene, SceneOptions, render_scene, write_video
 from flowcore.video import ChunkReader, ClipOptions, VideoError
 from pipelines.checkpoints import save_model
 from pipelines.collection import find_videos
 
-REAL_SETS = {
-    "middlebury_flow": "middlebury",
-    "flyingchairs": "chairs",
+_REAL_SETS = {
+    "middlebury": "middlebury_flow",
+    "chairs": "flyingchairs",
     "sintel": "sintel",
     "kitti2012": "kitti2012",
 }
-"""Data sets with truth: their names, by the names of their folders in DATA."""
-
+"""The folders of data sets with truth, by the names of the sets."""
 _SCENES = 4
 _SCENE_PAIRS = 16
 
 
-def real_sets(data: Path) -> dict[str, Path]:
-    """The folders of those REAL_SETS that are in DATA, by the names of the sets."""
-    return {name: data / folder for folder, name in REAL_SETS.items() if (data / folder).exists()}
+def real_sets(data: Path) -> list[DataSet]:
+    """Those data sets with truth that are in the folder DATA."""
+    sets = [DataSet(name, str(data / folder)) for name, folder in _REAL_SETS.items()]
+    return [each for each in sets if Path(each.root).exists()]
 
 
 def render_videos(folder: Path, count: int, options: SceneOptions | None = None) -> str:
@@ -80,6 +82,14 @@ def true_pair(scene: Scene, frame: int = 0) -> FramePair:
         confidence_fw=1.0 - scene.occ_fw[frame].astype(np.float32),
         confidence_bw=1.0 - scene.occ_bw[frame].astype(np.float32),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What `OptimiserStep` trains for, without a set of pairs."""
+
+    objective: Objective
+    weight: float = 1.0
 
 
 def fresh_teacher(folder: Path, network: AnyNetworkConfig) -> str:

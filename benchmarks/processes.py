@@ -7,9 +7,9 @@ import psutil
 
 TITLES = {
     "decoder": "pipelines.decoding",
-    "reader": "_Reader",
-    "teacher": "_Teacher",
-    "writer": "_Writer",
+    "reader": "(Reader)",
+    "teacher": "(Teacher)",
+    "writer": "(Writer)",
 }
 """What the title of a process contains, by what the process does."""
 _IDLE = "ray::IDLE"

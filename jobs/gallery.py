@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.command import run
-from pipelines.gallery import GalleryOptions, GradedSet, gallery_page
+from pipelines.gallery import gallery_page
+from pipelines.grades import GalleryOptions, GradedSet
 from pipelines.pair_set import PairSet
 from pipelines.storage import Folder, absolute, split
 

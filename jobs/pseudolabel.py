@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from flowcore.drawing import comparison_panel
+from flowcore.drawing import Prediction, comparison_panel
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.video import ClipOptions
 from jobs.command import run_recipe
@@ -35,6 +35,7 @@ from pipelines.labelling import (
     labelling_status,
     write_labels,
 )
+from pipelines.labels import decode_occlusion
 from pipelines.pair_set import PairSet
 from pipelines.storage import absolute
 from pipelines.teachers import teacher_names
@@ -117,11 +118,13 @@ def pseudolabel(stage: Pseudolabel, recipe: str) -> LabellingSummary:
 
 def _show(run: "Lineage", pairs: PairSet, summary: LabellingSummary) -> None:
     """A picture of a pair with its label, and the ledger, as artifacts of the run."""
-    pair = pairs.example()
+    row = pairs.example_row()
+    pair = pairs.decode(row)
     assert pair.flow_fw is not None
     assert pair.confidence_fw is not None
-    label = {"pseudo-label": (pair.flow_fw, pair.confidence_fw < 0.5)}
-    run.run.picture("pseudo-label", comparison_panel(pair.image1, pair.image2, predictions=label), step=0)
+    label = Prediction(pair.flow_fw, decode_occlusion(row), trusted=pair.confidence_fw > 0)
+    picture = comparison_panel(pair.image1, pair.image2, predictions={"pseudo-label": label})
+    run.run.picture("pseudo-label", picture, step=0)
     with tempfile.TemporaryDirectory() as folder:
         ledger = Path(folder) / "ledger.json"
         ledger.write_text(json.dumps([asdict(entry) for entry in summary.ledger], indent=1) + "\n")

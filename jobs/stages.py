@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pipelines.step import TrainingOptions
-
 from flowcore.datasets import DataSet
 from flowcore.networks import AnyNetworkConfig
 from flowcore.occlusion import ForwardBackwardCheck
@@ -16,6 +14,7 @@ from pipelines.checkpoints import StartingPoint, absolute_model, starting_point
 from pipelines.filters import PairFilter
 from pipelines.labels import DEFAULT_MAX_SPREAD
 from pipelines.pair_set import PairSet
+from pipelines.step import TrainingOptions
 from pipelines.storage import absolute, shared_folder
 
 if TYPE_CHECKING:

@@ -217,7 +217,9 @@ def predictions(
     """Flow and occlusion by model, for a `comparison_panel`."""
     both = {name: estimator(image1, image2) for name, estimator in estimators.items()}
     return {
-        name: (flow_fw, check(torch.from_numpy(flow_fw)[None], torch.from_numpy(flow_bw)[None])[0, 0].numpy())
+        name: Prediction(
+            flow_fw, check(torch.from_numpy(flow_fw)[None], torch.from_numpy(flow_bw)[None])[0, 0].numpy()
+        )
         for name, (flow_fw, flow_bw) in both.items()
     }
 

@@ -1,6 +1,6 @@
 """How does a collection of videos become a pair set, each pair once, whatever is killed on the way?
 
-The work is that of `pipelines.shards`; here is what a run is asked for, and what it answers.
+The work is that of `pipelines.stages`; here is what a run is asked for, and what it answers.
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ from pipelines.ledger import (
     with_pairs,
 )
 from pipelines.pair_set import SetDescription, describe_set, description_at
+from pipelines.stages import Graph, Plan
 from pipelines.storage import Folder, concurrently, storage_of
 from pipelines.tally import Tally
 from pipelines.teachers import Teachers
@@ -248,18 +249,19 @@ def write_pairs(
     options: LabellingOptions,
     *,
     on_progress: OnProgress | None = None,
+    graph: Graph | None = None,
 ) -> LabellingSummary:
     """Writes the frame pairs of a collection (see `find_videos`) into a folder or URI; done work is kept.
 
-    Ray has to be running. Raises FileNotFoundError where there is no video, ValueError where the folder is
-    another set's, and RuntimeError, with the ledger written, if nothing or too little came of the inputs.
+    graph: what reads and writes; None takes Ray, which has to be running. Raises FileNotFoundError where
+    there is no video, ValueError where the folder is another set's, and RuntimeError, with the ledger
+    written, if nothing or too little came of the inputs.
     """
     description = SetDescription(
         kind="frames", made_of=_made_of(clips, options), provenance={"videos": videos}
     )
-    return _write_set(
-        videos, location, clips, options, description, on_progress, Teachers(), ForwardBackwardCheck()
-    )
+    plan = _plan(location, description, clips, options, Teachers(), ForwardBackwardCheck())
+    return _write_set(videos, description, plan, Teachers(), options, on_progress, graph)
 
 
 def write_labels(
@@ -272,6 +274,7 @@ def write_labels(
     *,
     run_id: str | None = None,
     on_progress: OnProgress | None = None,
+    graph: Graph | None = None,
 ) -> LabellingSummary:
     """Writes the pairs of a collection with the teachers' pseudo-labels; see `write_pairs`.
 
@@ -287,19 +290,19 @@ def write_labels(
     that flags many visible pixels flags more of them the more often it is asked.
     """
     fetched = Teachers.fetched(teachers)
-    made_of = {
-        **_made_of(clips, options),
-        "teacher": fetched.identity,
-        "check": dataclasses.asdict(check),
-    }
     run = {} if run_id is None else {"run_id": run_id}
     description = SetDescription(
         kind="labels",
-        made_of=made_of,
+        made_of={
+            **_made_of(clips, options),
+            "teacher": fetched.identity,
+            "check": dataclasses.asdict(check),
+        },
         provenance={"videos": videos, **run, **fetched.provenance},
         num_teachers=len(teachers),
     )
-    return _write_set(videos, location, clips, options, description, on_progress, fetched, check)
+    plan = _plan(location, description, clips, options, fetched, check)
+    return _write_set(videos, description, plan, fetched, options, on_progress, graph)
 
 
 def _made_of(clips: ClipOptions, options: LabellingOptions) -> dict[str, Any]:
@@ -312,54 +315,59 @@ def _made_of(clips: ClipOptions, options: LabellingOptions) -> dict[str, Any]:
     }
 
 
-def _write_set(
-    videos: str,
+def _plan(
     location: str,
+    description: SetDescription,
     clips: ClipOptions,
     options: LabellingOptions,
-    description: SetDescription,
-    on_progress: OnProgress | None,
     teachers: Teachers,
     check: ForwardBackwardCheck,
-) -> LabellingSummary:
-    # Ray's import takes seconds, for which whoever asks for a status would wait.
-    from pipelines.cluster import labelling_room, resources
-    from pipelines.shards import Plan, written_shards
+) -> Plan:
+    return Plan(
+        run=uuid4().hex,
+        location=location,
+        label_set=description.digest,
+        clips=clips,
+        codec=options.codec,
+        shard_pairs=options.shard_pairs,
+        row_group_pairs=options.row_group_pairs,
+        teachers=teachers.models,
+        check=check,
+    )
 
+
+def _on_ray(options: LabellingOptions) -> Graph:
+    # Ray's import takes seconds, for which whoever asks for a status would wait.
+    from pipelines.shards import RayGraph
+
+    return RayGraph(options.num_teachers, options.accelerator)
+
+
+def _write_set(
+    videos: str,
+    description: SetDescription,
+    plan: Plan,
+    teachers: Teachers,
+    options: LabellingOptions,
+    on_progress: OnProgress | None,
+    graph: Graph | None,
+) -> LabellingSummary:
+    graph = graph or _on_ray(options)
+    location = plan.location
     sources = find_videos(videos)
     stamps = _stamps(sources)
     with _alone_in(location):
         describe_set(location, description)
         Folder(location).sweep()
-        run = uuid4().hex
-        tally = Tally(location, run, description.digest, stamps, read_progress(location))
-        processes: dict[str, int] = {}
+        tally = Tally(plan.location, plan.run, plan.label_set, stamps, read_progress(location))
         left = [source for source in sources if not tally.is_done(source.name)]
         with reported(location, lambda: tally.progress):
             if left:
                 teachers.keep(location)
-                plan = Plan(
-                    run=run,
-                    location=location,
-                    label_set=description.digest,
-                    clips=clips,
-                    codec=options.codec,
-                    shard_pairs=options.shard_pairs,
-                    row_group_pairs=options.row_group_pairs,
-                    teachers=teachers.models,
-                    check=check,
-                )
-                room = labelling_room(
-                    resources(),
-                    has_teachers=bool(teachers.models),
-                    num_teachers=options.num_teachers,
-                    accelerator=options.accelerator,
-                )
-                for message in written_shards(left, stamps, plan, room):
+                for message in graph.messages(left, stamps, plan):
                     tally.add(message)
                     if on_progress is not None:
                         on_progress(tally.progress)
-                processes = room.processes(resources())
             seconds = tally.seconds
             records = tally.finish(options.max_bad_share)
     videos_with_pairs = with_pairs(records)
@@ -373,7 +381,7 @@ def _write_set(
         new_pairs=tally.new_pairs,
         seconds=seconds,
         stage_seconds=tally.stage_seconds,
-        processes=processes,
+        processes=graph.processes,
         ledger=tuple(with_less(records)),
         left_out={
             reason: sum(getattr(record, reason) for record in records)

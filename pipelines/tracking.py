@@ -33,7 +33,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pydantic import TypeAdapter
 
 from pipelines.revision import DIFF_FILE, PACKAGES_FILE, code_files, code_tags, revision_of
-from pipelines.storage import PROJECT_FOLDER, is_shipped_copy
+from pipelines.storage import PROJECT_FOLDER, is_shipped_copy, without_secrets
 
 EXPERIMENT = "distillflow"
 _TRAINING_PAGES = "?workflowType=machine_learning"
@@ -467,11 +467,6 @@ def shortened(text: str, longest: int = _LONGEST_TEXT) -> str:
     text = without_secrets(text)
     note = f"... ({len(text)} characters)"
     return text if len(text) <= longest else text[: longest - len(note)] + note
-
-
-def without_secrets(text: str) -> str:
-    """`text` without the user and password of a URI in it."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 def client_of(uri: str) -> MlflowClient:

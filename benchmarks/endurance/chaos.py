@@ -47,7 +47,7 @@ class Labelling(Job):
             "teacher": self._folder / "teacher",
             "labels": self.labels,
             "labelling.num-teachers": 2,
-            "labelling.clips.chunk-pairs": _CHUNK_PAIRS,
+            "clips.chunk-pairs": _CHUNK_PAIRS,
             "labelling.shard-pairs": _SHARD_PAIRS,
         }
 

@@ -75,7 +75,7 @@ class Command(Job):
             "videos": self._videos,
             "run-root": self.folder / "runs",
             "training.steps": self._steps,
-            "training.unmasked-steps": self._steps,
+            "objective.unmasked-steps": self._steps,
             "training.validate-every": _VALIDATE_EVERY,
             "training.log-every": 1,
             "training.workers": 2,

@@ -23,7 +23,6 @@ from benchmarks.inputs import fresh_teacher
 from flowcore.scenes import SceneOptions, render_scene
 from jobs.recipes import RECIPES
 from pipelines.collection import find_videos
-from pipelines.ledger import read_ledger
 from pipelines.pair_set import PairSet
 from pipelines.storage import PROJECT_FOLDER
 
@@ -111,8 +110,7 @@ def main() -> None:
         subprocess.run(command, check=True, cwd=folder)
         seconds = time.monotonic() - started
         pairs = PairSet.open(str(folder / "set"))
-        ledger = read_ledger(pairs.location)
-        entries = pairs.videos()
+        ledger, entries = pairs.ledger(), pairs.videos()
         kept = {entry.video for entry in entries}
         unread = [entry.video for entry in ledger if entry.outcome != "cut short"]
         index = pairs.index()

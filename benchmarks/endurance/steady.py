@@ -21,6 +21,7 @@ import psutil
 from benchmarks import report
 from benchmarks.inputs import fresh_teacher, render_long_videos
 from benchmarks.processes import kind_of
+from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.video import ClipOptions
 from jobs.recipes import RECIPES
 from pipelines.cluster import connect
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=30, help="to label; 30 by default")
     arguments = parser.parse_args()
     clips = ClipOptions(size=_SIZE, min_size=(32, 32), chunk_pairs=_FILE_PAIRS)
-    options = LabellingOptions(clips=clips, shard_pairs=_FILE_PAIRS, row_group_pairs=_FILE_PAIRS)
+    options = LabellingOptions(shard_pairs=_FILE_PAIRS, row_group_pairs=_FILE_PAIRS)
     looks: list[Look] = []
 
     def look(progress: LabellingProgress) -> None:
@@ -77,7 +78,8 @@ def main() -> None:
         videos = render_long_videos(folder / "videos", arguments.videos, frames, _SIZE)
         teacher = fresh_teacher(folder / "teacher", RECIPES["smoke"].network)
         connect()
-        summary = write_labels(videos, [teacher], str(folder / "labels"), options, on_progress=look)
+        labels, check = str(folder / "labels"), ForwardBackwardCheck()
+        summary = write_labels(videos, [teacher], labels, clips, check, options, on_progress=look)
     if len(looks) <= 10:
         raise SystemExit(f"labelling ended after {summary.seconds:.0f} s; take more --files")
     tenths = [looks[tenth * (len(looks) - 1) // 10] for tenth in range(1, 11)]

@@ -30,11 +30,11 @@ from flowcore.datasets import find_samples, load
 from flowcore.metrics import endpoint_error
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.pseudolabels import pseudo_labels
 from flowcore.scenes import SceneOptions, render_scene
 from flowcore.shapes import to_images
 from pipelines.checkpoints import fetch_model, load_model
-from pipelines.labelling import label_chunk
-from pipelines.labels import decode_flow
+from pipelines.labels import decode_flow, label_columns
 from pipelines.storage import PROJECT_FOLDER
 
 PAGE = PROJECT_FOLDER / "docs" / "results" / "calibration.md"
@@ -89,8 +89,8 @@ def rendered() -> Iterator[Pair]:
 
 
 def real(data: Path) -> Iterator[Pair]:
-    for name, folder in real_sets(data).items():
-        for sample in find_samples(name, folder):
+    for data_set in real_sets(data):
+        for sample in find_samples(data_set.name, Path(data_set.root)):
             truth = load(sample)
             yield truth.image1, truth.image2, truth.flow, truth.valid
 
@@ -98,7 +98,8 @@ def real(data: Path) -> Iterator[Pair]:
 def judged(networks: Sequence[FlowNetwork], pair: Pair) -> Judged:
     image1, image2, flow, known = pair
     frames = to_images(np.stack([image1, image2]))
-    row = label_chunk(networks, frames, ForwardBackwardCheck()).to_pylist()[0]
+    labels = pseudo_labels(networks, frames, ForwardBackwardCheck())
+    row = label_columns(labels, "a teacher").to_pylist()[0]
     height, width = image1.shape[:2]
     label = decode_flow(row["flow_fw"], row["flow_stride"], height, width)
     counted = known & ~np.array(row["occ_fw"]).reshape(height, width)

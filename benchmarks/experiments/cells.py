@@ -15,16 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from flowcore import networks
+from flowcore.datasets import DataSet
 from flowcore.hallucination import Challenge, Colour, Geometric, RectangleNoise, SuperpixelNoise
 from flowcore.networks import AnyNetworkConfig, PWCNetConfig, RAFTConfig
 from flowcore.objectives import Photometric, StudentObjective, TeacherObjective
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, finetune, pseudolabel, train_teacher
-from jobs.recipes import RECIPES
 from pipelines.checkpoints import fetch_model
 from pipelines.ledger import MANIFEST_FILE
+from pipelines.step import TrainingOptions
 from pipelines.storage import PROJECT_FOLDER, write_whole
-from pipelines.training import TrainingOptions
 from pipelines.validation import TrainingStopped
 
 RESULTS = PROJECT_FOLDER / "docs" / "results"
@@ -52,15 +53,16 @@ SEEDS = (0, 1, 2)
 TEACHER_STEPS, UNMASKED_STEPS = 600, 180
 STUDENT_STEPS = 500
 FINETUNE_STEPS = 300
-_DEMO = RECIPES["demo"].networks
+_FLOWNETS_RATE = 1e-3
+_SMALL = networks.small()
 NETWORKS: dict[str, AnyNetworkConfig] = {
     "pwcnet": replace(
-        cast(PWCNetConfig, _DEMO["pwcnet"]), decoder_widths=(48, 32, 24), context_widths=(32, 32), radius=3
+        cast(PWCNetConfig, _SMALL["pwcnet"]), decoder_widths=(48, 32, 24), context_widths=(32, 32), radius=3
     ),
-    "flownets": _DEMO["flownets"],
-    "flownetc": _DEMO["flownetc"],
+    "flownets": _SMALL["flownets"],
+    "flownetc": _SMALL["flownetc"],
     "raft_small": replace(
-        cast(RAFTConfig, _DEMO["raft_small"]),
+        cast(RAFTConfig, _SMALL["raft_small"]),
         encoder_widths=(24, 32, 48),
         iterations=4,
         learned_upsampling=True,
@@ -103,24 +105,35 @@ def run_root(seed: int) -> str:
 
 
 def teacher_options(backbone: str) -> train_teacher.TrainTeacher:
+    """How the teacher of a backbone is trained.
+
+    FlowNetS learns more slowly, without a cost volume: with the others' training the check finds 98 % of its
+    frames occluded when the mask begins, and the collapse alarm ends it. So it has more steps, a higher rate
+    and no mask.
+    """
     options = train_teacher.recipes()["demo"][1]
-    training = replace(options.training, steps=TEACHER_STEPS, unmasked_steps=UNMASKED_STEPS)
+    training, unmasked_steps = replace(options.training, steps=TEACHER_STEPS), UNMASKED_STEPS
     if backbone == "flownets":
-        training = _unmasked(replace(training, steps=2 * TEACHER_STEPS))
-    return replace(options, network=NETWORKS[backbone], training=training)
+        training = replace(training, steps=2 * TEACHER_STEPS, learning_rate=_FLOWNETS_RATE)
+        unmasked_steps = training.steps
+    objective = replace(options.objective, unmasked_steps=unmasked_steps)
+    return replace(options, network=NETWORKS[backbone], training=training, objective=objective)
 
 
 def student_training(seed: int, backbone: str) -> TrainingOptions:
-    """The control's, too."""
-    training = distill.recipes()["demo"][1].training
-    training = replace(training, seed=seed, steps=STUDENT_STEPS)
-    return _unmasked(training) if backbone == "flownets" else training
+    """How a student is trained, and its control."""
+    training = replace(distill.recipes()["demo"][1].training, seed=seed, steps=STUDENT_STEPS)
+    return replace(training, learning_rate=_FLOWNETS_RATE) if backbone == "flownets" else training
 
 
-def _unmasked(training: TrainingOptions) -> TrainingOptions:
-    """For FlowNetS, which learns more slowly without a cost volume: with the others' training the check finds
-    98 % of its frames occluded when the mask begins, and the collapse alarm ends it."""
-    return replace(training, learning_rate=1e-3, unmasked_steps=training.steps)
+def student_unmasked_steps(backbone: str) -> int:
+    """The steps of a student, and of its control, before the mask applies."""
+    return STUDENT_STEPS if backbone == "flownets" else 0
+
+
+def _teacher(seed: int, kind: str, options: train_teacher.TrainTeacher) -> str:
+    options = replace(options, videos=videos(kind), run_root=run_root(seed))
+    return train_teacher.train_teacher(options, "demo")
 
 
 def teacher(
@@ -133,34 +146,25 @@ def teacher(
 ) -> str:
     """Stage 1."""
     options = teacher_options(backbone)
-    objective = TeacherObjective(photometric=Photometric(distance=distance))  # type: ignore[arg-type]
-    unmasked = options.training.unmasked_steps if masked else options.training.steps
-    return train_teacher.train_teacher(
-        "demo",
-        replace(
-            options,
-            videos=videos(kind),
-            run_root=run_root(seed),
-            objective=objective,
-            training=replace(options.training, seed=seed, unmasked_steps=unmasked),
-        ),
+    objective = TeacherObjective(
+        photometric=Photometric(distance=distance),  # type: ignore[arg-type]
+        unmasked_steps=options.objective.unmasked_steps if masked else options.training.steps,
     )
+    training = replace(options.training, seed=seed)
+    return _teacher(seed, kind, replace(options, objective=objective, training=training))
 
 
 def control(seed: int, *, of: str, crop: bool = True, kind: str = "mixed", backbone: str = "pwcnet") -> str:
     """The teacher trained on without distillation for the student's steps on the student's crops."""
     options = teacher_options(backbone)
-    return train_teacher.train_teacher(
-        "demo",
-        replace(
-            options,
-            videos=videos(kind),
-            run_root=run_root(seed),
-            init=model(of, seed),
-            augmentation=CROP if crop else WHOLE,
-            training=student_training(seed, backbone),
-        ),
+    options = replace(
+        options,
+        init=model(of, seed),
+        augmentation=CROP if crop else WHOLE,
+        objective=replace(options.objective, unmasked_steps=student_unmasked_steps(backbone)),
+        training=student_training(seed, backbone),
     )
+    return _teacher(seed, kind, options)
 
 
 def labels(seed: int, of: Sequence[str], kind: str) -> str:
@@ -169,9 +173,8 @@ def labels(seed: int, of: Sequence[str], kind: str) -> str:
     if not (location / MANIFEST_FILE).exists():
         _, options = pseudolabel.recipes()["demo"]
         teachers = tuple(model(name, seed) for name in of)
-        pseudolabel.pseudolabel(
-            "demo", replace(options, videos=videos(kind), teacher=teachers, labels=str(location))
-        )
+        options = replace(options, videos=videos(kind), teacher=teachers, labels=str(location))
+        pseudolabel.pseudolabel(options, "demo")
     return str(location)
 
 
@@ -186,35 +189,32 @@ def student(
 ) -> str:
     """Stage 2. backbone: the teacher's."""
     _, options = distill.recipes()["demo"]
-    return distill.distill(
-        "demo",
-        replace(
-            options,
-            labels=labels(seed, of, kind),
-            run_root=run_root(seed),
-            challenge=CHALLENGES[challenge],
-            objective=objective or options.objective,
-            training=student_training(seed, backbone),
-        ),
+    objective = objective or options.objective
+    options = replace(
+        options,
+        labels=labels(seed, of, kind),
+        run_root=run_root(seed),
+        challenge=CHALLENGES[challenge],
+        objective=replace(objective, unmasked_steps=student_unmasked_steps(backbone)),
+        training=student_training(seed, backbone),
     )
+    return distill.distill(options, "demo")
 
 
 def finetuned(seed: int, *, start: str | None, share: float, unlabelled: bool = False) -> str:
     """With the truth of a share of the training pairs; unlabelled: as a student of all pairs too."""
     _, options = finetune.recipes()["demo"]
-    return finetune.finetune(
-        "demo",
-        replace(
-            options,
-            truth=f"scenes:{truth('mixed', TRAINING_SCENES)}",
-            run_root=run_root(seed),
-            init="fresh" if start is None else model(start, seed),
-            network=NETWORKS["pwcnet"],
-            label_share=share,
-            labels=labels(seed, [BASE], "mixed") if unlabelled else None,
-            training=replace(options.training, seed=seed, steps=FINETUNE_STEPS),
-        ),
+    options = replace(
+        options,
+        truth=str(DataSet("scenes", truth("mixed", TRAINING_SCENES))),
+        run_root=run_root(seed),
+        init="fresh" if start is None else model(start, seed),
+        network=NETWORKS["pwcnet"],
+        label_share=share,
+        labels=labels(seed, [BASE], "mixed") if unlabelled else None,
+        training=replace(options.training, seed=seed, steps=FINETUNE_STEPS),
     )
+    return finetune.finetune(options, "demo")
 
 
 BASE = "teacher/census+mask"
@@ -352,8 +352,9 @@ def errors_of(name: str, place: str) -> dict[str, Numbers]:
     """Of a cell's network, by kind of scenes."""
     errors: dict[str, Numbers] = {}
     for kind in CELLS[name].kinds:
-        options = evaluate.Evaluate(model=(place,), benchmark="scenes", root=truth(kind, TEST_SCENES))
-        numbers = evaluate.evaluate_models({name: place}, options)[name].total.summary()
+        scenes = DataSet("scenes", truth(kind, TEST_SCENES))
+        stage = evaluate.Evaluate(model=(place,), truth=str(scenes))
+        numbers = evaluate.evaluate_models({name: place}, stage)[name].total.summary()
         errors[kind] = {**numbers["epe"], "fl": numbers["fl"], "f1": numbers["occlusion"]["f1"]}
     return errors
 

@@ -29,20 +29,20 @@ from benchmarks.experiments.cells import (
     TEACHER_STEPS,
     TEST_SCENES,
     TRAINING_SCENES,
+    UNMASKED_STEPS,
     teacher_options,
 )
-from benchmarks.inputs import true_pair, without_flow
+from benchmarks.inputs import Lesson, true_pair, without_flow
 from benchmarks.report import mean_and_spread
 from flowcore.metrics import FlowErrors, OcclusionCounts, flow_errors, occlusion_counts
 from flowcore.networks import FlowNetwork
-from flowcore.objectives import Photometric, TeacherObjective
+from flowcore.objectives import Estimator, Objective, Outcome, Photometric, TeacherObjective
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.pairs import Batch, FramePair
 from flowcore.scenes import Scene, SceneOptions, render_scene
 from flowcore.shapes import to_images
-from pipelines.feed import to_batch
+from pipelines.step import OptimiserStep, TrainingOptions
 from pipelines.storage import write_whole
-from pipelines.training import TrainingOptions
 
 RECORDS = RESULTS / "masks"
 MASKS = {
@@ -73,9 +73,35 @@ class Schedule:
 
     @property
     def options(self) -> TrainingOptions:
-        options = teacher_options("pwcnet").training
-        unmasked = options.unmasked_steps * self.steps // TEACHER_STEPS
-        return replace(options, steps=self.steps, unmasked_steps=unmasked, seed=self.seed)
+        return replace(teacher_options("pwcnet").training, steps=self.steps, seed=self.seed)
+
+    @property
+    def unmasked_steps(self) -> int:
+        return UNMASKED_STEPS * self.steps // TEACHER_STEPS
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrulyMasked:
+    """The teacher's objective, masked by the true occlusion, which a batch carries as its confidence."""
+
+    unmasked_steps: int
+
+    def __call__(
+        self, estimate: Estimator, batch: Batch, *, step: int, check: ForwardBackwardCheck
+    ) -> Outcome:
+        assert batch.confidence_fw is not None
+        assert batch.confidence_bw is not None
+        occ_fw, occ_bw = batch.confidence_fw < 0.5, batch.confidence_bw < 0.5
+        flows = estimate(batch.image1, batch.image2)
+        masked = step >= self.unmasked_steps
+        terms = Photometric().terms(batch, flows, (occ_fw, occ_bw) if masked else None)
+        return Outcome(terms=terms, watched={"occluded": occ_fw.float().mean(dim=(1, 2, 3)).sum()})
+
+
+def objective(mask: str, schedule: Schedule) -> Objective:
+    if mask == "truth":
+        return TrulyMasked(unmasked_steps=schedule.unmasked_steps)
+    return TeacherObjective(unmasked_steps=schedule.steps if mask == "none" else schedule.unmasked_steps)
 
 
 @lru_cache
@@ -89,40 +115,19 @@ def training_pairs(kind: str) -> list[FramePair]:
     return [without_flow(true_pair(each, frame)) for each in scenes for frame in range(len(each.occ_fw))]
 
 
-def loss_of(network: FlowNetwork, batch: Batch, mask: str) -> torch.Tensor:
-    if mask == "truth":
-        assert batch.confidence_fw is not None
-        assert batch.confidence_bw is not None
-        hidden = (batch.confidence_fw < 0.5, batch.confidence_bw < 0.5)
-        terms = Photometric().terms(batch, network(batch.image1, batch.image2), hidden)
-    else:
-        objective = TeacherObjective(photometric=Photometric(check=CHECKS.get(mask, ForwardBackwardCheck())))
-        terms = objective(network, batch, masked=mask != "none").terms
-    return torch.stack([term.weight * term.total / term.count.clamp(min=1) for term in terms]).sum()
-
-
 def trained(kind: str, mask: str, schedule: Schedule) -> FlowNetwork:
     options = schedule.options
     augmentation = teacher_options("pwcnet").augmentation
     pairs = training_pairs(kind)
     torch.manual_seed(options.seed)
-    network = NETWORKS["pwcnet"].build()
-    optimizer = torch.optim.Adam(network.parameters(), betas=(0.9, 0.999))
+    lessons = [Lesson(objective=objective(mask, schedule))]
+    check = CHECKS.get(mask, ForwardBackwardCheck())
+    step = OptimiserStep(NETWORKS["pwcnet"].build(), lessons, check, options)
     rng = np.random.default_rng(options.seed)
     order = np.concatenate([rng.permutation(len(pairs)) for _ in range(options.steps)])
-    for step in range(options.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate_at(step)
-        taken = order[step * options.global_batch : (step + 1) * options.global_batch]
-        samples = [vars(augmentation(pairs[place], rng)) for place in taken]
-        names = [name for name, value in samples[0].items() if value is not None]
-        stacked = {name: np.stack([sample[name] for sample in samples]) for name in names}
-        loss = loss_of(network, to_batch(stacked), "none" if step < options.unmasked_steps else mask)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
-        optimizer.step()
-    return network.eval()
+    for places in order.reshape(-1, options.global_batch)[: options.steps]:
+        step.take([Batch.stack([augmentation(pairs[place], rng) for place in places])])
+    return step.result.eval()
 
 
 def judged(network: FlowNetwork, kind: str) -> dict[str, float]:

@@ -23,7 +23,7 @@ from flowcore.occlusion import ForwardBackwardCheck
 from jobs import distill, evaluate, pseudolabel
 from pipelines.checkpoints import fetch_model, load_model, save_model
 from pipelines.cluster import connect
-from pipelines.evaluation import example, load_estimator
+from pipelines.evaluation import example, load_estimator, table
 from pipelines.storage import PROJECT_FOLDER
 
 RESULTS = PROJECT_FOLDER / "docs" / "results" / "real-pixels"
@@ -46,19 +46,16 @@ def make_student(data: Path, workers: int) -> None:
     started = time.monotonic()
     _, labelling = pseudolabel.recipes()["laptop"]
     labels = str(WORK / "labels")
-    written = pseudolabel.pseudolabel(
-        "laptop", replace(labelling, videos=str(collection), teacher=(TEACHER,), labels=labels)
-    )
+    labelling = replace(labelling, videos=str(collection), teacher=(TEACHER,), labels=labels)
+    written = pseudolabel.pseudolabel(labelling, "laptop")
     seconds["labelling"] = time.monotonic() - started
     started = time.monotonic()
     _, distillation = distill.recipes()["laptop"]
     training = replace(distillation.training, workers=workers)
-    uri = distill.distill(
-        "laptop",
-        replace(
-            distillation, labels=labels, run_root=str(WORK), init="fresh", where=WHERE, training=training
-        ),
+    distillation = replace(
+        distillation, labels=labels, run_root=str(WORK), init="fresh", where=WHERE, training=training
     )
+    uri = distill.distill(distillation, "laptop")
     seconds["distillation"] = time.monotonic() - started
     network, info = load_model(fetch_model(uri))
     kept = ("stage", "recipe", "label_set", "where", "generation")
@@ -79,12 +76,14 @@ def judge(data: Path) -> str:
     models["student"] = str(STUDENT)
     estimators = {title: load_estimator(models[title]) for title in (TEACHER, "student")}
     tables = []
-    for name, folder in real_sets(data).items():
-        options = evaluate.Evaluate(model=("zero",), benchmark=name, root=str(folder))  # type: ignore[arg-type]
-        results = evaluate.evaluate_models(models, options)
-        tables.append(evaluate.tables(results))
+    for data_set in real_sets(data):
+        stage = evaluate.Evaluate(model=("zero",), truth=str(data_set))
+        results = evaluate.evaluate_models(models, stage)
+        for group, errors in results["student"].groups.items():
+            rows = {title: result.groups[group] for title, result in results.items()}
+            tables.append(table(f"{group}, {errors.pairs} pairs", rows))
         ranked = results["student"].ranked
-        picture = WORK / f"{name}.png"
+        picture = WORK / f"{data_set.name}.png"
         write_image(picture, example(ranked[len(ranked) // 2], estimators, ForwardBackwardCheck()))
         print(f"picture: {picture}")
     return "\n\n".join(tables)

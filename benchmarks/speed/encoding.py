@@ -31,12 +31,12 @@ from flowcore.formats import read_flow, read_mask, write_flow, write_mask
 from flowcore.metrics import endpoint_error
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.pseudolabels import PseudoLabels, label_grid, pseudo_labels
 from flowcore.scenes import SceneOptions, render_scene
 from flowcore.shapes import to_images
 from flowcore.video import ClipOptions
 from pipelines.checkpoints import fetch_model, load_model
-from pipelines.labelling import label_chunk
-from pipelines.labels import decode_flow, encode_shard, label_grid, masks, quantized, stored_pixels
+from pipelines.labels import decode_flow, encode_shard, label_columns, masks, quantized, stored_pixels
 from pipelines.pair_set import row_values
 from pipelines.storage import PROJECT_FOLDER
 
@@ -64,11 +64,12 @@ def labelled(network: FlowNetwork, frames: ndarray) -> tuple[pa.Table, list[Tens
     """The labels of the pairs, and the network's flow in both directions at full resolution, not rounded."""
     pixels = to_images(frames)
     parts = [
-        label_chunk([network], pixels[at : at + 2], ForwardBackwardCheck()) for at in range(len(pixels) - 1)
+        pseudo_labels([network], pixels[at : at + 2], ForwardBackwardCheck()) for at in range(len(pixels) - 1)
     ]
     estimates = [network.estimate(first[None], second[None]) for first, second in pairwise(pixels)]
     exact = [torch.cat(direction) for direction in zip(*estimates, strict=True)]
-    return pa.concat_tables(parts).select([*_COLUMNS, "flow_stride"]), exact
+    table = label_columns(PseudoLabels.joined(parts), "a teacher")
+    return table.select([*_COLUMNS, "flow_stride"]), exact
 
 
 def parquet(table: pa.Table) -> bytes:

@@ -10,19 +10,19 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from mlflow import MlflowClient
-
 from benchmarks import report
 from benchmarks.inputs import fresh_teacher, render_videos
 from flowcore.objectives import StudentObjective
+from flowcore.occlusion import ForwardBackwardCheck
 from jobs.recipes import RECIPES
 from pipelines import tracking
-from pipelines.checkpoints import load_model
+from pipelines.checkpoints import starting_point
 from pipelines.cluster import connect
-from pipelines.labelling import write_labels
+from pipelines.labelling import LabellingOptions, write_labels
+from pipelines.lineage import Lineage
 from pipelines.pair_set import PairSet
-from pipelines.training import Source, Training, train
-from pipelines.validation import CollapseAlarm
+from pipelines.training import Source, train
+from pipelines.validation import CollapseAlarm, Judge
 
 
 def main() -> None:
@@ -37,7 +37,12 @@ def main() -> None:
         videos = render_videos(folder / "videos", 8)
         teacher = fresh_teacher(folder / "teacher", recipe.network)
         connect()
-        write_labels(videos, [teacher], str(folder / "labels"), recipe.labelling)
+        labels, check = str(folder / "labels"), ForwardBackwardCheck()
+        write_labels(videos, [teacher], labels, recipe.clips, check, LabellingOptions())
+        source = Source(
+            pairs=PairSet.open(labels), transformation=recipe.challenge, objective=StudentObjective()
+        )
+        silent = CollapseAlarm(max_occluded=2.0, min_flow_variance=-1.0, must_improve=False)
         options = replace(
             recipe.student,
             steps=arguments.steps,
@@ -48,28 +53,16 @@ def main() -> None:
         )
         with tracking.start("benchmark", recipe="demo", parameters=options, project_folder=folder) as run:
             train(
-                Training(
-                    stage="distill",
-                    network=recipe.network,
-                    initial=load_model(Path(teacher))[0].state_dict(),
-                    sources=(
-                        Source(
-                            pairs=PairSet.open(str(folder / "labels")),
-                            transformation=recipe.challenge,
-                            objective=StudentObjective(),
-                        ),
-                    ),
-                    options=options,
-                    provenance={},
-                    tracking_uri=run.uri,
-                    run_id=run.run_id,
-                    alarm=CollapseAlarm(max_occluded=2.0, min_flow_variance=-1.0, must_improve=False),
-                ),
-                str(folder / "runs"),
+                starting_point(teacher, recipe.network),
+                [source],
+                options,
+                judge=Judge(check=check, alarm=silent),
+                run=Lineage(run, "distill", str(folder / "runs"), {}),
             )
-        client = MlflowClient(tracking.tracking_uri(folder))
-        shares = [m.value for m in client.get_metric_history(run.run_id, "train/waiting_for_data")]
-        speeds = [m.value for m in client.get_metric_history(run.run_id, "train/pairs_per_second")]
+        shares, speeds = (
+            [point.value for point in run.client.get_metric_history(run.run_id, f"train/{name}")]
+            for name in ("waiting_for_data", "pairs_per_second")
+        )
     print(f"share of a student step spent waiting for data: {sum(shares[1:]) / len(shares[1:]):.1%}")
     print(f"by tenth of the {arguments.steps} steps: {', '.join(f'{share:.1%}' for share in shares)}")
     print(f"pairs per second: {sum(speeds[1:]) / len(speeds[1:]):.1f}")

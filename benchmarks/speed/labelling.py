@@ -45,18 +45,14 @@ from benchmarks.processes import kind_of
 from flowcore.geometry import pad_to_multiple, upsample_flow
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.pseudolabels import pseudo_labels
 from flowcore.shapes import to_images
 from flowcore.video import ClipOptions
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model
 from pipelines.cluster import connect
-from pipelines.labelling import (
-    LabellingOptions,
-    LabellingProgress,
-    LabellingSummary,
-    label_chunk,
-    write_labels,
-)
+from pipelines.labelling import LabellingOptions, LabellingProgress, LabellingSummary, write_labels
+from pipelines.labels import label_columns
 
 _CHUNK_PAIRS = 16
 _SCRIPT_PAIRS = 8
@@ -135,7 +131,8 @@ class InMemory:
         while (elapsed := time.monotonic() - start) < _LIMIT_SECONDS or pairs == 0:
             for frames in self._chunks[:chunks]:
                 if checked:
-                    label_chunk([self._network], frames, ForwardBackwardCheck(), at_once)
+                    labels = pseudo_labels([self._network], frames, ForwardBackwardCheck(), at_once)
+                    label_columns(labels, "a teacher")
                 else:
                     self._network.estimate_chunk(frames, at_once)
                 pairs += len(frames) - 1
@@ -209,7 +206,12 @@ class CoreTime:
 
 
 def labelled(
-    videos: str, teacher: str, location: Path, options: LabellingOptions, time_of: CoreTime
+    videos: str,
+    teacher: str,
+    location: Path,
+    clips: ClipOptions,
+    options: LabellingOptions,
+    time_of: CoreTime,
 ) -> tuple[LabellingSummary, float, list[float]]:
     """The summary, the seconds to the first shard, and the pairs a second in each quarter from there to the
     last."""
@@ -221,7 +223,8 @@ def labelled(
             steps.append((time.monotonic(), progress.new_pairs))
             time_of.look()
 
-    summary = write_labels(videos, [teacher], str(location), options, on_progress=note)
+    check = ForwardBackwardCheck()
+    summary = write_labels(videos, [teacher], str(location), clips, check, options, on_progress=note)
     if len(steps) < 10:
         raise SystemExit("labelling ended after fewer than ten files; take more videos or pairs")
     # From when each of the teachers has had time to give one.
@@ -234,11 +237,13 @@ def labelled(
 def import_seconds() -> float:
     """What each of Ray's processes takes before it can work, by itself."""
     start = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import ray.data, pipelines.labelling"], check=True)
+    subprocess.run([sys.executable, "-c", "import pipelines.shards"], check=True)
     return time.monotonic() - start
 
 
-def first_label_seconds(video: str, teacher: str, location: Path, options: LabellingOptions) -> float:
+def first_label_seconds(
+    video: str, teacher: str, location: Path, clips: ClipOptions, options: LabellingOptions
+) -> float:
     """From before Ray starts to the first shard on the disk."""
     start = time.monotonic()
     connect()
@@ -248,7 +253,8 @@ def first_label_seconds(video: str, teacher: str, location: Path, options: Label
         if progress.new_pairs and not seconds:
             seconds.append(time.monotonic() - start)
 
-    write_labels(video, [teacher], str(location), options, on_progress=note)
+    check = ForwardBackwardCheck()
+    write_labels(video, [teacher], str(location), clips, check, options, on_progress=note)
     return seconds[0]
 
 
@@ -279,7 +285,7 @@ def main() -> None:
     size = (arguments.size[0], arguments.size[1])
     clips = ClipOptions(size=size, min_size=(32, 32), max_pairs_per_video=arguments.pairs)
     # An even share of each video for each teacher, or the last one works alone.
-    options = LabellingOptions(clips=clips, num_teachers=cores, shard_pairs=_CHUNK_PAIRS)
+    options = LabellingOptions(num_teachers=cores, shard_pairs=_CHUNK_PAIRS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         videos = arguments.videos
@@ -290,7 +296,7 @@ def main() -> None:
         first_chunks = dict(read_chunks(videos, clips, most=1))
         files, chunks = list(first_chunks), list(first_chunks.values())
         importing = import_seconds()
-        from_start = first_label_seconds(files[0], teacher, folder / "first", options)
+        from_start = first_label_seconds(files[0], teacher, folder / "first", clips, options)
         some = replace(clips, max_pairs_per_video=_SCRIPT_PAIRS)
         frames = ray.put(chunks)
 
@@ -303,7 +309,9 @@ def main() -> None:
             return lambda number: memory_speed(network, frames, cores, at_once, checked=checked)
 
         def labelling(number: int) -> float:
-            runs.append(labelled(videos, teacher, folder / f"labels{number}", options, time_of[number]))
+            runs.append(
+                labelled(videos, teacher, folder / f"labels{number}", clips, options, time_of[number])
+            )
             return statistics.harmonic_mean(runs[-1][2])
 
         tried = {

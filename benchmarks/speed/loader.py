@@ -18,7 +18,7 @@ the milliseconds that each challenge takes for a pair in one process.
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,13 @@ from flowcore.hallucination import (
     RectangleNoise,
     SuperpixelNoise,
 )
-from flowcore.pairs import FramePair
+from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.pairs import Batch, FramePair
 from flowcore.scenes import SceneOptions
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import fetch_model
 from pipelines.cluster import connect
-from pipelines.feed import Plan, batches, to_batch
+from pipelines.feed import Plan, batches
 from pipelines.label_files import EXPORT_FILE, export_labels
 from pipelines.labelling import LabellingOptions, write_labels
 from pipelines.pair_set import PairSet
@@ -84,9 +85,12 @@ class Files(Dataset[dict[str, ndarray]]):
         )
 
     def __getitem__(self, number: int) -> dict[str, ndarray]:
-        pair = _CROP(self.read(number), np.random.default_rng(number))
-        values = {field.name: getattr(pair, field.name) for field in fields(pair)}
-        return {name: np.ascontiguousarray(each) for name, each in values.items() if each is not None}
+        return in_order(_CROP(self.read(number), np.random.default_rng(number)))
+
+
+def in_order(pair: FramePair) -> dict[str, ndarray]:
+    """What is known of a pair, as arrays whose pixels lie in memory as they do in a batch."""
+    return {name: np.ascontiguousarray(value) for name, value in pair.known().items()}
 
 
 def rate(steps: Iterator[Any], pairs_a_step: int, warm_up: int) -> float:
@@ -117,7 +121,7 @@ def loaded(files: Files, readers: int) -> float:
     def steps() -> Iterator[Any]:
         for _ in range(3):
             for arrays in loader:
-                yield to_batch({name: each.numpy() for name, each in arrays.items()})
+                yield Batch.of_arrays({name: each.numpy() for name, each in arrays.items()})
 
     return rate(steps(), _BATCH, len(loader) // 2)
 
@@ -135,14 +139,13 @@ def read_rows(pairs: PairSet) -> Callable[[int], object]:
     places = pairs.index().to_pylist()
     kept: dict[tuple[int, int], list[dict[str, Any]]] = {}
 
-    def read(number: int) -> list[ndarray]:
+    def read(number: int) -> dict[str, ndarray]:
         place = places[number]
         key = place["file"], place["row_group"]
         if key not in kept:
             kept.clear()
             kept[key] = pairs.read_group(pairs.files[key[0]], key[1])
-        pair = _CROP(pairs.decode(kept[key][place["row"]]), np.random.default_rng(number))
-        return [np.ascontiguousarray(each) for each in vars(pair).values() if each is not None]
+        return in_order(_CROP(pairs.decode(kept[key][place["row"]]), np.random.default_rng(number)))
 
     return read
 
@@ -173,14 +176,14 @@ def main() -> None:
         videos = render_videos(folder / "videos", -(-arguments.pairs // (scene.num_frames - 1)), scene)
         network = fresh_teacher(folder / "teacher", RECIPES["laptop"].network)
         connect()
-        options = LabellingOptions(clips=replace(RECIPES["demo"].labelling.clips, size=(_HEIGHT, _WIDTH)))
+        clips = replace(RECIPES["demo"].clips, size=(_HEIGHT, _WIDTH))
         print(report.head(["labels", "read by", "pairs/s", "times the DataLoader", "kB a pair"], texts=2))
         for title, teacher in (
             ("full resolution", str(fetch_model("opencv:dis_fast"))),
             ("the network's stride", network),
         ):
             labels, files = folder / f"labels-{title}", folder / f"files-{title}"
-            write_labels(videos, [teacher], str(labels), options)
+            write_labels(videos, [teacher], str(labels), clips, ForwardBackwardCheck(), LabellingOptions())
             pairs = PairSet.open(str(labels))
             count = export_labels(pairs, files, "chairs2").pairs
             both = Files(files, count)

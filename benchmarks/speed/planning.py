@@ -18,6 +18,7 @@ import time
 from typing import NoReturn
 
 from benchmarks import report
+from flowcore.video import ClipOptions
 from pipelines import labelling
 from pipelines.cluster import connect
 from pipelines.collection import Stamp, VideoSource
@@ -56,7 +57,9 @@ def plan(count: int) -> None:
         os._exit(0)
 
     with tempfile.TemporaryDirectory() as folder:
-        labelling.write_pairs("anywhere", f"{folder}/pairs", LabellingOptions(), on_progress=end)
+        labelling.write_pairs(
+            "anywhere", f"{folder}/pairs", ClipOptions(), LabellingOptions(), on_progress=end
+        )
 
 
 def main() -> None:

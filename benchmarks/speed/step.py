@@ -21,7 +21,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from pathlib import Path
 from typing import Any, cast
 from unittest import mock
@@ -33,15 +34,16 @@ from torch.nn import functional
 from benchmarks import report
 from flowcore import photometric
 from flowcore.geometry import backward_warp, pixel_grid, upsample_flow
-from flowcore.networks import BidirectionalFlow, FlowNetwork, PWCNetConfig
+from flowcore.networks import BidirectionalFlow, FlowNetwork
 from flowcore.networks.correlation import cost_volume, normalize_features
 from flowcore.objectives import Estimator, TeacherObjective
+from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.pairs import Batch
 from flowcore.photometric import census_border, census_distance, grey
 from flowcore.scenes import SceneOptions, render_scene
 from flowcore.shapes import to_images
 from jobs.recipes import RECIPES
-from pipelines.training import added_outcomes, global_facts, global_loss, split_batch
+from pipelines.step import global_facts, global_loss
 
 _ROUNDS = 9
 _PAIRS, _HEIGHT, _WIDTH = 4, 192, 256
@@ -156,7 +158,7 @@ def step_forms(batch: Batch, compiled: bool, full_resolution: bool = False) -> l
             if replaced:
                 census = {"census": (replaced[0], photometric.PATCH_RADIUS)}
                 stack.enter_context(mock.patch.dict(photometric.DISTANCES, census))
-            outcome = objective(estimate, batch, masked=True)
+            outcome = objective(estimate, batch, step=0, check=ForwardBackwardCheck())
             return global_loss(outcome, global_facts(outcome, 1, _PAIRS)[0], 1)
 
     plain = partial(plain_estimate, network)
@@ -176,7 +178,7 @@ def step_forms(batch: Batch, compiled: bool, full_resolution: bool = False) -> l
 
 def option_forms(network: FlowNetwork, batch: Batch, compiled: bool) -> list[Form]:
     """A step of the teacher with each option of TrainingOptions that makes it cheaper."""
-    objective = TeacherObjective()
+    objective = partial(TeacherObjective(unmasked_steps=1), step=0, check=ForwardBackwardCheck())
     inputs = list(network.parameters())
 
     def loss(
@@ -193,18 +195,18 @@ def option_forms(network: FlowNetwork, batch: Batch, compiled: bool) -> list[For
             with torch.autocast("cpu", precision, enabled=precision != torch.float32):
                 return estimate(image1, image2)
 
-        outcome = objective(in_precision, batch, masked=False)
+        outcome = objective(in_precision, batch)
         return global_loss(outcome, global_facts(outcome, 1, len(batch.image1))[0], 1)
 
     def in_two_parts() -> Iterator[Tensor]:
         cast(Any, network).to(memory_format=torch.contiguous_format)
         network.checkpoints_activations = False
-        parts = split_batch(batch, 2)
+        parts = batch.split(2)
         with torch.no_grad():
-            whole = added_outcomes([objective(network, part, masked=False) for part in parts])
+            whole = reduce(add, (objective(network, part) for part in parts))
         counts, _ = global_facts(whole, 1, len(batch.image1))
         for part in parts:
-            yield global_loss(objective(network, part, masked=False), counts, 1)
+            yield global_loss(objective(network, part), counts, 1)
 
     ours = partial(loss, network)
     forms = [
@@ -219,10 +221,6 @@ def option_forms(network: FlowNetwork, batch: Batch, compiled: bool) -> list[For
         Form(name="two parts", loss=ours, inputs=inputs, in_parts=in_two_parts),
         Form(name="bfloat16", loss=partial(ours, precision=torch.bfloat16), inputs=inputs, tolerance=0.5),
     ]
-    if isinstance(network.config, PWCNetConfig):
-        # Of one network alone: a CPU without it takes thirty times as long.
-        half = partial(ours, precision=torch.float16)
-        forms.append(Form(name="float16", loss=half, inputs=inputs, tolerance=0.5))
     if compiled:
         made = cast(FlowNetwork, torch.compile(network))
         forms.append(Form(name="compiled", loss=partial(loss, made), inputs=inputs, tolerance=1e-2))

@@ -35,14 +35,15 @@ from flowcore.formats import FrameCodec
 from flowcore.networks import PWCNetConfig
 from flowcore.objectives import StudentObjective, TeacherObjective
 from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.pseudolabels import pseudo_labels
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.shapes import to_images
 from flowcore.video import ChunkReader
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model
 from pipelines.cluster import connect
-from pipelines.labelling import LabellingOptions, label_chunk
-from pipelines.labels import decode_flow, encode_shard
+from pipelines.labelling import LabellingOptions
+from pipelines.labels import decode_flow, encode_shard, label_columns
 from pipelines.pair_set import row_values
 from pipelines.storage import PROJECT_FOLDER
 
@@ -76,8 +77,8 @@ def per_pair() -> dict[str, float]:
     # Labels of a trained network: what they take depends on what is in them.
     network, _ = load_model(PROJECT_FOLDER / "docs/results/real-pixels/student")
     some = scene.frames[: LabellingOptions().row_group_pairs + 1]
-    labels = label_chunk([network.eval()], to_images(some), ForwardBackwardCheck())
-    flows = labels.select(["flow_fw", "flow_bw", "occ_fw", "occ_bw"])
+    labels = pseudo_labels([network.eval()], to_images(some), ForwardBackwardCheck())
+    flows = label_columns(labels, "a teacher").select(["flow_fw", "flow_bw", "occ_fw", "occ_bw"])
     content = encode_shard(flows, len(flows))
 
     def feed() -> None:

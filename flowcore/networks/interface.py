@@ -34,10 +34,6 @@ class BidirectionalFlow:
         """The same estimate with the roles of the frames swapped."""
         return BidirectionalFlow(forward=self.backward, backward=self.forward, strides=self.strides)
 
-    def reversed(self) -> "BidirectionalFlow":
-        """The flow of the frames exchanged: forward is backward."""
-        return BidirectionalFlow(forward=self.backward, backward=self.forward, strides=self.strides)
-
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:

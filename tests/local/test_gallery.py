@@ -19,7 +19,8 @@ from flowcore.video import ClipOptions
 from jobs.command import run
 from jobs.gallery import Gallery, main
 from pipelines import tracking
-from pipelines.gallery import GalleryOptions, GradedSet, choose, gallery_page
+from pipelines.gallery import gallery_page
+from pipelines.grades import GalleryOptions, GradedSet, choose
 from pipelines.labelling import LabellingOptions, write_labels, write_pairs
 from pipelines.ledger import MANIFEST_FILE
 from pipelines.pair_set import PairSet

@@ -50,6 +50,7 @@ def test_every_import_points_down_from_jobs_over_pipelines_to_flowcore() -> None
         ("pipelines.progress", ("torch", "mlflow")),
         # every reader and teacher, every training worker but the first
         ("pipelines.shards", ("mlflow", "scipy", "ray.train")),
+        ("pipelines.stages", ("ray", "mlflow", "scipy")),
         # whoever asks for a status
         ("pipelines.labelling", ("ray", "mlflow", "scipy")),
         ("pipelines.feed", ("mlflow", "scipy")),
@@ -78,6 +79,15 @@ def test_every_package_folder_is_installed() -> None:
         for path in (REPOSITORY / top).rglob("__init__.py")
     ]
     assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == sorted(".".join(f.parts) for f in folders)
+
+
+def test_every_file_that_the_code_reads_is_installed_with_it() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "flowcore", "pipelines", "jobs"], cwd=REPOSITORY, capture_output=True, check=True
+    )
+    beside = [file for file in tracked.stdout.decode().splitlines() if not file.endswith(".py")]
+    installed = PROJECT["tool"]["setuptools"]["package-data"]
+    assert beside == [f"{package}/{name}" for package, names in installed.items() for name in names]
 
 
 def test_every_dependency_is_pinned_within_its_bounds() -> None:

@@ -1,0 +1,312 @@
+"""How does a video become shards? In three stages: read it into encoded frames, ask the teachers, write files.
+
+A shard's name and content follow from the video and the options, it appears whole, and it is skipped where
+it is there; so a rerun of the same command does what is left.
+
+The choice that isn't obvious is that a reader yields one row a shard even for shards that are there already,
+and that each row is a block of Ray's. Ray runs a task anew when its process dies, and goes on behind the
+blocks that were consumed before, by their number: a reader that left out what is written by then would lose
+shards.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from flowcore.formats import FrameCodec
+from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.pseudolabels import pseudo_labels
+from flowcore.shapes import to_images
+from flowcore.video import ClipOptions, VideoError
+from pipelines.collection import Stamp, VideoSource
+from pipelines.copies import possible_copies
+from pipelines.decoding import DecoderProcess, EncodedChunk
+from pipelines.labels import beside, encode_shard, label_columns, pair_columns, pair_id
+from pipelines.ledger import Outcome, VideoRecord, duplicate, video_record
+from pipelines.messages import Message, Shard, VideoEnded, messages
+from pipelines.shard_files import ShardSize, require_own, shard_at, shard_name
+from pipelines.storage import Folder
+from pipelines.teachers import TeacherModel
+
+_UNKNOWN_SIZE = (1080, 1920)
+_PIXEL_BYTES = {"jpeg": 1, "png": 3}
+"""About, of a stored frame with its share of the labels."""
+_STEP_PIXELS = {"cpu": 200_000, "cuda": 4_000_000}
+"""Pixels of the pairs that a network labels at once. On a CPU the light PWC-Net took 530 ms and 0.7 GB for a
+pair of 384x640 px alone, 744 ms each and 2.3 GB for sixteen at once; at 96x128 px sixteen were fastest."""
+
+_VIDEOS = pa.list_(
+    pa.struct(
+        [
+            ("uri", pa.string()),
+            ("frames", pa.list_(pa.string())),
+            ("scene", pa.string()),
+            ("stamp", pa.string()),
+        ]
+    )
+)
+"""What a reader is given together: videos that may be copies of each other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What every process of a run knows."""
+
+    run: str
+    location: str
+    label_set: str
+    clips: ClipOptions
+    codec: FrameCodec
+    shard_pairs: int
+    row_group_pairs: int
+    teachers: tuple[TeacherModel, ...]
+    """None of them where frames alone are wanted."""
+    check: ForwardBackwardCheck
+    """Tells what is occluded by the teachers' flow."""
+
+    @property
+    def shard_bytes(self) -> int:
+        """About what a shard takes in memory."""
+        height, width = self.clips.size or _UNKNOWN_SIZE
+        return self.shard_pairs * height * width * _PIXEL_BYTES[self.codec.kind]
+
+
+class Graph(Protocol):
+    """What runs the stages."""
+
+    @property
+    def processes(self) -> Mapping[str, int]:
+        """How many processes each stage had at most; none before there was anything to do."""
+        ...
+
+    def messages(
+        self, sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: Plan
+    ) -> Iterator[Message]:
+        """Writes what is missing of these videos; what comes out of the last stage, in no order."""
+        ...
+
+
+def group_tables(sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], most: int) -> list[pa.Table]:
+    """What the reading tasks, at most so many, are given: videos that may be copies of each other a row."""
+    groups = pa.array(
+        [
+            [
+                {"uri": each.uri, "frames": each.frames, "scene": each.scene, "stamp": stamps[each.name].text}
+                for each in group
+            ]
+            for group in possible_copies(sources, stamps)
+        ],
+        _VIDEOS,
+    )
+    tasks = min(len(groups), most)
+    parts = [groups.take(pa.array(range(task, len(groups), tasks))) for task in range(tasks)]
+    return [pa.table({"videos": part}) for part in parts]
+
+
+@lru_cache(maxsize=1)
+def _decoder() -> DecoderProcess:
+    """One for each of Ray's processes, from task to task."""
+    return DecoderProcess()
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Gives for each video its shards, with the frames of those that are missing, and its end."""
+
+    plan: Plan
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        for group in table["videos"].to_pylist():
+            for message in self._read_group(group):
+                yield message.to_arrow()
+
+    def _read_group(self, group: Iterable[Mapping[str, Any]]) -> Iterator[Message]:
+        first: dict[str, str] = {}
+        for video in group:
+            source = VideoSource(video["uri"], tuple(video["frames"]), video["scene"])
+            try:
+                folder = _decoder().digest(source)
+            except (VideoError, OSError) as error:
+                yield VideoEnded(record=_unread(source, video["stamp"], error))
+                continue
+            if folder in first:
+                yield VideoEnded(record=duplicate(source.name, first[folder], video["stamp"]))
+                continue
+            first[folder] = source.name
+            before = video_record(self.plan.location, folder)
+            if before is not None:
+                require_own(self.plan.location, self.plan.label_set, before.label_set)
+            # Run anew by Ray, this must not see what this run wrote: it would yield other rows.
+            if before is not None and before.run != self.plan.run:
+                yield VideoEnded(record=replace(before, video=source.name, stamp=video["stamp"]))
+            else:
+                yield from self._read(source, video["stamp"], folder)
+
+    def _read(self, source: VideoSource, stamp: str, folder: str) -> Iterator[Message]:
+        decoder = _decoder()
+        waiting: list[EncodedChunk] = []
+        shards = 0
+        reason = None
+        started = time.monotonic()
+        try:
+            with closing(decoder.read(source, self.plan.clips, self.plan.codec)) as chunks:
+                for chunk in chunks:
+                    waiting.append(chunk)
+                    if _num_pairs(waiting) >= self.plan.shard_pairs:
+                        yield self._shard(source, folder, shards, waiting, time.monotonic() - started)
+                        waiting, shards = [], shards + 1
+                        started = time.monotonic()
+        except VideoError as error:
+            reason = str(error)
+        except OSError as error:
+            yield VideoEnded(
+                record=replace(_unread(source, stamp, error), frames_read=decoder.report.frames_read)
+            )
+            return
+        if waiting:
+            yield self._shard(source, folder, shards, waiting, time.monotonic() - started)
+            shards += 1
+        report = decoder.report
+        reason = reason or report.truncated
+        record = VideoRecord(
+            video=source.name,
+            outcome="nothing" if shards == 0 else "done" if reason is None else "cut short",
+            reason=reason or "",
+            stamp=stamp,
+            folder=folder,
+            frames_read=report.frames_read,
+            cuts=report.cuts,
+            static_pairs=report.static_pairs,
+            faded_pairs=report.faded_pairs,
+            shards=shards,
+            label_set=self.plan.label_set,
+            run=self.plan.run,
+        )
+        yield VideoEnded(record=record)
+
+    def _shard(
+        self, source: VideoSource, folder: str, number: int, chunks: Sequence[EncodedChunk], seconds: float
+    ) -> Shard:
+        num_pairs = _num_pairs(chunks)
+        there = shard_at(self.plan.location, shard_name(folder, number), self.plan.label_set)
+        # A decoder that died once, and not again, left a shorter one.
+        is_done = there is not None and there.pairs == num_pairs
+        return Shard(
+            video=source.name,
+            folder=folder,
+            number=number,
+            pairs=num_pairs,
+            share=_decoder().report.share,
+            bytes=there.bytes if there is not None else 0,
+            chunks=() if is_done else tuple(chunks),
+            reading=seconds,
+        )
+
+
+def _num_pairs(chunks: Sequence[EncodedChunk]) -> int:
+    return sum(len(chunk.frames) - 1 for chunk in chunks)
+
+
+def _unread(source: VideoSource, stamp: str, error: VideoError | OSError) -> VideoRecord:
+    """Of a video whose content isn't known, or isn't to be had now: another run tries again."""
+    outcome: Outcome = "nothing" if isinstance(error, VideoError) else "unreadable now"
+    return VideoRecord(video=source.name, outcome=outcome, reason=str(error), stamp=stamp)
+
+
+class Teacher:
+    """Adds the labels to a shard; lives in an actor with the networks."""
+
+    def __init__(self, plan: Plan, device: str) -> None:
+        # On more threads sums come in another order, and labels would depend on the machine.
+        torch.set_num_threads(1)
+        torch.backends.cudnn.deterministic = True
+        self._plan = plan
+        self._device = torch.device(device)
+        self._digest = "+".join(model.digest for model in plan.teachers)
+        self._networks = [model.load(plan.location, self._device) for model in plan.teachers]
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        for message in messages(table):
+            match message:
+                case Shard() if message.chunks:
+                    yield self._labelled(message).to_arrow()
+                case _:
+                    yield message.to_arrow()
+
+    def _labelled(self, shard: Shard) -> Shard:
+        started = time.monotonic()
+        labels = pa.concat_tables([self._labels(chunk) for chunk in shard.chunks])
+        return replace(shard, labels=labels, labelling=time.monotonic() - started)
+
+    def _labels(self, chunk: EncodedChunk) -> pa.Table:
+        codec = self._plan.codec
+        frames = to_images(np.stack([codec.decode(frame) for frame in chunk.frames]), self._device)
+        at_once = max(1, _STEP_PIXELS[self._device.type] // frames[0, 0].numel())
+        return label_columns(pseudo_labels(self._networks, frames, self._plan.check, at_once), self._digest)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes the shards that aren't there, and passes them on without what is big."""
+
+    plan: Plan
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        for message in messages(table):
+            match message:
+                case Shard() if message.chunks:
+                    yield self._written(message).to_arrow()
+                case _:
+                    yield message.to_arrow()
+
+    def _written(self, shard: Shard) -> Shard:
+        started = time.monotonic()
+        name = shard_name(shard.folder, shard.number)
+        # Ray runs a task anew that was killed after it had written.
+        there = shard_at(self.plan.location, name, self.plan.label_set)
+        if there is None or there.pairs != shard.pairs:
+            content = encode_shard(self._columns(shard), self.plan.row_group_pairs)
+            Folder(self.plan.location).write(name, content)
+            there = ShardSize(pairs=shard.pairs, bytes=len(content))
+        return Shard(
+            video=shard.video,
+            folder=shard.folder,
+            number=shard.number,
+            pairs=shard.pairs,
+            share=shard.share,
+            bytes=there.bytes,
+            is_new=True,
+            reading=shard.reading,
+            labelling=shard.labelling,
+            writing=time.monotonic() - started,
+        )
+
+    def _columns(self, shard: Shard) -> pa.Table:
+        stride = self.plan.clips.stride
+        frames = pair_columns(
+            {
+                "pair_id": pair_id(shard.folder, indices, stride, chunk.height, chunk.width),
+                "video": shard.video,
+                "frame": indices[0],
+                "stride": stride,
+                "timestamp": timestamp,
+                "height": chunk.height,
+                "width": chunk.width,
+                "image1": images[0],
+                "image2": images[1],
+                "label_set": self.plan.label_set,
+            }
+            for chunk in shard.chunks
+            for indices, timestamp, images in zip(
+                pairwise(chunk.frame_indices), chunk.timestamps, pairwise(chunk.frames), strict=False
+            )
+        )
+        return beside(frames, shard.labels) if self.plan.teachers else frames

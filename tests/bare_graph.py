@@ -1,0 +1,43 @@
+"""The stages of labelling without Ray: one after the other, in the process of the test."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import pyarrow as pa
+
+from pipelines.collection import Stamp, VideoSource
+from pipelines.messages import STAGES, Message, messages
+from pipelines.stages import Plan, Reader, Teacher, Writer, group_tables
+
+
+class BareGraph:
+    """Runs the stages from the end of the collection, so that videos come in another order than Ray's.
+
+    meanwhile: called before the first video is looked at. most_shards: after so many it ends as by a kill.
+    """
+
+    processes: Mapping[str, int] = dict.fromkeys(STAGES, 1)
+
+    def __init__(
+        self, *, meanwhile: Callable[[], object] = lambda: None, most_shards: int | None = None
+    ) -> None:
+        self._meanwhile = meanwhile
+        self._left = most_shards
+
+    def messages(
+        self, sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: Plan
+    ) -> Iterator[Message]:
+        self._meanwhile()
+        read, write = Reader(plan), Writer(plan)
+        label = Teacher(plan, "cpu") if plan.teachers else _unlabelled
+        for videos in reversed(group_tables(sources, stamps, len(sources))):
+            for shard in read(videos):
+                for labelled in label(shard):
+                    for written in write(labelled):
+                        if self._left == 0:
+                            raise KeyboardInterrupt
+                        self._left = None if self._left is None else self._left - 1
+                        yield from messages(written)
+
+
+def _unlabelled(table: pa.Table) -> Iterator[pa.Table]:
+    yield table
