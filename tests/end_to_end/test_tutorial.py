@@ -31,6 +31,7 @@ def test_the_tutorial_goes_from_videos_to_a_student_and_its_flow(tmp_path: Path)
         env={
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(REPOSITORY),
             "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
         },
         capture_output=True,
