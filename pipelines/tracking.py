@@ -226,8 +226,8 @@ def start(
     `inputs` are locations by name. A run is named after its stage, its recipe, and its `subject` or else the
     parameters that differ from `defaults`. Runs that start inside the block of a chain become its children.
     `resume_run_id` goes on with an earlier run of the stage. Every `sample_seconds` the load of the driver's
-    machine is measured, and the mean of six measurements is recorded. ConnectionError within seconds where the MLflow
-    server doesn't answer.
+    machine is measured, and the mean of six measurements is recorded. Raises ConnectionError within seconds
+    where the MLflow server doesn't answer.
     """
     uri = tracking_uri(project_folder)
     client = client_of(uri)
