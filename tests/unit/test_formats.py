@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flowcore.formats import read_flow, read_image, read_mask, write_flow, write_image, write_mask
+from flowcore.formats import FrameCodec, read_flow, read_image, read_mask, write_flow, write_image, write_mask
 
 in_one_folder = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -181,9 +181,7 @@ def test_flow_must_have_the_size_of_its_frames(tmp_path: Path, suffix: str) -> N
 
 
 @pytest.mark.parametrize(("order", "scale"), [("<", b"-1.0"), (">", b"1"), (">", b"+2.5e-1")])
-def test_a_pfm_file_starts_with_its_lowest_row_in_the_byte_order_of_its_scale(
-    tmp_path: Path, order: str, scale: bytes
-) -> None:
+def test_a_pfm_file_starts_with_its_lowest_row(tmp_path: Path, order: str, scale: bytes) -> None:
     bottom, top = (10.0, 20.0, 0.0), (30.0, 40.0, 0.0)
     content = b"PF\n1 2\n" + scale + b"\n" + struct.pack(f"{order}6f", *bottom, *top)
     (tmp_path / "flow.pfm").write_bytes(content)
@@ -362,3 +360,25 @@ def test_unknown_pixels_of_middlebury_are_not_valid(shared_data: Path) -> None:
     assert flow.shape == (2, 388, 584)
     assert 0.98 < valid.mean() < 1
     assert np.abs(flow).max() < 10
+
+
+def test_jpeg_frames_are_close_and_quality_decides_their_size() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    image = cv2.resize(noise, (96, 64), interpolation=cv2.INTER_CUBIC)
+    encoded = FrameCodec("jpeg").encode(image)
+    decoded = FrameCodec("jpeg").decode(encoded)
+    assert np.abs(decoded.astype(int) - image).mean((0, 1)).max() < 5
+    assert len(FrameCodec("jpeg", 30).encode(image)) < len(encoded) < image.nbytes / 2
+
+
+def test_png_frames_are_exact() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(FrameCodec("png").decode(FrameCodec("png").encode(image)), image)
+
+
+def test_damaged_frames_and_impossible_qualities_are_refused() -> None:
+    with pytest.raises(ValueError, match="aren't an image"):
+        FrameCodec().decode(b"no image")
+    for quality in (0, 101):
+        with pytest.raises(ValueError, match=f"JPEG quality {quality} must be in"):
+            FrameCodec(quality=quality)
