@@ -71,7 +71,7 @@ def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, Ev
         }
         results = evaluate(places, data_set.name, data_set.root, check=stage.check)
         for name, place in places.items():
-            tracked, result = runs[name].run, results[name]
+            tracked, result = runs[name], results[name]
             tracked.dataset(data_set.name, data_set.root, samples_digest(samples), "evaluation")
             tracked.tag("model.name", name)
             tracked.summary(result.metrics())

@@ -44,7 +44,7 @@ def main(stage: Predict) -> None:
     model, videos = absolute_model(stage.model, "--model"), absolute_collection(stage.videos, "--videos")
     with lineage("predict", None, stage, {"videos": videos, "model": model}) as run:
         folder = fetch_model(model)
-        run.run.link("model", load_model(folder)[1].run_id)
+        run.link("model", load_model(folder)[1].run_id)
         beside = PredictionOptions(pictures=stage.pictures, video=stage.video)
         started = time.monotonic()
         predictions = predict(str(folder), videos, stage.output, beside, on_cluster=has_cluster())
@@ -52,7 +52,7 @@ def main(stage: Predict) -> None:
         num_pairs = sum(prediction.num_pairs for prediction in predictions)
         numbers = {"videos": len(predictions), "pairs": num_pairs, "seconds": seconds}
         numbers["pairs_per_second"] = num_pairs / seconds
-        run.run.summary({f"predict/{name}": number for name, number in numbers.items()})
+        run.summary({f"predict/{name}": number for name, number in numbers.items()})
         for prediction in predictions:
             print(f"{prediction.source.name}: flow of {prediction.num_pairs} pairs in {prediction.folder}")
         if problems := [prediction for prediction in predictions if prediction.problem is not None]:
