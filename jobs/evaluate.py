@@ -1,6 +1,7 @@
 """Evaluates models against a data set's truth: endpoint error, Fl and occlusion.
 
-    python jobs/evaluate.py --model zero models:/flow-student@champion --truth sintel:/data/MPI-Sintel
+    python jobs/evaluate.py --truth sintel:/data/MPI-Sintel
+        --model zero models:/flow-student@champion
 
 Prints a table. Each model gets a run in MLflow with its metrics and with pictures of its median pair and its
 worst pair, linked to the run that made the model.
