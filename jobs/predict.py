@@ -1,6 +1,6 @@
 """Predicts the optical flow of a video, of a folder of images, or of every video in a folder.
 
-    python jobs/predict.py --model models:/flow-student@champion --videos my_video.mp4 --output my_flow
+    python jobs/predict.py --model models:/flow-student@champion --videos my_video.mp4 --output flow
 
 Writes a .flo file for every two consecutive frames, at their own size, named after the first frame: <image's
 stem>.flo, or 000000.flo and so on for a video. The videos of a folder get a folder each. The job is a run in
