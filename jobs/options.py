@@ -65,7 +65,7 @@ class Option:
     def default_text(self) -> str:
         """The recipe's value as one would type it."""
         if isinstance(self.default, tuple):
-            return " ".join(map(str, self.default)) or "none"
+            return " ".join(map(str, self.default)) or "empty"
         if self.is_flag:
             return "yes" if self.default else "no"
         return "none" if self.default is None else str(self.default)
@@ -86,12 +86,13 @@ def configured(configuration: Any, values: Mapping[str, object]) -> Any:
 
 def read(option: Option, words: Sequence[str]) -> object:
     """The value of an option in a command line's words; ValueError for words of another kind."""
+    is_list = get_origin(option.kind) is tuple and get_args(option.kind)[-1] is Ellipsis
     try:
-        if not words:
+        if not words and not is_list:
             raise ValueError("a value is missing")
         return _read(option.kind, list(words))
     except ValueError as error:
-        raise ValueError(f"{option.name} {' '.join(words)}: {error}") from None
+        raise ValueError(f"{' '.join([option.name, *words])}: {error}") from None
 
 
 def _values(configuration: Any) -> dict[str, tuple[Any, object]]:

@@ -1,6 +1,6 @@
 """Predicts the optical flow of a video, of a folder of images, or of every video in a folder.
 
-    python jobs/predict.py --model models:/flow-student@champion --videos my_video.mp4 --output my_flow
+    python jobs/predict.py --model models:/flow-student@champion --videos my_video.mp4 --output flow
 
 Writes a .flo file for every two consecutive frames, at their own size, named after the first frame: <image's
 stem>.flo, or 000000.flo and so on for a video. The videos of a folder get a folder each. The job is a run in
@@ -46,7 +46,7 @@ def main(stage: Predict) -> None:
     output = absolute(stage.output, "--output")
     with lineage("predict", None, stage, {"videos": videos, "model": model}) as run:
         folder = fetch_model(model)
-        run.run.link("model", load_model(folder)[1].run_id)
+        run.link("model", load_model(folder)[1].run_id)
         beside = PredictionOptions(pictures=stage.pictures, video=stage.video)
         started = time.monotonic()
         predictions = predict(str(folder), videos, output, beside, on_cluster=has_cluster())
@@ -54,7 +54,7 @@ def main(stage: Predict) -> None:
         num_pairs = sum(prediction.num_pairs for prediction in predictions)
         numbers = {"videos": len(predictions), "pairs": num_pairs, "seconds": seconds}
         numbers["pairs_per_second"] = num_pairs / seconds
-        run.run.summary({f"predict/{name}": number for name, number in numbers.items()})
+        run.summary({f"predict/{name}": number for name, number in numbers.items()})
         for prediction in predictions:
             print(f"{prediction.source.name}: flow of {prediction.num_pairs} pairs in {prediction.folder}")
         if problems := [prediction for prediction in predictions if prediction.problem is not None]:

@@ -41,7 +41,7 @@ from pipelines.storage import absolute
 from pipelines.teachers import teacher_names
 
 if TYPE_CHECKING:
-    from pipelines.lineage import Lineage
+    from pipelines.lineage import StageRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,19 +104,19 @@ def pseudolabel(stage: Pseudolabel, recipe: str) -> LabellingSummary:
                 run_id=run.run_id,
                 on_progress=draw,
             )
-        run.run.dataset("videos", videos, summary.digest, "labelling")
-        run.run.tag("label_set", summary.digest)
-        run.run.tag("labels", labels)
-        run.run.summary(summary.metrics("labels"))
+        run.dataset("videos", videos, summary.digest, "labelling")
+        run.tag("label_set", summary.digest)
+        run.tag("labels", labels)
+        run.summary(summary.metrics("labels"))
         pairs = PairSet.open(summary.location)
         run.has_generation(pairs.generation)
         for name in names:
-            run.run.link(name, pairs.description.provenance.get(f"{name}_run_id"))
+            run.link(name, pairs.description.provenance.get(f"{name}_run_id"))
         _show(run, pairs, summary)
         return summary
 
 
-def _show(run: "Lineage", pairs: PairSet, summary: LabellingSummary) -> None:
+def _show(run: "StageRun", pairs: PairSet, summary: LabellingSummary) -> None:
     """A picture of a pair with its label, and the ledger, as artifacts of the run."""
     row = pairs.example_row()
     pair = pairs.decode(row)
@@ -124,11 +124,11 @@ def _show(run: "Lineage", pairs: PairSet, summary: LabellingSummary) -> None:
     assert pair.confidence_fw is not None
     label = Prediction(pair.flow_fw, decode_occlusion(row), trusted=pair.confidence_fw > 0)
     picture = comparison_panel(pair.image1, pair.image2, predictions={"pseudo-label": label})
-    run.run.picture("pseudo-label", picture, step=0)
+    run.picture("pseudo-label", picture, step=0)
     with tempfile.TemporaryDirectory() as folder:
         ledger = Path(folder) / "ledger.json"
         ledger.write_text(json.dumps([asdict(entry) for entry in summary.ledger], indent=1) + "\n")
-        run.run.artifact(ledger)
+        run.artifact(ledger)
 
 
 def main(stage: Pseudolabel, recipe: str) -> None:

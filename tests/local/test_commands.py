@@ -145,7 +145,7 @@ def test_words_are_read_as_the_type_of_their_option(arguments: list[str], field:
             ["--window: height 100 must be a multiple of 64 px"],
         ),
         (["demo", "--videos", "a", "--steps", "many"], ["--steps many: 'many' must be a whole number"]),
-        (["demo", "--videos", "a", "--steps"], ["--steps : a value is missing"]),
+        (["demo", "--videos", "a", "--steps"], ["--steps: a value is missing"]),
         (["demo", "--videos", "a", "--window.sides", "3"], ["2 values are needed, not 1"]),
         (["demo", "--videos", "a", "--precision", "float16"], ["must be one of float32, bfloat16"]),
         (["demo", "--videos", "a", "--compiled", "yes"], ["--compiled takes no value"]),
