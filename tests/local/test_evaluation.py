@@ -245,7 +245,7 @@ def test_what_cannot_be_evaluated_says_why(scenes: Path, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="--truth s3://bucket/scenes is a URI"):
         evaluate({"zero": "zero"}, DataSet("scenes", "s3://bucket/scenes"))
     tiny = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(ValueError, match=r"opencv:dis_medium can't do frames of \(8, 8\) px"):
+    with pytest.raises(ValueError, match=r"opencv:dis_medium can't estimate flow for frames of \(8, 8\) px"):
         load_estimator("opencv:dis_medium")(tiny, tiny)
 
 
