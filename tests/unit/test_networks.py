@@ -383,7 +383,7 @@ def test_a_larger_size_has_more_weights() -> None:
 
     for backbone, config in tiny().items():
         assert weights(config) < weights(small()[backbone]) < weights(full()[backbone])
-    assert weights(small()["pwcnet"]) < weights(light()["pwcnet"]) < weights(full()["pwcnet"])
+    assert weights(light()["pwcnet"]) < weights(full()["pwcnet"])
 
 
 def test_reversed_flow_is_that_of_the_swapped_frames() -> None:
