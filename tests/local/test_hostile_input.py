@@ -20,7 +20,7 @@ from flowcore.formats import write_flow, write_image
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from jobs import distill, evaluate, export_labels, gallery, import_labels, predict, pseudolabel
 from jobs.command import run, run_recipe
-from pipelines.labels import PairSet
+from pipelines.pair_set import PairSet
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCENE = SceneOptions(height=64, width=96, num_frames=7, camera_speed=3.0, layer_speed=2.0)
@@ -133,21 +133,25 @@ def test_an_export_as_a_command_runs_nothing_either(hostile_labels: Path, tmp_pa
 @pytest.mark.parametrize("hostile_labels", ["extra", "image2"], indirect=True)
 def test_the_gallery_and_a_student_run_nothing_that_a_label_set_holds(
     hostile_labels: Path,
+    labels_of_some: Path,
     tmp_path: Path,
     request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     column = request.node.callspec.params["hostile_labels"]
+    videos = str(labels_of_some.parent / "videos.txt")
     labels, page, runs = (str(tmp_path / name) for name in ("labels", "page.html", "runs"))
     jobs: dict[str, Callable[[], None]] = {
         "gallery": lambda: run(gallery.main, gallery.Gallery, ["--labels", labels, "--output", page]),
         "distill": lambda: run_recipe(
-            distill.main,
+            lambda stage, recipe: print(distill.distill(stage, recipe)),
             distill.recipes(),
             ["smoke", "--labels", labels, "--run-root", runs, "--init", "fresh"],
         ),
-        "status": lambda: run_recipe(
-            pseudolabel.main, pseudolabel.recipes(for_status=True), ["smoke", "--labels", labels]
+        "pseudolabel": lambda: run_recipe(
+            pseudolabel.main,
+            pseudolabel.recipes(),
+            ["smoke", "--videos", videos, "--teacher", "opencv:dis_ultrafast", "--labels", labels],
         ),
     }
     # Without its record a video is unfinished, and its shards are looked at.
@@ -203,7 +207,7 @@ def test_a_kilobyte_of_flow_does_not_ask_for_gigabytes(
     with h5py.File(flow, "w") as file:
         file.create_dataset("flow", (100_000, 100_000, 2), np.float32, chunks=(1000, 1000, 2))
     assert flow.stat().st_size < 2000
-    arguments = ["--model", "zero", "--benchmark", "chairs2", "--root", str(tmp_path / "files")]
+    arguments = ["--model", "zero", "--truth", f"chairs2:{tmp_path / 'files'}"]
     error = error_of(lambda: run(evaluate.main, evaluate.Evaluate, arguments), capsys)
     assert "0000000-flow_01.flo5 is 100000x100000 px" in error
 
@@ -232,7 +236,7 @@ def test_what_lies_on_object_storage_opens_nothing_either(
     (tmp_path / "sent").mkdir()
     (tmp_path / "sent" / name).write_text(NO_VIDEOS[name])
     bucket.fill(tmp_path / "sent")
-    arguments = ["--model", "opencv:dis_ultrafast", "--input", bucket.uri(name), "--output", "flow"]
+    arguments = ["--model", "opencv:dis_ultrafast", "--videos", bucket.uri(name), "--output", "flow"]
     with pytest.raises(SystemExit) as end:
         run(predict.main, predict.Predict, arguments)
     assert end.value.code == 1
@@ -260,7 +264,7 @@ def test_a_job_runs_whichever_package_brings_opencv(tmp_path: Path) -> None:
     question = "import importlib.metadata as found; found.version('opencv-python')"
     assert "PackageNotFoundError" in python("-S", "-c", question, path=[packages]).stderr
     write_video(tmp_path / "a.mp4", render_scene(0, SCENE).frames)
-    arguments = ["--model", "opencv:dis_ultrafast", "--input", str(tmp_path / "a.mp4"), "--output"]
+    arguments = ["--model", "opencv:dis_ultrafast", "--videos", str(tmp_path / "a.mp4"), "--output"]
     script = str(REPOSITORY / "jobs" / "predict.py")
     ended = python("-S", script, *arguments, str(tmp_path / "flow"), path=[REPOSITORY, packages])
     assert ended.returncode == 0, ended.stderr
