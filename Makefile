@@ -6,14 +6,16 @@ SEED ?= 0
 ARGS ?=
 
 VENV := .venv
+SITE := build/docs
 # Changes when the environment was last brought in line with pyproject.toml and constraints.txt.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint types contract check format constraints
+.PHONY: help install demo test docs lint types contract check format constraints
 
 help:
 	@echo "make demo [VIDEOS=folder] [SEED=0]  the whole chain, on rendered videos or on your own"
 	@echo "make test [ARGS=...]                the test suite"
+	@echo "make docs                           the documentation as a site, in $(SITE)"
 	@echo "make check                          lint, types and the architecture contract"
 	@echo "make format                         rewrite the code as the linter wants it"
 	@echo "make install                        only the environment, in $(VENV)"
@@ -27,6 +29,12 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Everything is read anew, as the reference comes from the code. A warning is an error: a link that leads
+# nowhere, an option without a sentence of its own.
+docs: $(INSTALLED)
+	$(VENV)/bin/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet docs $(SITE)
+	@echo "documentation: $(SITE)/index.html"
 
 lint: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check .

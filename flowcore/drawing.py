@@ -3,10 +3,11 @@
 Flow is drawn with the Middlebury colour wheel (Baker et al., "A Database and Evaluation Methodology for
 Optical Flow"): hue is direction, saturation is speed, white is rest, black is unknown. All flows of one
 picture share one scale, or they could not be compared; errors have a fixed one, so that pictures of different
-runs can be compared too.
+runs can be compared too. Of occlusion, white is occluded, black is visible and grey is not trusted.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -19,8 +20,6 @@ Picture = UInt8[np.ndarray, "_ _ 3"]
 """uint8 [height, width, 3], RGB."""
 Cell = tuple[str, Picture]
 """A caption and its picture."""
-Prediction = tuple[Float[np.ndarray, "2 height width"], Bool[np.ndarray, "height width"] | None]
-"""Flow in pixels and, where the predictor says, what is occluded."""
 
 MAX_ERROR = 5.0
 """The error in pixels from which `error_colors` saturates."""
@@ -31,7 +30,23 @@ _MIN_WIDTH, _MAX_WIDTH = 256, 512
 _GAP = 6
 _CAPTION_HEIGHT = 18
 _FONT, _FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.42
-_BACKGROUND, _INK, _UNKNOWN_ERROR = 225, 20, 128
+_BACKGROUND = 225
+_INK = 20
+_UNKNOWN = 128
+"""The grey of an unknown error and of an occlusion that is not trusted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a network, a label or a truth says about a pair, to be drawn."""
+
+    flow: Float[np.ndarray, "2 height width"]
+    """In pixels."""
+    occlusion: Bool[np.ndarray, "height width"] | None = None
+    """True = occluded; None where the predictor doesn't say."""
+    trusted: Bool[np.ndarray, "height width"] | None = None
+    """False where several teachers disagree, or there is no truth; None = everywhere. Of occluded pixels,
+    which are drawn white, it doesn't matter."""
 
 
 def flow_colors(flow: Float[np.ndarray, "2 height width"], max_motion: float | None) -> Picture:
@@ -60,12 +75,17 @@ def error_colors(error: Float[np.ndarray, "height width"], max_error: float = MA
     known = np.isfinite(error)
     level = np.rint(np.clip(np.where(known, error, 0) / max_error, 0, 1) * 255).astype(np.uint8)
     colors = cv2.applyColorMap(level, cv2.COLORMAP_INFERNO)[..., ::-1]
-    return np.where(known[..., None], colors, np.uint8(_UNKNOWN_ERROR))
+    return np.where(known[..., None], colors, np.uint8(_UNKNOWN))
 
 
-def occlusion_image(occluded: Bool[np.ndarray, "height width"]) -> Picture:
-    """White = occluded."""
-    return np.repeat(occluded.astype(np.uint8)[..., None] * 255, 3, axis=2)
+def occlusion_image(
+    occluded: Bool[np.ndarray, "height width"], trusted: Bool[np.ndarray, "height width"] | None = None
+) -> Picture:
+    """White = occluded, black = visible, grey = not occluded and not trusted; None trusts every pixel."""
+    levels = np.where(occluded, np.uint8(255), np.uint8(0))
+    if trusted is not None:
+        levels[~occluded & ~trusted] = _UNKNOWN
+    return np.repeat(levels[..., None], 3, axis=2)
 
 
 def confidence_image(confidence: Float[np.ndarray, "height width"]) -> Picture:
@@ -152,7 +172,7 @@ def comparison_panel(
     truth the predictions' 99th percentile, so that a few wild pixels don't turn the rest white.
     """
     known_truth = truth if truth is None or valid is None else np.where(valid, truth, np.float32(np.nan))
-    flows = [flow for flow, _ in predictions.values()] if known_truth is None else [known_truth]
+    flows = [each.flow for each in predictions.values()] if known_truth is None else [known_truth]
     scale = motion_scale(flows, percentile=99 if known_truth is None else 100)
     rows: list[list[Cell | None]] = [
         [
@@ -166,15 +186,27 @@ def comparison_panel(
         rows.append(
             [true_flow, None if occlusion is None else ("true occlusion", occlusion_image(occlusion))]
         )
-    for name, (flow, occluded) in predictions.items():
-        row: list[Cell | None] = [(f"{name}: flow", flow_colors(flow, scale))]
-        row.append(None if occluded is None else (f"{name}: occlusion", occlusion_image(occluded)))
+    for name, each in predictions.items():
+        row: list[Cell | None] = [
+            (f"{name}: flow", flow_colors(each.flow, scale)),
+            _occlusion_cell(name, each),
+        ]
         if known_truth is not None:
-            error = np.hypot(*(flow - known_truth))
+            error = np.hypot(*(each.flow - known_truth))
             mean = error[np.isfinite(known_truth).all(axis=0)].mean()
             row.append((f"{name}: error, EPE {mean:.2f}, bright from {MAX_ERROR:g} px", error_colors(error)))
         rows.append(row)
     return panel(rows)
+
+
+def _occlusion_cell(name: str, prediction: Prediction) -> Cell | None:
+    """The caption is the legend: it explains the grey, if there may be any."""
+    occluded, trusted = prediction.occlusion, prediction.trusted
+    if trusted is None:
+        return None if occluded is None else (f"{name}: occlusion", occlusion_image(occluded))
+    if occluded is None:
+        return f"{name}: grey is not trusted", occlusion_image(np.zeros_like(trusted), trusted)
+    return f"{name}: occlusion, grey is not trusted", occlusion_image(occluded, trusted)
 
 
 def _color_wheel() -> Float[np.ndarray, "55 3"]:

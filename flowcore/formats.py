@@ -7,12 +7,14 @@ one, never half of it.
 """
 
 import io
+import math
 import re
 import uuid
+import zlib
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -26,24 +28,42 @@ _UNKNOWN = 1e10
 _PNG_UNITS_PER_PIXEL = 64
 _PNG_ZERO = 2**15
 _PNG_MAX = 2**16 - 1
+_MOST_PIXELS = 2**26
+"""Of flow whose file is compressed, so that the file's size doesn't bound it: 8192x8192, twice a frame of 8K
+video."""
+_GZIP, _LZF = 1, 32000
+"""HDF5's numbers of the filters that compress."""
+_MOST_UNPACKED = {_GZIP: 1032, _LZF: 88}
+"""Bytes at most that a filter makes of one."""
+_HARMLESS_FILTERS = {2, 3}
+"""HDF5's numbers of shuffling and checksums, which change no size."""
+_MOST_CHUNK_BYTES = 2**28
+"""Memory that HDF5 may need to unpack one chunk of a data set."""
+_MOST_NPZ_BYTES = 8 * _MOST_PIXELS
 _PFM_HEADER = re.compile(rb"(PF|Pf)\s+(\d+)\s+(\d+)\s+([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s")
 
 
 def read_flow(
-    path: str | PathLike[str],
+    path: str | PathLike[str], size: tuple[int, int] | None = None
 ) -> tuple[Float[np.ndarray, "2 height width"], Bool[np.ndarray, "height width"]]:
     """Flow in pixels (float32) and where it is known; zero where it isn't.
 
     The extension decides the format: `.flo` (Middlebury), `.flo5` (Spring), `.png` (KITTI, 16 bit, 1/64 px)
-    or `.pfm` (channels u, v, 0). Raises ValueError for content that isn't of that format or is truncated.
+    or `.pfm` (channels u, v, 0). size: the (height, width) of its frames, which it must have. Raises
+    ValueError for content that isn't of that format, is truncated or has another size.
     """
     path = Path(path)
     suffix = _flow_suffix(path)
     content = path.read_bytes()
     if suffix == ".png":
-        return _decode_kitti(content, path)
-    decode = {".flo": _decode_flo, ".flo5": _decode_flo5, ".pfm": _decode_flow_pfm}[suffix]
-    flow = decode(content, path)
+        flow, valid = _decode_kitti(content, path)
+        _require_size(path, valid.shape, size)
+        return flow, valid
+    if suffix == ".flo5":
+        flow = _decode_flo5(content, path, size)
+    else:
+        flow = {".flo": _decode_flo, ".pfm": _decode_flow_pfm}[suffix](content, path)
+        _require_size(path, flow.shape[1:], size)
     valid = (np.abs(flow) <= _UNKNOWN_ABOVE).all(axis=0)  # false for NaN too
     return np.where(valid, flow, np.float32(0)), valid
 
@@ -53,13 +73,23 @@ def write_flow(
     flow: Float[np.ndarray, "2 height width"],
     valid: Bool[np.ndarray, "height width"] | None = None,
 ) -> None:
-    """Writes flow in pixels in the extension's format (see `read_flow`); without `valid`, all of it is known.
+    """Writes what `encode_flow` makes of the flow."""
+    _write_whole(Path(path), encode_flow(flow, path, valid))
 
-    `.flo`, `.flo5` and `.pfm` keep float32 exactly; `.png` rounds to the nearest 1/64 px. Raises ValueError
-    for a known value that isn't finite or doesn't fit the format.
+
+def encode_flow(
+    flow: Float[np.ndarray, "2 height width"],
+    name: str | PathLike[str],
+    valid: Bool[np.ndarray, "height width"] | None = None,
+) -> bytes:
+    """The content of a file of this name: flow in pixels in the extension's format (see `read_flow`).
+
+    `valid` says where the flow is known, None = everywhere. `.flo`, `.flo5` and `.pfm` keep float32 exactly;
+    `.png` rounds to the nearest 1/64 px. Raises ValueError for a known value that isn't finite or doesn't fit
+    the format.
     """
-    path = Path(path)
-    suffix = _flow_suffix(path)
+    name = Path(name)
+    suffix = _flow_suffix(name)
     if flow.ndim != 3 or flow.shape[0] != 2:
         raise ValueError(f"flow has shape {flow.shape}; it must be [2, height, width]")
     known = np.ones(flow.shape[1:], dtype=bool) if valid is None else valid
@@ -70,16 +100,15 @@ def write_flow(
     beyond = known & ~(np.abs(flow) <= _UNKNOWN_ABOVE).all(axis=0)
     if beyond.any():
         raise ValueError(
-            f"flow for {path} is not finite or above 1e9 px at {beyond.sum()} known pixels; mark them False "
+            f"flow for {name} is not finite or above 1e9 px at {beyond.sum()} known pixels; mark them False "
             "in valid"
         )
     flow = np.where(known, flow, 0).astype(np.float32)
     if suffix == ".png":
-        _write_whole(path, _encode_kitti(flow, known, path))
-        return
+        return _encode_kitti(flow, known, name)
     flow = np.where(known, flow, np.float32(np.nan if suffix == ".flo5" else _UNKNOWN))
     encode = {".flo": _encode_flo, ".flo5": _encode_flo5, ".pfm": _encode_flow_pfm}[suffix]
-    _write_whole(path, encode(flow))
+    return encode(flow)
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
@@ -90,10 +119,15 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def write_image(path: Path, image: UInt8[np.ndarray, "height width 3"]) -> None:
-    """Writes an RGB image in the extension's format (.png, .ppm, .jpg, ...)."""
+    """Writes what `encode_image` makes of an RGB image."""
+    _write_whole(path, encode_image(image, path))
+
+
+def encode_image(image: UInt8[np.ndarray, "height width 3"], name: str | PathLike[str]) -> bytes:
+    """The content of a file of this name: an RGB image in the extension's format (.png, .ppm, .jpg, ...)."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image is {image.dtype} {image.shape}; it must be uint8 [height, width, 3], RGB")
-    _write_whole(path, _encode_image(path, image[..., ::-1]))
+    return _encode_image(Path(name), image[..., ::-1])
 
 
 def read_disparity(
@@ -124,12 +158,18 @@ def read_mask(path: Path) -> Bool[np.ndarray, "height width"]:
 
 
 def write_mask(path: Path, mask: Bool[np.ndarray, "height width"]) -> None:
-    """Writes a grey PNG, 255 = True. Lossy formats are refused: they would turn false pixels true."""
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"mask {path}: the extension must be .png, which is lossless")
+    """Writes what `encode_mask` makes of a mask."""
+    _write_whole(path, encode_mask(mask, path))
+
+
+def encode_mask(mask: Bool[np.ndarray, "height width"], name: str | PathLike[str]) -> bytes:
+    """The content of a grey PNG, 255 = True. Lossy formats are refused: they would turn false pixels true."""
+    name = Path(name)
+    if name.suffix.lower() != ".png":
+        raise ValueError(f"mask {name}: the extension must be .png, which is lossless")
     if mask.dtype != np.bool_ or mask.ndim != 2:
         raise ValueError(f"mask is {mask.dtype} {mask.shape}; it must be bool [height, width]")
-    _write_whole(path, _encode_image(path, mask.astype(np.uint8) * 255))
+    return _encode_image(name, mask.astype(np.uint8) * 255)
 
 
 def _flow_suffix(path: Path) -> str:
@@ -157,20 +197,107 @@ def _encode_flo(flow: Float[np.ndarray, "2 height width"]) -> bytes:
     return _FLO_MAGIC + size + flow.transpose(1, 2, 0).astype("<f4").tobytes()
 
 
-def _decode_flo5(content: bytes, path: Path) -> Float[np.ndarray, "2 height width"]:
+class _RefusedFlowError(ValueError):
+    """What a file holds as flow isn't to be read; the message names the file."""
+
+
+def _require_size(path: Path, found: tuple[int, ...], size: tuple[int, int] | None) -> None:
+    if size is not None and found != size:
+        raise _RefusedFlowError(
+            f"the flow in {path} is {found[0]}x{found[1]} px (height x width) and its frames are "
+            f"{size[0]}x{size[1]} px; they must be of one size"
+        )
+
+
+def _decode_flo5(
+    content: bytes, path: Path, size: tuple[int, int] | None
+) -> Float[np.ndarray, "2 height width"]:
     # It takes a tenth of a second to import, and few read this format.
     import h5py
 
     try:
         with h5py.File(io.BytesIO(content)) as file:
-            values = np.asarray(file["flow"], np.float32)
-    except (OSError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+            link = file.get("flow", getlink=True)
+            if link is not None and not isinstance(link, h5py.HardLink):
+                raise _RefusedFlowError(f"the flow in {path} is a link; the file must hold the flow itself")
+            dataset = file["flow"]
+            if problem := _why_not_plain(dataset) or _why_too_large(dataset, len(content)):
+                raise _RefusedFlowError(f"the flow in {path} {problem}")
+            _require_size(path, dataset.shape[:2], size)
+            values = np.asarray(dataset, np.float32)
+    except _RefusedFlowError:
+        raise
+    except (OSError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(
             f"{path} is not an HDF5 file with a data set 'flow', as .flo5 is: {error}"
         ) from error
-    if values.ndim != 3 or values.shape[2] != 2:
-        raise ValueError(f"the flow in {path} has shape {values.shape}; it must be [height, width, 2]")
     return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def _why_not_plain(dataset: Any) -> str:
+    """What makes an HDF5 object something else than floats [height, width, 2] in the file itself; empty if
+    nothing does."""
+    if not hasattr(dataset, "shape"):
+        return "is no data set"
+    if dataset.is_virtual or dataset.external is not None:
+        return "is stored in other files; the file must hold the flow itself"
+    if dataset.dtype.kind != "f":
+        return f"is of {dataset.dtype}; it must be of floats"
+    if dataset.ndim != 3 or dataset.shape[2] != 2 or dataset.size == 0:
+        return f"has shape {dataset.shape}; it must be [height, width, 2]"
+    filters = _filters(dataset)
+    others = [each for each in filters if each not in _HARMLESS_FILTERS]
+    if len(others) > 1 or not _MOST_UNPACKED.keys() >= {*others}:
+        return f"went through HDF5's filters {filters}; compress it with gzip or LZF once, or not at all"
+    return ""
+
+
+def _why_too_large(dataset: Any, file_bytes: int) -> str:
+    """What makes a plain data set ask for more memory than its file accounts for; empty if nothing does.
+
+    HDF5 allocates what a header says, fills in what isn't stored, and unpacks a chunk to its end, which may
+    be far beyond the chunk's size.
+    """
+    height, width, _ = dataset.shape
+    if height * width > _MOST_PIXELS:
+        return f"is {height}x{width} px (height x width); flow of more than {_MOST_PIXELS} pixels isn't read"
+    filters = _filters(dataset)
+    packer = next((each for each in filters if each in _MOST_UNPACKED), None)
+    ratio = 1 if packer is None else _MOST_UNPACKED[packer]
+    lacking = f"is {height}x{width} px (height x width), and the file doesn't hold so many"
+    if dataset.nbytes > ratio * file_bytes:
+        return lacking
+    if dataset.chunks is None:
+        return "" if dataset.id.get_storage_size() == dataset.nbytes else lacking
+    chunks: list[Any] = []
+    dataset.id.chunk_iter(chunks.append)
+    sides = zip(dataset.shape, dataset.chunks, strict=True)
+    if len(chunks) < math.prod(-(-whole // part) for whole, part in sides):
+        return lacking
+    chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    if chunk_bytes > max(dataset.nbytes, _MOST_CHUNK_BYTES):
+        return f"is stored in chunks of {dataset.chunks}, more than the flow itself"
+    if packer is None:
+        return ""
+    for chunk in chunks:
+        # Noise, which no filter makes smaller, is stored as it is.
+        is_packed = not chunk.filter_mask >> filters.index(packer) & 1
+        is_suspect = is_packed and chunk.size * ratio > _MOST_CHUNK_BYTES
+        if is_suspect and (packer != _GZIP or not _unzips_within(dataset, chunk, chunk_bytes)):
+            return f"has a chunk of {chunk.size} bytes that may unpack to more than {chunk_bytes}"
+    return ""
+
+
+def _filters(dataset: Any) -> list[int]:
+    """HDF5's numbers of what each chunk went through, in this order."""
+    properties = dataset.id.get_create_plist()
+    return [properties.get_filter(index)[0] for index in range(properties.get_nfilters())]
+
+
+def _unzips_within(dataset: Any, chunk: Any, most: int) -> bool:
+    """Whether a gzip chunk unpacks to at most so many bytes."""
+    _, content = dataset.id.read_direct_chunk(chunk.chunk_offset)
+    return len(zlib.decompressobj().decompress(content, most + 1)) <= most
 
 
 def _encode_flo5(flow: Float[np.ndarray, "2 height width"]) -> bytes:
@@ -258,6 +385,9 @@ def _encode_kitti(
 def _decode_npz(content: bytes, path: Path) -> np.ndarray:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            unpacked = sum(each.file_size for each in arrays.zip.infolist())
+            if unpacked > _MOST_NPZ_BYTES:
+                raise ValueError(f"it unpacks to {unpacked} bytes; at most {_MOST_NPZ_BYTES} are read")
             (values,) = map(np.asarray, arrays.values())
     except Exception as error:  # zipfile, zlib and NumPy's header parsers raise errors of their own
         raise ValueError(f"{path} is truncated or is not an .npz file with one array: {error}") from error

@@ -1,8 +1,8 @@
 """What is a network trained for? An objective asks it for the flow of a batch, which gives loss terms.
 
-A term is a sum over pixels and the number of pixels counted, not their quotient: the training loop adds the
-counts of all workers before it divides, so that the loss, and with it the gradient, is that of the global
-batch however many workers share it. An empty set gives 0.
+A term is a sum over pixels with the number of pixels counted, not their quotient. The optimiser step adds up
+the sums and counts of all workers before it divides, so that the loss and its gradient are those of the
+global batch, however many workers share it. An empty set gives 0.
 """
 
 from collections.abc import Callable, Iterator

@@ -6,7 +6,6 @@ and one call for both costs less than two.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Self
 
 import numpy as np
 import torch
@@ -58,7 +57,7 @@ class PseudoLabels:
         return len(self.flow_fw)
 
     @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
+    def joined(cls, parts: "Sequence[PseudoLabels]") -> "PseudoLabels":
         """The pairs of all the parts, which are labelled by the same teachers, in their order."""
         first = parts[0]
         values = {

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pipelines.step import TrainingOptions
-
 from flowcore.datasets import Sample
 from flowcore.drawing import Picture, comparison_panel
 from flowcore.formats import write_image
@@ -26,6 +24,7 @@ from jobs import distill, evaluate, pseudolabel, recipes, train_teacher
 from jobs.command import run
 from pipelines.collection import absolute_collection
 from pipelines.pair_set import PairSet
+from pipelines.step import TrainingOptions
 from pipelines.storage import PROJECT_FOLDER, shared_folder
 
 _TRAINING_SCENES = range(25)

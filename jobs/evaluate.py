@@ -1,6 +1,7 @@
 """Evaluates models against a data set's truth: endpoint error, Fl and occlusion.
 
-    python jobs/evaluate.py --model zero models:/flow-student@champion --truth sintel:/data/MPI-Sintel
+    python jobs/evaluate.py --truth sintel:/data/MPI-Sintel
+        --model zero models:/flow-student@champion
 
 Prints a table. Each model gets a run in MLflow with its metrics and with pictures of its median pair and its
 worst pair, linked to the run that made the model.
@@ -69,9 +70,9 @@ def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, Ev
             )
             for name, place in places.items()
         }
-        results = evaluate(places, data_set.name, data_set.root, check=stage.check)
+        results = evaluate(places, data_set, check=stage.check)
         for name, place in places.items():
-            tracked, result = runs[name].run, results[name]
+            tracked, result = runs[name], results[name]
             tracked.dataset(data_set.name, data_set.root, samples_digest(samples), "evaluation")
             tracked.tag("model.name", name)
             tracked.summary(result.metrics())

@@ -16,7 +16,7 @@ from jobs.command import run
 from pipelines.filters import PairFilter
 from pipelines.label_files import Layout, export_labels
 from pipelines.pair_set import PairSet
-from pipelines.storage import absolute, shared_folder
+from pipelines.storage import absolute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class ExportLabels:
     labels: str
     """Folder or URI of a finished label set."""
     output: str
-    """Folder to write into, empty or begun by the same command."""
+    """Folder or URI to write into, empty or begun by the same command."""
     layout: Layout = "chairs2"
     """The layout of the files. Take chairs2 to keep both directions and full precision, kitti2015 for tools
     that read KITTI's PNG."""
@@ -39,7 +39,7 @@ class ExportLabels:
 
 
 def main(stage: ExportLabels) -> None:
-    folder = shared_folder(stage.output, "--output")
+    output = absolute(stage.output, "--output")
     where = None if stage.where is None else PairFilter(stage.where)
     pairs = replace(PairSet.open(absolute(stage.labels, "--labels")), where=where)
     with tqdm(desc="export", unit="pair", dynamic_ncols=True) as bar:
@@ -48,8 +48,8 @@ def main(stage: ExportLabels) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        summary = export_labels(pairs, folder, stage.layout, on_progress=draw)
-    print(f"{summary.pairs} pairs in {folder}, {summary.new_pairs} of them new")
+        summary = export_labels(pairs, output, stage.layout, on_progress=draw)
+    print(f"{summary.pairs} pairs in {output}, {summary.new_pairs} of them new")
     if summary.unknown_pixels:
         print(f"{summary.unknown_pixels} pixels move too far for KITTI's PNG and count as unknown there")
 

@@ -9,14 +9,13 @@ that the job prints and the file has in its metadata; pad frames whose sides are
 frames of another size and compares its flow with the network's.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from flowcore.networks.exported import SMALLEST_SIDE, disagreement, require_exportable, write_graph
 from jobs.command import run
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
-from pipelines.storage import absolute, shared_folder
+from pipelines.storage import Folder, absolute, split
 
 _TOLERANCE = 0.01
 
@@ -28,30 +27,25 @@ class ExportModel:
     model: str
     """The model to write: a checkpoint folder or its URI, runs:/<run id>/model or models:/<name>@<alias>."""
     output: str
-    """File to write. It ends with .onnx or .pt2."""
+    """File to write, a path or a URI. It ends with .onnx or .pt2."""
 
 
 def main(stage: ExportModel) -> None:
-    output = Path(absolute(stage.output, "--output"))
+    output = absolute(stage.output, "--output")
+    folder, name = split(output)
     network, info = load_model(fetch_model(absolute_model(stage.model, "--model")))
-    require_exportable(network, output)
-    shared_folder(str(output.parent), "--output").mkdir(parents=True, exist_ok=True)
+    require_exportable(network, Path(name))
     print("tracing the network and checking the file, which takes up to two minutes", flush=True)
-    partial = output.with_name(f".{output.name}"[: -len(output.suffix)] + f".part{output.suffix}")
-    try:
-        write_graph(network, partial, {"digest": info.digest, "provenance": dict(info.provenance)})
-        error = disagreement(network, partial)
+    with Folder(folder).writing(name) as path:
+        write_graph(network, path, {"digest": info.digest, "provenance": dict(info.provenance)})
+        error = disagreement(network, path)
         if not error <= _TOLERANCE:
             raise RuntimeError(
                 f"the flow of the exported network is up to {error:.2g} px from the network's own, so it was "
                 "not kept; please report this with the model"
             )
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
-    print(
-        f"{output}: {output.stat().st_size / 1e6:.1f} MB, at most {error:.1e} px from the network's own flow"
-    )
+        size = path.stat().st_size
+    print(f"{output}: {size / 1e6:.1f} MB, at most {error:.1e} px from the network's own flow")
     sides = f"both sides multiples of {network.multiple} px and at least {SMALLEST_SIDE} px"
     print(f"frames: RGB in [0, 1], {sides}")
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.command import run
-from pipelines.gallery import GalleryOptions, GradedSet, gallery_page
+from pipelines.gallery import gallery_page
+from pipelines.grades import GalleryOptions, GradedSet
 from pipelines.pair_set import PairSet
 from pipelines.storage import Folder, absolute, split
 
@@ -48,11 +49,11 @@ def main(stage: Gallery) -> None:
             run.reads(role, str(place), pairs, "gallery")
         page = gallery_page(graded["labels"], graded.get("other"), stage)
         Folder(folder).write(name, page)
-        run.run.summary({f"labels/{column}": mean for column, mean in graded["labels"].means().items()})
+        run.summary({f"labels/{column}": mean for column, mean in graded["labels"].means().items()})
         with tempfile.TemporaryDirectory() as copies:
             copy = Path(copies) / name
             copy.write_bytes(page)
-            run.run.artifact(copy)
+            run.artifact(copy)
     print(f"gallery: {output}\nlook at it: {tracking.ui_command()}")
 
 

@@ -44,6 +44,7 @@ def manual(
         break_on_hyphens=False,
         break_long_words=False,
     )
+    shown.sort(key=lambda option: option.default is not REQUIRED)
     parts = [usage, _refilled(description)]
     for group in dict.fromkeys(option.path.rpartition(".")[0] for option in shown):
         members = [option for option in shown if option.path.rpartition(".")[0] == group]

@@ -54,7 +54,7 @@ class Option:
     @property
     def help(self) -> str:
         """What it does, its unit, and when to change it; empty without a docstring under its field."""
-        return _docstrings(self.owner).get(self.path.rpartition(".")[2], "")
+        return docstrings(self.owner).get(self.path.rpartition(".")[2], "")
 
     @property
     def value_text(self) -> str:
@@ -65,7 +65,7 @@ class Option:
     def default_text(self) -> str:
         """The recipe's value as one would type it."""
         if isinstance(self.default, tuple):
-            return " ".join(map(str, self.default)) or "none"
+            return " ".join(map(str, self.default)) or "empty"
         if self.is_flag:
             return "yes" if self.default else "no"
         return "none" if self.default is None else str(self.default)
@@ -86,12 +86,13 @@ def configured(configuration: Any, values: Mapping[str, object]) -> Any:
 
 def read(option: Option, words: Sequence[str]) -> object:
     """The value of an option in a command line's words; ValueError for words of another kind."""
+    is_list = get_origin(option.kind) is tuple and get_args(option.kind)[-1] is Ellipsis
     try:
-        if not words:
+        if not words and not is_list:
             raise ValueError("a value is missing")
         return _read(option.kind, list(words))
     except ValueError as error:
-        raise ValueError(f"{option.name} {' '.join(words)}: {error}") from None
+        raise ValueError(f"{' '.join([option.name, *words])}: {error}") from None
 
 
 def _values(configuration: Any) -> dict[str, tuple[Any, object]]:
@@ -116,7 +117,7 @@ def _leaves(configuration: Any, prefix: str, group: str) -> Iterator[Option]:
     for name, (kind, value) in _values(configuration).items():
         nested = _nested(kind, value)
         if nested is not None:
-            text = _docstrings(owner).get(name) or first_sentence(inspect.getdoc(_type_of(nested)) or "")
+            text = docstrings(owner).get(name) or first_sentence(inspect.getdoc(_type_of(nested)) or "")
             yield from _leaves(nested, f"{prefix}{name}.", text)
             continue
         is_positional = any(isinstance(each, Positional) for each in getattr(kind, "__metadata__", ()))
@@ -189,7 +190,9 @@ def _read(kind: Any, words: list[str]) -> object:
 def _kind_text(kind: Any) -> str:
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return "|".join("none" if each is type(None) else _kind_text(each) for each in inner)
+        # Any text but `none` is itself, which an option's help needn't say.
+        texts = ["none" if each is type(None) else _kind_text(each) for each in inner]
+        return "TEXT" if texts == ["TEXT", "none"] else "|".join(texts)
     if origin is tuple and inner[-1] is Ellipsis:
         return f"{_kind_text(inner[0])} ..."
     if origin is tuple:
@@ -205,7 +208,7 @@ def first_sentence(text: str) -> str:
     return f"{line.partition('. ')[0].rstrip('.')}." if line else ""
 
 
-def _docstrings(kind: type) -> dict[str, str]:
+def docstrings(kind: type) -> dict[str, str]:
     """What stands under each field of a dataclass and of those that it inherits from."""
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__):

@@ -1,6 +1,6 @@
 """Predicts the optical flow of a video, of a folder of images, or of every video in a folder.
 
-    python jobs/predict.py --model models:/flow-student@champion --videos my_video.mp4 --output my_flow
+    python jobs/predict.py --model models:/flow-student@champion --videos my_video.mp4 --output flow
 
 Writes a .flo file for every two consecutive frames, at their own size, named after the first frame: <image's
 stem>.flo, or 000000.flo and so on for a video. The videos of a folder get a folder each. The job is a run in
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from jobs.command import run
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
 from pipelines.collection import absolute_collection
+from pipelines.storage import absolute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Predict:
     """The videos: a video, folder of images, folder of videos, glob, list file or URI, or a data set such as
     sintel:/data/MPI-Sintel."""
     output: str
-    """Folder for the flow, made if it is missing. On a cluster all nodes must share it."""
+    """Folder or URI to write the flow to. On a cluster all nodes must reach it."""
     pictures: bool = False
     """Also write each flow as a picture in colours, <name>.png."""
     video: bool = False
@@ -42,17 +43,18 @@ def main(stage: Predict) -> None:
     if has_cluster():
         connect()
     model, videos = absolute_model(stage.model, "--model"), absolute_collection(stage.videos, "--videos")
+    output = absolute(stage.output, "--output")
     with lineage("predict", None, stage, {"videos": videos, "model": model}) as run:
         folder = fetch_model(model)
-        run.run.link("model", load_model(folder)[1].run_id)
+        run.link("model", load_model(folder)[1].run_id)
         beside = PredictionOptions(pictures=stage.pictures, video=stage.video)
         started = time.monotonic()
-        predictions = predict(str(folder), videos, stage.output, beside, on_cluster=has_cluster())
+        predictions = predict(str(folder), videos, output, beside, on_cluster=has_cluster())
         seconds = time.monotonic() - started
         num_pairs = sum(prediction.num_pairs for prediction in predictions)
         numbers = {"videos": len(predictions), "pairs": num_pairs, "seconds": seconds}
         numbers["pairs_per_second"] = num_pairs / seconds
-        run.run.summary({f"predict/{name}": number for name, number in numbers.items()})
+        run.summary({f"predict/{name}": number for name, number in numbers.items()})
         for prediction in predictions:
             print(f"{prediction.source.name}: flow of {prediction.num_pairs} pairs in {prediction.folder}")
         if problems := [prediction for prediction in predictions if prediction.problem is not None]:

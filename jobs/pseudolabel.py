@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from flowcore.drawing import comparison_panel
+from flowcore.drawing import Prediction, comparison_panel
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.video import ClipOptions
 from jobs.command import run_recipe
@@ -35,12 +35,13 @@ from pipelines.labelling import (
     labelling_status,
     write_labels,
 )
+from pipelines.labels import decode_occlusion
 from pipelines.pair_set import PairSet
 from pipelines.storage import absolute
 from pipelines.teachers import teacher_names
 
 if TYPE_CHECKING:
-    from pipelines.lineage import Lineage
+    from pipelines.lineage import StageRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,29 +104,31 @@ def pseudolabel(stage: Pseudolabel, recipe: str) -> LabellingSummary:
                 run_id=run.run_id,
                 on_progress=draw,
             )
-        run.run.dataset("videos", videos, summary.digest, "labelling")
-        run.run.tag("label_set", summary.digest)
-        run.run.tag("labels", labels)
-        run.run.summary(summary.metrics("labels"))
+        run.dataset("videos", videos, summary.digest, "labelling")
+        run.tag("label_set", summary.digest)
+        run.tag("labels", labels)
+        run.summary(summary.metrics("labels"))
         pairs = PairSet.open(summary.location)
         run.has_generation(pairs.generation)
         for name in names:
-            run.run.link(name, pairs.description.provenance.get(f"{name}_run_id"))
+            run.link(name, pairs.description.provenance.get(f"{name}_run_id"))
         _show(run, pairs, summary)
         return summary
 
 
-def _show(run: "Lineage", pairs: PairSet, summary: LabellingSummary) -> None:
+def _show(run: "StageRun", pairs: PairSet, summary: LabellingSummary) -> None:
     """A picture of a pair with its label, and the ledger, as artifacts of the run."""
-    pair = pairs.example()
+    row = pairs.example_row()
+    pair = pairs.decode(row)
     assert pair.flow_fw is not None
     assert pair.confidence_fw is not None
-    label = {"pseudo-label": (pair.flow_fw, pair.confidence_fw < 0.5)}
-    run.run.picture("pseudo-label", comparison_panel(pair.image1, pair.image2, predictions=label), step=0)
+    label = Prediction(pair.flow_fw, decode_occlusion(row), trusted=pair.confidence_fw > 0)
+    picture = comparison_panel(pair.image1, pair.image2, predictions={"pseudo-label": label})
+    run.picture("pseudo-label", picture, step=0)
     with tempfile.TemporaryDirectory() as folder:
         ledger = Path(folder) / "ledger.json"
         ledger.write_text(json.dumps([asdict(entry) for entry in summary.ledger], indent=1) + "\n")
-        run.run.artifact(ledger)
+        run.artifact(ledger)
 
 
 def main(stage: Pseudolabel, recipe: str) -> None:

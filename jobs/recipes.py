@@ -24,8 +24,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from pipelines.step import TrainingOptions
-
 from flowcore import networks
 from flowcore.hallucination import (
     Challenge,
@@ -39,6 +37,7 @@ from flowcore.hallucination import (
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import Photometric, StudentObjective, TeacherObjective
 from flowcore.video import EVERY_PAIR, ClipOptions
+from pipelines.step import TrainingOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pipelines.step import TrainingOptions
-
 from flowcore.datasets import DataSet
 from flowcore.networks import AnyNetworkConfig
 from flowcore.occlusion import ForwardBackwardCheck
@@ -16,10 +14,11 @@ from pipelines.checkpoints import StartingPoint, absolute_model, starting_point
 from pipelines.filters import PairFilter
 from pipelines.labels import DEFAULT_MAX_SPREAD
 from pipelines.pair_set import PairSet
+from pipelines.step import TrainingOptions
 from pipelines.storage import absolute, shared_folder
 
 if TYPE_CHECKING:
-    from pipelines.lineage import Lineage
+    from pipelines.lineage import StageRun
     from pipelines.validation import CollapseAlarm, Judge
 
 FRESH = "fresh"
@@ -83,7 +82,7 @@ class TrainingStage:
         model = default if self.init is None else absolute_model(self.init, "--init")
         return starting_point(model, self.network)
 
-    def judge(self, run: "Lineage", alarm: "CollapseAlarm") -> "Judge":
+    def judge(self, run: "StageRun", alarm: "CollapseAlarm") -> "Judge":
         """What judges the network while it trains; a data set's truth is recorded as an input of the run."""
         from pipelines.truth import truth_set
         from pipelines.validation import Judge

@@ -63,7 +63,7 @@ def train_teacher(stage: TrainTeacher, recipe: str) -> str:
         location = join(run.root, f"pairs-{made}")
         with video_bar("frame pairs") as draw:
             written = write_pairs(videos, location, stage.clips, LabellingOptions(), on_progress=draw)
-        run.run.summary(written.metrics("pairs"))
+        run.summary(written.metrics("pairs"))
         pairs = PairSet.open(location)
         run.reads("videos", videos, pairs, "training")
         source = Source(pairs=pairs, transformation=stage.augmentation, objective=stage.objective)

@@ -84,8 +84,8 @@ def save_model(folder: Path, network: FlowNetwork, provenance: Mapping[str, str]
 def load_model(folder: Path) -> tuple[FlowNetwork, ModelInfo]:
     """The network with its weights, on the CPU, and what the folder says about it.
 
-    torch's global generator is left as it was. FileNotFoundError where there is no model, ValueError where it
-    can't be read.
+    Leaves torch's global generator as it was. FileNotFoundError if there is no model, ValueError if it can't
+    be read.
     """
     info, weights = _read(folder)
     with torch.random.fork_rng(devices=[]):
@@ -95,7 +95,8 @@ def load_model(folder: Path) -> tuple[FlowNetwork, ModelInfo]:
 
 
 def load_weights_into(network: FlowNetwork, folder: Path) -> ModelInfo:
-    """Replaces the weights of `network`; ValueError where the folder's network is configured otherwise."""
+    """Replaces the weights of `network` by those in a folder; ValueError if its network is configured
+    otherwise."""
     info, weights = _read(folder)
     _require_same(network.config, info.config, str(folder))
     _load(network, weights, folder)
@@ -196,7 +197,8 @@ def load_training_state(folder: Path) -> dict[str, Any]:
 
 
 def absolute_model(uri: str, option: str) -> str:
-    """As `locations.absolute`, of what `fetch_model` takes: the name of another library's network stays."""
+    """What `fetch_model` takes, with a path made absolute as `storage.absolute` does; URIs and the names of
+    other libraries' networks stay."""
     return uri if networks.external_network(uri) is not None else absolute(uri, option)
 
 
@@ -231,8 +233,8 @@ def fetch_model(uri: str) -> Path:
 
 @patient
 def copy_model(checkpoint: "ray.train.Checkpoint", folder: Path) -> None:
-    """Copies the model of Ray Train's checkpoint into a folder, without the optimiser's state, which is twice
-    as large."""
+    """Copies the model out of Ray Train's checkpoint, without the optimiser's state, which is twice as
+    large."""
     filesystem = cast(FileSystem, checkpoint.filesystem)
     for name in (WEIGHTS_FILE, CARD_FILE):
         with filesystem.open_input_file(f"{checkpoint.path}/{name}") as file:
@@ -254,7 +256,7 @@ def _fetch_external(config: ExternalConfig) -> Path:
 
 
 def vanishing_folder() -> Path:
-    """An empty one that goes with this process."""
+    """A new empty folder, deleted when this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="distillflow-model-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -276,7 +278,7 @@ def _model_folder(folder: Path, name: object) -> Path:
 
 
 def _read(folder: Path) -> tuple[ModelInfo, bytes]:
-    """The folder's card and the bytes of its weights, which belong together."""
+    """(what the folder's card says, the bytes of its weights), checked to belong together."""
     _model_folder(folder, folder)
     path = folder / CARD_FILE
     try:

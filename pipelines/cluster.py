@@ -354,6 +354,11 @@ def training_room(
     return TrainingRoom(workers=workers, min_workers=min_workers, uses_gpus=False)
 
 
+def predicting_room() -> dict[str, Any]:
+    """What the task that predicts one video asks of Ray."""
+    return {"num_cpus": 1, "num_gpus": min(1, num_gpus())}
+
+
 def evaluating_processes(most: int) -> tuple[int, int]:
     """(how many processes evaluate a data set, the GPUs of each); at most `most` processes."""
     have = resources()

@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote, urlsplit
 from pyarrow.fs import FileInfo, FileType
 
 from flowcore.datasets import SEQUENCES, DataSet, find_sequences
-from pipelines.storage import Folder, absolute, patient, split, storage_of
+from pipelines.storage import Folder, absolute, patient, refuse_secrets, split, storage_of
 
 # fmt: off
 VIDEO_EXTENSIONS = frozenset({
@@ -274,11 +274,7 @@ def is_remote(place: str) -> bool:
 def _absolute(place: str) -> str:
     """`place` as an absolute path, or as it is if it is remote."""
     if is_remote(place):
-        if urlsplit(place).password is not None:
-            raise ValueError(
-                "a URI with a password in it would be stored with every label: leave the password out and "
-                "set the storage's environment variables or role instead"
-            )
+        refuse_secrets(place, "the video")
         return place
     if place.startswith("file://"):
         place = unquote(urlsplit(place, allow_fragments=False).path)

@@ -1,13 +1,12 @@
-"""How far are models from a benchmark's truth?
+"""How far are models from the truth of a data set?
 
-Every pair gives sums and counts, which the driver adds in the samples' order: however the pairs were spread
-over processes, the numbers are the same to the last bit. All models see a pair together: it is read once, and
-a comparison is of equal pixels.
+Each pair gives sums and counts, which the driver adds in the samples' order, so the numbers are the same to
+the last bit however the pairs were spread over processes. All models see a pair together, so it is read once
+and they are compared on the same pixels.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from flowcore import datasets
-from flowcore.datasets import Sample, Truth
+from flowcore.datasets import DataSet, Sample, Truth
 from flowcore.drawing import Picture, Prediction, comparison_panel
 from flowcore.metrics import (
     FlowErrors,
@@ -35,26 +34,26 @@ from pipelines.cluster import evaluating_processes
 from pipelines.storage import shared_folder
 
 DEFAULT_CHECK = ForwardBackwardCheck()
-"""What says which pixels are occluded, with DDFlow's constants."""
+"""DDFlow's occlusion check."""
 
 ZERO = "zero"
-"""The model that answers no motion."""
+"""The name of the model that predicts no motion."""
 _PAIRS_PER_BLOCK = 16
 """A block costs Ray some 40 ms, a pair at least as much."""
 
 
 class Estimator(Protocol):
-    """What is evaluated: makes flow out of two frames, can be sent to another process."""
+    """Estimates flow from two frames; can be sent to another process."""
 
     def __call__(self, image1: Frame, image2: Frame) -> tuple[FlowArray, FlowArray]:
-        """Flow from image1 to image2 and back, in pixels."""
+        """The flow from image1 to image2 and back, in pixels."""
 
     def to(self, device: torch.device) -> None:
-        """Computes there from now on, if it can."""
+        """Computes on this device from now on, if it can."""
 
 
 class ErrorSummary(TypedDict):
-    """What is reported of a set of pairs; can be written as JSON. EPE in pixels, fl as a fraction."""
+    """The errors on some pairs, ready to be written as JSON. EPE in pixels, fl as a fraction."""
 
     epe: RegionMeans
     fl: float | None
@@ -64,7 +63,7 @@ class ErrorSummary(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Errors:
-    """What a model got wrong on some pairs; two added are that of both sets together."""
+    """A model's errors on some pairs. The sum of two is that of both sets of pairs together."""
 
     flow: FlowErrors = field(default_factory=FlowErrors)
     occlusion: OcclusionCounts = field(default_factory=OcclusionCounts)
@@ -81,7 +80,8 @@ class Errors:
         return {**self.flow.summary(), "occlusion": self.occlusion.summary(), "pairs": self.pairs}
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """What is known, by path: `<prefix>/epe/occ`, `<prefix>/fl/all`, `<prefix>/occlusion/f1`."""
+        """Metrics by path: `<prefix>/epe/occ`, `<prefix>/fl/all`, `<prefix>/occlusion/f1`. Unknown ones are
+        left out."""
         values = {
             **{f"epe/{region}": value for region, value in self.flow.epe.items()},
             "fl/all": self.flow.fl,
@@ -93,9 +93,10 @@ class Errors:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """One model's errors on each pair of a benchmark."""
+    """One model's errors on each pair of a data set."""
 
-    benchmark: str
+    data_set: str
+    """Its name, the prefix of the total's metrics."""
     pairs: tuple[tuple[Sample, Errors], ...]
 
     @property
@@ -105,7 +106,7 @@ class EvaluationResult:
 
     @property
     def groups(self) -> dict[str, Errors]:
-        """By the samples' group, such as sintel/clean."""
+        """The errors of each group of samples, such as sintel/clean."""
         groups: dict[str, Errors] = {}
         for sample, errors in self.pairs:
             groups[sample.group] = groups.get(sample.group, Errors()) + errors
@@ -121,39 +122,35 @@ class EvaluationResult:
     def summary(self) -> dict[str, Any]:
         """The total's summary, with those of the groups under `groups`; can be written as JSON."""
         groups = {name: errors.summary() for name, errors in self.groups.items()}
-        return {"benchmark": self.benchmark, **self.total.summary(), "groups": groups}
+        return {"data_set": self.data_set, **self.total.summary(), "groups": groups}
 
     def metrics(self) -> dict[str, float]:
-        """The groups' metrics by path, as in training; where there are several groups, the total's too."""
+        """The metrics of each group by path, as in training, and of the total if there are several groups."""
         groups = self.groups
-        values = {} if len(groups) == 1 else self.total.metrics(self.benchmark)
+        values = {} if len(groups) == 1 else self.total.metrics(self.data_set)
         for name, errors in groups.items():
             values.update(errors.metrics(name))
         return values
 
 
 def evaluate(
-    models: Mapping[str, str],
-    benchmark: str,
-    root: str | Path,
-    *,
-    check: ForwardBackwardCheck = DEFAULT_CHECK,
+    models: Mapping[str, str], data_set: DataSet, *, check: ForwardBackwardCheck = DEFAULT_CHECK
 ) -> dict[str, EvaluationResult]:
-    """The errors of each of `models` (name -> what `load_estimator` takes) on a benchmark, on Ray's nodes.
+    """The errors of each model on a data set, computed on Ray's nodes, which must share its folder.
 
-    `root` is the benchmark's folder, which all nodes must share. Raises what `find_samples` and `fetch_model`
-    raise, and ValueError where a model can't do a pair.
+    `models` are what `load_estimator` takes, by name. Raises what `find_samples` and `fetch_model` raise, and
+    ValueError where a model can't estimate a pair.
     """
-    samples = datasets.find_samples(benchmark, shared_folder(str(root), "--root"))
+    samples = datasets.find_samples(data_set.name, shared_folder(data_set.root, "--truth"))
     estimators = {name: load_estimator(model) for name, model in models.items()}
     errors: dict[tuple[str, int], Errors] = {}
-    with tqdm(desc=f"evaluate {benchmark}", total=len(samples), unit="pair", dynamic_ncols=True) as bar:
+    with tqdm(desc=f"evaluate {data_set.name}", total=len(samples), unit="pair", dynamic_ncols=True) as bar:
         for row in _rows(samples, estimators, check):
             errors[row["model"], row["sample"]] = _from_row(row)
             bar.update(len(errors) // len(models) - bar.n)
     return {
         name: EvaluationResult(
-            benchmark=benchmark,
+            data_set=data_set.name,
             pairs=tuple((sample, errors[name, index]) for index, sample in enumerate(samples)),
         )
         for name in models
@@ -161,7 +158,7 @@ def evaluate(
 
 
 def load_estimator(model: str) -> Estimator:
-    """`zero` (no motion), or the network at a URI for `fetch_model`."""
+    """The estimator that a model's URI for `fetch_model` names, or `zero`."""
     if model == ZERO:
         return NoMotion()
     network, _ = load_model(fetch_model(model))
@@ -169,9 +166,9 @@ def load_estimator(model: str) -> Estimator:
 
 
 def pair_errors(estimator: Estimator, truth: Truth, check: ForwardBackwardCheck) -> Errors:
-    """One pair's errors; occlusion is what the check makes of the flow in both directions.
+    """The errors on one pair. The check finds the occluded pixels from the flow in both directions.
 
-    Of stereo pairs: of disparity, which is -u. Then fl is D1, whose limits are the same, 3 px and 5 %.
+    On a stereo pair only the disparity, -u, counts. Then fl is D1, which has the same limits, 3 px and 5 %.
     """
     flow_fw, flow_bw = (torch.from_numpy(flow)[None] for flow in estimator(truth.image1, truth.image2))
     true_flow, valid = torch.from_numpy(truth.flow)[None], torch.from_numpy(truth.valid)[None, None]
@@ -187,7 +184,7 @@ def pair_errors(estimator: Estimator, truth: Truth, check: ForwardBackwardCheck)
 
 
 def table(title: str, rows: Mapping[str, Errors]) -> str:
-    """The errors of several models on the same pairs, readable as text and as Markdown."""
+    """The errors of several models on the same pairs, as a table that is both plain text and Markdown."""
     head = [title, "EPE all", "EPE noc", "EPE occ", "Fl %", "occlusion F"]
     lines = [[name, *_cells(errors)] for name, errors in rows.items()]
     widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
@@ -199,7 +196,7 @@ def table(title: str, rows: Mapping[str, Errors]) -> str:
 
 
 def example(sample: Sample, estimators: Mapping[str, Estimator], check: ForwardBackwardCheck) -> Picture:
-    """A sample with its truth and what each model makes of it."""
+    """A picture of a sample with its truth and each model's estimate."""
     truth = datasets.load(sample)
     return comparison_panel(
         truth.image1,
@@ -214,16 +211,18 @@ def example(sample: Sample, estimators: Mapping[str, Estimator], check: ForwardB
 def predictions(
     image1: Frame, image2: Frame, estimators: Mapping[str, Estimator], check: ForwardBackwardCheck
 ) -> dict[str, Prediction]:
-    """Flow and occlusion by model, for a `comparison_panel`."""
+    """The flow and occlusion that each model estimates, for a `comparison_panel`."""
     both = {name: estimator(image1, image2) for name, estimator in estimators.items()}
     return {
-        name: (flow_fw, check(torch.from_numpy(flow_fw)[None], torch.from_numpy(flow_bw)[None])[0, 0].numpy())
+        name: Prediction(
+            flow_fw, check(torch.from_numpy(flow_fw)[None], torch.from_numpy(flow_bw)[None])[0, 0].numpy()
+        )
         for name, (flow_fw, flow_bw) in both.items()
     }
 
 
 class NoMotion:
-    """The estimator that says that nothing moves: its EPE is the mean motion."""
+    """Estimates that nothing moves. Its EPE is the mean motion."""
 
     def __call__(self, image1: Frame, image2: Frame) -> tuple[FlowArray, FlowArray]:
         flow = np.zeros((2, *image1.shape[:2]), np.float32)
@@ -234,7 +233,7 @@ class NoMotion:
 
 
 class NetworkEstimator:
-    """A network of ours."""
+    """Estimates with a network."""
 
     def __init__(self, network: FlowNetwork) -> None:
         self._network = network.eval()
@@ -252,7 +251,7 @@ class NetworkEstimator:
 
 
 class _Evaluator:
-    """Holds the models in one process and does one sample after another."""
+    """Evaluates the models on one sample after another in one of Ray's processes."""
 
     def __init__(
         self,
@@ -281,7 +280,7 @@ class _Evaluator:
 def _rows(
     samples: Sequence[Sample], estimators: Mapping[str, Estimator], check: ForwardBackwardCheck
 ) -> Iterator[dict[str, Any]]:
-    """One row a sample and model, in any order."""
+    """A row for each sample and model, in any order."""
     num_actors, gpus = evaluating_processes(-(-len(samples) // _PAIRS_PER_BLOCK))
     num_blocks = min(len(samples), max(num_actors, len(samples) // _PAIRS_PER_BLOCK))
     rows = [{"sample": index} for index in range(len(samples))]

@@ -3,9 +3,9 @@
 The order is a function of (seed, epoch) alone. An epoch is a permutation of the row groups, flattened into
 rows and cut into as many streams as the global batch has places, from which it takes a row in turn; epoch
 follows epoch, and batches are cut from that. So each pair is seen once an epoch, a batch mixes the whole set,
-a row group is read in one piece, and the workers of any number share the same global batches: worker r of N
-takes its share of the places. Where training stands is one number, the step, so that resuming inside an epoch
-is starting the plan there, with as many workers as there are then.
+a row group is read in one piece, and any number of workers share the same global batches: each takes its
+share of the places. The position of a training is one number, its step: to resume inside an epoch, start the
+plan at that step with as many workers as there are then.
 
 Ray Data reads, decodes and transforms windows of a few batches as tasks on any node's CPUs, in order, ahead
 of the training step.
@@ -31,9 +31,9 @@ from pipelines.cluster import let_ray_data_rest
 from pipelines.pair_set import PairSet
 
 _WINDOW_STEPS = 16
-"""Steps in a block: enough work that Ray's cost of a block, some 40 ms, doesn't count."""
+"""Steps in a block: enough work to make Ray's cost of a block, about 40 ms, negligible."""
 _ROUND_WINDOWS = 512
-"""Windows in one execution of Ray Data; starting one costs about a second, and its plan is held in memory."""
+"""Windows in one execution of Ray Data. Starting one costs about a second; memory holds its plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Plan:
             )
 
     def digest(self) -> str:
-        """Of what decides which pair has which place."""
+        """Digest of what decides which pair has which place."""
         digest = hashlib.blake2b(f"{self.global_batch} {self.seed}".encode(), digest_size=16)
         for part in self.index.select(["pair_id"]).to_batches(max_chunksize=65_536):
             digest.update("".join(part.column(0).to_pylist()).encode())
@@ -75,13 +75,13 @@ class Plan:
         return order[np.lexsort((np.repeat(np.arange(self.global_batch), lengths), turn))]
 
     def pair_ids(self, step: int) -> list[str]:
-        """Of the step's global batch."""
+        """The pairs of a step's global batch."""
         rows = next(self._batches(step, step + 1))[1]
         return cast(list[str], self.index["pair_id"].take(rows[0]).to_pylist())
 
     def places(self, rank: int, world_size: int) -> range:
-        """The places of the global batch that are worker `rank`'s; the workers' numbers of them differ by at
-        most one. ValueError where there is none for some worker."""
+        """The places of worker `rank` in a global batch; workers differ by at most one place. ValueError if
+        a worker has none."""
         if self.global_batch < world_size:
             raise ValueError(
                 f"global batch {self.global_batch} has no pair for some of {world_size} workers; choose a "
@@ -92,7 +92,7 @@ class Plan:
 
     def windows(self, start: int, stop: int, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
         """What worker `rank` reads for the steps from `start` to before `stop`, in windows of a few steps;
-        ValueError as `places`."""
+        raises as `places`."""
         mine = self.places(rank, world_size)
         for epochs, rows in self._batches(start, stop):
             taken = self.index.take(rows[:, mine.start : mine.stop].reshape(-1))

@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ import ray
 import ray.train
 import torch
 
-from flowcore.drawing import comparison_panel
+from flowcore.drawing import Prediction, comparison_panel
 from flowcore.metrics import endpoint_error
 from flowcore.networks import FlowNetwork
 from flowcore.objectives import validate_pair
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.pairs import Batch, FramePair
 from pipelines.checkpoints import copy_model, load_model
+from pipelines.labels import decode_occlusion
 from pipelines.pair_set import PairSet
 from pipelines.validation import score_of
 
@@ -61,7 +63,8 @@ class HeldBack:
         sums: dict[str, float] = {}
         picture: np.ndarray | None = None
         for place in self.places.to_pylist():
-            pair = self.pairs.decode(self.pairs.read(place))
+            row = self.pairs.read(place)
+            pair = self.pairs.decode(row)
             frames = Batch.stack([FramePair(image1=pair.image1, image2=pair.image2)], device)
             flow_fw, flow_bw = network.estimate(frames.image1, frames.image2)
             numbers = validate_pair(frames, flow_fw, flow_bw, self.check)
@@ -71,7 +74,8 @@ class HeldBack:
                 sums[key] = sums.get(key, 0.0) + value
             if picture is None:
                 occluded = self.check(flow_fw, flow_bw)[0, 0].cpu().numpy()
-                picture = self._picture(pair, flow_fw[0].cpu().numpy(), occluded)
+                own = Prediction(flow_fw[0].cpu().numpy(), occluded)
+                picture = self._picture(row, pair, own)
         assert picture is not None
         means = {key: sums[key] / sums["pairs"] for key in ("occluded", "motion", "flow_variance")}
         means["photometric"] = sums["photometric"] / max(sums["visible"], 1.0)
@@ -80,14 +84,18 @@ class HeldBack:
             means["epe"] = sums["error"] / max(sums["with_truth"], 1.0)
         return means, picture
 
-    def _picture(self, pair: FramePair, flow: np.ndarray, occluded: np.ndarray) -> np.ndarray:
-        """The pair with the network's flow, beside the label or the truth if there is one."""
-        flows: dict[str, Any] = {}
+    def _picture(self, row: Mapping[str, Any], pair: FramePair, own: Prediction) -> np.ndarray:
+        """The pair with the network's own flow, beside the label or the truth if there is one."""
+        predictions: dict[str, Prediction] = {}
         if pair.flow_fw is not None and pair.confidence_fw is not None:
-            name = "truth" if self.pairs.has_truth else "pseudo-label"
-            flows[name] = (pair.flow_fw, pair.confidence_fw < 0.5)
-        flows[self.stage] = (flow, occluded)
-        return comparison_panel(pair.image1, pair.image2, predictions=flows)
+            trusted = pair.confidence_fw > 0
+            if self.pairs.has_truth:
+                predictions["truth"] = Prediction(pair.flow_fw, trusted=trusted)
+            else:
+                occluded = decode_occlusion(row)
+                predictions["pseudo-label"] = Prediction(pair.flow_fw, occluded, trusted=trusted)
+        predictions[self.stage] = own
+        return comparison_panel(pair.image1, pair.image2, predictions=predictions)
 
 
 def _errors(pair: FramePair, flow: torch.Tensor) -> dict[str, float]:

@@ -1,38 +1,38 @@
-"""What is the flow of somebody's video? One file for every two consecutive frames, at the frames' own size.
+"""What is the flow of a video? One file for every two consecutive frames, at the frames' own size.
 
-Nothing is left out, unlike in labelling: static pairs and pairs across a cut have a flow too. Each frame is
-decoded and encoded once, its features wait for the next one, and memory holds a few frames however long the
-video is.
+Unlike labelling, prediction leaves nothing out: static pairs and pairs across a cut have a flow too. Each
+frame is decoded and encoded once, and memory holds a few frames however long the video is.
 """
 
 import math
 import os
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
-from urllib.parse import unquote, urlsplit
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import av
 import numpy as np
 import ray
 import torch
 from av.container import OutputContainer
+from pyarrow.fs import FileType, LocalFileSystem
 from torch import Tensor
 from tqdm import tqdm
 
 from flowcore.datasets import DataSet
 from flowcore.drawing import Picture, flow_colors
-from flowcore.formats import FrameCodec, write_flow, write_image
+from flowcore.formats import FrameCodec, encode_flow, encode_image
 from flowcore.geometry import pad_to_multiple, upsample_flow
 from flowcore.networks import FlowNetwork
 from flowcore.shapes import FlowArray, Frame, to_images
 from flowcore.video import EVERY_PAIR, VideoError, VideoReport
 from pipelines.checkpoints import fetch_model, load_model
-from pipelines.cluster import num_gpus
+from pipelines.cluster import predicting_room
 from pipelines.collection import (
     IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
@@ -41,7 +41,7 @@ from pipelines.collection import (
     find_videos,
 )
 from pipelines.decoding import DecoderProcess, EncodedChunk
-from pipelines.storage import shared_folder
+from pipelines.storage import Folder, absolute, join, patient, storage_of
 
 FILM_NAME = "flow.mp4"
 
@@ -55,31 +55,36 @@ class PredictionOptions:
     """What is written beside the flow."""
 
     pictures: bool = False
-    """Each flow as colours too, `<name>.png`."""
+    """Also write each flow as colours, `<name>.png`."""
     video: bool = False
-    """The frames beside the colours of their flow, `flow.mp4`."""
+    """Also write a film, `flow.mp4`: the frames beside the colours of their flow."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What came of one video so far; `problem` says why pairs are missing, None if none are known to be."""
+class PredictedVideo:
+    """What has been written of a video's flow so far."""
 
     source: VideoSource
-    folder: Path
+    folder: str
+    """Path or URI."""
     num_pairs: int = 0
     problem: str | None = None
+    """Why pairs are missing; None if none are known to be."""
 
 
 def predict(
     model: str, videos: str, output: str, options: PredictionOptions, *, on_cluster: bool = False
-) -> list[Prediction]:
-    """Writes a .flo for every two consecutive frames of a video, an image sequence, or all of a collection.
+) -> list[PredictedVideo]:
+    """Writes a .flo for every two consecutive frames of a video, an image sequence, or a whole collection.
 
-    `model` is what `fetch_model` takes, `videos` what `find_videos` takes. A file is named after the pair's
-    first frame: the image's stem, or in a video its number in six digits. Files lie in the folder `output`;
-    those of a collection, in a folder for each video there. With `on_cluster` Ray's nodes do the work, each
-    video on a GPU where the cluster has any now; they must share the folders. Raises FileNotFoundError where
-    there is nothing to predict, ValueError where files would be mixed up.
+    `model` is what `fetch_model` takes, `videos` what `find_videos` takes, and `output` a folder or its URI.
+    A file is named after the first frame of its pair: the image's stem, or in a video the frame's number in
+    six digits. The files of one video lie in `output` itself, those of a collection in a folder for each
+    video.
+
+    With `on_cluster` Ray's nodes do the work, each video on a GPU if the cluster has any now; all nodes must
+    be able to read the videos and write the output. Raises FileNotFoundError where there is nothing to
+    predict, ValueError where files would overwrite each other.
     """
     folders = _folders(videos, output)
     network, _ = load_model(fetch_model(model))
@@ -97,32 +102,64 @@ def predict(
 
 
 def predict_video(
-    network: FlowNetwork, source: VideoSource, folder: Path, options: PredictionOptions
-) -> Iterator[Prediction]:
-    """Predicts one video; yields after each pair, and at the end once more if pairs are missing."""
-    folder.mkdir(parents=True, exist_ok=True)
+    network: FlowNetwork, source: VideoSource, location: str, options: PredictionOptions
+) -> Iterator[PredictedVideo]:
+    """Predicts one video; yields after each pair, and once more at the end if pairs are missing."""
+    folder = Folder(location)
     num_pairs, scale = 0, 0.0
-    with DecoderProcess() as decoder, _Film(folder / FILM_NAME) as film:
+    with DecoderProcess() as decoder, _film(folder) as film, _OneAhead() as writer:
         try:
             for pair in _pairs(decoder, source, _StreamedFlow(network)):
-                write_flow(folder / f"{pair.name}.flo", pair.flow)
+                files = {f"{pair.name}.flo": encode_flow(pair.flow, f"{pair.name}.flo")}
                 if options.pictures or options.video:
-                    # It only rises, so that neighbours can be compared and a film doesn't flicker.
+                    # The scale only rises, so that neighbours can be compared and a film doesn't flicker.
                     scale = max(scale, float(np.percentile(np.hypot(*pair.flow), 99)))
                     colors = flow_colors(pair.flow, scale)
                     if options.pictures:
-                        write_image(folder / f"{pair.name}.png", colors)
+                        files[f"{pair.name}.png"] = encode_image(colors, f"{pair.name}.png")
                     if options.video:
                         film.add(np.concatenate([pair.image1, colors], axis=1), pair.seconds)
+                writer.write(folder, files)
                 num_pairs += 1
-                yield Prediction(source=source, folder=folder, num_pairs=num_pairs)
+                yield PredictedVideo(source=source, folder=location, num_pairs=num_pairs)
             problem = _problem(source, decoder.report, decoder.report.truncated)
         except VideoError as error:
             problem = _problem(source, decoder.report, str(error))
     if problem is not None:
         if num_pairs == 0:
             problem += "; flow needs two consecutive frames of one size"
-        yield Prediction(source=source, folder=folder, num_pairs=num_pairs, problem=problem)
+        yield PredictedVideo(source=source, folder=location, num_pairs=num_pairs, problem=problem)
+
+
+class _OneAhead:
+    """Writes the files of a pair while the next pair is computed: a disk takes 10 ms to make a file durable,
+    object storage more."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._last: Future[None] | None = None
+
+    def write(self, folder: Folder, files: dict[str, bytes]) -> None:
+        """Waits for the files before; raises what writing them raised."""
+        self._finish()
+        self._last = self._thread.submit(_write_all, folder, files)
+
+    def _finish(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+    def __enter__(self) -> "_OneAhead":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self._finish()
+
+
+def _write_all(folder: Folder, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        folder.write(name, content)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -188,43 +225,45 @@ class _StreamedFlow:
 
 
 class _Film:
-    """An H.264 video that is written picture by picture and appears when it is whole; without a picture,
-    none."""
+    """An H.264 video, written picture by picture."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._part = path.with_name(f".{path.name}.part")
         self._container: OutputContainer | None = None
         self._stream: av.VideoStream | None = None
 
     def add(self, picture: Picture, seconds: float) -> None:
-        """`seconds` from one picture to the next; the first one's counts."""
+        """`seconds` from this picture to the next; the first picture decides the film's rate."""
         # H.264 has even sides.
         even = np.pad(picture, [(0, side % 2) for side in picture.shape[:2]] + [(0, 0)], mode="edge")
         if self._container is None or self._stream is None:
-            self._container = av.open(str(self._part), "w", format="mp4")
-            rate = _rate(seconds)
-            self._stream = self._container.add_stream("libx264", rate=rate, options={"crf": "18"})
+            self._container = av.open(str(self._path), "w", format="mp4")
+            self._stream = self._container.add_stream("libx264", rate=_rate(seconds), options={"crf": "18"})
             self._stream.height, self._stream.width = even.shape[:2]
             self._stream.pix_fmt = "yuv420p"
         frame = av.VideoFrame.from_ndarray(even, format="rgb24")
         self._container.mux(self._stream.encode(frame))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._container is None or self._stream is None:
-            return
-        if error is None:
+    def finish(self) -> None:
+        """Writes what the encoder still holds."""
+        if self._container is not None and self._stream is not None:
             self._container.mux(self._stream.encode(None))
-        self._container.close()
-        if error is None:
-            self._part.replace(self._path)
-        else:
-            self._part.unlink()
+
+    def close(self) -> None:
+        if self._container is not None:
+            self._container.close()
+
+
+@contextmanager
+def _film(folder: Folder) -> Iterator[_Film]:
+    """The folder's film, which appears complete or not at all; without a picture, none."""
+    with folder.writing(FILM_NAME) as path:
+        film = _Film(path)
+        try:
+            yield film
+            film.finish()
+        finally:
+            film.close()
 
 
 def _rate(seconds: float) -> Fraction:
@@ -249,13 +288,13 @@ def _problem(source: VideoSource, report: VideoReport, failure: str | None) -> s
 
 
 def _started(
-    network: FlowNetwork, folders: dict[VideoSource, Path], options: PredictionOptions, on_cluster: bool
-) -> Iterator[Iterator[Prediction]]:
+    network: FlowNetwork, folders: dict[VideoSource, str], options: PredictionOptions, on_cluster: bool
+) -> Iterator[Iterator[PredictedVideo]]:
     if not on_cluster:
         for source, folder in folders.items():
             yield predict_video(network, source, folder, options)
         return
-    task: Any = ray.remote(num_cpus=1, num_gpus=min(1, num_gpus()))(predict_video)
+    task: Any = ray.remote(**predicting_room())(predict_video)
     held = ray.put(network)
     # All at once: Ray starts as many as there is room for.
     running = [task.remote(held, source, folder, options) for source, folder in folders.items()]
@@ -263,21 +302,21 @@ def _started(
         yield (ray.get(reference) for reference in references)
 
 
-def _folders(videos: str, output: str) -> dict[VideoSource, Path]:
+def _folders(videos: str, output: str) -> dict[VideoSource, str]:
     """Where each video's flow goes."""
-    collection, target = absolute_collection(videos, "--input"), shared_folder(output, "--output")
+    collection, target = absolute_collection(videos, "--videos"), absolute(output, "--output")
     data_set = DataSet.parse(collection)
     place = collection if data_set is None else data_set.root
     if data_set is None:
         _refuse_ambiguous(place)
     sources = find_videos(collection)
-    if len(sources) == 1 and sources[0].name == os.path.abspath(place):
+    if len(sources) == 1 and _rooted(sources[0].name) == _rooted(place):
         folders = {sources[0]: target}
     else:
         names = _folder_names(sources, place)
-        folders = {source: target / name for source, name in zip(sources, names, strict=True)}
+        folders = {source: join(target, name) for source, name in zip(sources, names, strict=True)}
     for source, folder in folders.items():
-        if source.frames and folder.resolve() == Path(source.uri).resolve():
+        if source.frames and _real(folder) == _real(source.uri):
             raise ValueError(f"--output {folder} holds the images that are read; write to another folder")
         stems = Counter(_name(source, index) for index in range(len(source.frames)))
         if twice := ", ".join(stem for stem, count in stems.items() if count > 1):
@@ -290,27 +329,42 @@ def _folders(videos: str, output: str) -> dict[VideoSource, Path]:
 
 def _refuse_ambiguous(place: str) -> None:
     """ValueError for one image, and for a folder that may be meant as a sequence or as a collection."""
-    path = Path(place)
-    if path.is_file() and _extension(path) in IMAGE_EXTENSIONS:
-        raise ValueError(f"--input {place} is one image and flow needs two; give the folder of the sequence")
-    if path.is_dir():
-        kinds = Counter(_extension(file) for file in path.iterdir() if not file.name.startswith("."))
+    filesystem, path = storage_of(place)
+    kind = patient(filesystem.get_file_info)(path).type
+    if kind == FileType.File and _extension(path) in IMAGE_EXTENSIONS:
+        raise ValueError(f"--videos {place} is one image and flow needs two; give the folder of the sequence")
+    if kind == FileType.Directory:
+        names = Folder(place).infos(recursive=False)
+        kinds = Counter(_extension(name) for name in names if not name.startswith("."))
         num_images = sum(kinds[extension] for extension in IMAGE_EXTENSIONS)
         num_videos = sum(kinds[extension] for extension in VIDEO_EXTENSIONS)
         if num_images > 1 and num_videos:
             raise ValueError(
-                f"--input {place} holds {num_images} images and {num_videos} videos; give a video itself, or "
-                "a folder with only the images"
+                f"--videos {place} holds {num_images} images and {num_videos} videos; give a video itself, "
+                "or a folder with only the images"
             )
+
+
+def _rooted(location: str) -> str:
+    """The absolute path, on object storage from the bucket on."""
+    return "/" + storage_of(location)[1].lstrip("/")
+
+
+def _real(location: str) -> tuple[str, str]:
+    """The same for all paths of one folder."""
+    filesystem, path = storage_of(location)
+    is_local = isinstance(filesystem, LocalFileSystem)
+    return filesystem.type_name, os.path.realpath(path) if is_local else path
 
 
 def _folder_names(sources: list[VideoSource], place: str) -> list[str]:
     """For each video of a collection, its path inside it, without the extension where that suffices."""
-    paths = [
-        unquote(urlsplit(source.name).path) if "://" in source.name else source.name for source in sources
-    ]
-    base = os.path.abspath(place) if os.path.isdir(place) else os.path.commonpath(map(os.path.dirname, paths))
-    whole = [os.path.relpath(path, base) for path in paths]
+    paths = [_rooted(source.name) for source in sources]
+    top = _rooted(place)
+    if not all(path.startswith(os.path.join(top, "")) for path in paths):
+        # Of a glob or a list file.
+        top = os.path.commonpath([os.path.dirname(path) for path in paths])
+    whole = [os.path.relpath(path, top) for path in paths]
     short = [
         name if source.frames else os.path.splitext(name)[0]
         for name, source in zip(whole, sources, strict=True)
@@ -320,8 +374,8 @@ def _folder_names(sources: list[VideoSource], place: str) -> list[str]:
 
 
 def _name(source: VideoSource, index: int) -> str:
-    return Path(source.frames[index]).stem if source.frames else f"{index:06d}"
+    return PurePosixPath(source.frames[index]).stem if source.frames else f"{index:06d}"
 
 
-def _extension(path: Path) -> str:
-    return path.suffix[1:].lower()
+def _extension(name: str) -> str:
+    return PurePosixPath(name).suffix[1:].lower()

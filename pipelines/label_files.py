@@ -1,9 +1,8 @@
-"""How does a label set leave for tools that read files of flow, and how do such files become a label set? In
-the layout of a data set that every tool knows.
+"""How do other tools exchange labels with us? As files in the layout of a data set that every tool knows.
 
-Leaving, pairs are numbered in the order of the set's index, so that the names follow from the set and the
-filter alone: a rerun finds what is there and does what is left. Coming back, they are what their bytes are:
-other files are another set.
+An export numbers the pairs in the order of the set's index. Names thus follow from the set and the filter
+alone, and a rerun finds what is there and does what is left. An import takes its identity from the bytes of
+the files: other files are another set.
 """
 
 import dataclasses
@@ -22,14 +21,15 @@ import pyarrow as pa
 import torch
 
 from flowcore.datasets import Sample, Truth, find_samples, load
-from flowcore.formats import FrameCodec, write_flow, write_image, write_mask
+from flowcore.formats import FrameCodec, encode_flow, encode_image, encode_mask
 from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.pairs import FramePair
 from flowcore.pseudolabels import labels_of
 from flowcore.shapes import Flow, Mask, to_images
 from pipelines.labels import beside, decode_occlusion, label_columns
 from pipelines.ledger import write_ledger
 from pipelines.pair_set import PairSet, SetDescription
-from pipelines.storage import write_whole
+from pipelines.storage import Folder, json_bytes
 from pipelines.truth import frame_pair, in_parts, sample_set
 
 Layout = Literal["chairs2", "chairs2-flo5", "kitti2015"]
@@ -42,18 +42,20 @@ _KITTI_LIMIT = 511.0
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSummary:
-    """pairs: in the folder. new_pairs: written by this call. unknown_pixels: of the new pairs, those whose
-    flow the layout has no number for."""
+    """What an export left in a folder."""
 
     pairs: int
+    """In the folder."""
     new_pairs: int
+    """Of them, those that this call wrote."""
     unknown_pixels: int
+    """Of the new pairs, those whose flow the layout has no number for."""
 
 
 def export_labels(
-    pairs: PairSet, folder: Path, layout: Layout, *, on_progress: Callable[[int, int], object] | None = None
+    pairs: PairSet, location: str, layout: Layout, *, on_progress: Callable[[int, int], object] | None = None
 ) -> ExportSummary:
-    """Writes the pairs of a label set that its `where` keeps as files.
+    """Writes the pairs of a label set that its `where` keeps as files into a folder or its URI.
 
     chairs2: FlyingChairs2's names, 0000000-img_0.png, -img_1.png, -flow_01.flo and -flow_10.flo (forward and
     backward), -occ_01.png and -occ_10.png (255 = occluded). chairs2-flo5: the same with Spring's .flo5.
@@ -66,6 +68,7 @@ def export_labels(
     if not pairs.has_labels:
         raise ValueError(f"{pairs.location} has frame pairs without labels; make labels with pseudolabel")
     places = pairs.index().to_pylist()
+    folder = Folder(location)
     _claim(
         folder,
         {
@@ -75,16 +78,22 @@ def export_labels(
             "pairs": [place["pair_id"] for place in places],
         },
     )
-    write = _write_kitti if layout == "kitti2015" else _write_chairs2
-    left: dict[tuple[int, int], list[tuple[int, Path]]] = defaultdict(list)
+    there = folder.infos()
+    left: dict[tuple[int, int], list[tuple[int, str]]] = defaultdict(list)
     for number, place in enumerate(places):
-        if not (file := _last_file(folder, layout, number)).exists():
-            left[place["file"], place["row_group"]].append((place["row"], file))
+        if (last := _last_file(layout, number)) not in there:
+            left[place["file"], place["row_group"]].append((place["row"], last))
 
     def write_group(group: tuple[int, int]) -> tuple[int, int]:
         """The pairs of a row group that are left: how many, and their unknown pixels."""
         rows = pairs.read_group(pairs.files[group[0]], group[1])
-        return len(left[group]), sum(write(pairs, rows[row], file) for row, file in left[group])
+        unknown_pixels = 0
+        for row, last in left[group]:
+            files = _files_of(pairs, rows[row], layout, last)
+            for name, content in files.content.items():
+                folder.write(name, content)
+            unknown_pixels += files.unknown_pixels
+        return len(left[group]), unknown_pixels
 
     new_pairs = unknown_pixels = 0
     done = len(places) - sum(map(len, left.values()))
@@ -143,10 +152,12 @@ def import_labels(folder: Path, location: str, check: ForwardBackwardCheck) -> P
 
 @dataclass(frozen=True, kw_only=True)
 class _Read:
-    """digest: of a pair's files. error: why they can't be read, empty if they can."""
+    """What was found in a pair's files."""
 
     digest: str = ""
+    """Of their content."""
     error: str = ""
+    """Why they can't be read; empty if they can."""
 
 
 def _read_all(number: int, samples: Sequence[Sample]) -> list[_Read]:
@@ -218,52 +229,64 @@ def _occluded(both: tuple[Truth, Truth], check: ForwardBackwardCheck, there: Flo
     return occluded | ~known
 
 
-def _claim(folder: Path, content: Mapping[str, Any]) -> None:
+def _claim(folder: Folder, content: Mapping[str, Any]) -> None:
     """Makes the folder this export's; ValueError where it is something else."""
-    file = folder / EXPORT_FILE
-    if not file.exists():
-        # A hidden one is what a killed export left.
-        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise ValueError(f"{folder} holds other files; give a new folder")
-        write_whole(file, (json.dumps(content, indent=1) + "\n").encode())
-    elif json.loads(file.read_text()) != content:
+    if folder.size(EXPORT_FILE) is None:
+        # Hidden files are what a killed export left.
+        if folder.files():
+            raise ValueError(f"{folder.location} holds other files; give a new folder")
+        folder.write(EXPORT_FILE, json_bytes(content))
+    elif json.loads(folder.read(EXPORT_FILE)) != content:
         raise ValueError(
-            f"{folder} holds the export of another label set, layout or filter, or of this set when it held "
-            f"other pairs (see {EXPORT_FILE}); give a new folder"
+            f"{folder.location} holds the export of another label set, layout or filter, or of this set when "
+            f"it held other pairs (see {EXPORT_FILE}); give a new folder"
         )
 
 
-def _last_file(folder: Path, layout: Layout, number: int) -> Path:
+def _last_file(layout: Layout, number: int) -> str:
     """The file of a pair that is written last: a pair that has it is whole."""
     if layout == "kitti2015":
-        return folder / "training" / "flow_occ" / f"{number:06d}_10.png"
+        return f"training/flow_occ/{number:06d}_10.png"
     suffix = ".flo5" if layout == "chairs2-flo5" else ".flo"
-    return folder / f"{number:07d}-flow_01{suffix}"
+    return f"{number:07d}-flow_01{suffix}"
 
 
-def _write_chairs2(pairs: PairSet, row: Mapping[str, Any], last: Path) -> int:
+@dataclass(frozen=True, kw_only=True)
+class _PairFiles:
+    content: Mapping[str, bytes]
+    """By name, in the order of writing."""
+    unknown_pixels: int = 0
+    """Whose flow the layout has no number for."""
+
+
+def _files_of(pairs: PairSet, row: Mapping[str, Any], layout: Layout, last: str) -> _PairFiles:
     pair = pairs.decode(row)
+    return _kitti_files(pair, row, last) if layout == "kitti2015" else _chairs2_files(pair, row, last)
+
+
+def _chairs2_files(pair: FramePair, row: Mapping[str, Any], last: str) -> _PairFiles:
     assert pair.flow_fw is not None
     assert pair.flow_bw is not None
-    number = last.name.partition("-")[0]
-    for name, image in (("img_0", pair.image1), ("img_1", pair.image2)):
-        write_image(last.with_name(f"{number}-{name}.png"), image)
-    for name, column in (("occ_01", "occ_fw"), ("occ_10", "occ_bw")):
-        write_mask(last.with_name(f"{number}-{name}.png"), decode_occlusion(row, column))
-    write_flow(last.with_name(f"{number}-flow_10{last.suffix}"), pair.flow_bw)
-    write_flow(last, pair.flow_fw)
-    return 0
+    number = last.partition("-")[0]
+    content = {}
+    for name, image in ((f"{number}-img_0.png", pair.image1), (f"{number}-img_1.png", pair.image2)):
+        content[name] = encode_image(image, name)
+    for name, column in ((f"{number}-occ_01.png", "occ_fw"), (f"{number}-occ_10.png", "occ_bw")):
+        content[name] = encode_mask(decode_occlusion(row, column), name)
+    for name, flow in ((last.replace("-flow_01.", "-flow_10."), pair.flow_bw), (last, pair.flow_fw)):
+        content[name] = encode_flow(flow, name)
+    return _PairFiles(content=content)
 
 
-def _write_kitti(pairs: PairSet, row: Mapping[str, Any], last: Path) -> int:
-    pair = pairs.decode(row)
+def _kitti_files(pair: FramePair, row: Mapping[str, Any], last: str) -> _PairFiles:
     assert pair.flow_fw is not None
-    training, target = last.parent.parent, last.name.replace("_10.", "_11.")
-    for folder in ("image_2", "flow_noc", "flow_occ"):
-        (training / folder).mkdir(parents=True, exist_ok=True)
-    write_image(training / "image_2" / last.name, pair.image1)
-    write_image(training / "image_2" / target, pair.image2)
+    first_frame, visible = last.replace("/flow_occ/", "/image_2/"), last.replace("/flow_occ/", "/flow_noc/")
+    second_frame = first_frame.replace("_10.", "_11.")
     known = (np.abs(pair.flow_fw) <= _KITTI_LIMIT).all(axis=0)
-    write_flow(training / "flow_noc" / last.name, pair.flow_fw, known & ~decode_occlusion(row))
-    write_flow(last, pair.flow_fw, known)
-    return int((~known).sum())
+    content = {
+        first_frame: encode_image(pair.image1, first_frame),
+        second_frame: encode_image(pair.image2, second_frame),
+        visible: encode_flow(pair.flow_fw, visible, known & ~decode_occlusion(row)),
+        last: encode_flow(pair.flow_fw, last, known),
+    }
+    return _PairFiles(content=content, unknown_pixels=int((~known).sum()))

@@ -91,6 +91,31 @@ TRUTH_SCHEMA = pa.schema(
 )
 """What a data set with truth adds to a pair in place of labels: `flow_fw` as above at stride 1, and
 `valid_fw`, [height, width], True where it is known."""
+MEANINGS = {
+    "pair_id": "32 hexadecimal digits that name the pair, whatever labels it.",
+    "video": "Path or URI of the video.",
+    "frame": "Number of the pair's first frame in the video, counted from 0.",
+    "stride": "Frames from the first to the second of the pair.",
+    "timestamp": "Time of the first frame in seconds; nan if the video doesn't say.",
+    "height": "Height of the frames in pixels.",
+    "width": "Width of the frames in pixels.",
+    "image1": "The first frame, as a JPEG or PNG file.",
+    "image2": "The second frame, as a JPEG or PNG file.",
+    "label_set": "Digest of what the set is made of; the same in every row.",
+    "flow_fw": "Flow from the first frame to the second: 2 x ceil(height / s) x ceil(width / s) values, u "
+    "first, where s is `flow_stride`. Each is its difference from the value above it, in 1/64 px.",
+    "flow_bw": "Flow from the second frame to the first, stored as `flow_fw` is.",
+    "flow_stride": "Pixels from one vector of the stored flow to the next.",
+    "occ_fw": "height x width values; True where a pixel of the first frame isn't visible in the second.",
+    "occ_bw": "height x width values; True where a pixel of the second frame isn't visible in the first.",
+    "teacher": "Digest of the teacher; several are joined by `+`.",
+    "spread_fw": "Root mean square distance of several teachers' flows to their mean, stored as `flow_fw` is "
+    "but with one channel.",
+    "spread_bw": "The same of the flows from the second frame to the first.",
+    "valid_fw": "height x width values; True where the true flow is known.",
+}
+"""What each column is, in a sentence for the reference. The numbers that grade a label have theirs under the
+fields of `flowcore.pseudolabels.PseudoLabels`."""
 _FLOWS = ("flow_fw", "flow_bw")
 _SPREADS = ("spread_fw", "spread_bw")
 _MASKS = ("occ_fw", "occ_bw", "valid_fw")

@@ -24,55 +24,45 @@ Made = str | PairSet | StartingPoint
 from."""
 
 
-class Lineage:
-    """The run of one stage, as the stage sees it; `pipelines.training.train` takes it as its run."""
+class StageRun(Run):
+    """The run of one stage; `pipelines.training.train` takes it as its run."""
 
     def __init__(self, run: Run, stage: str, root: str, provenance: Mapping[str, str]) -> None:
-        self.run = run
-        """The run itself, for whatever else the stage records."""
+        super().__init__(run.client, run.uri, run.run_id)
         self.stage = stage
         self.root = root
         """Folder or URI where the stage keeps its checkpoints; empty for a stage without any."""
         self.provenance = dict(provenance)
         """What is written into every model of this run."""
 
-    @property
-    def uri(self) -> str:
-        """The MLflow store that has the run."""
-        return self.run.uri
-
-    @property
-    def run_id(self) -> str:
-        return self.run.run_id
-
     def reads(self, name: str, place: str, pairs: PairSet, context: str) -> None:
         """Records that the run reads a pair set, made at `place`, and which run made it.
 
         context: what for, such as training or validation.
         """
-        self.run.dataset(name, place, pairs.label_set, context)
+        self.dataset(name, place, pairs.label_set, context)
         if context == "training":
             self.provenance.setdefault("label_set", pairs.label_set)
-        self.run.link(name, pairs.description.provenance.get("run_id"))
+        self.link(name, pairs.description.provenance.get("run_id"))
 
     def has_generation(self, generation: int) -> None:
         """Records how many teachers stand between the result and the unlabelled videos."""
-        self.run.tag("generation", str(generation))
+        self.tag("generation", str(generation))
         self.provenance["generation"] = str(generation)
 
     def register(self, trained: "Trained", name: str) -> str:
         """Stores the trained model in the run and registers it as a version of `name`; returns that version's
         URI."""
-        self.run.artifact(trained.model, "model")
+        self.artifact(trained.model, "model")
         final = {"step": trained.step, **trained.validation}
-        self.run.summary({f"final/{key}": value for key, value in final.items()})
+        self.summary({f"final/{key}": value for key, value in final.items()})
         if trained.step < trained.ended_at:
             print(
                 f"training ended at step {trained.ended_at} because validation got no better (patience); the "
                 f"model is that of step {trained.step}"
             )
         version = register(
-            self.run,
+            self,
             name,
             validation_loss=trained.score,
             validation_digest=trained.judge.digest,
@@ -96,17 +86,17 @@ def lineage(
     generation: int | None = None,
     usual: object = None,
     subject: str | None = None,
-    context: str = "training",
     project_folder: Path = PROJECT_FOLDER,
-) -> Iterator[Lineage]:
+) -> Iterator[StageRun]:
     """The run of a stage, from its inputs to its end; see `tracking.start`.
 
     configuration: the stage's dataclass, or a mapping of what is to be recorded. Its `run_root` is where the
     run keeps checkpoints, its `resume` the run to go on with. made_from: what the stage reads, by name.
-    generation: see `Lineage.has_generation`. usual: the recipe's configuration; the run is named after what
-    differs from it, or after `subject`. context: what the pair sets in `made_from` are read for.
+    generation: see `StageRun.has_generation`. usual: the recipe's configuration; the run is named after what
+    differs from it, or after `subject`. The pair sets among what it reads are read for training.
     """
-    resume = getattr(configuration, "resume", None)
+    root = getattr(configuration, "run_root", "")
+    root = absolute(root, "--run-root") if root else ""
     kept = {name: kept_pairs(made) for name, made in made_from.items() if isinstance(made, PairSet)}
     with start(
         stage,
@@ -115,21 +105,20 @@ def lineage(
         defaults=usual,
         inputs={name: place for name, made in made_from.items() if (place := _place(made)) is not None},
         subject=subject,
-        resume_run_id=resume,
+        resume_run_id=getattr(configuration, "resume", None),
         project_folder=project_folder,
     ) as run:
-        root = getattr(configuration, "run_root", "")
         provenance = {"stage": stage, "run_id": run.run_id} | ({} if recipe is None else {"recipe": recipe})
-        stage_run = Lineage(run, stage, absolute(root, "--run-root") if root else "", provenance)
+        stage_run = StageRun(run, stage, root, provenance)
         if hasattr(configuration, "resume"):
             print(
                 f"run {run.run_id}: {run.url_hint}\n"
                 f"if it is killed: jobs/{stage}.py with the same options and --resume {run.run_id}"
             )
         for name, made in made_from.items():
-            _record(stage_run, name, made, context, project_folder)
+            _record(stage_run, name, made, project_folder)
         for numbers in kept.values():
-            run.log(0, numbers)
+            stage_run.log(0, numbers)
         if generation is not None:
             stage_run.has_generation(generation)
         yield stage_run
@@ -158,18 +147,18 @@ def _place(made: Made) -> str | None:
             return made
 
 
-def _record(run: Lineage, name: str, made: Made, context: str, project_folder: Path) -> None:
+def _record(run: StageRun, name: str, made: Made, project_folder: Path) -> None:
     match made:
         case PairSet():
-            run.reads(name, made.location, made, context)
-            run.run.tag("label_set", made.label_set)
+            run.reads(name, made.location, made, "training")
+            run.tag("label_set", made.label_set)
             run.provenance[name] = made.location
             if made.where is not None:
                 run.provenance["where"] = made.where.text
         case StartingPoint() if made.info is not None:
-            run.run.link(name, made.info.run_id)
+            run.link(name, made.info.run_id)
             run.provenance[name] = made.info.digest
         case str():
             run.provenance[name] = made
             if is_mlflow_uri(made):
-                run.run.link(name, run_of(made, project_folder))
+                run.link(name, run_of(made, project_folder))

@@ -271,6 +271,10 @@ class PairSet:
         return decode_row(row, self.max_spread)
 
     def example(self) -> FramePair:
+        """The pair in `example_row`."""
+        return self.decode(self.example_row())
+
+    def example_row(self) -> dict[str, Any]:
         """A labelled pair to look at: of a few files all over the set, the one that moves more (`flow_p50`)
         than nine tenths of theirs do. The first of them may be the label of a cut that nobody found."""
         every = -(-len(self.files) // _FILES_LOOKED_AT)
@@ -279,7 +283,7 @@ class PairSet:
         places = pa.concat_tables(read(file) for file in range(0, len(self.files), every))
         ranked = places.sort_by([(name, "ascending") for name in (*columns, "file", "row_group", "row")])
         (place,) = ranked.slice(int(0.9 * len(ranked)), 1).to_pylist()
-        return self.decode(self.read(place))
+        return self.read(place)
 
     def _of_files(self, work: Callable[[int], Result]) -> list[Result]:
         """What `work` makes of each file's position, in their order."""

@@ -55,9 +55,9 @@ def shown(description: str, total: int, unit: str) -> Iterator[Reporter]:
             try:
                 done, numbers = ray.get(board.read.remote())
             except RayError:
-                # the board's node is gone: a bar that stands still mustn't end the work
+                # The board's node is gone: a bar that stands still mustn't end the work.
                 return
-            # a worker that was started again reports less than the one before it
+            # A worker that was started again reports less than the one before it.
             bar.n = done
             bar.set_postfix({name: f"{value:.3g}" for name, value in numbers.items()})
 
@@ -82,13 +82,13 @@ def video_bar(description: str) -> Iterator[Callable[[LabellingProgress], None]]
     with tqdm(desc=description, unit="video", dynamic_ncols=True) as bar:
 
         def draw(progress: LabellingProgress) -> None:
-            # what an earlier run did says nothing of the speed
+            # What an earlier run did says nothing of the speed.
             bar.initial = progress.videos_before
             bar.total, bar.n = progress.num_videos, round(progress.videos_done, 2)
             shares = {stage: f"{share:.0%}" for stage, share in progress.stage_shares.items() if share}
-            speed = {} if progress.pairs_per_second is None else {"pairs/s": progress.pairs_per_second}
-            bar.set_postfix(
-                pairs=progress.new_pairs, **{name: f"{each:.1f}" for name, each in speed.items()}, **shares
-            )
+            numbers = {"pairs": str(progress.new_pairs)}
+            if progress.pairs_per_second is not None:
+                numbers["pairs_per_s"] = f"{progress.pairs_per_second:.1f}"
+            bar.set_postfix(**numbers, **shares)
 
         yield draw

@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from pipelines.storage import PROJECT_FOLDER
-from pipelines.tracking import ABSENT, Run, client_of, impatient, tracking_uri, unreachable, without_secrets
+from pipelines.storage import PROJECT_FOLDER, without_secrets
+from pipelines.tracking import ABSENT, Run, client_of, impatient, tracking_uri, unreachable
 
 CHAMPION = "champion"
 """The alias of a registered model's best version."""

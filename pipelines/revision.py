@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+
 from pipelines.storage import is_shipped_copy
 
-_PACKAGES = ("torch", "ray", "numpy", "pyarrow", "av", "opencv-python", "mlflow")
+_PACKAGES = ("torch", "ray", "numpy", "pyarrow", "av", "mlflow")
 DIFF_FILE = "repeat/uncommitted.diff"
 PACKAGES_FILE = "repeat/packages.txt"
 """Artifacts of a run that tell its code: with its tags and options, what is needed to do the same again."""
@@ -27,8 +29,17 @@ def code_tags(project_folder: Path) -> dict[str, str]:
         "revision.dirty": is_dirty,
         "command": shlex.join(sys.argv),
         "version.python": platform.python_version(),
-        **{f"version.{name}": importlib.metadata.version(name) for name in _PACKAGES},
+        **{f"version.{name}": _version(name) for name in _PACKAGES},
+        # OpenCV comes in any of four packages, or with the system in none.
+        "version.opencv": cv2.__version__,
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def revision_of(project_folder: Path) -> tuple[str, str]:

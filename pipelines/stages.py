@@ -1,4 +1,4 @@
-"""How does a video become shards? In three stages: read it into encoded frames, ask the teachers, write files.
+"""How does a video become shards? In three stages: read encoded frames, ask the teachers, write the files.
 
 A shard's name and content follow from the video and the options, it appears whole, and it is skipped where
 it is there; so a rerun of the same command does what is left.

@@ -1,40 +1,74 @@
-"""Where things live: which locations mean the same place in every process of a job, on a disk or on object
-storage, and how a file is written there whole or not at all.
+"""Where does data live? A location is a local path or a URI such as s3://bucket/folder, and every option that
+takes one goes through this module.
 
-Under `ray job submit` the working folder is a copy of the repository that vanishes with the job and lies
-elsewhere on every node, so a relative path names nothing there: it is refused, not resolved against the copy.
+Two choices aren't obvious. Under `ray job submit` the working folder is a copy of the repository that
+vanishes with the job and lies elsewhere on every node, so a relative path is refused instead of resolved. And
+a location is written into labels, models and MLflow, so one that contains a password is refused.
 """
 
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, wraps
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ParamSpec, TypeVar, cast
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from uuid import uuid4
 
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
 Arguments = ParamSpec("Arguments")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 STORAGE_THREADS = 32
-"""How many questions to a storage are under way at once."""
+"""How many requests to a storage are under way at once."""
 _AHEAD = 1024
 """How many are handed to the threads together: each that waits takes a kilobyte or two."""
 _RETRY_AFTER = (0.2, 1.0, 5.0)
 """Seconds to wait before each further attempt."""
 PARTIAL = ".partial"
-"""How the hidden name of a file ends that isn't whole yet."""
+"""The ending of the hidden name that a file has until it is complete."""
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 """The repository's root, or Ray's copy of it."""
+
+_URI = re.compile(r"""[a-z][a-z0-9+.-]*://[^\s"']+""", re.IGNORECASE)
+_SECRETS = (
+    # user:password@host, also with a slash in the password that should be %2F; but not host:9000/a@b
+    (re.compile(r"(?<=://)[^/?#@\[]*:(?!\d*(?:[/?#]|$))(?:[^/?#]*|.*?)@"), "***@"),
+    # The user of a web server may be a token; of Azure and Google it is a container or `anonymous`.
+    (re.compile(r"(https?://)[^/?#@]+@", re.IGNORECASE), r"\1***@"),
+    # client_secret of Azure, sig of its signed URIs, and similar names of others
+    (re.compile(r"([?&](?:sig|[\w-]*(?:secret|token|password)[\w-]*)=)[^&]+", re.IGNORECASE), r"\1***"),
+)
+
+
+def without_secrets(text: str) -> str:
+    """`text` with the passwords and tokens of all URIs in it replaced by ***."""
+    return _URI.sub(lambda uri: _masked(uri[0]), text)
+
+
+def _masked(uri: str) -> str:
+    for secret, replacement in _SECRETS:
+        uri = secret.sub(replacement, uri)
+    return uri
+
+
+def refuse_secrets(location: str, option: str) -> None:
+    """ValueError for a URI that contains a password or a token; see `absolute` for `option`."""
+    masked = without_secrets(location)
+    if masked != location:
+        raise ValueError(
+            f"{option} {masked} contains a password, which would be stored with everything made from it: "
+            "leave it out, and set the storage's environment variables or role instead"
+        )
 
 
 def is_shipped_copy(folder: Path = PROJECT_FOLDER) -> bool:
@@ -45,13 +79,16 @@ def is_shipped_copy(folder: Path = PROJECT_FOLDER) -> bool:
 def absolute(location: str, option: str) -> str:
     """`location` as every process of the job can read it: a URI as it is, a local path made absolute.
 
-    `option` is what the user wrote it under, for the error. ValueError for a relative path under a Ray job.
+    `option` is the option that the user gave it under, for the error. ValueError for a relative path under a
+    Ray job, and for a URI with a password.
     """
     if is_uri(location):
+        refuse_secrets(location, option)
         return location
     if re.match(r"[a-z][a-z0-9+.-]*:/", location):
         raise ValueError(
-            f"{option} {location!r} is no URI: two slashes follow its scheme, as in file:///data"
+            f"{option} {location!r} is not a URI: its scheme must be followed by two slashes, as in "
+            "s3://bucket or file:///data"
         )
     path = Path(location).expanduser()
     if not path.is_absolute() and is_shipped_copy(Path.cwd()):
@@ -68,17 +105,20 @@ def is_mlflow_uri(uri: str) -> bool:
 
 
 def is_uri(location: str) -> bool:
-    """True for what isn't a path."""
+    """True for a URI, False for a path."""
     return "://" in location or is_mlflow_uri(location)
 
 
 def shared_folder(location: str, option: str) -> Path:
-    """As `absolute`, for what is read from or written into a folder alone; ValueError for a URI."""
+    """As `absolute`, for a folder whose files other libraries open by path; ValueError for a URI of object
+    storage."""
     place = absolute(location, option)
+    if place.startswith("file://"):
+        return Path(storage_of(place)[1])
     if is_uri(place):
         raise ValueError(
-            f"{option} {place} is a URI, and must be a folder here: give one that all nodes share, and copy "
-            "from or to the URI"
+            f"{option} {place} is a URI, and this option needs a folder on a disk that all nodes share; copy "
+            "the files there first"
         )
     return Path(place)
 
@@ -92,8 +132,8 @@ def join(location: str, name: str) -> str:
 
 
 def split(location: str) -> tuple[str, str]:
-    """(the folder or URI that a file lies in, its name there): what `join` puts together; ValueError where
-    `location` names no file."""
+    """(the folder or URI that a file lies in, its name there), which `join` puts together again; ValueError
+    where `location` names no file."""
     place, mark, query = location.partition("?") if "://" in location else (location, "", "")
     folder, _, name = place.rpartition("/")
     if not name or (folder.endswith("/") and not folder.startswith("file:")):
@@ -104,10 +144,10 @@ def split(location: str) -> tuple[str, str]:
 
 
 def patient(work: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """`work` tried up to four times where object storage fails: for what is read, or written whole.
+    """`work`, tried up to four times where object storage fails. It must be harmless to repeat.
 
-    pyarrow 25 asks again by itself where S3 refuses for being asked too much (none of 90 requests failed
-    while three in ten were refused), but not each time that a connection drops in the midst of an answer.
+    pyarrow 25 itself retries when S3 asks for fewer requests (none of 90 failed while three in ten were
+    refused), but not always when a connection drops in the middle of an answer.
     """
 
     @wraps(work)
@@ -116,8 +156,8 @@ def patient(work: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
             try:
                 return work(*args, **kwargs)
             except OSError as error:
-                # The storage's client raises the plain kind without a number; a missing file and a full disk
-                # differ.
+                # The storage's client raises a plain OSError without a number; a missing file is a subclass,
+                # and a full disk has a number.
                 if type(error) is not OSError or error.errno is not None:
                     raise
                 time.sleep(seconds)
@@ -142,14 +182,13 @@ def _storage_of_root(uri: str) -> tuple[FileSystem, str]:
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
-    """Puts a local file in place of what has the name; after a kill at any moment one of the two is there.
+    """Replaces a local file; after a kill at any moment either the old or the new content is there.
 
-    OSError, with the place and a remedy, where the system refuses, as it does on a full disk; what was there
-    stays.
+    OSError, with the place and a remedy, where the system refuses, as on a full disk; the old content stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own: two writers of one file never share a partial one.
+    # The name is unique, so that two writers of one file never share a partial one.
     partial = path.with_name(f".{path.name}.{uuid4().hex}{PARTIAL}")
     try:
         with partial.open("wb") as file:
@@ -169,7 +208,7 @@ def write_whole(path: str | Path, content: bytes) -> None:
 
 
 def concurrently(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """What `work`, which waits for a storage, makes of each item, in their order and many at once."""
+    """The result of `work` for each item, in their order. `work` waits for a storage, so many run at once."""
     with ThreadPoolExecutor(STORAGE_THREADS) as threads:
         for start in range(0, len(items), _AHEAD):
             yield from threads.map(work, items[start : start + _AHEAD])
@@ -177,21 +216,20 @@ def concurrently(work: Callable[[Item], Result], items: Sequence[Item]) -> Itera
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder, local or on object storage, whose files are there whole or not at all.
-
-    location: absolute path or a URI that pyarrow knows. Names are relative to it, with slashes.
-    """
+    """A folder, local or on object storage, in which each file is complete or absent."""
 
     location: str
+    """Absolute path, or a URI that pyarrow knows. Names of files are relative to it, with slashes."""
 
     @patient
     def exists(self) -> bool:
-        """Object storage has no folders: there it exists when there is something in it."""
+        """On object storage, which has no folders, True when there is something in it."""
         filesystem, root = storage_of(self.location)
         return bool(filesystem.get_file_info(root).type == FileType.Directory)
 
     def files(self, ending: str = "", *, within: str = "") -> list[str]:
-        """The names of the files in it, or in a folder of it, sorted, without those that `.` or `_` hides."""
+        """The names of the files in it, or in a folder of it, sorted; without those that a leading `.` or `_`
+        hides."""
         return sorted(
             name
             for name in self.infos(within=within)
@@ -199,11 +237,11 @@ class Folder:
         )
 
     @patient
-    def infos(self, *, within: str = "") -> dict[str, FileInfo]:
+    def infos(self, *, within: str = "", recursive: bool = True) -> dict[str, FileInfo]:
         """Every file in it, or in a folder of it, by name, with its size and when it was written."""
         filesystem, root = storage_of(self.location)
         found = filesystem.get_file_info(
-            FileSelector(f"{root}/{within}", allow_not_found=True, recursive=True)
+            FileSelector(f"{root}/{within}", allow_not_found=True, recursive=recursive)
         )
         return {info.path[len(root) :].strip("/"): info for info in found if info.type == FileType.File}
 
@@ -216,7 +254,7 @@ class Folder:
 
     @patient
     def size(self, name: str) -> int | None:
-        """The bytes of a file, None if there is none of this name."""
+        """The size of a file in bytes, None if there is no such file."""
         filesystem, root = storage_of(self.location)
         info = filesystem.get_file_info(f"{root}/{name}")
         return cast(int, info.size) if info.type == FileType.File else None
@@ -230,33 +268,64 @@ class Folder:
 
     @patient
     def write(self, name: str, content: bytes) -> None:
-        """Puts a file in place of what has the name; after a kill at any moment one of the two is there."""
+        """Replaces a file; after a kill at any moment either the old or the new content is there."""
         filesystem, root = storage_of(self.location)
         path = f"{root}/{name}"
         if isinstance(filesystem, LocalFileSystem):
             write_whole(path, content)
         else:
-            # An object is there when its upload is complete.
+            # An object appears when its upload is complete.
             with filesystem.open_output_stream(path) as stream:
                 stream.write(content)
 
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A local path of this name, for a library that writes its file itself.
+
+        The file replaces the one in the folder when the block ends. After an error or a kill, or where
+        nothing was written, the folder is as it was.
+        """
+        filesystem, root = storage_of(self.location)
+        is_local = isinstance(filesystem, LocalFileSystem)
+        target = Path(root) / name
+        if is_local:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the target a rename suffices.
+        beside = target.parent if is_local else None
+        with TemporaryDirectory(prefix=".", suffix=PARTIAL, dir=beside) as temporary:
+            written = Path(temporary) / target.name
+            yield written
+            if not written.exists():
+                return
+            if is_local:
+                written.replace(target)
+            else:
+                patient(copy_files)(str(written), f"{root}/{name}", LocalFileSystem(), filesystem)
+
     @patient
     def remove_folder(self, name: str) -> None:
-        """Removes a folder with all that is in it; nothing if it is gone."""
+        """Removes a folder with everything in it, if it is there."""
         filesystem, root = storage_of(self.location)
         with suppress(FileNotFoundError):
             filesystem.delete_dir(f"{root}/{name}")
 
     def sweep(self) -> None:
-        """Removes what killed writers left; to be called where no other can be writing."""
+        """Removes what killed writers left. To be called only while nobody else is writing."""
         filesystem, root = storage_of(self.location)
-        if isinstance(filesystem, LocalFileSystem):
-            for folder, _, names in os.walk(root):
-                for name in names:
-                    if name.startswith(".") and name.endswith(PARTIAL):
-                        os.unlink(os.path.join(folder, name))
+        if not isinstance(filesystem, LocalFileSystem):
+            return
+        for folder, subfolders, names in os.walk(root):
+            for name in filter(_is_partial, subfolders):
+                shutil.rmtree(os.path.join(folder, name))
+            subfolders[:] = [name for name in subfolders if not _is_partial(name)]
+            for name in filter(_is_partial, names):
+                os.unlink(os.path.join(folder, name))
+
+
+def _is_partial(name: str) -> bool:
+    return name.startswith(".") and name.endswith(PARTIAL)
 
 
 def json_bytes(values: object) -> bytes:
-    """A JSON file's content."""
+    """The content of a JSON file."""
     return (json.dumps(values, indent=1) + "\n").encode()

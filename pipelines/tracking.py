@@ -15,7 +15,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,19 +32,14 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pydantic import TypeAdapter
 
+from pipelines.parameters import differing, flattened, shortened
 from pipelines.revision import DIFF_FILE, PACKAGES_FILE, code_files, code_tags, revision_of
-from pipelines.storage import PROJECT_FOLDER, is_shipped_copy
+from pipelines.storage import PROJECT_FOLDER, is_shipped_copy, without_secrets
 
 EXPERIMENT = "distillflow"
 _TRAINING_PAGES = "?workflowType=machine_learning"
 """Of MLflow's two faces that of training; without, a page has the menu for language models."""
 
-_SYSTEM_SAMPLE_SECONDS = 10.0
-"""Between two looks at CPUs, memory and disk of the machine that the driver runs on; each sixth is logged."""
-_LONGEST_SUBJECT = 100
-"""Characters in a run's name beside its stage and recipe."""
-_LONGEST_TEXT = 5000
-"""Characters of a parameter or tag that every MLflow store accepts."""
 OPTIONS_FILE = "repeat/options.json"
 """Artifact of a run: the stage's options."""
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -149,7 +144,7 @@ class Run:
         A value above 5000 characters is cut. A parameter can't change in MLflow: where a resumed run has
         another value than before, it is a tag, `resumed.outer.inner`.
         """
-        values = {name: shortened(text) for name, text in _flattened(parameters, "").items()}
+        values = {name: shortened(text) for name, text in flattened(parameters, "").items()}
         before = self.client.get_run(self.run_id).data.params
         fresh = [Param(name, text) for name, text in values.items() if name not in before]
         if fresh:
@@ -220,14 +215,16 @@ def start(
     subject: str | None = None,
     defaults: object = None,
     is_chain: bool = False,
+    sample_seconds: float = 10.0,
     project_folder: Path = PROJECT_FOLDER,
 ) -> Iterator[Run]:
     """The run of one stage, ended with the block: FAILED by an exception, KILLED by Ctrl-C, else FINISHED.
 
     `inputs` are locations by name. A run is named after its stage, its recipe, and its `subject` or else the
     parameters that differ from `defaults`. Runs that start inside the block of a chain become its children.
-    `resume_run_id` goes on with an earlier run of the stage. ConnectionError within seconds where the MLflow
-    server doesn't answer.
+    `resume_run_id` goes on with an earlier run of the stage. Every `sample_seconds` the load of the driver's
+    machine is measured, and the mean of six measurements is recorded. ConnectionError within seconds where
+    the MLflow server doesn't answer.
     """
     uri = tracking_uri(project_folder)
     client = client_of(uri)
@@ -243,7 +240,7 @@ def start(
         if (parent := _parent.get()) is not None:
             tags[MLFLOW_PARENT_RUN_ID] = parent
         name = stage if recipe in (None, stage) else f"{stage} {recipe}"
-        subject = subject or _differing(parameters, defaults, {"run_root", "resume", *(inputs or {})})
+        subject = subject or differing(parameters, defaults, {"run_root", "resume", *(inputs or {})})
         name = f"{name}: {subject}" if subject else name
         run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
     else:
@@ -254,7 +251,7 @@ def start(
     run = Run(client, uri, run_id)
     monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
         run_id,
-        sampling_interval=_SYSTEM_SAMPLE_SECONDS,
+        sampling_interval=sample_seconds,
         samples_before_logging=6,
         resume_logging=True,
         tracking_uri=uri,
@@ -435,43 +432,6 @@ def _resume(client: MlflowClient, run_id: str, stage: str, uri: str) -> None:
     client.update_run(run_id, status="RUNNING")
     if "failure" in run.data.tags:
         client.delete_tag(run_id, "failure")
-
-
-def _flattened(value: object, name: str) -> dict[str, str]:
-    """Leaves by path; a nested dataclass also says its type, because an option may be of several."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return ({name: type(value).__name__} if name else {}) | _flattened(fields, name)
-    if isinstance(value, Mapping):
-        inner = [_flattened(each, f"{name}.{key}" if name else str(key)) for key, each in value.items()]
-        return {path: text for leaves in inner for path, text in leaves.items()}
-    if isinstance(value, (list, tuple)) and any(dataclasses.is_dataclass(each) for each in value):
-        return _flattened(dict(enumerate(value)), name)
-    return {name: str(value)}
-
-
-def _differing(parameters: object, defaults: object, without: Set[str]) -> str:
-    """The parameters that have other values than the defaults, by the ends of their names."""
-    if defaults is None:
-        return ""
-    usual = _flattened(defaults, "")
-    changed = [
-        f"{'.'.join(name.split('.')[-2:]).removeprefix('training.')} {value}"
-        for name, value in _flattened(parameters, "").items()
-        if name not in without and value != usual.get(name)
-    ]
-    return shortened(", ".join(changed), _LONGEST_SUBJECT)
-
-
-def shortened(text: str, longest: int = _LONGEST_TEXT) -> str:
-    text = without_secrets(text)
-    note = f"... ({len(text)} characters)"
-    return text if len(text) <= longest else text[: longest - len(note)] + note
-
-
-def without_secrets(text: str) -> str:
-    """`text` without the user and password of a URI in it."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 def client_of(uri: str) -> MlflowClient:

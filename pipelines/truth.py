@@ -1,8 +1,7 @@
-"""How does a benchmark's truth become a pair set? To be learnt from in fine-tuning, which is fed like every
-other training, and to validate on.
+"""How do samples in files become a pair set? A data set's truth, to fine-tune or validate on, or labels.
 
-A shard holds some of the benchmark's samples; its name and content follow from the samples alone, it appears
-whole, and it is left as it is where it is there, so that a rerun does what is left.
+A shard holds some of the samples. Its name and content follow from the samples alone, it appears whole, and a
+shard that is there is left as it is; so a rerun does what is left.
 """
 
 import hashlib
@@ -14,13 +13,13 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from tqdm import tqdm
 
-from flowcore.datasets import DataSet, Sample, Truth, find_samples, load, samples_digest
+from flowcore.datasets import Sample, Truth, find_samples, load, samples_digest
 from flowcore.formats import FrameCodec
 from pipelines.labels import beside, encode_shard, pair_columns, pair_id, truth_columns
 from pipelines.ledger import MANIFEST_FILE, VideoRecord, write_manifest
 from pipelines.pair_set import PairSet, SetDescription, describe_set
 from pipelines.shard_files import shard_at, shard_name
-from pipelines.storage import Folder, join, shared_folder
+from pipelines.storage import Folder, join
 
 Result = TypeVar("Result")
 
@@ -28,26 +27,16 @@ _SHARD_PAIRS = 16
 _ROW_GROUP_PAIRS = 4
 
 
-def truth_location(text: str, option: str) -> tuple[str, Path]:
-    """(data set, its folder) of `<data set>:<folder>`; ValueError for anything else."""
-    data_set = DataSet.parse(text)
-    if data_set is None:
-        raise ValueError(f"{option} {text!r} must be <data set>:<folder>, such as kitti2015:/data/kitti2015")
-    return data_set.name, shared_folder(data_set.root, option)
-
-
-def truth_set(benchmark: str, root: Path, run_root: str, *, to_learn_from: bool) -> PairSet:
-    """The pair set of a benchmark's samples, those to learn from or all that are judged, in a folder of its
-    own in `run_root`.
-
-    It is written where it isn't there; Ray has to be running.
+def truth_set(name: str, root: Path, run_root: str, *, to_learn_from: bool) -> PairSet:
+    """The pair set of a data set's samples, those to learn from or all that are judged, in a folder of its
+    own in `run_root`. It is written where it isn't there; Ray has to be running.
 
     Raises as `flowcore.datasets.find_samples`, and ValueError for a sample that can't be read.
     """
-    samples = find_samples(benchmark, root, to_learn_from=to_learn_from)
+    samples = find_samples(name, root, to_learn_from=to_learn_from)
     description = SetDescription(
         kind="truth",
-        made_of={"truth": benchmark, "samples": samples_digest(samples)},
+        made_of={"truth": name, "samples": samples_digest(samples)},
         provenance={"root": str(root)},
     )
     location = join(run_root, f"truth-{description.digest}")
@@ -61,7 +50,7 @@ def sample_set(
     row: Callable[[Sample, str], pa.Table],
     title: str,
 ) -> PairSet:
-    """The pair set of samples of this description, written in Ray's tasks where it isn't there.
+    """The pair set of these samples, written by tasks of Ray where it isn't there.
 
     row: what is stored of a sample, given the set's digest. Raises as `describe_set` and what `row` raises.
     """
@@ -75,9 +64,9 @@ def sample_set(
 def in_parts(
     work: Callable[[int, Sequence[Sample]], Result], samples: Sequence[Sample], title: str
 ) -> list[Result]:
-    """What Ray's tasks make of the first samples, of those after them and so on, in this order, with a bar.
+    """What tasks of Ray make of the samples, some at a time, in their order; a bar shows how far they are.
 
-    work: gets the part's number and its samples.
+    work: takes the number of a part and its samples.
     """
     import ray
 

@@ -185,7 +185,7 @@ def main() -> None:
             labels, files = folder / f"labels-{title}", folder / f"files-{title}"
             write_labels(videos, [teacher], str(labels), clips, ForwardBackwardCheck(), LabellingOptions())
             pairs = PairSet.open(str(labels))
-            count = export_labels(pairs, files, "chairs2").pairs
+            count = export_labels(pairs, str(files), "chairs2").pairs
             both = Files(files, count)
             torch.set_num_threads(1)
             rates = {

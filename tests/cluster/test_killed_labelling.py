@@ -31,6 +31,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 DRIVER = """
 import os, signal, sys
 import ray
+from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.video import ClipOptions
 from pipelines.labelling import LabellingOptions, write_labels
 
@@ -42,10 +43,11 @@ if __name__ == "__main__":
         steps += 1
         if steps == int(stop_at):
             os.kill(os.getpid(), signal.SIGSTOP)
-    options = LabellingOptions(clips=ClipOptions(chunk_pairs=4), shard_pairs=8, num_teachers=1)
+    options = LabellingOptions(shard_pairs=8, num_teachers=1)
+    clips, check = ClipOptions(chunk_pairs=4), ForwardBackwardCheck()
     here = {"num_cpus": 3, "include_dashboard": False} if address == "local" else {}
     ray.init(address=address, log_to_driver=False, **here)
-    summary = write_labels(videos, [teacher], labels, options, on_progress=report)
+    summary = write_labels(videos, [teacher], labels, clips, check, options, on_progress=report)
     print("new_pairs", summary.new_pairs)
 """
 
@@ -210,7 +212,7 @@ def test_killed_workers_cost_no_pair(
     labels = tmp_path / "labels"
     driver = Driver(collection, teacher, labels, stop_at=1)
     # Readers as they read, a teacher that has just been started and one that works.
-    for title in ("_Reader", "_Reader", "_Teacher", "_Teacher)).submit"):
+    for title in ("Reader", "Reader", "Teacher", "Teacher)).submit"):
         while not driver.kill_workers(title):
             assert driver.process.poll() is None, f"it ended before a {title} could be killed"
             time.sleep(0.02)

@@ -30,25 +30,25 @@ T = TypeVar("T")
 DRIVER = """
 import json, sys
 from dataclasses import replace
-from pathlib import Path
-from jobs.command import connect
-from jobs.recipes import RECIPES
+from flowcore.objectives import TeacherObjective
 from jobs.train_teacher import recipes, train_teacher
 from pipelines import cluster
 
 if __name__ == "__main__":
     videos, root, (steps, validate_every, workers) = sys.argv[1], sys.argv[2], map(int, sys.argv[3:6])
     resume = sys.argv[6] if len(sys.argv) > 6 else None
-    _, options = recipes()["smoke"]
+    _, stage = recipes()["smoke"]
     training = replace(
-        options.training, steps=steps, unmasked_steps=steps, validate_every=validate_every, log_every=2,
+        stage.training, steps=steps, validate_every=validate_every, log_every=2,
         workers=workers, min_workers=None if workers == 1 else 1,
     )
-    connect()
+    cluster.connect()
     cluster._RESIZE_SECONDS = 2.0
-    options = replace(options, videos=videos, run_root=root, training=training, resume=resume)
-    uri = train_teacher("smoke", options)
-    print("RESULT", json.dumps(uri))
+    stage = replace(
+        stage, videos=videos, run_root=root, training=training, resume=resume,
+        objective=TeacherObjective(unmasked_steps=steps),
+    )
+    print("RESULT", json.dumps(train_teacher(stage, "smoke")))
 """
 
 
@@ -158,7 +158,7 @@ def between_checkpoints(folder: Path, after: int) -> str | None:
 
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
-def test_killing_a_worker_and_then_the_driver_ends_in_the_same_weights_and_one_run(
+def test_killing_a_worker_and_then_the_driver_ends_in_the_same_weights(
     tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
@@ -186,9 +186,7 @@ def test_killing_a_worker_and_then_the_driver_ends_in_the_same_weights_and_one_r
 
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
-def test_fewer_workers_go_on_where_a_node_is_taken_away_with_notice_and_more_where_one_comes(
-    tmp_path: Path, videos: Path
-) -> None:
+def test_fewer_workers_go_on_without_a_node_and_more_where_one_comes(tmp_path: Path, videos: Path) -> None:
     # A worker fits each node, and nothing but the driver the head.
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:

@@ -1,51 +1,63 @@
-"""Every backbone goes through the same jobs: it learns, labels, is distilled, exported and loaded again.
-PWC-Net does so wherever no other is named, RAFT in test_recipes.py."""
+"""Every network learns from frames, labels them, starts its student and is judged. Its jobs on Ray are
+PWC-Net's wherever no other is named, FlowNetS's in test_finetuning.py and RAFT's in test_recipes.py."""
 
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from bare_graph import BareGraph
 
-from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
-from jobs import distill, evaluate, pseudolabel, train_teacher
+from flowcore.hallucination import Crop
+from flowcore.objectives import Objective, StudentObjective, TeacherObjective
+from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.pairs import Batch
+from flowcore.scenes import SceneOptions, render_scene, write_video
+from flowcore.video import ClipOptions
 from jobs.recipes import RECIPES
-from pipelines.checkpoints import fetch_model, load_model
-from pipelines.storage import PROJECT_FOLDER
+from pipelines.checkpoints import StartingPoint, load_model, save_model, starting_point
+from pipelines.held_back import HeldBack
+from pipelines.labelling import LabellingOptions, write_labels, write_pairs
+from pipelines.pair_set import PairSet
+from pipelines.step import OptimiserStep, TrainingOptions
+from pipelines.training import Source
 
 NETWORKS = RECIPES["smoke"].networks
-SCENE = SceneOptions(height=64, width=96, num_frames=5)
+CHECK = ForwardBackwardCheck()
 
 
-@pytest.mark.parametrize("backbone", [name for name in NETWORKS if name not in ("pwcnet", "raft")])
-def test_a_backbone_is_trained_labels_is_distilled_exported_and_judged(
-    backbone: str, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    videos, run_root, labels, scenes = (
-        str(tmp_path / name) for name in ("videos", "runs", "labels", "truth")
-    )
-    write_video(Path(videos) / "scene.mp4", render_scene(0, SCENE).frames)
-    write_truth(Path(scenes) / "scene", render_scene(1, replace(SCENE, num_frames=2)))
-    recipe = f"smoke:{backbone}"
-    _, learning = train_teacher.recipes()[recipe]
-    brief = replace(learning.training, steps=1, unmasked_steps=1, validate_every=1)
-    teacher = train_teacher.train_teacher(
-        recipe, replace(learning, videos=videos, run_root=run_root, training=brief)
-    )
-    _, labelling = pseudolabel.recipes()["smoke"]
-    pseudolabel.pseudolabel("smoke", replace(labelling, videos=videos, teacher=(teacher,), labels=labels))
-    _, distilling = distill.recipes()["smoke"]
-    student = distill.distill("smoke", replace(distilling, labels=labels, run_root=run_root, training=brief))
-    for uri, generation in ((teacher, 0), (student, 1)):
-        _, info = load_model(fetch_model(uri))
-        assert (info.config, info.generation) == (NETWORKS[backbone], generation)
-    # Not in this process, where shapes are checked: what checks them can't be traced.
-    export = [sys.executable, "jobs/export_model.py", "--model", student, "--output", str(tmp_path / "a.pt2")]
-    subprocess.run(export, cwd=PROJECT_FOLDER, check=True, timeout=200)
-    assert (tmp_path / "a.pt2").stat().st_size > 0
-    options = evaluate.Evaluate(model=(student,), benchmark="scenes", root=scenes)
-    assert (
-        evaluate.evaluate_models({"student": student}, options)["student"].total.summary()["epe"]["all"] > 0
-    )
+def one_step(start: StartingPoint, pairs: PairSet, objective: Objective, folder: Path) -> None:
+    """Saves what the first pairs of a set make of a network."""
+    source = Source(pairs=pairs, transformation=Crop(height=48, width=64), objective=objective)
+    rows = pairs.read_group(pairs.files[0], 0)[:2]
+    batch = Batch.stack([source.transformation(pairs.decode(row), np.random.default_rng(0)) for row in rows])
+    torch.manual_seed(0)
+    network = start.network.build()
+    if start.weights is not None:
+        network.load_state_dict(start.weights)
+    step = OptimiserStep(network, [source], CHECK, TrainingOptions(steps=1, global_batch=2))
+    assert step.take([batch]).skipped is None
+    save_model(folder, step.result, {})
+
+
+@pytest.mark.parametrize("backbone", [name for name in NETWORKS if name != "pwcnet"])
+def test_a_network_learns_labels_starts_its_student_and_is_judged(backbone: str, tmp_path: Path) -> None:
+    videos, frames, labels = (str(tmp_path / name) for name in ("videos", "frames", "labels"))
+    scene = render_scene(0, SceneOptions(height=64, width=96, num_frames=5))
+    write_video(Path(videos) / "scene.mp4", scene.frames)
+    write_pairs(videos, frames, ClipOptions(), LabellingOptions(), graph=BareGraph())
+    fresh = StartingPoint(network=NETWORKS[backbone])
+    one_step(fresh, PairSet.open(frames), TeacherObjective(unmasked_steps=1), tmp_path / "teacher")
+
+    teachers = [str(tmp_path / "teacher")]
+    write_labels(videos, teachers, labels, ClipOptions(), CHECK, LabellingOptions(), graph=BareGraph())
+    labelled = PairSet.open(labels)
+    start = starting_point(labelled.teacher, RECIPES["smoke"].network)
+    assert start.network == NETWORKS[backbone]
+    one_step(start, labelled, StudentObjective(view="confidence"), tmp_path / "student")
+
+    judged = HeldBack(pairs=labelled, places=labelled.index(), check=CHECK, stage="student")
+    scores = [judged.score(tmp_path / name) for name in ("teacher", "student")]
+    assert np.isfinite(scores).all()
+    assert scores[0] != scores[1]
+    assert load_model(tmp_path / "student")[1].config == NETWORKS[backbone]

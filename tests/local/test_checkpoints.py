@@ -77,7 +77,7 @@ def test_loading_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_the_digest_depends_on_weights_and_configuration_and_not_on_provenance(tmp_path: Path) -> None:
+def test_the_digest_depends_on_weights_and_configuration_alone(tmp_path: Path) -> None:
     first = checkpoints.save_model(tmp_path / "1", network(0), {"stage": "distill"})
     again = checkpoints.save_model(tmp_path / "2", network(0), {"stage": "fine-tune"})
     other_weights = checkpoints.save_model(tmp_path / "3", network(1), {})
@@ -282,18 +282,18 @@ def test_a_relative_model_is_refused_in_the_working_folder_of_a_ray_job(
         checkpoints.fetch_model("model")
 
 
-def test_a_training_starts_with_a_models_network_and_weights_or_with_the_one_given(tmp_path: Path) -> None:
+def test_a_training_starts_from_a_model_or_from_fresh_weights_of_the_network_given(tmp_path: Path) -> None:
     saved = network()
     digest = checkpoints.save_model(tmp_path, saved, {})
     other = PWCNetConfig()
-    config, initial, info = checkpoints.starting_point(str(tmp_path), other)
-    assert config == SMALL
-    assert initial is not None
-    assert initial.keys() == saved.state_dict().keys()
-    assert all(torch.equal(initial[name], value) for name, value in saved.state_dict().items())
-    assert info is not None
-    assert info.digest == digest
-    assert checkpoints.starting_point(None, other) == (other, None, None)
+    start = checkpoints.starting_point(str(tmp_path), other)
+    assert start.network == SMALL
+    assert start.weights is not None
+    assert start.weights.keys() == saved.state_dict().keys()
+    assert all(torch.equal(start.weights[name], value) for name, value in saved.state_dict().items())
+    assert start.info is not None
+    assert start.info.digest == digest
+    assert checkpoints.starting_point(None, other) == checkpoints.StartingPoint(network=other)
 
 
 @pytest.mark.parametrize("uri", ["torchvision:raft_small", "ptlflow:raft"])
@@ -304,7 +304,7 @@ def test_an_external_network_needs_its_library_to_label_and_is_never_trained(
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(RuntimeError, match=rf"pip install -e '\.\[{library}\]'"):
         checkpoints.fetch_model(uri)
-    with pytest.raises(ValueError, match=f"{uri}, which labels and isn't trained here; give --init fresh"):
+    with pytest.raises(ValueError, match=f"{uri}, which makes labels .* give --init fresh"):
         checkpoints.starting_point(uri, SMALL)
 
 
@@ -330,7 +330,7 @@ def published(config: ExternalConfig, hub: Path) -> FlowNetwork:
 
 # ptlflow's RAFT has weights under two names.
 @pytest.mark.parametrize(("library", "name"), [("torchvision", "raft_small"), ("ptlflow", "raft")])
-def test_an_external_network_is_fetched_with_its_published_weights_and_saved_like_any_other(
+def test_an_external_network_is_fetched_with_its_weights_and_saved_like_any_other(
     library: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -348,7 +348,7 @@ def test_an_external_network_is_fetched_with_its_published_weights_and_saved_lik
 
 
 @pytest.mark.parametrize("library", ["torchvision", "ptlflow"])
-def test_weights_that_cannot_be_downloaded_are_an_error_that_says_where_to_put_them(
+def test_weights_that_cannot_be_downloaded_are_an_error_with_the_remedy(
     library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip(library, reason=f"pip install -e '.[{library}]' to run this test")

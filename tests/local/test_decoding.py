@@ -126,7 +126,7 @@ def test_a_list_names_videos_folders_and_uris_each_taken_once(tree: Path) -> Non
     ]
 
 
-def test_links_are_followed_but_not_in_circles_and_pipes_are_not_opened(tree: Path, tmp_path: Path) -> None:
+def test_links_are_followed_but_not_in_circles_and_pipes_are_skipped(tree: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "x.mp4").touch()
@@ -149,7 +149,7 @@ def test_links_are_followed_but_not_in_circles_and_pipes_are_not_opened(tree: Pa
         ("s3://key:secret@bucket/folder", ValueError, "password"),
     ],
 )
-def test_a_collection_without_a_video_says_where_it_looked_and_for_what(
+def test_a_collection_without_a_video_says_where_it_looked(
     tree: Path, monkeypatch: pytest.MonkeyPatch, collection: str, error: type[Exception], message: str
 ) -> None:
     monkeypatch.chdir(tree)
@@ -214,9 +214,7 @@ def test_a_video_may_have_a_colon_in_its_name(tree: Path, monkeypatch: pytest.Mo
     assert find_videos("take:2.mp4") == find_videos("take:?.mp4") == expected
 
 
-def test_a_data_set_s_folder_is_made_absolute_and_refused_in_a_job_where_it_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_data_set_s_folder_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert absolute_collection("chairs:data", "--videos") == f"chairs:{tmp_path}/data"
     for collection in (
@@ -226,6 +224,11 @@ def test_a_data_set_s_folder_is_made_absolute_and_refused_in_a_job_where_it_is_n
         "chairs://bucket/x",
     ):
         assert absolute_collection(collection, "--videos") == collection
+
+
+def test_a_data_set_s_relative_folder_is_refused_under_a_ray_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copy = tmp_path / "working_dir_files" / "_ray_pkg_1"
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
@@ -242,47 +245,67 @@ def chunks_of(decoder: DecoderProcess, source: VideoSource) -> list[list[bytes]]
     return chunks
 
 
-def test_a_bucket_is_listed_and_read_as_a_folder_is(tmp_path: Path, bucket: Bucket) -> None:
-    film = write_video(tmp_path / "in" / "a b#1.mp4", 12)
+@pytest.fixture
+def filled(tmp_path: Path, bucket: Bucket) -> Bucket:
+    """A bucket with what lies in the folder: a video, a sequence, a list of both, and scenes of KITTI."""
+    write_video(tmp_path / "in" / "a b#1.mp4", 12)
     write_images(tmp_path / "in" / "walk", ["f9.png", "f10.png"])
     (tmp_path / "in" / "list.txt").write_text("a b#1.mp4\nwalk\n")
-    scenes = write_kitti(tmp_path / "kitti", 1)
-    # Its index says that there is more, and FFmpeg looks for it behind the end.
-    cut_off = tmp_path / "in" / "cut.avi"
-    write_video(cut_off, 40, codec="mpeg4")
-    cut_off.write_bytes(cut_off.read_bytes()[: cut_off.stat().st_size * 8 // 10])
+    write_kitti(tmp_path / "kitti", 1)
     bucket.fill(tmp_path)
-    found = [
+    return bucket
+
+
+def found_in(bucket: Bucket) -> list[VideoSource]:
+    return [
         VideoSource(bucket.uri("in/a%20b%231.mp4")),
         VideoSource(bucket.uri("in/walk"), ("f9.png", "f10.png")),
     ]
-    assert find_videos(bucket.uri("in")) == [found[0], VideoSource(bucket.uri("in/cut.avi")), found[1]]
-    assert find_videos(bucket.uri("in/list.txt")) == found
-    # The listing told what tells a changed video, as the storage does when it is asked for each.
-    listed = [video.listed for video in find_videos(bucket.uri("in")) if video in found]
-    assert listed == [stamp_of(video) for video in found]
+
+
+def test_a_bucket_is_listed_as_a_folder_is(filled: Bucket) -> None:
+    found = found_in(filled)
+    assert find_videos(filled.uri("in")) == find_videos(filled.uri("in/list.txt")) == found
+    assert find_videos(found[0].uri) == found[:1]
+    assert found[0] in find_videos(filled.uri())
+    with pytest.raises(FileNotFoundError, match="is no file and no folder"):
+        find_videos(filled.uri("absent"))
+
+
+def test_a_data_set_on_a_bucket_is_found(filled: Bucket, tmp_path: Path) -> None:
+    there = find_videos(f"kitti2015:{filled.uri('kitti')}")
+    here = find_videos(f"kitti2015:{tmp_path / 'kitti'}")
+    assert [video.frames for video in there] == [video.frames for video in here]
+    assert there[0].name == filled.uri("kitti/training/image_2/000000_07")
+
+
+def test_listing_a_bucket_gives_the_stamps_that_the_storage_gives(filled: Bucket, tmp_path: Path) -> None:
+    listed = [video.listed for video in find_videos(filled.uri("in"))]
+    assert listed == [stamp_of(video) for video in found_in(filled)]
     assert [stamp is not None and stamp.size for stamp in listed] == [
-        film.stat().st_size,
+        (tmp_path / "in" / "a b#1.mp4").stat().st_size,
         sum(path.stat().st_size for path in (tmp_path / "in" / "walk").iterdir()),
     ]
-    assert find_videos(found[0].uri) == found[:1]
-    assert found[0] in find_videos(bucket.uri())
-    with pytest.raises(FileNotFoundError, match="is no file and no folder"):
-        find_videos(bucket.uri("absent"))
-    there = find_videos(f"kitti2015:{bucket.uri('kitti')}")
-    assert [video.frames for video in there] == [video.frames for video in scenes]
-    assert there[0].name == bucket.uri("kitti/training/image_2/000000_07")
-    local = [VideoSource(str(film)), VideoSource(str(tmp_path / "in" / "walk"), ("f9.png", "f10.png"))]
+
+
+def test_a_bucket_s_videos_are_read_as_a_folder_s_are(filled: Bucket, tmp_path: Path) -> None:
     with DecoderProcess() as decoder:
-        for there, here in zip(found, local, strict=True):
-            chunks = list(decoder.read(there, OPTIONS, JPEG))
-            assert [c.frames for c in chunks] == [c.frames for c in decoder.read(here, OPTIONS, JPEG)]
+        for there, here in zip(found_in(filled), find_videos(str(tmp_path / "in")), strict=True):
+            assert chunks_of(decoder, there) == chunks_of(decoder, here) != []
             assert decoder.digest(there) == decoder.digest(here)
-        remote = chunks_of(decoder, VideoSource(bucket.uri("in/cut.avi")))
-        assert len(remote) > 2
-        assert remote == chunks_of(decoder, VideoSource(str(cut_off)))
         with pytest.raises(VideoError, match="does not exist"):
-            list(decoder.read(VideoSource(bucket.uri("in/gone.mp4")), OPTIONS, JPEG))
+            list(decoder.read(VideoSource(filled.uri("in/gone.mp4")), OPTIONS, JPEG))
+
+
+def test_a_cut_off_video_on_a_bucket_gives_what_is_left(tmp_path: Path, bucket: Bucket) -> None:
+    # Its index says that there is more, and FFmpeg looks for it behind the end.
+    whole = write_video(tmp_path / "cut.avi", 40, codec="mpeg4").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) * 8 // 10])
+    bucket.fill(tmp_path)
+    with DecoderProcess() as decoder:
+        remote = chunks_of(decoder, VideoSource(bucket.uri("cut.avi")))
+        assert len(remote) > 2
+        assert remote == chunks_of(decoder, VideoSource(str(tmp_path / "cut.avi")))
 
 
 def test_the_process_gives_what_reading_here_gives(video: VideoSource) -> None:
@@ -299,18 +322,6 @@ def test_the_process_gives_what_reading_here_gives(video: VideoSource) -> None:
             np.testing.assert_array_equal(decoded, here.frames)
         assert decoder.report == reader.report == VideoReport(frames_read=200, pairs=199)
         assert decoder.digest(video) == content_digest(video.uri)
-
-
-def test_jpeg_frames_are_close_in_every_channel() -> None:
-    (image,) = moving_texture(1)
-    decoded = JPEG.decode(JPEG.encode(image))
-    assert np.abs(decoded.astype(int) - image).mean((0, 1)).max() < 5
-    assert len(FrameCodec("jpeg", 30).encode(image)) < len(JPEG.encode(image)) < image.nbytes / 2
-    with pytest.raises(ValueError, match="aren't an image"):
-        JPEG.decode(b"no image")
-    for wrong in ({"kind": "webp"}, {"quality": 0}):
-        with pytest.raises(ValueError, match="must be"):
-            FrameCodec(**wrong)  # type: ignore[arg-type]
 
 
 def test_one_process_reads_many_videos_the_unreadable_included(video: VideoSource, tmp_path: Path) -> None:
@@ -330,7 +341,7 @@ def test_one_process_reads_many_videos_the_unreadable_included(video: VideoSourc
     assert not psutil.pid_exists(pid or 0)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_crash_costs_the_rest_of_one_video_and_no_other(video: VideoSource, sent: signal.Signals) -> None:
     with DecoderProcess() as decoder:
         complete = list(decoder.read(video, OPTIONS, JPEG))
@@ -382,12 +393,12 @@ def test_a_process_killed_before_it_is_ready_costs_a_video_for_now(video: VideoS
 
 
 def test_a_process_without_a_sign_of_life_is_ended(video: VideoSource) -> None:
-    with DecoderProcess(timeout=5) as decoder:
+    with DecoderProcess(timeout=3) as decoder:
         chunks = decoder.read(video, OPTIONS, JPEG)
         next(chunks)
         stopped = decoder.pid
         os.kill(stopped or 0, signal.SIGSTOP)
-        with pytest.raises(OSError, match="no sign of life for 5 s"):
+        with pytest.raises(OSError, match="no sign of life for 3 s"):
             list(chunks)
         assert not psutil.pid_exists(stopped or 0)
         assert len(list(decoder.read(video, OPTIONS, JPEG))) == 50
@@ -403,7 +414,7 @@ def test_a_reading_that_is_broken_off_leaves_nothing_for_the_next(video: VideoSo
         assert [c.index for c in decoder.read(video, OPTIONS, JPEG)] == list(range(50))
 
 
-def test_a_process_ends_with_its_parent_even_while_it_waits_for_a_reader(video: VideoSource) -> None:
+def test_a_process_ends_with_its_parent_even_while_it_waits(video: VideoSource) -> None:
     # The script has no main guard and blocks, with the pipe full, until it is killed.
     script = f"""
 import sys
@@ -449,7 +460,7 @@ def test_decoding_survives_a_crash_inside_a_ray_worker(ray_session: None, video:
 
 @pytest.mark.parametrize("folder", ["odd", "clips", "frames"])
 def test_every_real_file_gives_chunks_or_a_reason(shared_data: Path, folder: str) -> None:
-    options = ClipOptions(size=(64, 64), max_pairs_per_video=20)
+    options = ClipOptions(size=(64, 64), max_pairs_per_video=4, chunk_pairs=3)
     reasons: dict[str, str] = {}
     with DecoderProcess() as decoder:
         pids = set()
@@ -461,7 +472,7 @@ def test_every_real_file_gives_chunks_or_a_reason(shared_data: Path, folder: str
                 assert decoder.report.pairs == 0
             else:
                 num_pairs = sum(len(c.frames) - 1 for c in chunks)
-                assert 1 <= num_pairs == decoder.report.pairs <= 20
+                assert 1 <= num_pairs == decoder.report.pairs <= 4
                 assert all(min(c.height, c.width) >= 48 for c in chunks)
                 assert all(
                     JPEG.decode(frame).shape == (c.height, c.width, 3) for c in chunks for frame in c.frames
@@ -475,7 +486,7 @@ def test_every_real_file_gives_chunks_or_a_reason(shared_data: Path, folder: str
 
 
 def test_odd_videos_look_as_another_reader_shows_them(shared_data: Path) -> None:
-    options = replace(EVERY_PAIR, max_pairs_per_video=3)
+    options = replace(EVERY_PAIR, max_pairs_per_video=3, chunk_pairs=3)
     compared = 0
     for source in find_videos(str(shared_data / "odd")):
         if Path(source.uri).name in OPENCV_FAILS:

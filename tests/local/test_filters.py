@@ -1,7 +1,6 @@
-"""Which pairs a filter keeps: the same as SQL does, read from no more of the files than it needs."""
+"""Which pairs a filter keeps: the same as SQL does, read from no more columns than it needs."""
 
 import pickle
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bare_graph import BareGraph
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from flowcore.video import ClipOptions
 from jobs import distill, finetune
@@ -23,8 +24,9 @@ from pipelines.feed import Plan, hold_back, part_of
 from pipelines.filters import PairFilter
 from pipelines.labelling import LabellingOptions, write_labels
 from pipelines.labels import LABEL_SCHEMA, PAIR_SCHEMA, encode_shard, pair_id
-from pipelines.ledger import VideoEntry, write_manifest
-from pipelines.pair_set import PairSet, SetDescription, describe_set, shard_name
+from pipelines.ledger import VideoRecord, write_manifest
+from pipelines.pair_set import PairSet, SetDescription, describe_set
+from pipelines.shard_files import shard_name
 from pipelines.storage import Folder
 
 SCHEMA = pa.schema([*PAIR_SCHEMA, *LABEL_SCHEMA])
@@ -57,12 +59,13 @@ def shard(video: str, quality: dict[str, list[float | None]]) -> pa.Table:
 
 
 def write_set(location: Path, shards: dict[str, pa.Table], row_group_pairs: int = 3) -> PairSet:
-    description = SetDescription(made_of={"teacher": {"digest": "aa"}}, provenance={})
+    made_of = {"teacher": {"digest": "aa"}}
+    description = SetDescription(kind="labels", made_of=made_of, provenance={}, num_teachers=1)
     describe_set(str(location), description)
     videos = []
     for video, table in shards.items():
         Folder(str(location)).write(shard_name(video, 0), encode_shard(table, row_group_pairs))
-        videos.append(VideoEntry(video=video, folder=video, pairs=len(table), shards=1, bytes=1))
+        videos.append(VideoRecord(video=video, outcome="done", folder=video, pairs=len(table), shards=1))
     write_manifest(str(location), description.digest, videos)
     return PairSet.open(str(location))
 
@@ -175,49 +178,28 @@ def test_what_is_kept_stands_where_the_index_of_all_has_it(measured: PairSet) ->
     assert pickle.loads(pickle.dumps(where)).index() == where.index()
 
 
-def zero_out(path: Path, is_needed: Callable[[str, int], bool]) -> None:
-    """Overwrites the values of every column of every row group that isn't needed."""
+def zero_out(path: Path, needed: set[str]) -> None:
+    """Overwrites the values of every column that isn't needed."""
     metadata = pq.read_metadata(path)
     content = bytearray(path.read_bytes())
     for group in range(metadata.num_row_groups):
         for number in range(metadata.num_columns):
             column = metadata.row_group(group).column(number)
-            if not is_needed(column.path_in_schema, group):
+            if column.path_in_schema not in needed:
                 start = column.dictionary_page_offset or column.data_page_offset
                 content[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("text", "groups"),
-    [
-        ("occluded < 0.35", {0, 1}),
-        ("not occluded >= 0.35 and frame > 2", {1}),
-        ("frame == 7 or 'b' > video and occluded <= 0", {0, 2}),
-        ("not (frame < 6 or flow_max < 0)", {2, 3}),
-    ],
-)
-def test_no_other_column_is_read_and_no_row_group_that_statistics_rule_out(
-    tmp_path: Path, text: str, groups: set[int]
-) -> None:
+def test_no_other_column_is_read(tmp_path: Path) -> None:
     pairs = write_set(tmp_path, {"a": shard("a", {"occluded": [frame / 10 for frame in range(12)]})})
+    text = "not occluded >= 0.35 and frame > 2"
     before = kept(pairs, text)
     assert before
-    needed = {"pair_id", "height", "width", *PairFilter(text).columns}
-    zero_out(tmp_path / "a" / "00000.parquet", lambda column, group: column in needed and group in groups)
+    zero_out(tmp_path / "a" / "00000.parquet", {"pair_id", "height", "width", "occluded", "frame"})
     assert kept(pairs, text) == before
     with pytest.raises(OSError, match=r"."):
         kept(pairs, "photometric < 4")
-
-
-def test_files_without_statistics_are_filtered_the_same(tmp_path: Path, measured: PairSet) -> None:
-    for file in measured.files:
-        (tmp_path / file).parent.mkdir()
-        table = pq.read_table(Path(measured.location) / file)
-        pq.write_table(table, tmp_path / file, write_statistics=False, row_group_size=3)
-    bare = replace(measured, location=str(tmp_path))
-    text = "occluded < 0.6 and not video == 'b.mp4'"
-    assert kept(bare, text) == kept(measured, text) != []
 
 
 @pytest.mark.parametrize(
@@ -304,12 +286,15 @@ SCENE = SceneOptions(height=64, width=96, num_frames=9)
 
 
 @pytest.fixture(scope="module")
-def labels(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> PairSet:
+def labels(tmp_path_factory: pytest.TempPathFactory) -> PairSet:
     folder = tmp_path_factory.mktemp("labelled")
     for seed in range(2):
         write_video(folder / "videos" / f"{seed}.mp4", render_scene(seed, SCENE).frames)
-    options = LabellingOptions(clips=ClipOptions(chunk_pairs=3), row_group_pairs=2)
-    write_labels(str(folder / "videos"), ["opencv:dis_medium"], str(folder / "labels"), options)
+    options = LabellingOptions(row_group_pairs=2)
+    check, clips = ForwardBackwardCheck(), ClipOptions(chunk_pairs=3)
+    teachers = ["opencv:dis_medium"]
+    videos, location = str(folder / "videos"), str(folder / "labels")
+    write_labels(videos, teachers, location, clips, check, options, graph=BareGraph())
     return PairSet.open(str(folder / "labels"))
 
 

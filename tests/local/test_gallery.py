@@ -14,21 +14,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
 from jobs.command import run
 from jobs.gallery import Gallery, main
 from pipelines import tracking
-from pipelines.gallery import GalleryOptions, GradedSet, choose, gallery_page
+from pipelines.gallery import gallery_page
+from pipelines.grades import GalleryOptions, GradedSet, choose
 from pipelines.labelling import LabellingOptions, write_labels, write_pairs
 from pipelines.ledger import MANIFEST_FILE
 from pipelines.pair_set import PairSet
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
-OPTIONS = LabellingOptions(
-    clips=ClipOptions(chunk_pairs=3), shard_pairs=5, row_group_pairs=2, max_bad_share=0.7
-)
+CLIPS = ClipOptions(chunk_pairs=3)
+OPTIONS = LabellingOptions(shard_pairs=5, row_group_pairs=2, max_bad_share=0.7)
 HOSTILE = """<img src=x onerror=alert(1)>&amp;"'.mp4"""
 HOSTILE_BROKEN = '"><script>alert(2)</script>'.replace("/", "\u2044") + ".mp4"
 PAIRS = {"a.mp4": 8, HOSTILE: 6}
@@ -56,11 +57,12 @@ def collections(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def sets(
     tmp_path_factory: pytest.TempPathFactory, collections: tuple[Path, Path], ray_session: None
 ) -> tuple[str, str]:
-    """Labels of both collections, by two methods."""
+    """Labels of both collections, of one teacher and of two."""
     folder = tmp_path_factory.mktemp("labels")
-    locations = str(folder / "dis"), str(folder / "farneback")
-    for location, videos, teacher in zip(locations, collections, ("dis_ultrafast", "farneback"), strict=True):
-        write_labels(str(videos), [f"opencv:{teacher}"], location, OPTIONS, run_id="abcd")
+    locations = str(folder / "one"), str(folder / "two")
+    teachers = ["opencv:dis_ultrafast"], ["opencv:dis_ultrafast", "opencv:farneback"]
+    for location, videos, labelling in zip(locations, collections, teachers, strict=True):
+        write_labels(str(videos), labelling, location, CLIPS, ForwardBackwardCheck(), OPTIONS, run_id="abcd")
     return locations
 
 
@@ -138,7 +140,9 @@ def test_a_pair_without_a_value_is_neither_worst_nor_best(labels: GradedSet) -> 
     assert partly.means()["photometric"] == pytest.approx(np.nanmean(values))
 
 
-def test_a_seed_draws_the_same_pairs_whatever_else_the_set_holds(labels: GradedSet, other: GradedSet) -> None:
+def test_a_seed_chooses_the_same_pairs_whatever_else_the_set_holds(
+    labels: GradedSet, other: GradedSet
+) -> None:
     everything = identities(labels, list(choose(labels, GalleryOptions(count=99, seed=5)).random))
     same = [pair for pair in everything if pair in set(other.index["pair_id"].to_pylist())]
     others = identities(other, list(choose(other, GalleryOptions(count=99, seed=5)).random))
@@ -291,25 +295,18 @@ def test_what_is_no_finished_label_set_is_refused_with_a_remedy(
     (tmp_path / "unfinished" / MANIFEST_FILE).unlink()
     with pytest.raises(ValueError, match="isn't finished"):
         main(Gallery(labels=str(tmp_path / "unfinished"), output=output))
-    write_pairs(str(collections[1]), str(tmp_path / "frames"), OPTIONS)
+    write_pairs(str(collections[1]), str(tmp_path / "frames"), CLIPS, OPTIONS)
     with pytest.raises(ValueError, match="frame pairs without pseudo-labels"):
         main(Gallery(labels=sets[0], output=output, other=str(tmp_path / "frames")))
-    with pytest.raises(ValueError, match=r"'sharpness' is no quality column .* occluded, forward_backward"):
-        main(Gallery(labels=sets[0], output=output, shown=GalleryOptions(order_by="sharpness")))
-    with pytest.raises(ValueError, match="spread"):
-        # Of one teacher there is none.
-        choose(GradedSet.read(PairSet.open(sets[0])), GalleryOptions(order_by="spread"))
+    # One teacher has no spread.
+    with pytest.raises(ValueError, match=r"'spread' is no quality column .* occluded, forward_backward"):
+        main(Gallery(labels=sets[0], output=output, shown=GalleryOptions(order_by="spread")))
     with pytest.raises(ValueError, match="count 0 must be at least 1"):
         GalleryOptions(count=0)
     assert not Path(output).exists()
 
 
-def test_several_teachers_are_graded_by_their_spread_too(
-    collections: tuple[Path, Path], tmp_path: Path
-) -> None:
-    teachers = ["opencv:dis_ultrafast", "opencv:farneback"]
-    write_labels(str(collections[1]), teachers, str(tmp_path / "set"), OPTIONS)
-    graded = GradedSet.read(PairSet.open(str(tmp_path / "set")))
-    (worst,) = choose(graded, GalleryOptions(count=1, order_by="spread")).worst
-    assert graded.row(worst)["spread"] == graded.quality("spread").max() > 0
-    assert "spread" in page(graded).text["histograms"]
+def test_several_teachers_are_graded_by_their_spread_too(other: GradedSet) -> None:
+    (worst,) = choose(other, GalleryOptions(count=1, order_by="spread")).worst
+    assert other.row(worst)["spread"] == other.quality("spread").max() > 0
+    assert "spread" in page(other).text["histograms"]

@@ -1,7 +1,8 @@
-"""Flow files of real videos and images, each against the network asked for one pair alone."""
+"""Flow files of videos and images, each against the network's answer for its pair alone."""
 
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import av
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from jaxtyping import Float, UInt8
 from numpy import ndarray
+from object_storage import Bucket
 
 from flowcore.formats import read_flow, read_image, write_image
 from flowcore.networks import FlowNetwork, PWCNetConfig
@@ -17,7 +19,8 @@ from flowcore.shapes import to_images
 from flowcore.video import ChunkReader, ClipOptions
 from pipelines.checkpoints import load_model, save_model
 from pipelines.collection import VideoSource
-from pipelines.inference import Prediction, PredictionOptions, predict, predict_video
+from pipelines.inference import PredictedVideo, PredictionOptions, predict, predict_video
+from pipelines.storage import Folder
 
 PLAIN = PredictionOptions()
 EVERY_PAIR = ClipOptions(cut_threshold=None, static_threshold=0.0, fade_contrast=0.0, min_size=(1, 1))
@@ -41,7 +44,7 @@ def network(model: str) -> FlowNetwork:
 
 @pytest.fixture(scope="module")
 def frames() -> Frames:
-    """Six frames of a size that no network likes."""
+    """Six frames of a size that suits no network and no film."""
     return render_scene(0, SceneOptions(height=37, width=53, num_frames=6)).frames
 
 
@@ -61,7 +64,7 @@ def written(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def only(predictions: list[Prediction]) -> Prediction:
+def only(predictions: list[PredictedVideo]) -> PredictedVideo:
     (prediction,) = predictions
     return prediction
 
@@ -82,11 +85,12 @@ def test_each_pair_of_images_has_the_flow_of_the_pair_alone(
         np.testing.assert_allclose(flow, flow_of_pair(network, image1, image2), atol=2e-3)
 
 
-def test_each_pair_of_a_video_has_the_flow_of_the_pair_alone(
+def test_each_pair_of_a_video_has_a_flow_even_if_it_is_static_or_crosses_a_cut(
     model: str, network: FlowNetwork, tmp_path: Path
 ) -> None:
-    scene = render_scene(1, SceneOptions(height=48, width=66, num_frames=11))
-    write_video(tmp_path / "a.mp4", scene.frames)
+    options = SceneOptions(height=48, width=66, num_frames=4)
+    first, second = render_scene(0, options).frames, render_scene(1, options).frames
+    write_video(tmp_path / "a.mp4", np.concatenate([first, second, second[[-1, -1, -1]]]))
     predict(model, str(tmp_path / "a.mp4"), str(tmp_path / "flow"), PLAIN)
     assert written(tmp_path / "flow") == [f"{index:06d}.flo" for index in range(10)]
     decoded: dict[int, ndarray] = {}
@@ -98,33 +102,22 @@ def test_each_pair_of_a_video_has_the_flow_of_the_pair_alone(
         np.testing.assert_allclose(flow, expected, atol=2e-3)
 
 
-def test_static_pairs_and_pairs_across_a_cut_have_a_flow_too(model: str, tmp_path: Path) -> None:
-    options = SceneOptions(height=48, width=64, num_frames=4)
-    first, second = render_scene(0, options).frames, render_scene(1, options).frames
-    still = np.repeat(second[:1], 5, axis=0)
-    write_video(tmp_path / "a.mp4", np.concatenate([first, second, still]))
-    prediction = only(predict(model, str(tmp_path / "a.mp4"), str(tmp_path / "flow"), PLAIN))
-    assert prediction.num_pairs == 12
-    assert len(written(tmp_path / "flow")) == 12
-
-
-def test_each_frame_is_encoded_once(network: FlowNetwork, tmp_path: Path) -> None:
-    frames = render_scene(2, SceneOptions(height=48, width=64, num_frames=12)).frames
-    write_video(tmp_path / "a.mp4", frames)
+def test_each_frame_is_encoded_once(network: FlowNetwork, frames: Frames, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", frames[:, :36, :52])
     encoded = []
     hook = network.encoder[0].register_forward_hook(lambda *call: encoded.append(len(call[2])))
     try:
-        for _ in predict_video(network, VideoSource(str(tmp_path / "a.mp4")), tmp_path / "flow", PLAIN):
-            pass
+        list(predict_video(network, VideoSource(str(tmp_path / "a.mp4")), str(tmp_path / "flow"), PLAIN))
     finally:
         hook.remove()
-    assert sum(encoded) == 12
+    assert sum(encoded) == 6
 
 
 def test_pictures_and_film_come_beside_the_flow(model: str, frames: Frames, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", frames, [f"{index}.ppm" for index in range(6)])
-    options = PredictionOptions(pictures=True, video=True)
-    predict(model, str(images), str(tmp_path / "flow"), options)
+    for _ in range(2):
+        # The second time changes nothing.
+        predict(model, str(images), str(tmp_path / "flow"), PredictionOptions(pictures=True, video=True))
     expected = [f"{index}{kind}" for index in range(5) for kind in (".flo", ".png")]
     assert written(tmp_path / "flow") == sorted([*expected, "flow.mp4"])
     assert read_image(tmp_path / "flow" / "0.png").shape == (37, 53, 3)
@@ -136,57 +129,59 @@ def test_pictures_and_film_come_beside_the_flow(model: str, frames: Frames, tmp_
         assert np.abs(picture[:37, :53].astype(int) - frame).mean() < 15
 
 
-def test_the_film_is_as_fast_as_the_video(model: str, tmp_path: Path) -> None:
-    frames = render_scene(1, SceneOptions(height=48, width=64, num_frames=8)).frames
-    write_video(tmp_path / "a.mp4", frames, fps=10)
+def test_the_film_is_as_fast_as_the_video(model: str, frames: Frames, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", frames[:, :36, :52], fps=10)
     predict(model, str(tmp_path / "a.mp4"), str(tmp_path / "flow"), PredictionOptions(video=True))
     with av.open(str(tmp_path / "flow" / "flow.mp4")) as film:
         assert film.streams.video[0].average_rate == 10
 
 
-def test_the_videos_of_a_collection_have_a_folder_each(model: str, frames: Frames, tmp_path: Path) -> None:
-    videos = tmp_path / "videos"
-    even = frames[:3, :36, :52]
-    for name in ("a.mp4", "a.mov", "sub/b.mp4"):
-        write_video(videos / name, even)
-    write_images(videos / "sub" / "walk", frames[:2], ["1.png", "2.png"])
-    predictions = predict(model, str(videos), str(tmp_path / "flow"), PLAIN)
-    assert len(predictions) == 4
-    assert written(tmp_path / "flow") == [
-        "a.mov/000000.flo",
-        "a.mov/000001.flo",
-        "a.mp4/000000.flo",
-        "a.mp4/000001.flo",
-        "sub/b/000000.flo",
-        "sub/b/000001.flo",
-        "sub/walk/1.flo",
-    ]
+@pytest.fixture
+def videos(frames: Frames, tmp_path: Path) -> Path:
+    """Videos whose names differ in the extension alone, one in a folder, and an image sequence."""
+    folder = tmp_path / "videos"
+    for name in ("a.mp4", "a.mov", "sub/b c.mp4"):
+        write_video(folder / name, frames[:3, :36, :52])
+    write_images(folder / "sub" / "walk", frames[:2], ["1.png", "2.png"])
+    return folder
 
 
-def test_predicting_again_changes_nothing(model: str, frames: Frames, tmp_path: Path) -> None:
-    images = write_images(tmp_path / "images", frames, [f"{index}.png" for index in range(6)])
-    contents = []
-    for _ in range(2):
-        predict(model, str(images), str(tmp_path / "flow"), PredictionOptions(pictures=True))
-        contents.append(
-            {name: (tmp_path / "flow" / name).read_bytes() for name in written(tmp_path / "flow")}
-        )
-    assert len(contents[0]) == 10
-    assert contents[0] == contents[1]
+FILES = [
+    "a.mov/000000.flo",
+    "a.mov/000001.flo",
+    "a.mp4/000000.flo",
+    "a.mp4/000001.flo",
+    "sub/b c/000000.flo",
+    "sub/b c/000001.flo",
+    "sub/walk/1.flo",
+]
 
 
-def test_ray_s_nodes_predict_the_same(model: str, frames: Frames, tmp_path: Path, ray_session: None) -> None:
-    videos = tmp_path / "videos"
-    for name in ("a", "b"):
-        write_images(videos / name, frames, [f"{index}.png" for index in range(6)])
+def test_each_video_of_a_collection_has_a_folder_here_and_on_ray_s_nodes(
+    model: str, videos: Path, tmp_path: Path, ray_session: None
+) -> None:
     here = predict(model, str(videos), str(tmp_path / "here"), PLAIN)
     there = predict(model, str(videos), str(tmp_path / "there"), PLAIN, on_cluster=True)
-    assert [prediction.num_pairs for prediction in there] == [5, 5]
-    assert [prediction.source for prediction in there] == [prediction.source for prediction in here]
-    assert written(tmp_path / "there") == written(tmp_path / "here")
-    for name in written(tmp_path / "here"):
+    assert [each.num_pairs for each in here] == [each.num_pairs for each in there] == [2, 2, 2, 1]
+    assert [each.source for each in here] == [each.source for each in there]
+    assert written(tmp_path / "here") == written(tmp_path / "there") == FILES
+    for name in FILES:
         flow, expected = (read_flow(tmp_path / place / name)[0] for place in ("there", "here"))
         np.testing.assert_allclose(flow, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("place", ["sub", "sub/b%20c.mp4"])
+def test_object_storage_gets_the_files_that_a_disk_gets(
+    model: str, videos: Path, tmp_path: Path, bucket: Bucket, place: str
+) -> None:
+    options = PredictionOptions(video=True)
+    predict(model, str(videos / unquote(place)), str(tmp_path / "flow"), options)
+    bucket.fill(tmp_path)
+    predict(model, bucket.uri(f"videos/{place}"), bucket.uri("out"), options)
+    found = bucket.contents("out", "")
+    assert sorted(found) == written(tmp_path / "flow")
+    for name in (name for name in found if name.endswith(".flo")):
+        assert found[name] == (tmp_path / "flow" / name).read_bytes()
 
 
 def test_a_broken_video_costs_only_its_own_flow(model: str, frames: Frames, tmp_path: Path) -> None:
@@ -194,11 +189,13 @@ def test_a_broken_video_costs_only_its_own_flow(model: str, frames: Frames, tmp_
     write_video(videos / "a.mp4", frames[:3, :36, :52])
     (videos / "b.mp4").write_bytes(b"not a video")
     (videos / "c.mp4").write_bytes(b"")
-    write_video(videos / "d.mp4", frames[:2, :36, :52])
+    write_video(videos / "d.mp4", frames[:1, :36, :52])
+    write_video(videos / "e.mp4", frames[:2, :36, :52])
     predictions = predict(model, str(videos), str(tmp_path / "flow"), PLAIN)
-    assert [prediction.num_pairs for prediction in predictions] == [2, 0, 0, 1]
-    assert [prediction.problem is None for prediction in predictions] == [True, False, False, True]
-    assert written(tmp_path / "flow") == ["a/000000.flo", "a/000001.flo", "d/000000.flo"]
+    assert [prediction.num_pairs for prediction in predictions] == [2, 0, 0, 0, 1]
+    assert [prediction.problem is None for prediction in predictions] == [True, False, False, False, True]
+    assert "two consecutive frames" in str(predictions[3].problem)
+    assert written(tmp_path / "flow") == ["a/000000.flo", "a/000001.flo", "e/000000.flo"]
 
 
 def test_images_of_several_sizes_are_a_problem_and_the_rest_is_predicted(
@@ -209,29 +206,19 @@ def test_images_of_several_sizes_are_a_problem_and_the_rest_is_predicted(
     write_image(images / "7.png", frames[1, :20, :20])
     prediction = only(predict(model, str(images), str(tmp_path / "flow"), PLAIN))
     assert prediction.num_pairs == 6
-    assert prediction.problem is not None
-    assert "size changes" in prediction.problem
+    assert "size changes" in str(prediction.problem)
     assert "5.flo" not in written(tmp_path / "flow")
     assert read_flow(tmp_path / "flow" / "6.flo")[0].shape == (2, 20, 20)
 
 
-def test_a_damaged_image_ends_the_sequence_and_is_told_by_the_one_before(
+def test_a_damaged_image_ends_the_sequence_and_the_problem_names_the_one_before(
     model: str, frames: Frames, tmp_path: Path
 ) -> None:
     images = write_images(tmp_path / "images", frames, [f"{index}.png" for index in range(6)])
     (images / "3.png").write_bytes((images / "3.png").read_bytes()[:40])
     prediction = only(predict(model, str(images), str(tmp_path / "flow"), PLAIN))
     assert prediction.num_pairs == 2
-    assert prediction.problem is not None
-    assert "can't be decoded (read as far as 2.png)" in prediction.problem
-
-
-def test_a_video_of_one_frame_is_a_problem(model: str, frames: Frames, tmp_path: Path) -> None:
-    write_video(tmp_path / "a.mp4", frames[:1, :36, :52])
-    prediction = only(predict(model, str(tmp_path / "a.mp4"), str(tmp_path / "flow"), PLAIN))
-    assert prediction.num_pairs == 0
-    assert prediction.problem is not None
-    assert "two consecutive frames" in prediction.problem
+    assert "can't be decoded (read as far as 2.png)" in str(prediction.problem)
 
 
 def test_what_cannot_be_predicted_says_why_before_anything_is_written(
@@ -251,8 +238,9 @@ def test_what_cannot_be_predicted_says_why_before_anything_is_written(
     assert "folders of two or more images" in refusal(lone, error=FileNotFoundError)
     assert "is one image and flow needs two" in refusal(lone / "only.png")
     images = write_images(tmp_path / "images", frames, [f"{index}.png" for index in range(6)])
-    assert "holds the images that are read" in refusal(images, str(images))
-    assert "is a URI" in refusal(images, "s3://bucket/flow")
+    (tmp_path / "link").symlink_to(images)
+    assert "holds the images that are read" in refusal(images, str(tmp_path / "link"))
+    assert "contains a password" in refusal(images, "s3://key:secret@bucket/flow")
     shutil.copy(images / "0.png", images / "0.jpg")
     assert "several images named 0" in refusal(images)
     write_video(images / "preview.mp4", frames[:3, :36, :52])
@@ -260,14 +248,27 @@ def test_what_cannot_be_predicted_says_why_before_anything_is_written(
     assert not output.exists()
 
 
-def test_a_video_that_breaks_midway_is_predicted_up_to_there(
-    model: str, shared_data: Path, tmp_path: Path
+def test_images_and_videos_in_one_place_are_refused_on_object_storage_too(
+    model: str, frames: Frames, tmp_path: Path, bucket: Bucket
 ) -> None:
-    video = shared_data / "odd" / "decord__corrupted.mp4"
+    images = write_images(tmp_path / "in" / "images", frames, [f"{index}.png" for index in range(6)])
+    write_video(images / "preview.mp4", frames[:3, :36, :52])
+    bucket.fill(tmp_path / "in")
+    with pytest.raises(ValueError, match="holds 6 images and 1 videos"):
+        predict(model, bucket.uri("images"), bucket.uri("out"), PLAIN)
+    with pytest.raises(ValueError, match="is one image and flow needs two"):
+        predict(model, bucket.uri("images/0.png"), bucket.uri("out"), PLAIN)
+    assert not Folder(bucket.uri("out")).exists()
+
+
+def test_a_video_that_is_cut_off_is_predicted_up_to_there(model: str, frames: Frames, tmp_path: Path) -> None:
+    video = tmp_path / "a.mkv"
+    write_video(video, np.concatenate([frames[:, :36, :52]] * 4))
+    content = video.read_bytes()
+    video.write_bytes(content[: len(content) * 6 // 10])
     prediction = only(predict(model, str(video), str(tmp_path / "flow"), PLAIN))
     assert prediction.num_pairs == len(written(tmp_path / "flow")) > 0
-    assert prediction.problem is not None
-    assert "breaks after" in prediction.problem
+    assert "cut off" in str(prediction.problem)
 
 
 def test_the_scenes_of_a_data_set_have_a_folder_each(model: str, frames: Frames, tmp_path: Path) -> None:

@@ -15,33 +15,39 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from object_storage import Bucket
 
 from flowcore.datasets import find_samples, load
 from flowcore.formats import FrameCodec, read_flow, read_mask, write_flow, write_image
 from flowcore.geometry import upsample_flow
+from flowcore.pseudolabels import label_grid
 from jobs import command, distill, export_labels, import_labels
 from pipelines.label_files import EXPORT_FILE, Layout
 from pipelines.labels import (
     FLOW_UNITS,
     LABEL_SCHEMA,
     PAIR_SCHEMA,
+    decode_occlusion,
     decode_row,
     encode_shard,
-    label_grid,
     masks,
     pair_id,
     quantized,
     stored_pixels,
 )
-from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE, VideoEntry, write_manifest
-from pipelines.pair_set import PairSet, SetDescription, describe_set, shard_name
+from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE, VideoRecord, write_manifest
+from pipelines.pair_set import PairSet, SetDescription, SetKind, describe_set
+from pipelines.shard_files import shard_name
 from pipelines.storage import Folder
 
 HALF_A_UNIT = 1 / 128
 DESCRIPTION = SetDescription(
+    kind="labels",
+    num_teachers=1,
     made_of={"clips": {"size": (48, 64), "stride": 1}, "teacher": {"digest": "aa"}},
     provenance={"teacher": "x"},
 )
+FRAMES = SetDescription(kind="frames", made_of={"clips": {}}, provenance={})
 
 
 def shard(
@@ -90,7 +96,9 @@ def write_set(location: Path, shards: dict[str, list[pa.Table]], row_group_pairs
             folder.write(shard_name(video, number), encode_shard(table, row_group_pairs))
         folder.write(f"{video}/{VIDEO_FILE}", b"{}")
         pairs = sum(len(table) for table in tables)
-        videos.append(VideoEntry(video=video, folder=video, pairs=pairs, shards=len(tables), bytes=1))
+        videos.append(
+            VideoRecord(video=video, outcome="done", folder=video, pairs=pairs, shards=len(tables), bytes=1)
+        )
     write_manifest(str(location), DESCRIPTION.digest, videos)
 
 
@@ -207,19 +215,67 @@ def test_a_set_goes_to_another_process(tmp_path: Path) -> None:
 
 
 def test_frames_alone_are_a_set_without_labels(tmp_path: Path) -> None:
-    description = SetDescription(made_of={"clips": {}}, provenance={})
-    describe_set(str(tmp_path), description)
+    describe_set(str(tmp_path), FRAMES)
     table = shard(2, 16, 24, 4)[0].select(PAIR_SCHEMA.names)
     Folder(str(tmp_path)).write(shard_name("v", 0), encode_shard(table, 8))
-    write_manifest(
-        str(tmp_path), description.digest, [VideoEntry(video="v", folder="v", pairs=2, shards=1, bytes=1)]
-    )
+    video = VideoRecord(video="v", outcome="done", folder="v", pairs=2, shards=1)
+    write_manifest(str(tmp_path), FRAMES.digest, [video])
     pairs = PairSet.open(str(tmp_path))
     assert not pairs.has_labels
     assert pairs.teacher is None
     pair = decode_row(pairs.read_group(pairs.files[0], 0)[1])
     assert pair.image1.shape == (16, 24, 3)
     assert pair.flow_fw is pair.flow_bw is pair.confidence_fw is pair.confidence_bw is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "has_labels", "has_truth", "has_teacher"),
+    [
+        ("frames", False, False, False),
+        ("labels", True, False, True),
+        ("imported", True, False, False),
+        ("truth", False, True, False),
+    ],
+)
+def test_a_sets_kind_is_what_was_stored_whatever_it_is_made_of(
+    tmp_path: Path, kind: SetKind, has_labels: bool, has_truth: bool, has_teacher: bool
+) -> None:
+    # Nothing in it tells.
+    description = SetDescription(kind=kind, made_of={"teacher": 1, "truth": 2, "files": 3}, provenance={})
+    describe_set(str(tmp_path), description)
+    write_manifest(str(tmp_path), description.digest, [])
+    pairs = PairSet.open(str(tmp_path))
+    assert pairs.kind == kind
+    assert (pairs.has_labels, pairs.has_truth, pairs.teacher is not None) == (
+        has_labels,
+        has_truth,
+        has_teacher,
+    )
+
+
+def test_a_shard_has_the_columns_of_its_sets_kind_and_no_others(tmp_path: Path) -> None:
+    write_set(tmp_path, {"v": [shard(2, 16, 24, 4)[0].select(PAIR_SCHEMA.names)]})
+    with pytest.raises(ValueError, match=r"v/00000\.parquet .* no column 'flow_fw'"):
+        PairSet.open(str(tmp_path)).index()
+
+
+def test_an_untrusted_pixel_is_no_occluded_one() -> None:
+    (row,) = shard(1, 8, 12, 4)[0].to_pylist()
+    occluded = np.arange(8 * 12) % 7 == 0
+    spread = {"spread_fw": [64 * 9] * 6, "spread_bw": [0] * 6}
+    assert (decode_occlusion({**row, **spread, "occ_fw": occluded}).ravel() == occluded).all()
+
+
+def test_a_label_on_which_teachers_disagree_is_not_trusted() -> None:
+    (row,) = shard(1, 48, 64, 4)[0].to_pylist()
+    occluded = np.arange(48 * 64) % 7 == 0
+    grid = np.arange(12 * 16).reshape(12, 16)
+    several = {**row, "occ_fw": occluded, "spread_fw": np.diff(grid, axis=0, prepend=0).ravel()}
+    spread = np.kron(grid / FLOW_UNITS, np.ones((4, 4)))
+    for tolerance in (1.0, 1.5, 1e9):
+        confidence = decode_row({**several, "spread_bw": several["spread_fw"]}, tolerance).confidence_fw
+        assert confidence is not None
+        assert ((confidence > 0) == (~occluded.reshape(48, 64) & (spread < tolerance))).all()
 
 
 def test_reading_some_columns_leaves_the_other_labels_out(tmp_path: Path) -> None:
@@ -300,24 +356,21 @@ def test_a_file_that_went_missing_is_named(tmp_path: Path) -> None:
 def test_two_makings_never_share_a_folder(tmp_path: Path) -> None:
     describe_set(str(tmp_path), DESCRIPTION)
     before = (tmp_path / "_label_set.json").read_bytes()
-    other = SetDescription(
-        made_of={"clips": {"size": (96, 64), "stride": 1}, "teacher": {"digest": "bb"}}, provenance={}
+    other = replace(
+        DESCRIPTION, made_of={"clips": {"size": (96, 64), "stride": 1}, "teacher": {"digest": "bb"}}
     )
     with pytest.raises(
         ValueError, match=r"clips\.size is \[48, 64\] there and \[96, 64\] here; teacher\.digest"
     ):
         describe_set(str(tmp_path), other)
     with pytest.raises(ValueError, match=r"teacher\.digest is aa there and None here"):
-        describe_set(
-            str(tmp_path), SetDescription(made_of={"clips": {"size": (48, 64), "stride": 1}}, provenance={})
-        )
+        describe_set(str(tmp_path), replace(FRAMES, made_of={"clips": {"size": (48, 64), "stride": 1}}))
     assert (tmp_path / "_label_set.json").read_bytes() == before
 
 
 def test_the_run_that_finishes_a_set_is_its_provenance(tmp_path: Path) -> None:
     killed, finishing, later = (
-        SetDescription(made_of=DESCRIPTION.made_of, provenance={"run_id": run})
-        for run in ("killed", "finishing", "later")
+        replace(DESCRIPTION, provenance={"run_id": run}) for run in ("killed", "finishing", "later")
     )
     for run in (killed, finishing):
         describe_set(str(tmp_path), run)
@@ -399,6 +452,18 @@ def test_an_export_that_was_cut_off_is_finished_and_another_one_refused(
     with pytest.raises(SystemExit):
         exported(tmp_path / "labels", "--output", str(tmp_path / "labels"))
     assert "holds other files; give a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", get_args(Layout))
+def test_an_export_to_object_storage_has_the_files_of_one_to_a_disk(
+    tmp_path: Path, bucket: Bucket, layout: str
+) -> None:
+    write_set(tmp_path / "labels", {"v": [shard(2, 33, 40, 4)[0]]})
+    here, there = tmp_path / "files", bucket.uri("files")
+    for output in (str(here), there, there):
+        exported(tmp_path / "labels", "--output", output, "--layout", layout)
+    on_disk = {str(path.relative_to(here)): path.read_bytes() for path in here.rglob("*.*")}
+    assert bucket.contents("files", "") == on_disk
 
 
 def test_flow_too_long_for_kitti_is_unknown_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,10 @@
-"""The papers' recipes: what fits what, and two steps of each on tiny folders laid out like the data sets."""
+"""The recipes: what fits what, and steps of each on tiny folders laid out like the data sets."""
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -11,11 +12,14 @@ import pytest
 
 from flowcore.formats import write_flow, write_image, write_mask
 from flowcore.hallucination import Challenge, Crop
+from flowcore.networks import tiny
+from flowcore.objectives import StudentObjective, TeacherObjective
 from flowcore.scenes import Scene, SceneOptions, render_scene, write_video
-from jobs import distill, finetune, pseudolabel, train_teacher
+from jobs import distill, finetune, pseudolabel, rerun, train_teacher
 from jobs.recipes import RECIPES
+from jobs.stages import LabelledStage
 from pipelines.checkpoints import fetch_model, load_model, save_model
-from pipelines.training import TrainingOptions
+from pipelines.step import TrainingOptions
 
 HEIGHT, WIDTH = 64, 96
 SMALLEST_FRAMES = {"chairs": (384, 512), "sintel": (436, 1024), "kitti": (370, 1224), "video": (384, 640)}
@@ -40,11 +44,13 @@ def test_crops_suit_networks_and_frames_and_the_student_sees_less_than_the_teach
 @pytest.mark.parametrize("name", SMALLEST_FRAMES)
 def test_the_papers_recipes_have_the_papers_steps(name: str) -> None:
     recipe = RECIPES[name]
-    assert (recipe.teacher.unmasked_steps, recipe.teacher.steps) == (100_000, 400_000)
-    assert (recipe.student.unmasked_steps, recipe.student.steps) == (0, 300_000)
-    for options in (recipe.teacher, recipe.student):
-        assert (options.global_batch, options.learning_rate) == (4, 1e-4)
-        assert [options.learning_rate_at(step) for step in (99_999, 100_000, 200_000)] == [1e-4, 5e-5, 2.5e-5]
+    assert (recipe.teacher_objective.unmasked_steps, recipe.teacher.steps) == (100_000, 400_000)
+    assert (recipe.student_objective.unmasked_steps, recipe.student.steps) == (0, 300_000)
+    for training in (recipe.teacher, recipe.student, recipe.finetune):
+        assert (training.global_batch, training.learning_rate) == (4, 1e-4)
+        quarter = training.steps // 4
+        halvings = [(quarter - 1, 1e-4), (quarter, 5e-5), (2 * quarter, 2.5e-5), (3 * quarter, 1.25e-5)]
+        assert [(step, training.learning_rate_at(step)) for step, _ in halvings] == halvings
 
 
 def rendered(seed: int, num_frames: int) -> Scene:
@@ -103,11 +109,7 @@ def write_films(root: Path, num_frames: int = 4) -> int:
     return 2 * (num_frames - 1)
 
 
-SETS = {
-    "chairs": (write_chairs, "chairs:"),
-    "sintel": (write_sintel, "sintel:"),
-    "video": (write_films, ""),
-}
+SETS = {"chairs": (write_chairs, "chairs:"), "sintel": (write_sintel, "sintel:"), "video": (write_films, "")}
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +122,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def few(training: TrainingOptions) -> TrainingOptions:
-    return replace(training, steps=2, unmasked_steps=2, global_batch=2, readers=1, validate_every=2)
+    return replace(training, steps=2, global_batch=2, readers=1, validate_every=2)
 
 
 def small(challenge: Challenge, height: int, width: int) -> Challenge:
@@ -128,24 +130,25 @@ def small(challenge: Challenge, height: int, width: int) -> Challenge:
 
 
 def teacher_of(name: str, videos: str, project: Path) -> str:
-    options = train_teacher.recipes()[name][1]
+    stage = train_teacher.recipes()[name][1]
     is_second_set = name in ("sintel", "kitti")
     # The chain is RAFT's; the other backbones have theirs in test_backbones.py.
-    network = RECIPES["smoke"].networks["raft" if name == "kitti" else "pwcnet"]
+    network = tiny()["raft" if name == "kitti" else "pwcnet"]
     if is_second_set:
         save_model(project / "start", network.build(), {"stage": "test"})
     return train_teacher.train_teacher(
-        name,
         replace(
-            options,
+            stage,
             videos=videos,
             run_root=str(project / "runs"),
-            clips=replace(options.clips, min_size=(56, 88)),
+            clips=replace(stage.clips, min_size=(56, 88)),
             network=network,
-            augmentation=small(options.augmentation, 56, 88),
-            training=few(options.training),
+            augmentation=small(stage.augmentation, 56, 88),
+            training=few(stage.training),
+            objective=TeacherObjective(unmasked_steps=2),
             init=str(project / "start") if is_second_set else None,
         ),
+        name,
     )
 
 
@@ -162,35 +165,33 @@ def test_a_recipe_learns_from_its_data_set_s_folder(name: str, project: Path) ->
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_recipe_leads_from_a_data_set_s_folder_to_a_student_tuned_on_its_truth(project: Path) -> None:
+def test_a_recipe_leads_from_a_data_set_to_a_student_tuned_on_its_truth(project: Path) -> None:
     root, labels = project / "kitti", str(project / "labels")
     num_pairs = write_kitti(root)
     videos = f"kitti2015:{root}"
     teacher = teacher_of("kitti", videos, project)
-    labelling = pseudolabel.recipes()["kitti"][1]
-    summary = pseudolabel.pseudolabel(
-        "kitti", replace(labelling, videos=videos, teacher=(teacher,), labels=labels)
-    )
+    labelling = replace(pseudolabel.recipes()["kitti"][1], videos=videos, teacher=(teacher,), labels=labels)
+    summary = pseudolabel.pseudolabel(labelling, "kitti")
     assert summary.num_pairs == num_pairs
     assert not summary.ledger
     sources = duckdb.sql(f"select distinct video from '{labels}/*/*.parquet'").fetchall()
     assert len(sources) == summary.num_videos
     second = distill.recipes()["kitti"][1]
     student = distill.distill(
-        "kitti",
         replace(
             second,
             labels=labels,
             run_root=str(project / "runs"),
             challenge=small(second.challenge, 48, 64),
             training=few(second.training),
+            objective=StudentObjective(unmasked_steps=2),
         ),
+        "kitti",
     )
     _, info = load_model(fetch_model(student))
-    assert (info.generation, info.config) == (1, RECIPES["smoke"].networks["raft"])
+    assert (info.generation, info.config) == (1, tiny()["raft"])
     third = finetune.recipes()["kitti"][1]
     finetune.finetune(
-        "kitti",
         replace(
             third,
             truth=videos,
@@ -199,7 +200,47 @@ def test_a_recipe_leads_from_a_data_set_s_folder_to_a_student_tuned_on_its_truth
             augmentation=small(third.augmentation, 56, 88),
             training=few(third.training),
         ),
+        "kitti",
     )
+
+
+# The diff that adds a stage: a student that is asked for brighter frames than its teacher saw.
+@dataclass(frozen=True)
+class Brighter:
+    """Makes the first frame brighter by a factor."""
+
+    factor: float = 1.5
+
+    def __call__(self, pair: Any, generator: np.random.Generator) -> Any:
+        image1 = np.clip(pair.image1 * self.factor, 0, 255).astype(np.uint8)
+        return replace(pair, image1=image1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brighten(LabelledStage):
+    """Options of brighten."""
+
+    labels: str
+    """Folder or URI of the labels."""
+    brighter: Brighter = Brighter()
+    """What makes the frames brighter."""
+
+
+def brighten(stage: Brighten, recipe: str) -> str:
+    from pipelines.lineage import lineage
+    from pipelines.training import Source, train
+    from pipelines.validation import CollapseAlarm
+
+    labels = stage.open(stage.labels)
+    start = stage.starting_point(default=labels.teacher)
+    made_from: Any = {"labels": labels, "init": start}
+    with lineage("brighten", recipe, stage, made_from, generation=labels.generation + 1) as run:
+        source = Source(pairs=labels, transformation=stage.brighter, objective=StudentObjective())
+        judge = stage.judge(run, CollapseAlarm(max_occluded=1.0))
+        return run.register(train(start, [source], stage.training, judge=judge, run=run), "flow-brighter")
+
+
+STAGES = {**rerun.STAGES, "brighten": (Brighten, brighten)}
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -207,31 +248,45 @@ def test_on_a_laptop_a_fresh_network_learns_from_labels_that_needed_no_training(
     films, labels = project / "my_films", str(project / "laptop-labels")
     write_films(films, num_frames=7)
     labelling = pseudolabel.recipes()["laptop"][1]
-    smallest = replace(labelling.labelling.clips, min_size=(56, 88))
     summary = pseudolabel.pseudolabel(
-        "laptop",
         replace(
             labelling,
             videos=str(films),
             teacher=("opencv:dis_medium",),
             labels=labels,
-            labelling=replace(labelling.labelling, clips=smallest),
+            clips=replace(labelling.clips, min_size=(56, 88)),
         ),
+        "laptop",
     )
     # frames 0 and 2, 2 and 4, 4 and 6 of each
     assert summary.num_pairs == 2 * 3
-    options = distill.recipes()["laptop"][1]
+    stage = distill.recipes()["laptop"][1]
     student = distill.distill(
-        "laptop",
         replace(
-            options,
+            stage,
             labels=labels,
             run_root=str(project / "runs"),
             init="fresh",
-            challenge=small(options.challenge, 48, 64),
-            network=RECIPES["smoke"].network,
-            training=few(options.training),
+            challenge=small(stage.challenge, 48, 64),
+            network=tiny()["pwcnet"],
+            training=few(stage.training),
         ),
+        "laptop",
     )
     _, info = load_model(fetch_model(student))
-    assert (info.generation, info.config) == (1, RECIPES["smoke"].network)
+    assert (info.generation, info.config) == (1, tiny()["pwcnet"])
+
+    # A new stage goes on from there, and rerun does it again.
+    new = Brighten(
+        labels=labels,
+        run_root=str(project / "runs"),
+        network=tiny()["pwcnet"],
+        init=student,
+        training=few(stage.training),
+    )
+    uri = brighten(new, "laptop")
+    _, info = load_model(fetch_model(uri))
+    assert info.generation == 1
+    again, comparison = rerun.rerun(rerun.Rerun(run_id=info.provenance["run_id"]), STAGES)
+    assert comparison == "the same: 1 losses equal to the last bit"
+    assert again != uri

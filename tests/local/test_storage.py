@@ -1,6 +1,7 @@
-"""Locations that mean the same place in every process of a job."""
+"""Locations mean the same place in every process of a job, and files there are complete or absent."""
 
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from object_storage import Bucket
 from pipelines import storage
 
 
-def test_a_relative_path_is_made_absolute_and_uris_and_absolute_paths_stay(
+def test_a_relative_path_becomes_absolute_and_everything_else_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -17,85 +18,6 @@ def test_a_relative_path_is_made_absolute_and_uris_and_absolute_paths_stay(
     assert storage.absolute("~/videos", "--videos") == str(Path.home() / "videos")
     for location in ("s3://bucket/videos", "models:/teacher@champion", "/videos"):
         assert storage.absolute(location, "--videos") == location
-
-
-@pytest.mark.parametrize(
-    ("location", "joined"),
-    [
-        ("/data/runs/", "/data/runs/step"),
-        ("/data/what?", "/data/what?/step"),
-        ("s3://bucket/runs/", "s3://bucket/runs/step"),
-        ("s3://bucket/runs?region=us-east-1", "s3://bucket/runs/step?region=us-east-1"),
-    ],
-)
-def test_a_name_goes_inside_a_folder_and_before_a_uri_s_query(location: str, joined: str) -> None:
-    assert storage.join(location, "step") == joined
-
-
-@pytest.mark.parametrize(
-    ("location", "parts"),
-    [
-        ("/data/page.html", ("/data", "page.html")),
-        ("/page.html", ("/", "page.html")),
-        ("/data/a%20b.html", ("/data", "a%20b.html")),
-        ("s3://bucket/page.html", ("s3://bucket", "page.html")),
-        ("s3://bucket/in/a%20b.html?region=us-east-1", ("s3://bucket/in?region=us-east-1", "a b.html")),
-        ("file:///data/page.html", ("file:///data", "page.html")),
-    ],
-)
-def test_a_file_s_location_is_its_folder_and_its_name(location: str, parts: tuple[str, str]) -> None:
-    assert storage.split(location) == parts
-    assert storage.join(*parts) == location
-
-
-@pytest.mark.parametrize(
-    "location", ["s3://bucket", "s3://bucket?region=us-east-1", "s3://bucket/in/", "/data/"]
-)
-def test_what_names_no_file_is_refused(location: str) -> None:
-    with pytest.raises(ValueError, match="names no file"):
-        storage.split(location)
-
-
-def test_a_uri_with_one_slash_is_refused_and_not_taken_for_a_path() -> None:
-    with pytest.raises(ValueError, match="two slashes follow its scheme"):
-        storage.absolute("file:/data/videos", "--videos")
-
-
-def test_reading_outlasts_more_cut_off_answers_than_the_client_asks_for(bucket: Bucket) -> None:
-    folder = storage.Folder(bucket.uri("folder"))
-    folder.write("file", b"content" * 1000)
-    bucket.server.cut_next = 40
-    assert folder.read("file") == b"content" * 1000
-    assert bucket.server.cut_next == 0
-
-
-def test_what_is_missing_is_not_asked_for_again(bucket: Bucket) -> None:
-    folder = storage.Folder(bucket.uri("folder"))
-    folder.write("file", b"")
-    before = bucket.server.requests
-    with pytest.raises(FileNotFoundError):
-        folder.read("gone")
-    assert bucket.server.requests - before == 1
-    attempts = 0
-
-    @storage.patient
-    def fail() -> None:
-        nonlocal attempts
-        attempts += 1
-        raise FileNotFoundError("of our own, without a number")
-
-    with pytest.raises(FileNotFoundError):
-        fail()
-    assert attempts == 1
-
-
-def test_a_folder_that_is_gone_is_removed(tmp_path: Path, bucket: Bucket) -> None:
-    for location in (str(tmp_path), bucket.uri("set")):
-        folder = storage.Folder(location)
-        folder.write("a/file", b"")
-        for _ in range(2):
-            folder.remove_folder("a")
-        assert folder.files() == []
 
 
 def test_a_relative_path_is_refused_in_the_working_folder_of_a_ray_job(
@@ -111,13 +33,161 @@ def test_a_relative_path_is_refused_in_the_working_folder_of_a_ray_job(
     assert storage.absolute("/videos", "--videos") == "/videos"
 
 
-def test_a_write_that_the_system_refuses_keeps_what_was_there_and_names_place_and_remedy(
-    tmp_path: Path,
-) -> None:
+def test_a_uri_with_one_slash_is_not_taken_for_a_path() -> None:
+    with pytest.raises(ValueError, match="two slashes"):
+        storage.absolute("file:/data/videos", "--videos")
+
+
+def test_a_folder_on_a_disk_may_be_given_as_a_file_uri() -> None:
+    assert storage.shared_folder("file:///data/my%20frames", "--truth") == Path("/data/my frames")
+    with pytest.raises(ValueError, match=r"--truth s3://bucket/frames is a URI, and .* needs a folder"):
+        storage.shared_folder("s3://bucket/frames", "--truth")
+
+
+SECRETS = [
+    ("s3://key:hush@bucket/a", "s3://***@bucket/a"),
+    ("s3://key:hush/hush@bucket/a@b", "s3://***@bucket/a@b"),
+    ("s3://key:8080hush@bucket", "s3://***@bucket"),
+    ("abfs://account:hush%2Fhush@box/a?enable_tls=false", "abfs://***@box/a?enable_tls=false"),
+    ("abfs://box/a?client_id=me&client_secret=hush", "abfs://box/a?client_id=me&client_secret=***"),
+    ("abfs://box/a?sig=hush&sv=1", "abfs://box/a?sig=***&sv=1"),
+]
+PUBLIC = [
+    "s3://bucket/a:b@c.mp4",
+    "s3://bucket/a?region=us-east-1&scheme=http&endpoint_override=127.0.0.1:9000",
+    "gs://anonymous@bucket/a",
+    "abfss://container@account.dfs.core.windows.net/a",
+    "file:///data/me:you@home",
+    "/data/me:you@home?sig=1",
+    "models:/flow-student@champion",
+]
+
+
+@pytest.mark.parametrize(("location", "shown"), SECRETS)
+def test_a_password_is_refused_as_an_option_and_masked_in_a_text(location: str, shown: str) -> None:
+    with pytest.raises(ValueError, match=r"--labels .* contains a password") as refused:
+        storage.absolute(location, "--labels")
+    assert shown in str(refused.value)
+    assert "hush" not in str(refused.value)
+    assert storage.without_secrets(f'{{"a": "{location}", "b": "x@y"}}') == f'{{"a": "{shown}", "b": "x@y"}}'
+
+
+@pytest.mark.parametrize("location", PUBLIC)
+def test_a_location_without_a_password_is_neither_refused_nor_masked(location: str) -> None:
+    assert storage.absolute(location, "--labels") == location
+    assert storage.without_secrets(f"made of {location}, x@y") == f"made of {location}, x@y"
+
+
+def test_the_user_of_a_web_server_is_masked_as_it_may_be_a_token() -> None:
+    assert storage.without_secrets("https://hush@host:5000/a") == "https://***@host:5000/a"
+    assert storage.without_secrets("http://host:5000/a@b") == "http://host:5000/a@b"
+
+
+@pytest.mark.parametrize(
+    ("location", "joined"),
+    [
+        ("/data/runs/", "/data/runs/step"),
+        ("/data/what?", "/data/what?/step"),
+        ("s3://bucket/runs/", "s3://bucket/runs/step"),
+        ("s3://bucket/runs?region=us-east-1", "s3://bucket/runs/step?region=us-east-1"),
+    ],
+)
+def test_a_name_goes_inside_a_folder_and_before_the_query_of_a_uri(location: str, joined: str) -> None:
+    assert storage.join(location, "step") == joined
+
+
+@pytest.mark.parametrize(
+    ("location", "parts"),
+    [
+        ("/data/page.html", ("/data", "page.html")),
+        ("/page.html", ("/", "page.html")),
+        ("/data/a%20b.html", ("/data", "a%20b.html")),
+        ("s3://bucket/page.html", ("s3://bucket", "page.html")),
+        ("s3://bucket/in/a%20b.html?region=us-east-1", ("s3://bucket/in?region=us-east-1", "a b.html")),
+        ("file:///data/page.html", ("file:///data", "page.html")),
+    ],
+)
+def test_a_file_is_its_folder_and_its_name(location: str, parts: tuple[str, str]) -> None:
+    assert storage.split(location) == parts
+    assert storage.join(*parts) == location
+
+
+@pytest.mark.parametrize(
+    "location", ["s3://bucket", "s3://bucket?region=us-east-1", "s3://bucket/in/", "/data/"]
+)
+def test_what_names_no_file_is_refused(location: str) -> None:
+    with pytest.raises(ValueError, match="names no file"):
+        storage.split(location)
+
+
+def test_reading_survives_more_dropped_connections_than_the_client_does(bucket: Bucket) -> None:
+    folder = storage.Folder(bucket.uri("folder"))
+    folder.write("file", b"content" * 1000)
+    # pyarrow 25 gives up after 32.
+    bucket.server.cut_next = 33
+    assert folder.read("file") == b"content" * 1000
+    assert bucket.server.cut_next == 0
+
+
+def test_a_missing_file_is_asked_for_once(bucket: Bucket) -> None:
+    folder = storage.Folder(bucket.uri("folder"))
+    folder.write("file", b"")
+    before = bucket.server.requests
+    with pytest.raises(FileNotFoundError):
+        folder.read("gone")
+    assert bucket.server.requests - before == 1
+    attempts = 0
+
+    @storage.patient
+    def fail() -> None:
+        nonlocal attempts
+        attempts += 1
+        raise FileNotFoundError("one of ours, which has no number")
+
+    with pytest.raises(FileNotFoundError):
+        fail()
+    assert attempts == 1
+
+
+def test_removing_a_folder_that_is_gone_does_nothing(tmp_path: Path, bucket: Bucket) -> None:
+    for location in (str(tmp_path), bucket.uri("set")):
+        folder = storage.Folder(location)
+        folder.write("a/file", b"")
+        for _ in range(2):
+            folder.remove_folder("a")
+        assert folder.files() == []
+
+
+def test_a_library_s_own_file_appears_complete_or_not_at_all(tmp_path: Path, bucket: Bucket) -> None:
+    for location in (str(tmp_path / "films"), bucket.uri("films")):
+        folder = storage.Folder(location)
+        with folder.writing("in/a.mp4") as path:
+            path.write_bytes(b"half")
+            assert list(folder.files()) == []
+            path.write_bytes(b"whole")
+            assert path.name == "a.mp4"
+        with suppress(KeyboardInterrupt), folder.writing("in/a.mp4") as path:
+            path.write_bytes(b"half")
+            raise KeyboardInterrupt
+        with folder.writing("in/none.mp4"):
+            pass
+        assert list(folder.infos()) == ["in/a.mp4"]
+        assert folder.read("in/a.mp4") == b"whole"
+
+
+def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    folder = storage.Folder(str(tmp_path))
+    for name in ("in/file", f"in/.file.1{storage.PARTIAL}", f"in/.2{storage.PARTIAL}/film", ".hidden/file"):
+        folder.write(name, b"")
+    folder.sweep()
+    assert sorted(folder.infos()) == [".hidden/file", "in/file"]
+
+
+def test_a_refused_write_keeps_the_old_content_and_names_place_and_remedy(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "file"
     storage.write_whole(path, b"before")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # as on a full disk: a file may not grow beyond ten bytes
+    # As on a full disk: a file may not grow beyond ten bytes.
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
         with pytest.raises(OSError, match="free space there") as refused:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from flowcore.datasets import find_samples, load
 from flowcore.drawing import (
     MAX_ERROR,
+    Picture,
+    Prediction,
     comparison_panel,
     confidence_image,
     error_colors,
@@ -101,8 +103,10 @@ def test_errors_get_brighter_up_to_the_fixed_range_and_unknown_is_grey() -> None
     assert drawn[3][0] > drawn[3][2]
 
 
-def test_occluded_pixels_are_white() -> None:
-    assert occlusion_image(np.array([[True, False]])).tolist() == [[[255] * 3, [0] * 3]]
+def test_occluded_pixels_are_white_and_untrusted_visible_ones_grey() -> None:
+    occluded, trusted = np.array([[True, False, True, False]]), np.array([[True, True, False, False]])
+    assert occlusion_image(occluded)[0, :, 0].tolist() == [255, 0, 255, 0]
+    assert occlusion_image(occluded, trusted)[0, :, 0].tolist() == [255, 0, 255, 128]
 
 
 def test_trusted_pixels_are_white_and_half_trusted_ones_grey() -> None:
@@ -185,7 +189,7 @@ def test_all_flows_of_a_comparison_share_the_scale_of_the_truth() -> None:
     image = np.zeros((96, 128, 3), np.uint8)
     truth = motion(8, 0, 96, 128)
     drawn = comparison_panel(
-        image, image, truth=truth, predictions={"right": (truth, None), "half": (truth / 2, None)}
+        image, image, truth=truth, predictions={"right": Prediction(truth), "half": Prediction(truth / 2)}
     )
     pitch = (drawn.shape[0] - 6) // 4
     centres = [drawn[6 + row * pitch + pitch // 2, 6 + 128].tolist() for row in range(4)]
@@ -199,7 +203,7 @@ def test_pixels_without_truth_are_black_in_the_truth_and_grey_in_the_error() -> 
     valid[:, 128:] = True
     truth = np.where(valid, motion(1, 0, 256, 256), np.float32(1e3))
     drawn = comparison_panel(
-        image, image, truth=truth, valid=valid, occlusion=valid, predictions={"a": (truth, valid)}
+        image, image, truth=truth, valid=valid, occlusion=valid, predictions={"a": Prediction(truth, valid)}
     )
     pitch_y, pitch_x = (drawn.shape[0] - 6) // 3, (drawn.shape[1] - 6) // 3
     middle = [drawn[6 + row * pitch_y + 128, 6:] for row in range(3)]
@@ -209,9 +213,32 @@ def test_pixels_without_truth_are_black_in_the_truth_and_grey_in_the_error() -> 
     assert middle[2][2 * pitch_x + 200].tolist() == error_colors(np.zeros((1, 1)))[0, 0].tolist()
 
 
-@pytest.mark.parametrize("predictions", [{}, {"broken": (motion(np.nan, 0, 96, 128), None)}])
+def cells(drawn: Picture, rows: int) -> list[list[Picture]]:
+    """The pictures of a panel of 256 x 256 px ones, by row and column."""
+    pitch_y, pitch_x = (drawn.shape[0] - 6) // rows, 256 + 6
+    return [
+        [
+            drawn[6 + (row + 1) * pitch_y - 6 - 256 :, 6 + column * pitch_x :][:256, :256]
+            for column in range((drawn.shape[1] - 6) // pitch_x)
+        ]
+        for row in range(rows)
+    ]
+
+
+def test_what_is_not_trusted_is_not_drawn_as_occluded() -> None:
+    image, flow = np.zeros((256, 256, 3), np.uint8), motion(1, 0, 256, 256)
+    left, top = np.zeros((2, 256, 256), np.bool_)
+    left[:, :128], top[:128] = True, True
+    label = Prediction(flow, occlusion=left, trusted=~top)
+    truth = Prediction(flow, trusted=~top)
+    drawn = cells(comparison_panel(image, image, predictions={"label": label, "truth": truth}), rows=3)
+    assert drawn[1][1][[50, 200]][:, [50, 200], 0].tolist() == [[255, 128], [255, 0]]
+    assert drawn[2][1][[50, 200]][:, [50, 200], 0].tolist() == [[128, 128], [0, 0]]
+
+
+@pytest.mark.parametrize("predictions", [{}, {"broken": Prediction(motion(np.nan, 0, 96, 128))}])
 def test_a_comparison_is_drawn_without_truth_and_even_of_a_broken_flow(
-    predictions: dict[str, tuple[np.ndarray, None]],
+    predictions: dict[str, Prediction],
 ) -> None:
     image = np.zeros((96, 128, 3), np.uint8)
     for truth in (None, motion(0, 0, 96, 128)):
@@ -230,7 +257,7 @@ def test_a_comparison_of_real_frames_with_a_real_estimate_is_drawn(shared_data: 
         truth=truth.flow,
         valid=truth.valid,
         occlusion=truth.occluded,
-        predictions={"DIS": (flow, None)},
+        predictions={"DIS": Prediction(flow)},
     )
     assert drawn.shape[1] == 3 * 512 + 4 * 6
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 1000

@@ -54,7 +54,7 @@ def test_a_library_and_a_name_mean_its_network_and_nothing_else_does() -> None:
         assert external_network(place) is None
 
 
-def test_an_external_configuration_survives_its_way_through_json_without_its_library() -> None:
+def test_an_external_configuration_survives_json_without_its_library() -> None:
     stored = json.loads(json.dumps(to_dict(TORCHVISION)))
     assert stored == {"architecture": "external", "library": "torchvision", "name": "raft_small"}
     assert from_dict(stored) == TORCHVISION
@@ -122,7 +122,7 @@ def test_an_external_network_swaps_its_flows_when_the_frames_are_swapped(config:
     assert not torch.allclose(there_fw, there_bw, atol=1e-2)
 
 
-def test_torchvisions_network_answers_as_it_does_to_frames_prepared_by_torchvision() -> None:
+def test_torchvision_s_network_estimates_what_it_does_under_torchvision() -> None:
     network = fresh(TORCHVISION)
     weights = library("torchvision").models.get_model_weights("raft_small").DEFAULT
     image1, image2 = random(0, 2, 1, 3, 128, 192)
@@ -145,7 +145,7 @@ def test_ptlflows_network_answers_as_it_does_to_frames_prepared_by_ptlflow() -> 
 
 
 @pytest.mark.parametrize("name", ["dis_ultrafast", "dis_fast", "dis_medium", "farneback"])
-def test_a_classical_method_finds_the_motion_of_a_scene_and_has_nothing_to_load(name: str) -> None:
+def test_a_classical_method_finds_the_motion_of_a_scene(name: str) -> None:
     scene = render_scene(0, SceneOptions(num_frames=2))
     network = ExternalConfig(library="opencv", name=name).build()
     assert isinstance(network, ExternalNetwork)

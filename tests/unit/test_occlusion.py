@@ -31,7 +31,7 @@ def whole_flow(seed: int, height: int, width: int) -> Tensor:
     height=st.integers(1, 9),
     width=st.integers(1, 9),
 )
-def test_uniform_motion_and_its_inverse_are_occluded_only_where_they_leave_the_frame(
+def test_uniform_motion_is_occluded_only_where_it_leaves_the_frame(
     u: float, v: float, height: int, width: int
 ) -> None:
     flow_fw, flow_bw = uniform(u, v, height, width), uniform(-u, -v, height, width)
@@ -44,7 +44,7 @@ def test_what_moves_three_columns_to_the_right_occludes_the_last_three() -> None
     assert occluded.tolist() == [[[[False] * 5 + [True] * 3] * 2]]
 
 
-def test_a_bar_hides_the_background_it_moves_over_and_uncovers_what_it_leaves() -> None:
+def test_a_bar_hides_the_background_that_it_moves_over() -> None:
     # Columns 2 to 4 move right by four before a background at rest.
     flow_fw, flow_bw = torch.zeros(1, 2, 3, 12), torch.zeros(1, 2, 3, 12)
     flow_fw[:, 0, :, 2:5] = 4.0
@@ -63,9 +63,7 @@ def test_a_bar_hides_the_background_it_moves_over_and_uncovers_what_it_leaves() 
         (10.0, 1.5, True),  # 2.25 > 0.01 * (100 + 72.25) + 0.5 = 2.2225
     ],
 )
-def test_the_tolerance_is_a_hundredth_of_the_travelled_squares_and_half_a_square_pixel(
-    motion: float, short: float, occluded: bool
-) -> None:
+def test_the_tolerance_is_what_the_paper_says(motion: float, short: float, occluded: bool) -> None:
     answer = check(uniform(motion, 0.0, 1, 30), uniform(short - motion, 0.0, 1, 30))
     assert answer[..., :15].eq(occluded).all()
 

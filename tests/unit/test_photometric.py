@@ -141,7 +141,7 @@ def test_a_nan_reaches_the_pixels_whose_patch_holds_it_and_no_others() -> None:
     assert distance[~reached].equal(clean[~reached])
 
 
-def test_between_its_passes_the_census_distance_keeps_two_grey_frames_and_not_49_channels() -> None:
+def test_between_its_passes_the_census_distance_keeps_two_grey_frames() -> None:
     kept: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def test_the_robust_penalty_grows_with_the_size_of_its_argument_alone(smaller: f
     assert low == low_negative <= high == high_negative
 
 
-def test_smoothness_of_a_ramp_fits_on_paper_and_an_edge_of_the_frame_excuses_it() -> None:
+def test_smoothness_of_a_ramp_fits_on_paper() -> None:
     ramp = torch.arange(5.0).expand(1, 1, 4, 5)
     flow = torch.cat([ramp, torch.zeros_like(ramp)], dim=1)
     # |du/dx| = 1, the other three derivatives are 0; the mean is over u and v, then over the axes.
@@ -196,7 +196,7 @@ def test_a_uniform_flow_is_perfectly_smooth() -> None:
     assert smoothness(torch.full((1, 2, 6, 7), 3.0), image).item() == 0.0
 
 
-def test_second_order_smoothness_minds_bends_alone_and_an_edge_at_the_bend_excuses_it() -> None:
+def test_second_order_smoothness_sees_bends_alone() -> None:
     x = torch.arange(5.0).expand(1, 1, 4, 5)
     plane = torch.cat([3 * x + 1, -2 * x], dim=1)
     plain = torch.zeros(1, 3, 4, 5)
@@ -237,7 +237,7 @@ def test_ssim_is_that_of_a_slow_loop(seed: int) -> None:
 @pytest.mark.parametrize("name", DISTANCES)
 @few
 @given(seeds)
-def test_every_distance_is_symmetric_not_negative_and_zero_between_equal_frames(name: str, seed: int) -> None:
+def test_every_distance_is_symmetric_and_zero_between_equal_frames(name: str, seed: int) -> None:
     image1, image2 = frames(seed, 10, 12)
     distance = DISTANCES[name][0]
     assert distance(image1, image2).min() >= 0
@@ -246,7 +246,7 @@ def test_every_distance_is_symmetric_not_negative_and_zero_between_equal_frames(
 
 
 @pytest.mark.parametrize("name", DISTANCES)
-def test_a_distance_is_meant_everywhere_and_at_the_sides_sees_their_pixels_repeated(name: str) -> None:
+def test_a_distance_at_the_sides_sees_their_pixels_repeated(name: str) -> None:
     image1, image2 = frames(3, 20, 24)
     distance, radius = DISTANCES[name]
     everywhere = distance_everywhere(name, image1, image2)

@@ -81,14 +81,23 @@ def test_every_package_folder_is_installed() -> None:
     assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == sorted(".".join(f.parts) for f in folders)
 
 
+def test_every_file_that_the_code_reads_is_installed_with_it() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "flowcore", "pipelines", "jobs"], cwd=REPOSITORY, capture_output=True, check=True
+    )
+    beside = [file for file in tracked.stdout.decode().splitlines() if not file.endswith(".py")]
+    installed = PROJECT["tool"]["setuptools"]["package-data"]
+    assert beside == [f"{package}/{name}" for package, names in installed.items() for name in names]
+
+
 def test_every_dependency_is_pinned_within_its_bounds() -> None:
     pins = pinned_versions()
-    # The other extras aren't part of the tested set; that of onnx is, under the project's own name.
+    # The other extras aren't part of the tested set; these two are, under the project's own name.
     extras = PROJECT["project"]["optional-dependencies"]
-    for line in [*PROJECT["project"]["dependencies"], *extras["dev"], *extras["onnx"]]:
+    for line in [*PROJECT["project"]["dependencies"], *extras["dev"], *extras["docs"], *extras["onnx"]]:
         requirement = Requirement(line)
         if requirement.name == PROJECT["project"]["name"]:
-            assert requirement.extras == {"onnx"}
+            assert requirement.extras == {"docs", "onnx"}
             continue
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, line
 

@@ -1,0 +1,190 @@
+"""What does the reference say of options, columns and metrics? What the code says when the site is built.
+
+A Sphinx extension of four directives: `job-options`, `recipe-table`, `label-columns` and `metric-table`. Each
+writes Markdown from dataclasses, their defaults and the docstrings under their fields.
+"""
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from flowcore.metrics import FlowErrors, OcclusionCounts
+from flowcore.pseudolabels import PseudoLabels
+from jobs.options import REQUIRED, Option, docstrings, options_of
+from jobs.recipes import RECIPES
+from pipelines.labels import LABEL_SCHEMA, MEANINGS, PAIR_SCHEMA, SPREAD_SCHEMA, TRUTH_SCHEMA
+
+_NOT_IN_RECIPE = ""
+
+
+def options_of_job(job: str) -> dict[str, list[Option]]:
+    """A job's options by recipe, and recipe:backbone; under "" those of a job without recipes."""
+    module = importlib.import_module(f"jobs.{job}")
+    if callable(recipes := getattr(module, "recipes", None)):
+        return {name: options_of(stage) for name, (_, stage) in recipes().items()}
+    return {"": options_of(getattr(module, job.title().replace("_", "")))}
+
+
+def options_page(job: str) -> str:
+    """A job's options: its own, then those of each part, which differ by backbone for the network."""
+    by_recipe = options_of_job(job)
+    own = {name: options for name, options in by_recipe.items() if ":" not in name}
+    defaults = {name: {option.path: option for option in options} for name, options in own.items()}
+    groups: dict[tuple[str, type], dict[str, Option]] = {}
+    for options in by_recipe.values():
+        for option in options:
+            part = option.path.rpartition(".")[0]
+            groups.setdefault((part, option.owner if part else object), {}).setdefault(option.path, option)
+    pages = []
+    for (part, owner), options in groups.items():
+        if part:
+            several = sum(each == part for each, _ in groups) > 1
+            flag = f"`--{part.replace('_', '-')}`"
+            pages.append(f"## {flag} ({owner.__name__.removesuffix('Config')})" if several else f"## {flag}")
+            pages.append(_escaped(next(iter(options.values())).group))
+        rows = [_option_row(option, defaults) for option in options.values()]
+        pages.append(_table(["option", "takes", "default", "what it does"], rows))
+    return "\n\n".join(pages)
+
+
+def _option_row(option: Option, defaults: Mapping[str, Mapping[str, Option]]) -> list[str]:
+    values = {
+        _default(options[option.path])
+        for options in defaults.values()
+        if option.path in options and options[option.path].owner is option.owner
+    }
+    return [
+        f"`{option.path.upper() if option.is_positional else option.name}`",
+        f"`{option.value_text}`" if option.value_text else "",
+        values.pop() if len(values) == 1 else "by recipe",
+        option.help,
+    ]
+
+
+def _default(option: Option) -> str:
+    return "required" if option.default is REQUIRED else f"`{option.default_text}`"
+
+
+def recipe_page(job: str) -> str:
+    """The options of a job that differ from recipe to recipe."""
+    own = {name: options for name, options in options_of_job(job).items() if ":" not in name}
+    defaults = {name: {option.name: _default(option) for option in options} for name, options in own.items()}
+    rows = []
+    for flag in dict.fromkeys(flag for options in defaults.values() for flag in options):
+        values = [options.get(flag, _NOT_IN_RECIPE) for options in defaults.values()]
+        if len(set(values)) > 1:
+            rows.append([f"`{flag}`", *values])
+    return _table(["option", *defaults], rows)
+
+
+def recipe_list() -> str:
+    """What each recipe is for."""
+    return _table(
+        ["recipe", "what it is for"],
+        [[f"`{name}`", recipe.description] for name, recipe in RECIPES.items()],
+    )
+
+
+def columns_page() -> str:
+    """The columns of every kind of pair set, and what they mean."""
+    meanings = docstrings(PseudoLabels) | MEANINGS
+    pages = []
+    for heading, schema in (
+        ("Every pair", PAIR_SCHEMA),
+        ("Labels", LABEL_SCHEMA),
+        ("Labels of several teachers", SPREAD_SCHEMA),
+        ("Truth", TRUTH_SCHEMA),
+    ):
+        rows = [[f"`{each.name}`", f"`{_type(each.type)}`", meanings[each.name]] for each in schema]
+        pages += [f"## {heading}", _table(["column", "type", "what it is"], rows)]
+    return "\n\n".join(pages)
+
+
+def _type(kind: pa.DataType) -> str:
+    return f"list of {kind.value_type}" if pa.types.is_list(kind) else str(kind)
+
+
+def metrics_page() -> str:
+    """What is reported of a model's errors."""
+    metrics = {
+        "`epe/all`, `epe/noc`, `epe/occ`": FlowErrors.epe,
+        "`fl/all`": FlowErrors.fl,
+        "`occlusion/precision`": OcclusionCounts.precision,
+        "`occlusion/recall`": OcclusionCounts.recall,
+        "`occlusion/f1`": OcclusionCounts.f1,
+    }
+    table = _table(["metric", "what it is"], [[path, _doc(metric)] for path, metric in metrics.items()])
+    return f"{table}\n\n{_doc(FlowErrors)}\n\n{_doc(OcclusionCounts)}"
+
+
+def _doc(thing: object) -> str:
+    return " ".join((inspect.getdoc(thing) or "").split())
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    """Text of a docstring, which must not become HTML or another cell outside its `code`."""
+    parts = text.replace("|", "\\|").split("`")
+    return "`".join(part.replace("<", "\\<") if at % 2 == 0 else part for at, part in enumerate(parts))
+
+
+class _Generated(SphinxDirective):
+    """A directive whose content is Markdown that `markdown` returns."""
+
+    optional_arguments = 1
+
+    def markdown(self) -> str:
+        raise NotImplementedError
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(self.markdown(), allow_section_headings=True)
+
+
+class JobOptions(_Generated):
+    """`{job-options} distill`"""
+
+    required_arguments = 1
+    optional_arguments = 0
+
+    def markdown(self) -> str:
+        return options_page(self.arguments[0])
+
+
+class RecipeTable(_Generated):
+    """`{recipe-table}` lists the recipes, `{recipe-table} distill` what they differ in."""
+
+    def markdown(self) -> str:
+        return recipe_page(self.arguments[0]) if self.arguments else recipe_list()
+
+
+class LabelColumns(_Generated):
+    """`{label-columns}`"""
+
+    def markdown(self) -> str:
+        return columns_page()
+
+
+class MetricTable(_Generated):
+    """`{metric-table}`"""
+
+    def markdown(self) -> str:
+        return metrics_page()
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Called by Sphinx."""
+    app.add_directive("job-options", JobOptions)
+    app.add_directive("recipe-table", RecipeTable)
+    app.add_directive("label-columns", LabelColumns)
+    app.add_directive("metric-table", MetricTable)
+    return {"parallel_read_safe": True}

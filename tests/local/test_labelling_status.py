@@ -1,0 +1,229 @@
+"""How far a labelling run says it is, and what its messages say; without Ray."""
+
+import re
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from bare_graph import BareGraph
+from clips import render
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowcore.pseudolabels import PseudoLabels
+from flowcore.video import ClipOptions
+from pipelines.decoding import EncodedChunk
+from pipelines.labelling import LabellingOptions, LabellingStatus, labelling_status, write_pairs
+from pipelines.labelling_progress import LabellingProgress, read_progress, reported
+from pipelines.labels import label_columns
+from pipelines.ledger import MANIFEST_FILE, VideoRecord
+from pipelines.messages import Shard, VideoEnded, messages
+from pipelines.progress import video_bar
+
+CLIPS = ClipOptions(chunk_pairs=3)
+OPTIONS = LabellingOptions(shard_pairs=5, row_group_pairs=2)
+
+
+def rendered(tmp_path: Path, *num_frames: int) -> tuple[str, str]:
+    """(a collection of videos with so many frames, a place for their set)."""
+    for seed, count in enumerate(num_frames):
+        render(tmp_path / "videos" / f"{seed}.mp4", seed, count)
+    return str(tmp_path / "videos"), str(tmp_path / "set")
+
+
+def killed(videos: str, location: str, most_shards: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write_pairs(videos, location, CLIPS, OPTIONS, graph=BareGraph(most_shards=most_shards))
+
+
+def test_before_labelling_has_begun_everything_is_left(tmp_path: Path) -> None:
+    videos, location = rendered(tmp_path, 3, 3)
+    with pytest.raises(ValueError, match="nothing was labelled there yet; add --videos"):
+        labelling_status(location)
+    status = labelling_status(location, videos)
+    assert (status.state, status.videos, status.left, status.pairs) == ("not begun", 2, 2, 0)
+    assert status.pairs_per_second is status.seconds_left is status.last_written is None
+    assert status.last_report is None
+    assert not Path(location).exists()
+
+
+def test_a_run_that_was_cut_off_leaves_how_far_it_was(tmp_path: Path) -> None:
+    videos, location = rendered(tmp_path, 12, 7)
+    # From the end: the second video's only shard and its end, the first one's first shard of two.
+    killed(videos, location, 3)
+    status = labelling_status(location)
+    assert (status.state, status.videos, status.finished, status.left) == ("unfinished", 2, 1, 1)
+    assert (status.pairs, status.is_running) == (12, False)
+    assert status.failure.startswith("KeyboardInterrupt")
+    assert status.pairs_per_second is not None
+    assert status.seconds_left is not None
+    assert status.seconds_left > 0
+    assert status.last_written is not None
+    # The next run begins with what is known.
+    seen: list[LabellingStatus] = []
+    write_pairs(
+        videos,
+        location,
+        CLIPS,
+        OPTIONS,
+        graph=BareGraph(),
+        on_progress=lambda _: seen.append(labelling_status(location)),
+    )
+    assert seen[0].finished == 1
+    assert seen[0].failure == ""
+    assert labelling_status(location).state == "finished"
+
+
+def test_the_expected_finish_is_at_the_speed_in_bytes_of_video(tmp_path: Path) -> None:
+    videos, location = rendered(tmp_path, 5, 5, 5)
+    killed(videos, location, 2)
+    progress, status = read_progress(location), labelling_status(location)
+    sizes = [path.stat().st_size for path in sorted(Path(videos).iterdir())]
+    assert progress is not None
+    assert progress.bytes_per_second is not None
+    assert progress.bytes_done == sizes[2]
+    assert status.seconds_left == pytest.approx(sum(sizes[:2]) / progress.bytes_per_second)
+
+
+def test_a_video_that_comes_later_is_left(tmp_path: Path) -> None:
+    videos, location = rendered(tmp_path, 3, 3)
+    write_pairs(videos, location, CLIPS, OPTIONS, graph=BareGraph())
+    assert labelling_status(location).state == "finished"
+    render(Path(videos) / "late.mp4", 9, 3)
+    status = labelling_status(location)
+    assert (status.state, status.finished, status.left, status.pairs) == ("unfinished", 2, 1, 4)
+    assert status.seconds_left is not None
+
+
+def test_a_video_that_comes_while_a_run_is_unfinished_is_left(tmp_path: Path) -> None:
+    videos, location = rendered(tmp_path, 3, 3)
+    killed(videos, location, 2)
+    render(Path(videos) / "late.mp4", 9, 3)
+    status = labelling_status(location)
+    assert (status.videos, status.finished, status.left) == (3, 1, 2)
+
+
+def test_a_video_that_was_mended_or_changed_is_left_and_not_skipped(tmp_path: Path) -> None:
+    videos, location = rendered(tmp_path, 4, 4)
+    render(Path(videos) / "mended.mp4", 5, height=16, width=16)
+    write_pairs(videos, location, CLIPS, OPTIONS, graph=BareGraph())
+    status = labelling_status(location)
+    assert (status.finished, status.left, sum(status.skipped.values())) == (2, 0, 1)
+    render(Path(videos) / "mended.mp4", 5)
+    render(Path(videos) / "0.mp4", 6)
+    status = labelling_status(location)
+    assert (status.state, status.finished, status.left, status.skipped) == ("unfinished", 1, 2, {})
+
+
+def test_a_rerun_that_finds_nothing_to_do_keeps_the_speed_of_the_one_before(tmp_path: Path) -> None:
+    videos, location = rendered(tmp_path, 4)
+    write_pairs(videos, location, CLIPS, OPTIONS, graph=BareGraph())
+    before = labelling_status(location)
+    write_pairs(videos, location, CLIPS, OPTIONS, graph=BareGraph())
+    after = labelling_status(location)
+    assert before.pairs_per_second == after.pairs_per_second is not None
+    assert before.last_written == after.last_written
+
+
+def test_a_set_without_a_manifest_is_unfinished(tmp_path: Path) -> None:
+    videos, location = rendered(tmp_path, 4)
+    write_pairs(videos, location, CLIPS, OPTIONS, graph=BareGraph())
+    (Path(location) / MANIFEST_FILE).unlink()
+    assert labelling_status(location).state == "unfinished"
+
+
+def test_a_run_that_tells_nothing_for_a_while_counts_as_killed() -> None:
+    now = time.time()
+    assert LabellingProgress(reported=now - 5).is_running(now)
+    assert not LabellingProgress(reported=now - 600).is_running(now)
+    assert not LabellingProgress(reported=now, state="finished").is_running(now)
+    assert not LabellingProgress(reported=now, state="failed").is_running(now)
+
+
+def test_the_last_report_is_the_blocks_end(tmp_path: Path) -> None:
+    progress = LabellingProgress(pairs=1, skipped={"no video stream": 2})
+    with reported(str(tmp_path), lambda: progress):
+        progress = LabellingProgress(pairs=7)
+    last = read_progress(str(tmp_path))
+    assert last is not None
+    assert (last.state, last.pairs) == ("finished", 7)
+    with pytest.raises(OSError, match="full"), reported(str(tmp_path), lambda: progress):
+        raise OSError("the disk is full")
+    last = read_progress(str(tmp_path))
+    assert last is not None
+    assert (last.state, last.failure) == ("failed", "OSError: the disk is full")
+
+
+def test_the_bars_speed_does_not_count_what_an_earlier_run_did(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = LabellingProgress(videos_done=91, videos_before=90, num_videos=100, new_pairs=8)
+    with video_bar("labels") as draw:
+        draw(progress)
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "91/100" in last
+    speed = re.search(r"([0-9.]+)(video/s|s/video)", last)
+    assert speed is not None
+    seconds = float(speed[1]) if speed[2] == "s/video" else 1 / float(speed[1])
+    # Of one video: not a ninety-first of the bar's life.
+    (elapsed,) = re.findall(r"\[(\d\d):(\d\d)<", last)
+    assert seconds < 60 * int(elapsed[0]) + int(elapsed[1]) + 1
+
+
+def some_labels(pairs: int, *, is_of_several: bool) -> PseudoLabels:
+    flow = torch.randn(pairs, 2, 4, 5)
+    occluded = torch.rand(pairs, 1, 8, 10) < 0.5
+    quality = torch.rand(pairs)
+    spread = flow[:, :1].abs() if is_of_several else None
+    return PseudoLabels(
+        flow_stride=2,
+        flow_fw=flow,
+        flow_bw=-flow,
+        occ_fw=occluded,
+        occ_bw=~occluded,
+        occluded=quality,
+        forward_backward=quality * float("nan"),
+        photometric=quality,
+        flow_p50=quality,
+        flow_p99=quality,
+        flow_max=quality,
+        spread_fw=spread,
+        spread_bw=spread,
+        spread=quality if is_of_several else None,
+    )
+
+
+@given(
+    is_of_several=st.booleans(), has_labels=st.booleans(), chunks=st.integers(0, 3), video=st.text(max_size=9)
+)
+def test_a_message_comes_out_of_its_table_as_it_went_in(
+    is_of_several: bool, has_labels: bool, chunks: int, video: str
+) -> None:
+    shard = Shard(
+        video=video,
+        folder="f",
+        number=3,
+        pairs=4,
+        share=0.25,
+        bytes=1 << 40,
+        is_new=True,
+        chunks=tuple(
+            EncodedChunk(index, [b"a", b"", b"c"], [0, 1, 5], [0.0, 0.5, 1.0], 8, 10)
+            for index in range(chunks)
+        ),
+        reading=1.5,
+    )
+    if has_labels:
+        labels = some_labels(4, is_of_several=is_of_several)
+        shard = Shard(**{**vars(shard), "labels": label_columns(labels, "aa")})
+    ended = VideoEnded(record=VideoRecord(video=video, outcome="cut short", reason="it breaks", cuts=2))
+    first, middle, last = messages(pa.concat_tables([each.to_arrow() for each in (ended, shard, ended)]))
+    assert first == last == ended
+    assert isinstance(middle, Shard)
+    assert [vars(chunk) for chunk in middle.chunks] == [vars(chunk) for chunk in shard.chunks]
+    assert middle.labels.schema.equals(shard.labels.schema)
+    # As a text, in which nan equals nan.
+    assert repr(middle.labels.to_pylist()) == repr(shard.labels.to_pylist())
+    for name, value in vars(shard).items():
+        if name not in ("chunks", "labels"):
+            assert getattr(middle, name) == value

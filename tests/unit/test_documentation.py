@@ -1,0 +1,86 @@
+"""The pages' commands and links, compared with what there is."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from docs.make.reference import options_of_job
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+OF_CODE_HOST = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+"""Pages that aren't part of the site, whose links Sphinx doesn't follow."""
+PAGES = [*OF_CODE_HOST[:2], *sorted((REPOSITORY / "docs").rglob("*.md"))]
+JOBS = [path.stem for path in (REPOSITORY / "jobs").glob("*.py") if "__main__" in path.read_text()]
+
+
+def blocks(page: Path) -> str:
+    """The lines of a page's blocks of code, continued ones joined."""
+    found = re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return "".join(found).replace("\\\n", " ")
+
+
+def job_commands() -> Iterator[tuple[str, str, list[str]]]:
+    """(page, job, its words) of every command that runs a job."""
+    for page in PAGES:
+        for job, words in re.findall(r"python jobs/(\w+)\.py(.*)", blocks(page)):
+            yield str(page.relative_to(REPOSITORY)), job, shlex.split(words, comments=True)
+
+
+@pytest.mark.parametrize("page", OF_CODE_HOST, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_command_in_the_pages_has_options_that_its_job_has() -> None:
+    unknown = []
+    for page, job, words in job_commands():
+        by_recipe = options_of_job(job)
+        recipe = "" if "" in by_recipe else words[0]
+        # The tutorial's variable.
+        known = by_recipe["smoke" if recipe == "$RECIPE" else recipe]
+        names = {option.name for option in known} | {"--help", "--help-all"}
+        unknown += [(page, job, word) for word in words if word.startswith("--") and word not in names]
+    assert unknown == []
+
+
+def test_every_option_that_a_sentence_names_is_one_of_some_job() -> None:
+    # Those of a part, such as --training.steps: other programs have none with a dot.
+    known = {option.name for job in JOBS for each in options_of_job(job).values() for option in each}
+    named = {
+        (page.name, name)
+        for page in PAGES
+        for name in re.findall(r"(?<!-)--[a-z][a-z0-9-]*(?:\.[a-z0-9-]+)+", page.read_text())
+    }
+    assert {(page, name) for page, name in named if name not in known} == set()
+
+
+def test_every_job_has_a_page_in_the_reference() -> None:
+    assert {path.stem for path in (REPOSITORY / "docs" / "reference" / "jobs").glob("*.md")} == {
+        *JOBS,
+        "index",
+    }
+
+
+def test_every_target_that_the_pages_make_is_there() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    targets = {target for page in PAGES for target in re.findall(r"^make (\w+)", blocks(page), re.MULTILINE)}
+    assert {target for target in targets if f"\n{target}:" not in makefile} == set()
+
+
+def test_the_architecture_names_every_module_and_no_other() -> None:
+    page = (REPOSITORY / "docs" / "explanation" / "architecture.md").read_text()
+    named = set()
+    for cell in re.findall(r"^\| (`(?:flowcore|pipelines|jobs)/.*?) \|", page, re.MULTILINE):
+        first, *others = re.findall(r"`([\w./]+\.py)`", cell)
+        named |= {first, *(f"{first.rpartition('/')[0]}/{other}" for other in others)}
+    modules = {
+        str(path.relative_to(REPOSITORY))
+        for folder in ("flowcore", "pipelines", "jobs")
+        for path in (REPOSITORY / folder).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert named == modules

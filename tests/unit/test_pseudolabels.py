@@ -1,0 +1,128 @@
+"""What teachers say of frames: laws that hold for motions known by hand."""
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from flowcore.networks import FlowNetwork
+from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.pseudolabels import PseudoLabels, pseudo_labels
+
+CHECK = ForwardBackwardCheck()
+
+
+class Shift(FlowNetwork):
+    """Answers that everything moves `pixels` to the right, and back."""
+
+    multiple = 8
+    strides = (4, 8)
+
+    def __init__(self, pixels: float) -> None:
+        super().__init__()
+        self.pixels = pixels
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        return [images]
+
+    def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[Tensor]:
+        flow = torch.zeros(len(features1[0]), 2, *(side // 4 for side in features1[0].shape[-2:]))
+        half = len(flow) // 2
+        flow[:half, 0], flow[half:, 0] = self.pixels, -self.pixels
+        return [flow]
+
+
+class FineShift(Shift):
+    """The same on a grid of every second pixel."""
+
+    strides = (2,)
+
+    def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[Tensor]:
+        (coarse,) = super().decode(features1, features2)
+        return [coarse.repeat_interleave(2, -1).repeat_interleave(2, -2)]
+
+
+def noise(frames: int) -> Tensor:
+    return torch.rand(frames, 3, 40, 80, generator=torch.Generator().manual_seed(0))
+
+
+def assert_equal(one: PseudoLabels, other: PseudoLabels, *, but: tuple[str, ...] = ()) -> None:
+    for name in {each.name for each in fields(PseudoLabels)} - {"flow_stride", *but}:
+        ours, theirs = getattr(one, name), getattr(other, name)
+        if isinstance(ours, Tensor):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+        else:
+            assert ours is theirs is None
+
+
+def test_the_quality_of_a_known_motion_is_as_on_paper() -> None:
+    texture = torch.rand(1, 3, 40, 200, generator=torch.Generator().manual_seed(0))
+    # Two columns of the flow's grid, so that averaging down to it keeps the motion exact.
+    frames = torch.cat([texture[..., 100 - 8 * i : 180 - 8 * i] for i in range(3)])
+    right = pseudo_labels([Shift(8.0)], frames, CHECK)
+    assert len(right) == 2
+    assert right.flow_stride == 4
+    # Eight of eighty columns leave the frame.
+    assert right.occluded.tolist() == pytest.approx([0.1, 0.1])
+    assert right.forward_backward.tolist() == [0, 0]
+    for lengths in (right.flow_p50, right.flow_p99, right.flow_max):
+        assert lengths.tolist() == [8, 8]
+    # Only where a patch reaches over the edge of what is visible does the right motion look wrong.
+    wrong = pseudo_labels([Shift(4.0)], frames, CHECK)
+    assert (wrong.photometric > 10 * right.photometric).all()
+
+
+def test_where_nothing_is_visible_there_is_nothing_to_average() -> None:
+    away = pseudo_labels([Shift(500.0)], noise(2), CHECK)
+    assert away.occluded.tolist() == [1]
+    assert away.photometric.isnan().all()
+    assert away.forward_backward.isnan().all()
+
+
+def test_two_teachers_by_hand() -> None:
+    labels = pseudo_labels([Shift(8.0), Shift(20.0)], noise(2), CHECK)
+    assert labels.spread_fw is not None
+    assert labels.spread_bw is not None
+    assert labels.spread is not None
+    # The mean of 8 and 20 is 14, and both are 6 away from it.
+    assert (labels.flow_fw == torch.tensor([14.0, 0.0]).view(1, 2, 1, 1)).all()
+    assert (labels.flow_bw == torch.tensor([-14.0, 0.0]).view(1, 2, 1, 1)).all()
+    for spread in (labels.spread_fw, labels.spread_bw, labels.spread):
+        assert (spread == 6).all()
+    # What leaves the frame by their mean: the last 14 of 80 columns.
+    assert labels.occ_fw[0, 0].sum(dim=0).tolist() == [0] * 66 + [40] * 14
+
+
+def test_two_equal_teachers_label_as_one_does_and_do_not_disagree() -> None:
+    one, both = (pseudo_labels(teachers, noise(3), CHECK) for teachers in ([Shift(8.0)], [Shift(8.0)] * 2))
+    assert_equal(one, both, but=("spread_fw", "spread_bw", "spread"))
+    assert both.spread is not None
+    assert both.spread.tolist() == [0, 0]
+
+
+def test_a_chunk_is_labelled_in_steps_as_at_once() -> None:
+    at_once, in_steps = (pseudo_labels([Shift(8.0)], noise(6), CHECK, steps) for steps in (None, 2))
+    assert len(in_steps) == 5
+    assert_equal(at_once, in_steps)
+
+
+def test_a_pair_seen_backwards_has_its_labels_swapped() -> None:
+    frames = noise(2)
+    there, back = (
+        pseudo_labels([Shift(8.0)], frames, CHECK),
+        pseudo_labels([Shift(-8.0)], frames.flip(0), CHECK),
+    )
+    for ours, theirs in (("flow_fw", "flow_bw"), ("occ_fw", "occ_bw")):
+        assert torch.equal(getattr(there, ours), getattr(back, theirs))
+    np.testing.assert_allclose(there.photometric, back.photometric, rtol=1e-5)
+
+
+def test_teachers_of_different_strides_meet_at_full_resolution() -> None:
+    labels = pseudo_labels([Shift(8.0), FineShift(9.0)], noise(2), CHECK)
+    assert labels.flow_stride == 1
+    assert labels.flow_fw.shape == (1, 2, 40, 80)
+    assert (labels.flow_fw[:, 0] == 8.5).all()
+    assert labels.spread_fw is not None
+    assert (labels.spread_fw == 0.5).all()
