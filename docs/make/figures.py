@@ -1,4 +1,4 @@
-"""What does the method look like? Draws the figures of docs/method.md.
+"""What does the method look like? Draws the figures of docs/explanation/method.md.
 
     python -m docs.make.figures
 
