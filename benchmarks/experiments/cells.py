@@ -35,17 +35,22 @@ TRACKING_URI = f"sqlite:///{WORK / 'mlflow.db'}"
 
 FAST = SceneOptions(camera_speed=3.0, layers=(3, 5), layer_speed=18.0, layer_radius=(0.2, 0.4))
 KINDS = {
+    # As in the demo.
     "mixed": SceneOptions(),
+    # A camera that moves past few things.
     "camera": SceneOptions(layers=(0, 1)),
+    # Many layers in front of a camera almost at rest.
     "objects": SceneOptions(camera_speed=1.0, layers=(5, 8), layer_speed=8.0),
+    # Rectified stereo pairs.
     "stereo": SceneOptions(stereo=True),
+    # As in the demo, in light that changes from frame to frame.
     "lit": SceneOptions(lighting=0.2),
+    # Large fast layers, which hide much of the frame.
     "fast": FAST,
+    # The same in such light; of all kinds the most like the papers' films.
     "busy": replace(FAST, lighting=0.2),
 }
-"""The scenes of the demo; of a camera that moves past little; of many layers before a camera almost at rest;
-rectified stereo pairs; the demo's in light that changes from frame to frame; of large fast layers, which hide
-much of the frame; and of these in such light, the likest to the papers' films."""
+"""Kinds of scenes."""
 TRAINING_SCENES = range(25)
 TEST_SCENES = range(10_000, 10_040)
 
