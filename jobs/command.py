@@ -1,4 +1,4 @@
-"""How does a job begin and end? It reads its command line, does its work, and says what went wrong.
+"""How does a job run? It reads its command line, does its work, and says what went wrong.
 
 An error that the user can mend is a message on stderr without a traceback, even where a worker on another
 node raised it; DISTILLFLOW_DEBUG=1 shows the traceback and the workers' output. Exit status 2 for a command

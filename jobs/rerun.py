@@ -1,4 +1,4 @@
-"""Does a training again, with the options that its run recorded, and says whether it came out the same.
+"""Repeats a training with the options that its run recorded, to see whether it comes out the same.
 
     python jobs/rerun.py RUN_ID [--anyway]
 

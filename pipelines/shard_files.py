@@ -1,4 +1,4 @@
-"""Where is a shard of a pair set, and may it be read? The one door to Parquet files.
+"""May a shard of a pair set be read? The one door to Parquet files.
 
 A set may come from a stranger, and a value of an extension type is made by the class that is registered for
 it: Ray registers one that unpickles, which runs whatever the file holds. A file names such types in the Arrow
