@@ -76,12 +76,12 @@ def comparison(before: "Recorded", after: "Recorded") -> str:
         return f"not the same: the data {', '.join(changed)} changed"
     steps = sorted(before.losses)
     if steps != sorted(after.losses):
-        return f"not the same: losses of {len(steps)} steps then and of {len(after.losses)} steps now"
+        return f"not the same: losses of {len(steps)} steps then, and of {len(after.losses)} now"
     other = [step for step in steps if before.losses[step] != after.losses[step]]
     if not other:
         return f"the same: {len(steps)} losses equal to the last bit"
     most = max(abs(after.losses[step] / before.losses[step] - 1) for step in other)
-    return f"not the same: losses differ from step {other[0]} on, by a factor of up to 1 + {most:.2g}"
+    return f"not the same: losses differ from step {other[0]} on, by at most {most:.2g} of their value"
 
 
 def main(options: Rerun) -> None:
