@@ -19,7 +19,7 @@ from pipelines import tracking
 from pipelines.checkpoints import starting_point
 from pipelines.cluster import connect
 from pipelines.labelling import LabellingOptions, write_labels
-from pipelines.lineage import Lineage
+from pipelines.lineage import StageRun
 from pipelines.pair_set import PairSet
 from pipelines.training import Source, train
 from pipelines.validation import CollapseAlarm, Judge
@@ -57,7 +57,7 @@ def main() -> None:
                 [source],
                 options,
                 judge=Judge(check=check, alarm=silent),
-                run=Lineage(run, "distill", str(folder / "runs"), {}),
+                run=StageRun(run, "distill", str(folder / "runs"), {}),
             )
         shares, speeds = (
             [point.value for point in run.client.get_metric_history(run.run_id, f"train/{name}")]

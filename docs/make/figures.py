@@ -1,4 +1,4 @@
-"""What does the method look like? Draws the figures of docs/method.md.
+"""What does the method look like? Draws the figures of docs/explanation/method.md.
 
     python -m docs.make.figures
 
@@ -21,7 +21,7 @@ from flowcore.scenes import SceneOptions, render_scene
 from pipelines.storage import PROJECT_FOLDER
 
 FOLDER = PROJECT_FOLDER / "docs" / "figures"
-SCENE = SceneOptions(height=192, width=256, num_frames=2, camera_speed=24, layer_speed=12)
+SCENE = SceneOptions(height=192, width=256, num_frames=2, camera_speed=24.0, layer_speed=12.0)
 
 
 def check(pair: FramePair) -> ndarray:

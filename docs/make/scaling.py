@@ -1,6 +1,6 @@
-"""What would a million hours of video take? Prints docs/scaling.md, with the arithmetic.
+"""What would a million hours of video take? Prints docs/explanation/scaling.md, with the arithmetic.
 
-    python -m docs.make.scaling > docs/scaling.md
+    python -m docs.make.scaling > docs/explanation/scaling.md
 
 Measures what a pair costs on this machine, for rendered videos of the recipe `video`'s size: seconds of a
 core to read, to write and to feed it, the bytes of its frames and of its labels, the operations of the
