@@ -16,10 +16,14 @@ differences down the columns, since Parquet's own delta encoding takes them alon
 the same flow takes about half the bytes at full resolution.
 """
 
+import base64
 import hashlib
 import json
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+import reprlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -128,6 +132,18 @@ TRUTH_SCHEMA = pa.schema(
 """What a benchmark adds to a pair, where there is truth in place of labels: `flow_fw` as above at stride 1,
 and `valid_fw`, [height, width], True where it is known."""
 
+_SCHEMAS = tuple(
+    pa.schema([field for part in parts for field in part])
+    for parts in (
+        (PAIR_SCHEMA,),
+        (PAIR_SCHEMA, TRUTH_SCHEMA),
+        (PAIR_SCHEMA, LABEL_SCHEMA),
+        (PAIR_SCHEMA, LABEL_SCHEMA, SPREAD_SCHEMA),
+    )
+)
+"""Of every kind of set: frames alone, a benchmark's truth, one teacher's labels, several teachers'."""
+_FRAMES, _TRUTH, _LABELS, _LABELS_OF_SEVERAL = _SCHEMAS
+
 _INDEXED = ("pair_id", "height", "width")
 _PLACE = ("height", "width", "file", "row_group", "row")
 _INDEX_SCHEMA = pa.schema(
@@ -145,6 +161,14 @@ _IMAGES = ("image1", "image2")
 _FILES_LOOKED_AT = 64
 """For an example: of a set of a million videos, not every one."""
 _REPEATED = ("video", "label_set", "teacher")
+_FOOTER_BYTES = 1 << 16
+"""Read at once from the end of a Parquet file, whose footer is rarely longer."""
+_ARROW_SCHEMA = b"ARROW:schema"
+"""The key under which a Parquet file keeps the Arrow schema that it was written with."""
+_EXTENSION = b"ARROW:extension:"
+"""What begins the keys by which a field of an Arrow schema says that it is of an extension type."""
+_DIFFERENCES_TOLD = 3
+"""Of a file's columns from a set's, in an error."""
 
 
 def label_grid(height: int, width: int, stride: int) -> tuple[int, int]:
@@ -455,8 +479,7 @@ def shard_at(location: str, name: str, label_set: str | None = None) -> ShardSiz
     size = Folder(location).size(name)
     if size is None:
         return None
-    filesystem, root = storage_of(location)
-    metadata = patient(pq.read_metadata)(f"{root}/{name}", filesystem=filesystem)
+    metadata = _shard_metadata(location, name)
     if label_set is not None:
         column = metadata.schema.names.index("label_set")
         require_own(location, label_set, metadata.row_group(0).column(column).statistics.max)
@@ -468,9 +491,97 @@ def video_of_shards(location: str, video_folder: str) -> str | None:
     shards = Folder(location).files(".parquet", within=video_folder)
     if not shards:
         return None
+    return _video_of_shard(location, shards[0])
+
+
+@patient
+def _shard_metadata(location: str, name: str) -> pq.FileMetaData:
+    with opened_shard(location, name) as parquet:
+        return parquet.metadata
+
+
+@patient
+def _video_of_shard(location: str, name: str) -> str:
+    with opened_shard(location, name) as parquet:
+        return cast(str, parquet.read(["video"]).column("video")[0].as_py())
+
+
+@contextmanager
+def opened_shard(
+    location: str, name: str, schemas: Sequence[pa.Schema] = _SCHEMAS
+) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of a set, for every reader of one. ValueError, which names the column, where its columns
+    aren't those of one of the `schemas`; FileNotFoundError where it isn't there.
+
+    A set may come from a stranger, and a value of an extension type is made by the class that is registered
+    for it: Ray registers one that unpickles, which runs whatever the file holds. A file names such types in
+    the Arrow schema that it keeps. So Arrow never sees that one: its key is changed in the footer before
+    Arrow parses it, and the columns are of Parquet's own types. Both are compared, these and what the Arrow
+    schema says.
+    """
     filesystem, root = storage_of(location)
-    table = patient(pq.read_table)(f"{root}/{shards[0]}", filesystem=filesystem, columns=["video"])
-    return cast(str, table.column("video")[0].as_py())
+    with filesystem.open_input_file(f"{root}/{name}") as file:
+        footer = _footer(file).replace(_ARROW_SCHEMA, _ARROW_SCHEMA.lower())
+        remedy = (
+            f"restore it, or delete it and {posixpath.dirname(name)}/{VIDEO_FILE} there and run the command "
+            "that made the set again"
+        )
+        try:
+            # As long as no value is read, a footer alone is a Parquet file.
+            checked = pq.ParquetFile(pa.BufferReader(b"PAR1" + footer), arrow_extensions_enabled=False)
+            found = [checked.schema_arrow, *_declared_schema(checked.metadata)]
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise ValueError(f"{name} in {location} is damaged ({error}); {remedy}") from error
+        differing = min((_differences(found, schema) for schema in schemas), key=len)
+        if differing:
+            raise ValueError(
+                f"{name} in {location} has {', '.join(differing[:_DIFFERENCES_TOLD])}; nothing of a file is "
+                f"read whose columns aren't exactly a set's: {remedy}"
+            )
+        yield pq.ParquetFile(file, metadata=checked.metadata, pre_buffer=True, arrow_extensions_enabled=False)
+
+
+def _footer(file: pa.NativeFile) -> bytes:
+    """The end of a Parquet file: its metadata, their length and four letters. Whatever the end of another
+    file."""
+    size = file.size()
+    end = cast(bytes, file.read_at(min(size, _FOOTER_BYTES), max(0, size - _FOOTER_BYTES)))
+    length = min(size, int.from_bytes(end[-8:-4], "little") + 8)
+    return end[-length:] if length <= len(end) else cast(bytes, file.read_at(length, size - length))
+
+
+def _declared_schema(metadata: pq.FileMetaData) -> list[pa.Schema]:
+    """The Arrow schema that a file was written with, if it says, where an extension type is mere metadata of
+    a field."""
+    declared = (metadata.metadata or {}).get(_ARROW_SCHEMA.lower())
+    if declared is None:
+        return []
+    content = base64.b64decode(declared).replace(_EXTENSION, _EXTENSION.lower())
+    return [pa.ipc.read_schema(pa.py_buffer(content))]
+
+
+def _differences(found: Sequence[pa.Schema], wanted: pa.Schema) -> list[str]:
+    """What sets the columns of a file, as each of `found` tells of them, apart from those it should have."""
+    differences: list[str] = []
+    for schema in found:
+        for name, count in Counter(schema.names).items():
+            fields = [schema.field(position) for position in schema.get_all_field_indices(name)]
+            if name not in wanted.names:
+                differences.append(f"an unknown column {reprlib.repr(name)}")
+            elif count > 1:
+                differences.append(f"{count} columns {name!r}")
+            elif not fields[0].equals(wanted.field(name)):
+                types = (_type(field) for field in (fields[0], wanted.field(name)))
+                differences.append(f"a column {name!r} of {' in place of '.join(types)}")
+            elif not fields[0].equals(wanted.field(name), check_metadata=True):
+                differences.append(f"a column {name!r} with metadata, as an extension type has")
+        differences += [f"no column {name!r}" for name in wanted.names if name not in schema.names]
+    return list(dict.fromkeys(differences))
+
+
+def _type(field: pa.Field) -> str:
+    """As an error tells it; a stranger's may be long."""
+    return f"{str(field.type)[:100]}{'' if field.nullable else ' not null'}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -533,6 +644,15 @@ class PairSet:
         return "truth" in self.description.made_of
 
     @property
+    def schema(self) -> pa.Schema:
+        """The columns of its files, by its kind."""
+        if self.has_truth:
+            return _TRUTH
+        if not self.has_labels:
+            return _FRAMES
+        return _LABELS if "digest" in self.description.made_of["teacher"] else _LABELS_OF_SEVERAL
+
+    @property
     def teacher(self) -> str | None:
         """Where the model that made the labels lies, for `checkpoints.fetch_model`; None without labels, and
         where they came as files, which don't say it."""
@@ -542,11 +662,7 @@ class PairSet:
     @property
     def quality_columns(self) -> tuple[str, ...]:
         """The columns that grade a label with a number; none without labels."""
-        if not self.has_labels:
-            return ()
-        is_one_teachers = "digest" in self.description.made_of["teacher"]
-        schemas = (LABEL_SCHEMA,) if is_one_teachers else (LABEL_SCHEMA, SPREAD_SCHEMA)
-        return tuple(field.name for schema in schemas for field in schema if pa.types.is_float32(field.type))
+        return tuple(field.name for field in self.schema if pa.types.is_float32(field.type))
 
     def videos(self) -> list[VideoEntry]:
         """The videos that gave pairs, as the manifest lists them; FileNotFoundError of an unfinished set."""
@@ -618,9 +734,10 @@ class PairSet:
             sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
             groups, compared = list(range(len(sizes))), list[str]()
             if self.where is not None:
-                filesystem, root = storage_of(self.location)
-                path = f"{root}/{self.files[file]}"
-                groups = self.where.row_groups(ds.ParquetFileFormat().make_fragment(path, filesystem))
+                # Of the metadata that were checked, without the file's own Arrow schema.
+                footer = pa.BufferOutputStream()
+                parquet.metadata.write_metadata_file(footer)
+                groups = self.where.row_groups(ds.ParquetFileFormat().make_fragment(footer.getvalue()))
                 compared = self.where.columns
             names = list(dict.fromkeys((*_INDEXED, *columns, *compared)))
             table = parquet.read_row_groups(groups, columns=names)
@@ -648,10 +765,11 @@ class PairSet:
             f"{there}; loosen it"
         )
 
-    def _opened(self, file: str) -> pq.ParquetFile:
-        filesystem, root = storage_of(self.location)
+    @contextmanager
+    def _opened(self, file: str) -> Iterator[pq.ParquetFile]:
         try:
-            return pq.ParquetFile(f"{root}/{file}", filesystem=filesystem, pre_buffer=True)
+            with opened_shard(self.location, file, [self.schema]) as parquet:
+                yield parquet
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{file} is missing in {self.location}, though {MANIFEST_FILE} lists it; delete "
