@@ -107,7 +107,7 @@ def samples_digest(samples: Sequence[Sample]) -> str:
 def load(sample: Sample) -> Truth:
     """Reads a sample's files; ValueError when they differ in size, FileNotFoundError when one is gone."""
     image1, image2 = read_image(sample.image1), read_image(sample.image2)
-    flow, valid = _read_truth(sample, sample.flow)
+    flow, valid = _read_truth(sample, sample.flow, image1.shape[:2])
     occluded = _read_occlusion(sample, flow, valid)
     invalid = np.zeros_like(valid) if sample.invalid is None else read_mask(sample.invalid)
     sizes = {
@@ -192,11 +192,12 @@ def _sequences(files: Iterable[str], pattern: str) -> list[FrameSequence]:
 
 
 def _read_truth(
-    sample: Sample, path: Path
+    sample: Sample, path: Path, size: tuple[int, int] | None = None
 ) -> tuple[Float[np.ndarray, "2 height width"], Bool[np.ndarray, "height width"]]:
-    """Flow and where it is known; what stands at x in the left frame is at x - disparity in the right one."""
+    """Flow, of this size (height, width), and where it is known; what stands at x in the left frame is at
+    x - disparity in the right one."""
     if sample.disparity_scale is None:
-        return read_flow(path)
+        return read_flow(path, size)
     disparity, known = read_disparity(path, sample.disparity_scale)
     return np.stack([-disparity, np.zeros_like(disparity)]), known
 
@@ -211,7 +212,7 @@ def _read_occlusion(
     elif sample.visible is not None:
         occluded = (read_image(sample.visible) != 255).any(axis=2)
     elif sample.flow_noc is not None:
-        occluded = valid & ~_read_truth(sample, sample.flow_noc)[1]
+        occluded = valid & ~_read_truth(sample, sample.flow_noc, valid.shape)[1]
     elif sample.disparity_right is not None:
         of_right, _ = _read_truth(sample, sample.disparity_right)
         if of_right.shape != flow.shape:

@@ -7,11 +7,13 @@ leaves the old file or the new one, never half of it.
 """
 
 import io
+import math
 import re
 import uuid
+import zlib
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -25,24 +27,42 @@ _UNKNOWN = 1e10
 _PNG_UNITS_PER_PIXEL = 64
 _PNG_ZERO = 2**15
 _PNG_MAX = 2**16 - 1
+_MOST_PIXELS = 2**26
+"""Of flow whose file is compressed, so that the file's size doesn't bound it: 8192x8192, twice a frame of 8K
+video."""
+_GZIP, _LZF = 1, 32000
+"""HDF5's numbers of the filters that compress."""
+_MOST_UNPACKED = {_GZIP: 1032, _LZF: 88}
+"""Bytes at most that a filter makes of one."""
+_HARMLESS_FILTERS = {2, 3}
+"""HDF5's numbers of shuffling and checksums, which change no size."""
+_MOST_CHUNK_BYTES = 2**28
+"""Memory that HDF5 may need to unpack one chunk of a data set."""
+_MOST_NPZ_BYTES = 8 * _MOST_PIXELS
 _PFM_HEADER = re.compile(rb"(PF|Pf)\s+(\d+)\s+(\d+)\s+([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s")
 
 
 def read_flow(
-    path: str | PathLike[str],
+    path: str | PathLike[str], size: tuple[int, int] | None = None
 ) -> tuple[Float[np.ndarray, "2 height width"], Bool[np.ndarray, "height width"]]:
     """Flow in pixels (float32, [u, v]) and where it is known; zero where it is not.
 
     The extension decides: `.flo` (Middlebury), `.flo5` (Spring), `.png` (KITTI, 16 bit, 1/64 px), `.pfm`
-    (channels u, v, 0). Raises ValueError when the content is not that format or is truncated.
+    (channels u, v, 0). size: the (height, width) of its frames, which it must have. Raises ValueError when
+    the content is not that format, is truncated or has another size.
     """
     path = Path(path)
     suffix = _flow_suffix(path)
     content = path.read_bytes()
     if suffix == ".png":
-        return _decode_kitti(content, path)
-    decode = {".flo": _decode_flo, ".flo5": _decode_flo5, ".pfm": _decode_flow_pfm}[suffix]
-    flow = decode(content, path)
+        flow, valid = _decode_kitti(content, path)
+        _require_size(path, valid.shape, size)
+        return flow, valid
+    if suffix == ".flo5":
+        flow = _decode_flo5(content, path, size)
+    else:
+        flow = {".flo": _decode_flo, ".pfm": _decode_flow_pfm}[suffix](content, path)
+        _require_size(path, flow.shape[1:], size)
     valid = (np.abs(flow) <= _UNKNOWN_ABOVE).all(axis=0)  # false for NaN too
     return np.where(valid, flow, np.float32(0)), valid
 
@@ -156,20 +176,107 @@ def _encode_flo(flow: Float[np.ndarray, "2 height width"]) -> bytes:
     return _FLO_MAGIC + size + flow.transpose(1, 2, 0).astype("<f4").tobytes()
 
 
-def _decode_flo5(content: bytes, path: Path) -> Float[np.ndarray, "2 height width"]:
+class _RefusedFlowError(ValueError):
+    """What a file holds as flow isn't to be read; the message names the file."""
+
+
+def _require_size(path: Path, found: tuple[int, ...], size: tuple[int, int] | None) -> None:
+    if size is not None and found != size:
+        raise _RefusedFlowError(
+            f"the flow in {path} is {found[0]}x{found[1]} px (height x width) and its frames are "
+            f"{size[0]}x{size[1]} px; they must be of one size"
+        )
+
+
+def _decode_flo5(
+    content: bytes, path: Path, size: tuple[int, int] | None
+) -> Float[np.ndarray, "2 height width"]:
     # It takes a tenth of a second to import, and few read this format.
     import h5py
 
     try:
         with h5py.File(io.BytesIO(content)) as file:
-            values = np.asarray(file["flow"], np.float32)
-    except (OSError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+            link = file.get("flow", getlink=True)
+            if link is not None and not isinstance(link, h5py.HardLink):
+                raise _RefusedFlowError(f"the flow in {path} is a link; the file must hold the flow itself")
+            dataset = file["flow"]
+            if problem := _why_not_plain(dataset) or _why_too_large(dataset, len(content)):
+                raise _RefusedFlowError(f"the flow in {path} {problem}")
+            _require_size(path, dataset.shape[:2], size)
+            values = np.asarray(dataset, np.float32)
+    except _RefusedFlowError:
+        raise
+    except (OSError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(
             f"{path} is not an HDF5 file with a data set 'flow', as .flo5 is: {error}"
         ) from error
-    if values.ndim != 3 or values.shape[2] != 2:
-        raise ValueError(f"the flow in {path} has shape {values.shape}; it must be [height, width, 2]")
     return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def _why_not_plain(dataset: Any) -> str:
+    """What makes an HDF5 object something else than floats [height, width, 2] in the file itself; empty if
+    nothing does."""
+    if not hasattr(dataset, "shape"):
+        return "is no data set"
+    if dataset.is_virtual or dataset.external is not None:
+        return "is stored in other files; the file must hold the flow itself"
+    if dataset.dtype.kind != "f":
+        return f"is of {dataset.dtype}; it must be of floats"
+    if dataset.ndim != 3 or dataset.shape[2] != 2 or dataset.size == 0:
+        return f"has shape {dataset.shape}; it must be [height, width, 2]"
+    filters = _filters(dataset)
+    others = [each for each in filters if each not in _HARMLESS_FILTERS]
+    if len(others) > 1 or not _MOST_UNPACKED.keys() >= {*others}:
+        return f"went through HDF5's filters {filters}; compress it with gzip or LZF once, or not at all"
+    return ""
+
+
+def _why_too_large(dataset: Any, file_bytes: int) -> str:
+    """What makes a plain data set ask for more memory than its file accounts for; empty if nothing does.
+
+    HDF5 allocates what a header says, fills in what isn't stored, and unpacks a chunk to its end, which may
+    be far beyond the chunk's size.
+    """
+    height, width, _ = dataset.shape
+    if height * width > _MOST_PIXELS:
+        return f"is {height}x{width} px (height x width); flow of more than {_MOST_PIXELS} pixels isn't read"
+    filters = _filters(dataset)
+    packer = next((each for each in filters if each in _MOST_UNPACKED), None)
+    ratio = 1 if packer is None else _MOST_UNPACKED[packer]
+    lacking = f"is {height}x{width} px (height x width), and the file doesn't hold so many"
+    if dataset.nbytes > ratio * file_bytes:
+        return lacking
+    if dataset.chunks is None:
+        return "" if dataset.id.get_storage_size() == dataset.nbytes else lacking
+    chunks: list[Any] = []
+    dataset.id.chunk_iter(chunks.append)
+    sides = zip(dataset.shape, dataset.chunks, strict=True)
+    if len(chunks) < math.prod(-(-whole // part) for whole, part in sides):
+        return lacking
+    chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    if chunk_bytes > max(dataset.nbytes, _MOST_CHUNK_BYTES):
+        return f"is stored in chunks of {dataset.chunks}, more than the flow itself"
+    if packer is None:
+        return ""
+    for chunk in chunks:
+        # Noise, which no filter makes smaller, is stored as it is.
+        is_packed = not chunk.filter_mask >> filters.index(packer) & 1
+        is_suspect = is_packed and chunk.size * ratio > _MOST_CHUNK_BYTES
+        if is_suspect and (packer != _GZIP or not _unzips_within(dataset, chunk, chunk_bytes)):
+            return f"has a chunk of {chunk.size} bytes that may unpack to more than {chunk_bytes}"
+    return ""
+
+
+def _filters(dataset: Any) -> list[int]:
+    """HDF5's numbers of what each chunk went through, in this order."""
+    properties = dataset.id.get_create_plist()
+    return [properties.get_filter(index)[0] for index in range(properties.get_nfilters())]
+
+
+def _unzips_within(dataset: Any, chunk: Any, most: int) -> bool:
+    """Whether a gzip chunk unpacks to at most so many bytes."""
+    _, content = dataset.id.read_direct_chunk(chunk.chunk_offset)
+    return len(zlib.decompressobj().decompress(content, most + 1)) <= most
 
 
 def _encode_flo5(flow: Float[np.ndarray, "2 height width"]) -> bytes:
@@ -257,6 +364,9 @@ def _encode_kitti(
 def _decode_npz(content: bytes, path: Path) -> np.ndarray:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            unpacked = sum(each.file_size for each in arrays.zip.infolist())
+            if unpacked > _MOST_NPZ_BYTES:
+                raise ValueError(f"it unpacks to {unpacked} bytes; at most {_MOST_NPZ_BYTES} are read")
             (values,) = map(np.asarray, arrays.values())
     except Exception as error:  # zipfile, zlib and the parsers of NumPy's header have errors of their own
         raise ValueError(f"{path} is truncated or is not an .npz file with one array: {error}") from error

@@ -1,4 +1,6 @@
 import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -87,12 +89,95 @@ def test_what_is_no_flo5_file_is_refused_with_what_one_is(tmp_path: Path) -> Non
         read_flow(tmp_path / "a.flo5")
     with h5py.File(tmp_path / "c.flo5", "w") as file:
         file["flow"] = "a text"
-    with pytest.raises(ValueError, match=r"c.flo5 is not an HDF5 file with a data set 'flow'"):
+    with pytest.raises(ValueError, match=r"c.flo5 is of object; it must be of floats"):
         read_flow(tmp_path / "c.flo5")
     with h5py.File(tmp_path / "b.flo5", "w") as file:
         file["flow"] = np.zeros((2, 3, 4), np.float32)
     with pytest.raises(ValueError, match=r"shape \(2, 3, 4\); it must be \[height, width, 2\]"):
         read_flow(tmp_path / "b.flo5")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"chunks": True},
+        {"compression": "gzip", "shuffle": True, "fletcher32": True},
+        {"compression": "lzf", "maxshape": (None, None, 2)},
+        # A chunk so large that it is unpacked beforehand.
+        {"compression": "gzip", "chunks": (300, 500, 2)},
+    ],
+)
+@pytest.mark.parametrize("dtype", ["<f4", ">f8"])
+def test_a_flo5_file_may_be_stored_in_any_plain_way(
+    tmp_path: Path, how: dict[str, object], dtype: str
+) -> None:
+    bits = np.random.default_rng(0).integers(0, 2**32, (300, 500, 2), np.uint32)
+    flow = (bits / 2**16).astype(np.float32)
+    with h5py.File(tmp_path / "a.flo5", "w") as file:
+        file.create_dataset("flow", data=flow, dtype=dtype, **how)
+    read, valid = read_flow(tmp_path / "a.flo5", (300, 500))
+    np.testing.assert_array_equal(read, flow.transpose(2, 0, 1))
+    assert valid.all()
+
+
+def bomb(file: h5py.File) -> None:
+    """330 kB that unpack to 340 MB, in a chunk of 8 kB."""
+    flow = file.create_dataset("flow", (32, 32, 2), np.float32, chunks=(32, 32, 2), compression="gzip")
+    packer = zlib.compressobj(9)
+    first, next_ = (packer.compress(bytes(2**24)) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    flow.id.write_direct_chunk((0, 0, 0), first + next_ * 20)
+
+
+def wide_chunk(file: h5py.File) -> None:
+    chunk = (2**13, 2**13, 2)
+    flow = file.create_dataset(
+        "flow", (8, 8, 2), np.float32, chunks=chunk, maxshape=chunk, compression="gzip"
+    )
+    flow.id.write_direct_chunk((0, 0, 0), zlib.compress(bytes(1000)))
+
+
+def soft_link(file: h5py.File) -> None:
+    file["other"] = np.zeros((2, 3, 2), np.float32)
+    file["flow"] = h5py.SoftLink("/other")
+
+
+@pytest.mark.parametrize(
+    ("write", "told"),
+    [
+        (lambda file: file.create_group("flow"), "is no data set"),
+        (lambda file: file.create_dataset("flow", data=np.zeros((2, 3, 2), np.int32)), "is of int32"),
+        (lambda file: file.create_dataset("flow", (0, 3, 2), np.float32), r"has shape \(0, 3, 2\)"),
+        (
+            lambda file: file.create_dataset("flow", data=np.zeros((2, 3, 2), np.float32), scaleoffset=2),
+            r"went through HDF5's filters \[6\]",
+        ),
+        # Of neither is a value in the file.
+        (lambda file: file.create_dataset("flow", (20, 30, 2), np.float32), "doesn't hold so many"),
+        (
+            lambda file: file.create_dataset("flow", (20, 30, 2), np.float32, compression="gzip"),
+            "doesn't hold so many",
+        ),
+        (soft_link, "is a link"),
+        (bomb, "may unpack to more than 8192"),
+        (wide_chunk, r"in chunks of \(8192, 8192, 2\), more than the flow itself"),
+    ],
+)
+def test_a_flo5_file_is_refused_whose_flow_is_not_plain_floats_in_the_file(
+    tmp_path: Path, write: Callable[[h5py.File], object], told: str
+) -> None:
+    with h5py.File(tmp_path / "a.flo5", "w") as file:
+        write(file)
+    with pytest.raises(ValueError, match=rf"the flow in .*a.flo5 .*{told}"):
+        read_flow(tmp_path / "a.flo5")
+
+
+@pytest.mark.parametrize("suffix", [".flo", ".flo5", ".pfm", ".png"])
+def test_flow_must_have_the_size_of_its_frames(tmp_path: Path, suffix: str) -> None:
+    write_flow(tmp_path / f"a{suffix}", np.zeros((2, 3, 4), np.float32))
+    assert read_flow(tmp_path / f"a{suffix}", (3, 4))[0].shape == (2, 3, 4)
+    with pytest.raises(ValueError, match=rf"a{suffix} is 3x4 px .* its frames are 4x3 px"):
+        read_flow(tmp_path / f"a{suffix}", (4, 3))
 
 
 @pytest.mark.parametrize(("order", "scale"), [("<", b"-1.0"), (">", b"1"), (">", b"+2.5e-1")])
