@@ -26,7 +26,7 @@ import av
 import cv2
 import numpy as np
 from av.codec.context import ThreadType
-from av.error import FFmpegError
+from av.error import ArgumentError, FFmpegError
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
@@ -71,6 +71,16 @@ _LEAST_OF_PROMISED = 0.9
 """The share of its promised duration that a video may last without counting as cut off."""
 _READ_BYTES = 1 << 20
 """Bytes asked of a file object at a time: on object storage each read is a request."""
+
+# fmt: off
+_DEMUXERS = (
+    "asf", "av1", "avi", "dv", "flv", "gif", "h264", "hevc", "ivf", "m4v", "matroska", "mjpeg", "mov", "mpeg",
+    "mpegts", "mpegvideo", "mpjpeg", "mxf", "nut", "obu", "ogg", "rm", "yuv4mpegpipe",
+)
+# fmt: on
+"""FFmpeg's names of the formats that are read: those of videos that hold their own frames. Among its others
+are playlists, lists of files, session descriptions and scripts. Those read other files or the network, and
+FFmpeg knows them by their content, whatever their name."""
 
 # swscale's area filter alone darkens frames by 2 of 255 and errs by 2.5 in the mean. With accurate rounding
 # and planar output it is off by 0.0 and 0.7, at half the cost of its flag for full chroma in packed output.
@@ -462,13 +472,28 @@ class _CutFinder:
 def _decode_video(
     source: str | PathLike[str] | BinaryFile, options: ClipOptions, threads: int
 ) -> Iterator[_Frame]:
+    # What FFmpeg may open by itself: of a file that is open, nothing.
+    protocols = "file"
     if isinstance(source, PathLike):
         source = fspath(source)
     elif not isinstance(source, str):
         source.seek(0)
+        protocols = ""
+    allowed = {"protocol_whitelist": protocols, "format_whitelist": ",".join(_DEMUXERS)}
     try:
-        # Broken text in the metadata must not cost the video.
-        container = av.open(source, mode="r", metadata_errors="replace", buffer_size=_READ_BYTES)
+        container = av.open(
+            source,
+            mode="r",
+            container_options=allowed,
+            # Broken text in the metadata must not cost the video.
+            metadata_errors="replace",
+            buffer_size=_READ_BYTES,
+        )
+    except ArgumentError as error:
+        raise VideoError(
+            f"can't be opened as a video: {_cause(error)}; the formats that are read are "
+            f"{', '.join(_DEMUXERS)}"
+        ) from error
     except FFmpegError as error:
         raise VideoError(f"can't be opened as a video: {_cause(error)}") from error
     with container:

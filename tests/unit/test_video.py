@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from flowcore.video import Chunk, ChunkReader, ClipOptions, VideoError, VideoReport, content_digest
+from pipelines.clips import VIDEO_EXTENSIONS
 
 HEIGHT, WIDTH = 64, 96
 
@@ -122,6 +123,82 @@ def test_of_interlaced_frames_one_moment_is_taken(tmp_path: Path) -> None:
         error, of_comb = (np.abs(each.astype(float) - right).mean() for each in (frame, comb))
         assert error < 5
         assert error < of_comb / 3
+
+
+CODECS = {
+    ("mpeg4", None): ("3g2", "3gp", "avi", "m2ts", "m4v", "mkv", "mov", "mp4", "mts", "nut", "ts"),
+    ("mpeg4", "avi"): ("divx",),
+    ("mpeg4", "mov"): ("qt",),
+    ("mpeg2video", None): ("m2v", "mpeg", "mpg", "mxf", "vob"),
+    ("mpeg1video", None): ("m1v",),
+    ("wmv2", "asf"): ("asf", "wmv"),
+    ("flv", "flv"): ("flv",),
+    ("libvpx", None): ("webm", "ivf", "ogv"),
+    ("libvpx", "ogg"): ("ogm",),
+    ("jpeg2000", "mov"): ("mj2",),
+    ("mjpeg", "mjpeg"): ("mjpeg", "mjpg"),
+    ("libx264", None): ("f4v", "h264"),
+    ("libx265", "hevc"): ("h265", "hevc"),
+    ("libsvtav1", "obu"): ("obu",),
+    ("rv20", "rm"): ("rm", "rmvb"),
+    ("dvvideo", "dv"): ("dv",),
+    ("gif", "gif"): ("gif",),
+    ("wrapped_avframe", "yuv4mpegpipe"): ("y4m",),
+}
+"""By codec and container, None for that of the name."""
+
+
+def test_every_extension_of_a_video_stands_for_a_format_that_is_read(tmp_path: Path) -> None:
+    assert {extension for each in CODECS.values() for extension in each} == VIDEO_EXTENSIONS
+    for (codec, container), extensions in CODECS.items():
+        for extension in extensions:
+            path = tmp_path / f"a.{extension}"
+            with av.open(str(path), "w", format=container) as written:
+                stream = written.add_stream(codec, rate=25)
+                stream.height, stream.width = (576, 720) if codec == "dvvideo" else (144, 176)
+                stream.pix_fmt = {"gif": "rgb8", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
+                for image in scene(0, 4):
+                    image = cv2.resize(image, (stream.width, stream.height))
+                    written.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+                written.mux(stream.encode(None))
+            for source in (path, io.BytesIO(path.read_bytes())):
+                _, report = read(source, cut_threshold=None)
+                assert report.pairs == 3, extension
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "ffconcat version 1.0\nfile real.ts\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nreal.ts\n#EXT-X-ENDLIST\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 0 RTP/AVP 96\n"
+        "a=rtpmap:96 H264/90000\n",
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period>'
+        '<AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1"><BaseURL>real.ts</BaseURL>'
+        "</Representation></AdaptationSet></Period></MPD>",
+        '<svg xmlns="http://www.w3.org/2000/svg"><image href="real.ts"/></svg>',
+    ],
+)
+@pytest.mark.parametrize("name", ["a.mp4", "a.m3u8", None])
+def test_what_only_names_other_files_is_no_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, name: str | None
+) -> None:
+    write(tmp_path / "real.ts", scene(0, 5))
+    # Where a file object's names would be sought.
+    monkeypatch.chdir(tmp_path)
+    source: object = io.BytesIO(content.encode())
+    if name is not None:
+        source = tmp_path / name
+        source.write_text(content)
+    with pytest.raises(VideoError, match="can't be opened as a video"):
+        read(source)
+
+
+@pytest.mark.parametrize("place", ["concat:{0}|{0}", "subfile,,start,0,end,0,,:{0}", "async:{0}", "pipe:0"])
+def test_a_path_names_a_file_and_no_protocol(tmp_path: Path, place: str) -> None:
+    path = write(tmp_path / "a.ts", scene(0, 5))
+    with pytest.raises(VideoError, match="can't be opened as a video"):
+        read(place.format(path))
 
 
 def test_no_pair_crosses_a_cut_wherever_it_lies(tmp_path: Path) -> None:
