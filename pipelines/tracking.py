@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import cv2
 import numpy as np
 from filelock import FileLock
 from jaxtyping import UInt8
@@ -58,7 +59,7 @@ _LONGEST_SUBJECT = 100
 """Characters in a run's name beside its stage and recipe."""
 _LONGEST_TEXT = 5000
 """Characters of a parameter or tag that every MLflow store accepts."""
-_PACKAGES = ("torch", "ray", "numpy", "pyarrow", "av", "opencv-python", "mlflow")
+_PACKAGES = ("torch", "ray", "numpy", "pyarrow", "av", "mlflow")
 _RUN_URI = re.compile(r"runs:/(?P<run>[^/]+)(?:/(?P<path>.+))?")
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))")
 _OPTIONS_FILE, _DIFF_FILE, _PACKAGES_FILE = (
@@ -608,8 +609,17 @@ def _code_tags(project_folder: Path) -> dict[str, str]:
         "revision.dirty": is_dirty,
         "command": _shortened(shlex.join(sys.argv)),
         "version.python": platform.python_version(),
-        **{f"version.{name}": importlib.metadata.version(name) for name in _PACKAGES},
+        **{f"version.{name}": _version(name) for name in _PACKAGES},
+        # It comes as four packages, or with the system as none.
+        "version.opencv": cv2.__version__,
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def _revision(project_folder: Path) -> tuple[str, str]:
