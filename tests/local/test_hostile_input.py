@@ -1,0 +1,279 @@
+"""What strangers may send: label sets that run code, flow files and videos that read other files or listen on
+the network. Each is given to a job, as a user would give it."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from object_storage import Bucket
+from ray.data.extensions import ArrowPythonObjectArray
+
+from flowcore.formats import write_flow, write_image
+from flowcore.scenes import SceneOptions, render_scene, write_video
+from jobs import distill, evaluate, export_labels, gallery, import_labels, predict, pseudolabel
+from jobs.command import run, run_recipe
+from pipelines.labels import PairSet
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCENE = SceneOptions(height=64, width=96, num_frames=7, camera_speed=3.0, layer_speed=2.0)
+SECRET = b"a key that is none of the set's business" * 2000
+
+
+NO_VIDEOS = {
+    "list.mp4": "ffconcat version 1.0\nfile secret.ts\n",
+    "playlist.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:0.2,\nsecret.ts\n#EXT-X-ENDLIST\n",
+    "session.mp4": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+    "m=video 0 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+}
+"""By name, texts that FFmpeg reads as videos: twice the frames of another file, and what comes from the
+network."""
+
+
+@pytest.fixture(autouse=True)
+def own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+def error_of(job: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> str:
+    """The line with which a job ended that had to end with 1."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        job()
+    assert end.value.code == 1
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    (line,) = (line for line in told.splitlines() if line.startswith("error: "))
+    return line
+
+
+class Payload:
+    """Makes a file of whoever unpickles it."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.fixture(scope="module")
+def labels_of_some(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    """A label set of a list of files: a video, and what is none."""
+    folder = tmp_path_factory.mktemp("labelled")
+    write_video(folder / "honest.mp4", render_scene(0, SCENE).frames)
+    write_video(folder / "secret.ts", render_scene(1, SCENE).frames)
+    for name, content in NO_VIDEOS.items():
+        (folder / name).write_text(content)
+    (folder / "videos.txt").write_text("\n".join(["honest.mp4", *NO_VIDEOS]))
+    videos, labels = str(folder / "videos.txt"), folder / "labels"
+    arguments = ["--videos", videos, "--teacher", "opencv:dis_ultrafast", "--labels", str(labels)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        recipes = pseudolabel.recipes()
+        run_recipe(pseudolabel.main, recipes, ["smoke", *arguments, "--labelling.max-bad-share", "1"])
+    return labels
+
+
+@pytest.fixture
+def hostile_labels(request: pytest.FixtureRequest, labels_of_some: Path, tmp_path: Path) -> Path:
+    """A set with a column, whose name is the parameter, that runs code in a process that has loaded Ray and
+    reads it; `ran` beside it is there once it did."""
+    labels, marker = tmp_path / "labels", tmp_path / "ran"
+    shutil.copytree(labels_of_some, labels)
+    for path in labels.rglob("*.parquet"):
+        table = pq.read_table(path)
+        column = ArrowPythonObjectArray.from_objects([Payload(marker)] * len(table))
+        if request.param in table.column_names:
+            table = table.drop_columns(request.param)
+        pq.write_table(table.append_column(request.param, column), path)
+        with pytest.raises(FileExistsError):
+            pq.read_table(path).column(request.param).to_pylist()
+    marker.rmdir()
+    return labels
+
+
+@pytest.mark.parametrize("hostile_labels", ["extra", "image1", "teacher"], indirect=True)
+@pytest.mark.parametrize("where", [(), ("--where", "flow_p50 >= 0")])
+def test_an_export_runs_nothing_that_a_label_set_holds(
+    hostile_labels: Path,
+    where: tuple[str, ...],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    column = request.node.callspec.params["hostile_labels"]
+    arguments = ["--labels", str(hostile_labels), "--output", str(tmp_path / "files"), *where]
+    error = error_of(lambda: run(export_labels.main, export_labels.ExportLabels, arguments), capsys)
+    assert f"column '{column}'" in error
+    assert "00000.parquet" in error
+    assert "restore it, or delete it" in error
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "files").exists()
+
+
+@pytest.mark.parametrize("hostile_labels", ["extra"], indirect=True)
+def test_an_export_as_a_command_runs_nothing_either(hostile_labels: Path, tmp_path: Path) -> None:
+    arguments = ["--labels", str(hostile_labels), "--output", str(tmp_path / "files")]
+    ended = python(str(REPOSITORY / "jobs" / "export_labels.py"), *arguments, path=[REPOSITORY])
+    assert ended.returncode == 1
+    assert "error: " in ended.stderr
+    assert "column 'extra'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("hostile_labels", ["extra", "image2"], indirect=True)
+def test_the_gallery_and_a_student_run_nothing_that_a_label_set_holds(
+    hostile_labels: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    column = request.node.callspec.params["hostile_labels"]
+    labels, page, runs = (str(tmp_path / name) for name in ("labels", "page.html", "runs"))
+    jobs: dict[str, Callable[[], None]] = {
+        "gallery": lambda: run(gallery.main, gallery.Gallery, ["--labels", labels, "--output", page]),
+        "distill": lambda: run_recipe(
+            distill.main,
+            distill.recipes(),
+            ["smoke", "--labels", labels, "--run-root", runs, "--init", "fresh"],
+        ),
+        "status": lambda: run_recipe(
+            pseudolabel.main, pseudolabel.recipes(for_status=True), ["smoke", "--labels", labels]
+        ),
+    }
+    # Without its record a video is unfinished, and its shards are looked at.
+    for record in hostile_labels.glob("*/_video.json"):
+        record.unlink()
+    for name, job in jobs.items():
+        assert f"column '{column}'" in error_of(job, capsys), name
+        assert not (tmp_path / "ran").exists(), name
+
+
+def write_pair(files: Path, number: int, height: int = 40, width: int = 64) -> Path:
+    """A pair in FlyingChairs2's layout, whose flow forward, at the path returned, is to be written."""
+    files.mkdir(exist_ok=True)
+    for frame in range(2):
+        image = np.random.default_rng(frame).integers(0, 256, (height, width, 3), np.uint8)
+        write_image(files / f"{number:07d}-img_{frame}.png", image)
+    write_flow(files / f"{number:07d}-flow_10.flo5", np.zeros((2, height, width), np.float32))
+    return files / f"{number:07d}-flow_01.flo5"
+
+
+def test_flow_files_put_no_other_file_into_a_label_set(
+    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, shape = tmp_path / "files", (40, 64, 2)
+    (tmp_path / "secret").write_bytes(SECRET)
+    with h5py.File(tmp_path / "secret.h5", "w") as secret:
+        secret["flow"] = np.ones(shape, np.float32)
+    with h5py.File(write_pair(files, 0), "w") as file:
+        external = [(str(tmp_path / "secret"), 0, h5py.h5f.UNLIMITED)]
+        file.create_dataset("flow", shape, np.float32, external=external)
+        assert np.asarray(file["flow"]).tobytes() == SECRET[: 40 * 64 * 2 * 4]
+    with h5py.File(write_pair(files, 1), "w") as file:
+        layout = h5py.VirtualLayout(shape, np.float32)
+        layout[...] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "flow", shape)
+        file.create_virtual_dataset("flow", layout)
+        assert np.asarray(file["flow"]).all()
+    with h5py.File(write_pair(files, 2), "w") as file:
+        file["flow"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "flow")
+        assert np.asarray(file["flow"]).all()
+    arguments = ["--files", str(files), "--labels", str(tmp_path / "labels")]
+    error = error_of(lambda: run(import_labels.main, import_labels.ImportLabels, arguments), capsys)
+    assert "3 of 3 pairs" in error
+    assert "0000000-flow_01.flo5 is stored in other files" in error
+    assert "0000001-flow_01.flo5 is stored in other files" in error
+    assert "0000002-flow_01.flo5 is a link" in error
+    assert not (tmp_path / "labels").exists()
+
+
+def test_a_kilobyte_of_flow_does_not_ask_for_gigabytes(
+    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flow = write_pair(tmp_path / "files", 0)
+    with h5py.File(flow, "w") as file:
+        file.create_dataset("flow", (100_000, 100_000, 2), np.float32, chunks=(1000, 1000, 2))
+    assert flow.stat().st_size < 2000
+    arguments = ["--model", "zero", "--benchmark", "chairs2", "--root", str(tmp_path / "files")]
+    error = error_of(lambda: run(evaluate.main, evaluate.Evaluate, arguments), capsys)
+    assert "0000000-flow_01.flo5 is 100000x100000 px" in error
+
+
+def test_a_list_of_files_and_a_playlist_are_no_videos_whatever_their_names(labels_of_some: Path) -> None:
+    pairs = PairSet.open(str(labels_of_some))
+    assert [Path(video.video).name for video in pairs.videos()] == ["honest.mp4"]
+    assert pairs.num_pairs() == SCENE.num_frames - 1
+    reasons = {Path(entry.video).name: entry.reason for entry in pairs.ledger()}
+    assert reasons.keys() == NO_VIDEOS.keys()
+    for reason in reasons.values():
+        assert "can't be opened as a video: Invalid argument; the formats that are read are asf, " in reason
+
+
+@pytest.mark.parametrize("name", ["list.mp4", "session.mp4"])
+def test_what_lies_on_object_storage_opens_nothing_either(
+    name: str,
+    tmp_path: Path,
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # FFmpeg would take it for a file's name in the working folder.
+    write_video(tmp_path / "secret.ts", render_scene(1, SCENE).frames)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sent").mkdir()
+    (tmp_path / "sent" / name).write_text(NO_VIDEOS[name])
+    bucket.fill(tmp_path / "sent")
+    arguments = ["--model", "opencv:dis_ultrafast", "--input", bucket.uri(name), "--output", "flow"]
+    with pytest.raises(SystemExit) as end:
+        run(predict.main, predict.Predict, arguments)
+    assert end.value.code == 1
+    told = capsys.readouterr().err
+    assert "error: the flow of 1 of 1 videos is incomplete" in told
+    assert "can't be opened as a video: Invalid argument; the formats that are read are" in told
+    assert list((tmp_path / "flow").rglob("*.flo")) == []
+
+
+def test_a_job_runs_whichever_package_brings_opencv(tmp_path: Path) -> None:
+    """In an environment of links to this one's packages, in which OpenCV came as opencv-python-headless."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    installed = importlib.metadata.distribution("opencv-python")
+    metadata = Path(str(installed.locate_file(""))) / f"opencv_python-{installed.version}.dist-info"
+    for entry in metadata.parent.iterdir():
+        if entry != metadata:
+            (packages / entry.name).symlink_to(entry)
+    headless = packages / metadata.name.replace("opencv_python", "opencv_python_headless")
+    shutil.copytree(metadata, headless)
+    text = (headless / "METADATA").read_text()
+    (headless / "METADATA").write_text(text.replace("Name: opencv-python", "Name: opencv-python-headless"))
+
+    # -S leaves out this environment's own packages.
+    question = "import importlib.metadata as found; found.version('opencv-python')"
+    assert "PackageNotFoundError" in python("-S", "-c", question, path=[packages]).stderr
+    write_video(tmp_path / "a.mp4", render_scene(0, SCENE).frames)
+    arguments = ["--model", "opencv:dis_ultrafast", "--input", str(tmp_path / "a.mp4"), "--output"]
+    script = str(REPOSITORY / "jobs" / "predict.py")
+    ended = python("-S", script, *arguments, str(tmp_path / "flow"), path=[REPOSITORY, packages])
+    assert ended.returncode == 0, ended.stderr
+    assert len(list((tmp_path / "flow").glob("*.flo"))) == SCENE.num_frames - 1
+
+
+def python(*arguments: str, path: Sequence[Path]) -> subprocess.CompletedProcess[str]:
+    """A Python process that ended; `path`: where it finds code beside its own environment's."""
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**inherited, "PYTHONPATH": os.pathsep.join(map(str, path))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
