@@ -73,7 +73,7 @@ def rerun(
 def comparison(before: "Recorded", after: "Recorded") -> str:
     """Whether two runs read the same data and had the same losses."""
     if changed := [name for name, digest in before.data.items() if after.data.get(name) != digest]:
-        return f"not the same: the data {', '.join(changed)} changed"
+        return f"not the same: it read other data ({', '.join(changed)})"
     steps = sorted(before.losses)
     if steps != sorted(after.losses):
         return f"not the same: losses of {len(steps)} steps then, and of {len(after.losses)} now"
