@@ -311,7 +311,7 @@ def _digest_of(file: BinaryFile, on_block: Callable[[], None] | None) -> hashlib
 def _decode_video(
     source: str | PathLike[str] | BinaryFile, options: ClipOptions, threads: int
 ) -> Iterator[DecodedFrame]:
-    # What FFmpeg may open itself.
+    # What FFmpeg may open by itself: of a file that is open, nothing.
     protocols = "file"
     if isinstance(source, PathLike):
         source = fspath(source)

@@ -1,4 +1,4 @@
-"""How does a job begin and end? It reads its command line, does its work, and says what went wrong.
+"""How does a job run? It reads its command line, does its work, and says what went wrong.
 
 An error that the user can mend is a message on stderr without a traceback, even where a worker on another
 node raised it; DISTILLFLOW_DEBUG=1 shows the traceback and the workers' output. Exit status 2 for a command
@@ -42,7 +42,12 @@ def run_recipe(
     _call(lambda: main(parsed, name))
 
 
-def run_training(stage: Callable[[Options, str], str], recipes: Recipes[Options], result: str) -> None:
+def run_training(
+    stage: Callable[[Options, str], str],
+    recipes: Recipes[Options],
+    result: str,
+    arguments: Sequence[str] | None = None,
+) -> None:
     """As `run_recipe`, for a stage that trains on Ray and returns its model's URI. result: the word for
     it."""
 
@@ -54,7 +59,7 @@ def run_training(stage: Callable[[Options, str], str], recipes: Recipes[Options]
         print(f"{result}: {stage(options, recipe)}\nlook at it: {ui_command()}")
 
     main.__module__ = stage.__module__
-    run_recipe(main, recipes)
+    run_recipe(main, recipes, arguments)
 
 
 Parsed = TypeVar("Parsed")

@@ -1,4 +1,4 @@
-"""Evaluates models against a data set's truth: endpoint error, Fl and occlusion.
+"""Evaluates models against a data set's truth: endpoint error, Fl, occlusion.
 
     python jobs/evaluate.py --truth sintel:/data/MPI-Sintel
         --model zero models:/flow-student@champion

@@ -1,4 +1,4 @@
-"""Writes a label set as files of flow and occlusion, for tools that don't read Parquet.
+"""Writes a label set as flow files, for tools that don't read Parquet.
 
     python jobs/export_labels.py --labels my_labels --output my_files --layout chairs2
 

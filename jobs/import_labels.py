@@ -1,4 +1,4 @@
-"""Makes a label set of files of flow and occlusion, from any tool that writes FlyingChairs2's layout.
+"""Makes a label set of flow files, from any tool that writes FlyingChairs2's layout.
 
     python jobs/import_labels.py --files my_files --labels my_labels
 

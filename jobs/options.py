@@ -1,4 +1,4 @@
-"""Which options does a job have, and what does a command line make of them?
+"""Which options does a job have?
 
 A job's configuration is a dataclass whose fields may be dataclasses themselves; each leaf is an option, such
 as `--training.steps`. Nothing is declared twice: the type of a field says how its words are read, the

@@ -1,7 +1,8 @@
 """What does a command line ask for? A recipe and its options with the flags applied, help, or an error that
 says how to type it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from jobs.manual import manual, recipe_list
@@ -71,53 +72,33 @@ def parse_recipe(
 
 def _given(known: Sequence[Option], arguments: Sequence[str]) -> Iterator[tuple[Option, object]]:
     """Each option that the command line names, and its value."""
-    readers: dict[str, tuple[Option, Callable[[list[str]], object]]] = {}
+    parser = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
+    )
     for option in known:
-        readers[option.name] = option, _reader(option)
-        if option.is_flag:
+        if option.is_positional:
+            parser.add_argument(option.path, nargs="?")
+        elif option.is_flag:
             parent, dot, last = option.name.removeprefix("--").rpartition(".")
-            readers[f"--{parent}{dot}no-{last}"] = option, _no
-    first, groups = _grouped(arguments)
-    positional = [option for option in known if option.is_positional]
-    for option, word in zip(positional, first, strict=False):
-        yield option, word
-    if len(first) > len(positional):
-        raise UsageError(f"{first[len(positional)]!r} follows no option")
-    for typed, words in groups:
-        name = "--" + typed.removeprefix("--").replace("_", "-")
-        if name not in readers:
-            hint = remedy(name, list(readers))
-            raise UsageError(f"there is no option {typed}" + (f"; {hint}" if hint else ""))
-        option, reader = readers[name]
-        yield option, reader(words)
-
-
-def _reader(option: Option) -> Callable[[list[str]], object]:
-    def flag(words: list[str]) -> object:
-        if words:
-            raise UsageError(f"{option.name} takes no value, and {' '.join(words)!r} follows it")
-        return True
-
-    return flag if option.is_flag else lambda words: read(option, words)
-
-
-def _no(words: list[str]) -> object:
-    if words:
-        raise UsageError(f"{words[0]!r} follows no option")
-    return False
-
-
-def _grouped(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """(the words before the first option, each option with the words that follow it)."""
-    first: list[str] = []
-    groups: list[tuple[str, list[str]]] = []
-    for argument in arguments:
-        if argument.startswith("--"):
-            name, mark, value = argument.partition("=")
-            groups.append((name, [value] if mark else []))
+            parser.add_argument(option.name, dest=option.path, action="store_true")
+            parser.add_argument(f"--{parent}{dot}no-{last}", dest=option.path, action="store_false")
         else:
-            (groups[-1][1] if groups else first).append(argument)
-    return first, groups
+            # `read` knows how many words each type takes, and says so.
+            parser.add_argument(option.name, dest=option.path, nargs="*")
+    try:
+        given, unknown = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error)) from None
+    if unknown:
+        typed = unknown[0].partition("=")[0]
+        if not typed.startswith("--"):
+            raise UsageError(f"{typed!r} follows no option that takes a value")
+        hint = remedy(typed.replace("_", "-"), [option.name for option in known])
+        raise UsageError(f"there is no option {typed}" + (f"; {hint}" if hint else ""))
+    for option in known:
+        if option.path in given:
+            words = getattr(given, option.path)
+            yield option, read(option, words) if isinstance(words, list) else words
 
 
 def _excused(options: Any, values: dict[str, object]) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Labels videos with a teacher: flow and occlusion of every frame pair, written to Parquet.
+"""Labels the frame pairs of videos with a teacher's flow, written to Parquet.
 
     python jobs/pseudolabel.py demo --videos my_videos --labels my_labels
         --teacher models:/flow-teacher@champion

@@ -1,4 +1,4 @@
-"""What does a labelling print about itself, while it runs and when it ends?"""
+"""What does a labelling run print about itself?"""
 
 from collections import Counter
 from datetime import datetime, timedelta

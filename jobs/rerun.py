@@ -1,4 +1,4 @@
-"""Does a training again, with the options that its run recorded, and says whether it came out the same.
+"""Repeats a training with the options that its run recorded, to see whether it comes out the same.
 
     python jobs/rerun.py RUN_ID [--anyway]
 
@@ -73,15 +73,15 @@ def rerun(
 def comparison(before: "Recorded", after: "Recorded") -> str:
     """Whether two runs read the same data and had the same losses."""
     if changed := [name for name, digest in before.data.items() if after.data.get(name) != digest]:
-        return f"not the same: the data {', '.join(changed)} changed"
+        return f"not the same: it read other data ({', '.join(changed)})"
     steps = sorted(before.losses)
     if steps != sorted(after.losses):
-        return f"not the same: losses of {len(steps)} steps then and of {len(after.losses)} steps now"
+        return f"not the same: losses of {len(steps)} steps then, and of {len(after.losses)} now"
     other = [step for step in steps if before.losses[step] != after.losses[step]]
     if not other:
         return f"the same: {len(steps)} losses equal to the last bit"
     most = max(abs(after.losses[step] / before.losses[step] - 1) for step in other)
-    return f"not the same: losses differ from step {other[0]} on, by a factor of up to 1 + {most:.2g}"
+    return f"not the same: losses differ from step {other[0]} on, by at most {most:.2g} of their value"
 
 
 def main(options: Rerun) -> None:

@@ -1,4 +1,4 @@
-"""Which options do several stages share, and what does each of them open?
+"""Which options do several stages share?
 
 A stage is a frozen dataclass: its fields are the options of its job, and its methods open what they name.
 """

@@ -1,4 +1,4 @@
-"""Which pairs of a label set are its best, which are its worst, and by what measure?
+"""How do the pairs of a label set rank?
 
 Every pair of a label set has quality columns, numbers that grade its label. They are small, so all pairs can
 be graded without reading a flow or a picture.

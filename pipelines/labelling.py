@@ -1,6 +1,6 @@
 """How does a collection of videos become a pair set, each pair once, whatever is killed on the way?
 
-The work is that of `pipelines.stages`; here is what a run is asked for, and what it answers.
+The work is that of `pipelines.labelling_stages`; here is what a run is asked for, and what it answers.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.video import SAMPLER_VERSION, ClipOptions
 from pipelines.collection import Stamp, VideoSource, find_videos, stamp_of
 from pipelines.labelling_progress import LabellingProgress, OnProgress, read_progress, reported
+from pipelines.labelling_stages import Graph, Plan
 from pipelines.ledger import (
     MANIFEST_FILE,
     VideoRecord,
@@ -31,7 +32,6 @@ from pipelines.ledger import (
     with_pairs,
 )
 from pipelines.pair_set import SetDescription, describe_set, description_at
-from pipelines.stages import Graph, Plan
 from pipelines.storage import Folder, concurrently, storage_of
 from pipelines.tally import Tally
 from pipelines.teachers import Teachers

@@ -1,8 +1,7 @@
-"""What was a run made from, and what came of it?
+"""What was a run made from?
 
 A stage says what it reads. From that follow the run's inputs, its links to the runs that made them, the
-digests of the data, the provenance that every model carries, and the registered version: once, for every
-stage.
+digests of the data, the provenance that every model carries, the registered version: once, for every stage.
 """
 
 import contextlib

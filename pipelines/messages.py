@@ -41,7 +41,9 @@ class Shard:
 
     def to_arrow(self) -> pa.Table:
         """A table of one row."""
-        spreads = self.labels if SPREAD_SCHEMA.names[0] in self.labels.column_names else _NO_SPREADS
+        spreads = (
+            self.labels if SPREAD_SCHEMA.names[0] in self.labels.column_names else SPREAD_SCHEMA.empty_table()
+        )
         columns = [
             *(pa.array([getattr(self, each.name)], each.type) for each in _SHARD_NUMBERS),
             pa.array([[vars(chunk) for chunk in self.chunks]], _CHUNKS),
@@ -122,7 +124,6 @@ _SHARD_NUMBERS = [
     for each in fields(Shard)
     if each.name not in ("chunks", "labels")
 ]
-_NO_SPREADS = SPREAD_SCHEMA.empty_table()
 _SHARD = [
     *_SHARD_NUMBERS,
     pa.field("chunks", _CHUNKS),

@@ -1,4 +1,4 @@
-"""How is a set of frame pairs described, opened, indexed and read?"""
+"""How is a set of frame pairs read?"""
 
 import hashlib
 import json

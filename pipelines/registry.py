@@ -1,4 +1,4 @@
-"""Which model is the best of its name, and where is it?"""
+"""Which version of a registered model is the best?"""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Where is a shard of a pair set, and may it be read? The one door to Parquet files.
+"""May a shard of a pair set be read? The one door to Parquet files.
 
 A set may come from a stranger, and a value of an extension type is made by the class that is registered for
 it: Ray registers one that unpickles, which runs whatever the file holds. A file names such types in the Arrow
@@ -150,16 +150,15 @@ def _differences(found: Sequence[pa.Schema], wanted: pa.Schema) -> list[str]:
                 differences.append(f"an unknown column {reprlib.repr(name)}")
             elif count > 1:
                 differences.append(f"{count} columns {name!r}")
+            elif not fields[0].equals(wanted.field(name)):
+                types = (_type(field) for field in (fields[0], wanted.field(name)))
+                differences.append(f"a column {name!r} of {' in place of '.join(types)}")
             elif not fields[0].equals(wanted.field(name), check_metadata=True):
-                differences.append(
-                    f"a column {name!r} of {_described(fields[0])} in place of "
-                    f"{_described(wanted.field(name))}"
-                )
+                differences.append(f"a column {name!r} with metadata, as an extension type has")
         differences += [f"no column {name!r}" for name in wanted.names if name not in schema.names]
     return list(dict.fromkeys(differences))
 
 
-def _described(field: pa.Field) -> str:
-    extension = (field.metadata or {}).get(_EXTENSION.lower() + b"name")
-    of_extension = "" if extension is None else f", the extension {reprlib.repr(extension)}"
-    return f"{str(field.type)[:100]}{'' if field.nullable else ' not null'}{of_extension}"
+def _type(field: pa.Field) -> str:
+    """As an error tells it; a stranger's may be long."""
+    return f"{str(field.type)[:100]}{'' if field.nullable else ' not null'}"

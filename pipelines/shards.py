@@ -19,8 +19,8 @@ from pipelines.cluster import (
     resources,
 )
 from pipelines.collection import Stamp, VideoSource
+from pipelines.labelling_stages import Plan, Reader, Teacher, Writer, group_tables
 from pipelines.messages import Message, messages
-from pipelines.stages import Plan, Reader, Teacher, Writer, group_tables
 
 _MOST_TASKS = 1000
 """Reading tasks of a run, as Ray's driver pays for each. In larger collections a task reads several
@@ -53,7 +53,7 @@ class RayGraph:
         tables = group_tables(sources, stamps, _MOST_TASKS)
         data: ray.data.Dataset = ray.data.from_arrow(tables)
         context = data.context
-        # Each row a block: see `pipelines.stages`.
+        # Each row a block: see `pipelines.labelling_stages`.
         context.target_max_block_size = 1
         context.execution_options.resource_limits = room.ahead(plan.shard_bytes)
         context.custom_execution_callback_classes.append(_ForgetBlocks)

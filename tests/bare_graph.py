@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import pyarrow as pa
 
 from pipelines.collection import Stamp, VideoSource
+from pipelines.labelling_stages import Plan, Reader, Teacher, Writer, group_tables
 from pipelines.messages import STAGES, Message, messages
-from pipelines.stages import Plan, Reader, Teacher, Writer, group_tables
 
 
 class BareGraph:

@@ -1,7 +1,7 @@
 """What does the reference say of options, columns and metrics? What the code says when the site is built.
 
-A Sphinx extension of four directives: `job-options`, `recipe-table`, `label-columns` and `metric-table`. Each
-writes Markdown from dataclasses, their defaults and the docstrings under their fields.
+A Sphinx extension. Each of its directives writes Markdown from dataclasses, their defaults and the docstrings
+under their fields.
 """
 
 import importlib
@@ -19,6 +19,7 @@ from flowcore.pseudolabels import PseudoLabels
 from jobs.options import REQUIRED, Option, docstrings, options_of
 from jobs.recipes import RECIPES
 from pipelines.labels import LABEL_SCHEMA, MEANINGS, PAIR_SCHEMA, SPREAD_SCHEMA, TRUTH_SCHEMA
+from pipelines.storage import PROJECT_FOLDER
 
 _NOT_IN_RECIPE = ""
 
@@ -31,8 +32,15 @@ def options_of_job(job: str) -> dict[str, list[Option]]:
     return {"": options_of(getattr(module, job.title().replace("_", "")))}
 
 
+def purpose(job: str) -> str:
+    """What a job does, and how it is typed."""
+    lines = (inspect.getdoc(importlib.import_module(f"jobs.{job}")) or "").splitlines()
+    # An indented line is a command.
+    return "\n".join(line if line.startswith("    ") else _escaped(line) for line in lines)
+
+
 def options_page(job: str) -> str:
-    """A job's options: its own, then those of each part, which differ by backbone for the network."""
+    """A job's own options, then those of each part; --network has those of every backbone."""
     by_recipe = options_of_job(job)
     own = {name: options for name, options in by_recipe.items() if ":" not in name}
     defaults = {name: {option.path: option for option in options} for name, options in own.items()}
@@ -42,13 +50,16 @@ def options_page(job: str) -> str:
             part = option.path.rpartition(".")[0]
             groups.setdefault((part, option.owner if part else object), {}).setdefault(option.path, option)
     pages = []
-    for (part, owner), options in groups.items():
+    for (part, owner), options in sorted(groups.items(), key=lambda group: group[0][0] != ""):
         if part:
             several = sum(each == part for each, _ in groups) > 1
             flag = f"`--{part.replace('_', '-')}`"
             pages.append(f"## {flag} ({owner.__name__.removesuffix('Config')})" if several else f"## {flag}")
             pages.append(_escaped(next(iter(options.values())).group))
-        rows = [_option_row(option, defaults) for option in options.values()]
+        else:
+            pages.append("## Options")
+        required_first = sorted(options.values(), key=lambda option: option.default is not REQUIRED)
+        rows = [_option_row(option, defaults) for option in required_first]
         pages.append(_table(["option", "takes", "default", "what it does"], rows))
     return "\n\n".join(pages)
 
@@ -68,7 +79,10 @@ def _option_row(option: Option, defaults: Mapping[str, Mapping[str, Option]]) ->
 
 
 def _default(option: Option) -> str:
-    return "required" if option.default is REQUIRED else f"`{option.default_text}`"
+    if option.default is REQUIRED:
+        return "required"
+    # Where the site is built says nothing to its readers.
+    return f"`{option.default_text.replace(f'{PROJECT_FOLDER}/', '')}`"
 
 
 def recipe_page(job: str) -> str:
@@ -147,7 +161,18 @@ class _Generated(SphinxDirective):
         raise NotImplementedError
 
     def run(self) -> list[nodes.Node]:
+        # Sphinx puts what comes before a heading after all sections: text has no heading or begins with one.
         return self.parse_text_to_nodes(self.markdown(), allow_section_headings=True)
+
+
+class JobPurpose(_Generated):
+    """`{job-purpose} distill`"""
+
+    required_arguments = 1
+    optional_arguments = 0
+
+    def markdown(self) -> str:
+        return purpose(self.arguments[0])
 
 
 class JobOptions(_Generated):
@@ -183,6 +208,7 @@ class MetricTable(_Generated):
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
+    app.add_directive("job-purpose", JobPurpose)
     app.add_directive("job-options", JobOptions)
     app.add_directive("recipe-table", RecipeTable)
     app.add_directive("label-columns", LabelColumns)

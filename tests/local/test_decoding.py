@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 import psutil
 import pytest
-import ray
 from numpy.typing import NDArray
 from object_storage import Bucket
 
@@ -437,25 +436,6 @@ sys.stdin.read()
         assert child.ppid() == parent.pid
         parent.kill()
     child.wait(timeout=20)
-
-
-def test_decoding_survives_a_crash_inside_a_ray_worker(ray_session: None, video: VideoSource) -> None:
-    def read_kill_and_read(video: VideoSource, options: ClipOptions) -> tuple[str, int, int]:
-        with DecoderProcess() as decoder:
-            chunks = decoder.read(video, options, FrameCodec("jpeg"))
-            next(chunks)
-            os.kill(decoder.pid or 0, signal.SIGSEGV)
-            try:
-                list(chunks)
-            except VideoError as error:
-                reason = str(error)
-            return reason, len(list(decoder.read(video, options, FrameCodec("jpeg")))), os.getpid()
-
-    task = ray.remote(read_kill_and_read)
-    reason, num_chunks, worker = ray.get(task.remote(video, OPTIONS))
-    assert reason == "the decoder process died with signal SIGSEGV"
-    assert num_chunks == 50
-    assert worker != os.getpid()
 
 
 @pytest.mark.parametrize("folder", ["odd", "clips", "frames"])

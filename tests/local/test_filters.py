@@ -17,7 +17,7 @@ from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from flowcore.video import ClipOptions
 from jobs import distill, finetune
-from jobs.command import run_recipe
+from jobs.command import run_training
 from pipelines import registry, tracking
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.feed import Plan, hold_back, part_of
@@ -312,16 +312,17 @@ def test_a_student_learns_from_what_its_filter_keeps_and_says_so(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     client = tracking.MlflowClient(tracking.tracking_uri())
     _, options = distill.recipes()["smoke"]
-    training = replace(options.training, steps=2, unmasked_steps=2, validate_every=2)
+    training = replace(options.training, steps=2, validate_every=2)
     options = replace(
         options,
         labels=labels.location,
         run_root=str(tmp_path / "runs"),
         init="fresh",
         training=training,
+        objective=replace(options.objective, unmasked_steps=2),
         where="frame < 3 and occluded <= 1",
     )
-    uri = distill.distill("smoke", options)
+    uri = distill.distill(options, "smoke")
     assert "keeps 6 of 16 pairs" in capsys.readouterr().out
     run_id = registry.run_of(uri)
     assert run_id is not None
@@ -333,7 +334,7 @@ def test_a_student_learns_from_what_its_filter_keeps_and_says_so(
 
     runs = len(client.search_runs([client.get_run(run_id).info.experiment_id]))
     with pytest.raises(ValueError, match="keeps none of the 16 pairs"):
-        distill.distill("smoke", replace(options, where="frame < 0"))
+        distill.distill(replace(options, where="frame < 0"), "smoke")
     assert len(client.search_runs([client.get_run(run_id).info.experiment_id])) == runs
 
 
@@ -352,7 +353,7 @@ def test_fine_tuning_filters_the_pairs_beside_the_truth(
         training=replace(options.training, steps=2, validate_every=2),
         where="not frame >= 4",
     )
-    uri = finetune.finetune("smoke", options)
+    uri = finetune.finetune(options, "smoke")
     run_id = registry.run_of(uri)
     assert run_id is not None
     data = tracking.MlflowClient(tracking.tracking_uri()).get_run(run_id).data
@@ -366,9 +367,10 @@ def test_a_command_line_with_a_wrong_filter_ends_before_anything_begins(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        run_recipe(
-            distill.main,
+        run_training(
+            distill.distill,
             distill.recipes(),
+            "student",
             ["smoke", "--labels", "l", "--run-root", "r", "--where", "occluded <"],
         )
     assert end.value.code == 2

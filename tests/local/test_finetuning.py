@@ -245,7 +245,7 @@ def test_a_training_is_done_again_from_its_run_alone_and_comes_out_the_same(
     assert before.data
     changed = replace(after, losses={**after.losses, 4: 2 * after.losses[4]})
     assert rerun.comparison(before, changed) == (
-        "not the same: losses differ from step 4 on, by 1 of theirs at most"
+        "not the same: losses differ from step 4 on, by at most 1 of their value"
     )
     assert "other" in rerun.comparison(before, replace(after, data=dict.fromkeys(after.data, "-")))
     fewer = replace(after, losses={2: after.losses[2]})

@@ -26,10 +26,10 @@ from pipelines.checkpoints import fetch_model, model_digest
 from pipelines.cluster import labelling_room
 from pipelines.labelling import LabellingOptions, labelling_status, write_labels, write_pairs
 from pipelines.labelling_progress import LabellingProgress
+from pipelines.labelling_stages import Plan
 from pipelines.labels import decode_occlusion, decode_row
 from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE
 from pipelines.pair_set import DESCRIPTION_FILE, PairSet
-from pipelines.stages import Plan
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -529,7 +529,7 @@ def test_what_was_exported_comes_back_as_a_label_set_of_the_same_pairs(
     _, options = distill.recipes()["smoke"]
     options = replace(options, labels=str(tmp_path / "back"), run_root=str(tmp_path / "runs"))
     with pytest.raises(ValueError, match=r"came as files, without the teacher .* --init fresh"):
-        distill.distill("smoke", options)
+        distill.distill(options, "smoke")
 
 
 def test_other_peoples_files_need_both_directions_and_no_masks(

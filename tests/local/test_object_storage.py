@@ -33,7 +33,7 @@ def collection(tmp_path: Path) -> Path:
 def labelled(videos: str, teacher: str, labels: str) -> pseudolabel.LabellingSummary:
     _, options = pseudolabel.recipes()["smoke"]
     return pseudolabel.pseudolabel(
-        "smoke", replace(options, videos=videos, teacher=(teacher,), labels=labels)
+        replace(options, videos=videos, teacher=(teacher,), labels=labels), "smoke"
     )
 
 
@@ -54,7 +54,7 @@ def test_the_chain_runs_on_object_storage_and_gives_the_labels_that_a_disk_gets(
     videos, runs, labels = (bucket.uri(name) for name in ("videos", "runs", "labels"))
 
     _, options = train_teacher.recipes()["smoke"]
-    teacher = train_teacher.train_teacher("smoke", replace(options, videos=videos, run_root=runs))
+    teacher = train_teacher.train_teacher(replace(options, videos=videos, run_root=runs), "smoke")
 
     summary = labelled(videos, teacher, labels)
     assert (summary.new_pairs, summary.num_videos, summary.ledger) == (24, 3, ())
@@ -71,12 +71,10 @@ def test_the_chain_runs_on_object_storage_and_gives_the_labels_that_a_disk_gets(
     assert b"scene%202.mp4" in Folder(bucket.uri("pages")).read("gallery.html")
 
     _, distilling = distill.recipes()["smoke"]
-    student = distill.distill("smoke", replace(distilling, labels=labels, run_root=runs))
+    student = distill.distill(replace(distilling, labels=labels, run_root=runs), "smoke")
     write_truth(tmp_path / "truth" / "scene9", render_scene(9, replace(SCENE, num_frames=2)))
     judged = bucket.uri("numbers/scenes.json")
-    evaluate.main(
-        evaluate.Evaluate(model=(student,), benchmark="scenes", root=str(tmp_path / "truth"), json=judged)
-    )
+    evaluate.main(evaluate.Evaluate(model=(student,), truth=f"scenes:{tmp_path / 'truth'}", json=judged))
     assert b'"epe"' in Folder(bucket.uri("numbers")).read("scenes.json")
     assert bucket.server.refused > 0
     assert bucket.server.cut > 0

@@ -50,7 +50,7 @@ def test_every_import_points_down_from_jobs_over_pipelines_to_flowcore() -> None
         ("pipelines.progress", ("torch", "mlflow")),
         # every reader and teacher, every training worker but the first
         ("pipelines.shards", ("mlflow", "scipy", "ray.train")),
-        ("pipelines.stages", ("ray", "mlflow", "scipy")),
+        ("pipelines.labelling_stages", ("ray", "mlflow", "scipy")),
         # whoever asks for a status
         ("pipelines.labelling", ("ray", "mlflow", "scipy")),
         ("pipelines.feed", ("mlflow", "scipy")),
