@@ -54,7 +54,7 @@ def test_a_network_learns_labels_starts_its_student_and_is_judged(backbone: str,
     labelled = PairSet.open(labels)
     start = starting_point(labelled.teacher, RECIPES["smoke"].network)
     assert start.network == NETWORKS[backbone]
-    one_step(start, labelled, StudentObjective(view="confidence"), tmp_path / "student")
+    one_step(start, labelled, StudentObjective(unmasked_steps=1), tmp_path / "student")
 
     judged = HeldBack(pairs=labelled, places=labelled.index(), check=CHECK, stage="student")
     scores = [judged.score(tmp_path / name) for name in ("teacher", "student")]
