@@ -300,7 +300,7 @@ def test_what_is_no_finished_label_set_is_refused_with_a_remedy(
         main(Gallery(labels=sets[0], output=output, other=str(tmp_path / "frames")))
     # One teacher has no spread.
     with pytest.raises(ValueError, match=r"'spread' is no quality column .* occluded, forward_backward"):
-        main(Gallery(labels=sets[0], output=output, shown=GalleryOptions(order_by="spread")))
+        main(Gallery(labels=sets[0], output=output, order_by="spread"))
     with pytest.raises(ValueError, match="count 0 must be at least 1"):
         GalleryOptions(count=0)
     assert not Path(output).exists()
