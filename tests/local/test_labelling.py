@@ -208,7 +208,8 @@ def test_frames_alone_have_the_same_pairs(tmp_path: Path, labels: PairSet, colle
     for file in pairs.files:
         frames = pq.read_table(tmp_path / "set" / file)
         both = pq.read_table(Path(labels.location) / file, columns=frames.column_names)
-        assert frames.drop_columns("label_set").equals(both.drop_columns("label_set"))
+        # As pandas has it, an image's unknown time equals itself.
+        assert frames.drop_columns("label_set").to_pandas().equals(both.drop_columns("label_set").to_pandas())
     assert pairs.index().num_rows == labels.index().num_rows
     last = seen[-1]
     assert (last.videos_done, last.num_videos, last.new_pairs) == (7, 7, 22)
