@@ -25,7 +25,7 @@ from pipelines.checkpoints import save_model
 from pipelines.pair_set import PairSet
 from pipelines.storage import Folder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 # It can stop at a step: however busy the machine is, it waits there for what the test does to it.
 DRIVER = """

@@ -17,7 +17,7 @@ NUM_FRAMES = 9
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_tutorial_goes_from_videos_to_a_student_and_its_flow(tmp_path: Path) -> None:
     for name in ("jobs", "docs"):
         (tmp_path / name).symlink_to(REPOSITORY / name)

@@ -370,7 +370,7 @@ def test_a_process_that_died_between_two_videos_is_replaced(video: VideoSource) 
     with DecoderProcess() as decoder:
         digest = decoder.digest(video)
         os.kill(decoder.pid or 0, signal.SIGKILL)
-        psutil.Process(decoder.pid).wait(timeout=10)
+        psutil.Process(decoder.pid).wait(timeout=120)
         assert decoder.digest(video) == digest
 
 
@@ -435,7 +435,7 @@ sys.stdin.read()
         child = psutil.Process(int(parent.stdout.readline()))
         assert child.ppid() == parent.pid
         parent.kill()
-    child.wait(timeout=20)
+    child.wait(timeout=120)
 
 
 @pytest.mark.parametrize("folder", ["odd", "clips", "frames"])

@@ -18,7 +18,7 @@ from pipelines.ledger import MANIFEST_FILE
 from pipelines.pair_set import PairSet
 from pipelines.storage import Folder
 
-pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(1800)]
 
 SCENE = SceneOptions(height=64, width=96, num_frames=9, camera_speed=3.0, layer_speed=2.0)
 
