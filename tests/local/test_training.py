@@ -38,7 +38,7 @@ from pipelines.checkpoints import (
 from pipelines.feed import Plan, hold_back
 from pipelines.held_back import HeldBack
 from pipelines.labelling import LabellingOptions, write_pairs
-from pipelines.lineage import Lineage
+from pipelines.lineage import StageRun
 from pipelines.pair_set import PairSet, one_of_each_size
 from pipelines.step import TrainingOptions
 from pipelines.training import Source, Trained, train
@@ -95,7 +95,7 @@ def trained(
         project_folder=project_folder,
     ) as run:
         provenance = {"stage": "train_teacher", "run_id": run.run_id}
-        stage_run = Lineage(run, "train_teacher", str(project_folder / "runs"), provenance)
+        stage_run = StageRun(run, "train_teacher", str(project_folder / "runs"), provenance)
         judge = judge or Judge(alarm=NO_ALARM)
         return (
             train(StartingPoint(network=NETWORK), [source], options, judge=judge, run=stage_run),

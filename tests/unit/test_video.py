@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from pipelines.clips import VIDEO_EXTENSIONS
+from pipelines.collection import VIDEO_EXTENSIONS
 
 from flowcore.video import Chunk, ChunkReader, ClipOptions, VideoError, VideoReport, content_digest
 
