@@ -255,7 +255,7 @@ def test_frames_that_do_not_fit_are_padded_and_their_flow_cropped_back() -> None
 
 def test_frames_that_do_not_fit_are_refused_in_training_with_the_remedy() -> None:
     with pytest.raises(
-        ValueError, match=r"frames of \(32, 40\) must be multiples of 16 px on each side .*pad"
+        ValueError, match=r"frames of \(32, 40\) px must be multiples of 16 px on each side .*pad"
     ):
         small_network()(torch.zeros(1, 3, 32, 40), torch.zeros(1, 3, 32, 40))
 
