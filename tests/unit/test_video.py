@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from pipelines.collection import VIDEO_EXTENSIONS
 
 from flowcore.video import Chunk, ChunkReader, ClipOptions, VideoError, VideoReport, content_digest
+from pipelines.collection import VIDEO_EXTENSIONS
 
 HEIGHT, WIDTH = 64, 96
 
