@@ -172,6 +172,7 @@ def test_skipped_steps_are_named_and_one_too_many_ends_the_training(pairs: PairS
         }
 
 
+@pytest.mark.timeout(1800)
 def test_a_compiled_and_averaged_training_is_resumed_uncompiled(
     pairs: PairSet, project: Path, finished: tuple[Trained, str]
 ) -> None:
