@@ -257,7 +257,7 @@ class Waiting(PairSet):
     file: Path | None
 
     def read(self, place: Mapping[str, Any]) -> dict[str, Any]:
-        for _ in range(600 if self.file else 0):
+        for _ in range(9000 if self.file else 0):
             if self.file and self.file.exists():
                 return super().read(place)
             time.sleep(0.1)
