@@ -24,8 +24,6 @@ from pipelines.storage import Folder, absolute, is_mlflow_uri, join, split
 if TYPE_CHECKING:
     from pipelines.evaluation import EvaluationResult
 
-_ZERO = "zero"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
@@ -50,11 +48,11 @@ class Evaluate:
 
 def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, EvaluationResult]":
     """Runs the stage for models by name, whatever `stage.model` says; returns their results by name."""
-    from pipelines.evaluation import evaluate, example, load_estimator
+    from pipelines.evaluation import ZERO, evaluate, example, load_estimator
     from pipelines.lineage import lineage
 
     data_set = data_set_at(stage.truth, "--truth")
-    places = {name: uri if uri == _ZERO else absolute_model(uri, "--model") for name, uri in models.items()}
+    places = {name: uri if uri == ZERO else absolute_model(uri, "--model") for name, uri in models.items()}
     samples = find_samples(data_set.name, Path(data_set.root))
     recorded = {"truth": str(data_set), "pairs": len(samples), "check": stage.check}
     with ExitStack() as stack:
@@ -81,7 +79,7 @@ def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, Ev
                 sample = result.ranked[at]
                 tracked.picture(f"evaluate/{rank}", example(sample, estimators, stage.check), step=0)
                 tracked.tag(f"picture.{rank}", f"{sample.group} {sample.name}")
-            if place != _ZERO and not is_mlflow_uri(place):
+            if place != ZERO and not is_mlflow_uri(place):
                 tracked.link("model", load_model(fetch_model(place))[1].run_id)
     return results
 
