@@ -154,8 +154,10 @@ def _record(run: StageRun, name: str, made: Made, project_folder: Path) -> None:
             run.provenance[name] = made.location
             if made.where is not None:
                 run.provenance["where"] = made.where.text
-        case StartingPoint() if made.info is not None:
-            run.link(name, made.info.run_id)
+        case StartingPoint() if made.info is not None and made.uri is not None:
+            # A model that MLflow didn't train has no run in its card.
+            is_known = is_mlflow_uri(made.uri)
+            run.link(name, run_of(made.uri, project_folder) if is_known else made.info.run_id)
             run.provenance[name] = made.info.digest
         case str():
             run.provenance[name] = made

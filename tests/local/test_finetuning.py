@@ -247,7 +247,7 @@ def test_a_training_is_done_again_from_its_run_alone_and_comes_out_the_same(
     assert rerun.comparison(before, changed) == (
         "not the same: losses differ from step 4 on, by at most 1 of their value"
     )
-    assert "truth changed" in rerun.comparison(before, replace(after, data=dict.fromkeys(after.data, "-")))
+    assert "other data (truth)" in rerun.comparison(before, replace(after, data=dict.fromkeys(after.data, "-")))
     fewer = replace(after, losses={2: after.losses[2]})
     assert rerun.comparison(before, fewer) == "not the same: losses of 2 steps then, and of 1 now"
     # What is registered isn't written over.

@@ -1,6 +1,7 @@
 """The recipes: what fits what, and steps of each on tiny folders laid out like the data sets."""
 
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pytest
+import ray.cloudpickle
 
 from flowcore.formats import write_flow, write_image, write_mask
 from flowcore.hallucination import Challenge, Crop
@@ -202,6 +204,10 @@ def test_a_recipe_leads_from_a_data_set_to_a_student_tuned_on_its_truth(project:
         ),
         "kitti",
     )
+
+
+# Ray's workers have no test module to import it from.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 # The diff that adds a stage: a student that is asked for brighter frames than its teacher saw.
