@@ -13,20 +13,16 @@ not repeated. To see progress, now or later, without Ray and without labelling a
     python jobs/pseudolabel.py demo --labels my_labels --status
 """
 
-import json
-import tempfile
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from flowcore.drawing import Prediction, comparison_panel
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.video import ClipOptions
 from jobs.command import run_recipe
 from jobs.options import REQUIRED
 from jobs.recipes import RECIPES
-from jobs.report import status_text, summary_text
+from jobs.report import example_picture, status_text, summary_text
 from pipelines.checkpoints import absolute_model
 from pipelines.collection import absolute_collection
 from pipelines.labelling import (
@@ -35,13 +31,9 @@ from pipelines.labelling import (
     labelling_status,
     write_labels,
 )
-from pipelines.labels import decode_occlusion
 from pipelines.pair_set import PairSet
 from pipelines.storage import absolute
 from pipelines.teachers import teacher_names
-
-if TYPE_CHECKING:
-    from pipelines.lineage import StageRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,23 +104,9 @@ def pseudolabel(stage: Pseudolabel, recipe: str) -> LabellingSummary:
         run.has_generation(pairs.generation)
         for name in names:
             run.link(name, pairs.description.provenance.get(f"{name}_run_id"))
-        _show(run, pairs, summary)
+        run.picture("pseudo-label", example_picture(pairs), step=0)
+        run.document("ledger.json", {"videos": [asdict(record) for record in summary.ledger]})
         return summary
-
-
-def _show(run: "StageRun", pairs: PairSet, summary: LabellingSummary) -> None:
-    """A picture of a pair with its label, and the ledger, as artifacts of the run."""
-    row = pairs.example_row()
-    pair = pairs.decode(row)
-    assert pair.flow_fw is not None
-    assert pair.confidence_fw is not None
-    label = Prediction(pair.flow_fw, decode_occlusion(row), trusted=pair.confidence_fw > 0)
-    picture = comparison_panel(pair.image1, pair.image2, predictions={"pseudo-label": label})
-    run.picture("pseudo-label", picture, step=0)
-    with tempfile.TemporaryDirectory() as folder:
-        ledger = Path(folder) / "ledger.json"
-        ledger.write_text(json.dumps([asdict(entry) for entry in summary.ledger], indent=1) + "\n")
-        run.artifact(ledger)
 
 
 def main(stage: Pseudolabel, recipe: str) -> None:

@@ -1,10 +1,13 @@
-"""What does a labelling run print about itself?"""
+"""How does a labelling run report what it does, in words and with a picture?"""
 
 from collections import Counter
 from datetime import datetime, timedelta
 
+from flowcore.drawing import Picture, Prediction, comparison_panel
 from pipelines.labelling import LabellingStatus, LabellingSummary
+from pipelines.labels import decode_occlusion
 from pipelines.ledger import LEDGER_FILE
+from pipelines.pair_set import PairSet
 
 _MOST_REASONS = 10
 
@@ -61,3 +64,13 @@ def summary_text(summary: LabellingSummary) -> str:
     )
     lines += [f"  {entry.video}: {entry.outcome}, {entry.reason}" for entry in summary.ledger]
     return "\n".join(lines)
+
+
+def example_picture(pairs: PairSet) -> Picture:
+    """A pair of a label set beside its label."""
+    row = pairs.example_row()
+    pair = pairs.decode(row)
+    assert pair.flow_fw is not None
+    assert pair.confidence_fw is not None
+    label = Prediction(pair.flow_fw, decode_occlusion(row), trusted=pair.confidence_fw > 0)
+    return comparison_panel(pair.image1, pair.image2, predictions={"pseudo-label": label})

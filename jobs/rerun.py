@@ -9,7 +9,7 @@ bit.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from jobs.command import run
 from jobs.distill import Distill, distill
@@ -17,9 +17,6 @@ from jobs.finetune import Finetune, finetune
 from jobs.options import Positional
 from jobs.train_teacher import TrainTeacher, train_teacher
 from pipelines.storage import is_mlflow_uri
-
-if TYPE_CHECKING:
-    from pipelines.tracking import Recorded
 
 STAGES: Mapping[str, tuple[type, Callable[[Any, str], str]]] = {
     "train_teacher": (TrainTeacher, train_teacher),
@@ -46,9 +43,10 @@ def rerun(
     this code."""
     from pydantic import TypeAdapter
 
-    from pipelines import registry, tracking
+    from pipelines.recorded import comparison, recorded
+    from pipelines.registry import run_of
 
-    before = tracking.recorded(options.run_id)
+    before = recorded(options.run_id)
     if before.stage not in stages:
         raise ValueError(
             f"run {options.run_id} is of stage {before.stage!r}; only {', '.join(stages)} are done again. "
@@ -65,23 +63,9 @@ def rerun(
         # The alias may name another model by now.
         stage = replace(stage, init=f"runs:/{before.made_from['init']}/model")
     uri = function(replace(stage, resume=None), before.recipe)
-    run_id = registry.run_of(uri)
+    run_id = run_of(uri)
     assert run_id is not None
-    return uri, comparison(before, tracking.recorded(run_id))
-
-
-def comparison(before: "Recorded", after: "Recorded") -> str:
-    """Whether two runs read the same data and had the same losses."""
-    if changed := [name for name, digest in before.data.items() if after.data.get(name) != digest]:
-        return f"not the same: it read other data ({', '.join(changed)})"
-    steps = sorted(before.losses)
-    if steps != sorted(after.losses):
-        return f"not the same: losses of {len(steps)} steps then, and of {len(after.losses)} now"
-    other = [step for step in steps if before.losses[step] != after.losses[step]]
-    if not other:
-        return f"the same: {len(steps)} losses equal to the last bit"
-    most = max(abs(after.losses[step] / before.losses[step] - 1) for step in other)
-    return f"not the same: losses differ from step {other[0]} on, by at most {most:.2g} of their value"
+    return uri, comparison(before, recorded(run_id))
 
 
 def main(options: Rerun) -> None:

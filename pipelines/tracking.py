@@ -17,11 +17,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import mlflow.artifacts
 import numpy as np
 from filelock import FileLock
 from jaxtyping import UInt8
@@ -33,7 +31,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pydantic import TypeAdapter
 
 from pipelines.parameters import differing, flattened, shortened
-from pipelines.revision import DIFF_FILE, PACKAGES_FILE, code_files, code_tags, revision_of
+from pipelines.revision import code_files, code_tags
 from pipelines.storage import PROJECT_FOLDER, is_shipped_copy, without_secrets
 
 EXPERIMENT = "distillflow"
@@ -276,72 +274,6 @@ def start(
         _parent.reset(token)
     monitor.finish()  # type: ignore[no-untyped-call]
     run.finish()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recorded:
-    """What a run left for doing the same again."""
-
-    stage: str
-    recipe: str
-    options: str
-    """The stage's dataclass of options as JSON, to be read with pydantic's TypeAdapter."""
-    differences: list[str]
-    """What its code and packages had that those of this process haven't, a line each."""
-    losses: dict[int, float]
-    """`train/loss` by step."""
-    data: dict[str, str]
-    """The digests of the data that it read, by what the data are."""
-    made_from: dict[str, str]
-    """The runs that made what it was made from, by what that is."""
-
-
-def recorded(run_id: str, project_folder: Path = PROJECT_FOLDER) -> Recorded:
-    """What is needed to do a run again, or to compare one with it; ValueError for a run that isn't there or
-    was made by a version that recorded less."""
-    uri = tracking_uri(project_folder)
-    client = client_of(uri)
-    try:
-        with impatient():
-            run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code not in ABSENT:
-            raise unreachable(uri, error) from error
-        raise ValueError(f"no run {run_id} at {without_secrets(uri)}") from error
-    there = {each.path for each in client.list_artifacts(run_id, Path(OPTIONS_FILE).parent.name)}
-    if OPTIONS_FILE not in there:
-        raise ValueError(
-            f"run {run_id} has no {OPTIONS_FILE}: it is no job's, or an older version's; its command was "
-            f"{run.data.tags.get('command')!r}"
-        )
-    texts = {
-        name: mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{name}")
-        for name in (OPTIONS_FILE, DIFF_FILE, PACKAGES_FILE)
-    }
-    revision, now = revision_of(project_folder)[0], code_files(project_folder)
-    differences = []
-    if (was := run.data.tags["mlflow.source.git.commit"]) != revision:
-        differences.append(f"code of revision {was}, not {revision}: git checkout {was}")
-    if texts[DIFF_FILE] != now[DIFF_FILE]:
-        differences.append(f"other uncommitted changes: the run's artifact {DIFF_FILE} has them")
-    missing = sorted(set(texts[PACKAGES_FILE].split("\n")) - set(now[PACKAGES_FILE].split("\n")))
-    if missing:
-        differences.append(f"packages {', '.join(missing)}: pip install them")
-    return Recorded(
-        stage=run.data.tags["stage"],
-        recipe=run.data.tags.get("recipe", ""),
-        options=texts[OPTIONS_FILE],
-        differences=differences,
-        losses={each.step: each.value for each in client.get_metric_history(run_id, "train/loss")},
-        data={each.dataset.name: each.dataset.digest for each in run.inputs.dataset_inputs}
-        if run.inputs
-        else {},
-        made_from={
-            name.removeprefix("from."): maker
-            for name, maker in run.data.tags.items()
-            if name.startswith("from.")
-        },
-    )
 
 
 def origin(run_id: str, project_folder: Path = PROJECT_FOLDER) -> dict[str, str]:

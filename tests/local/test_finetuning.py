@@ -15,7 +15,7 @@ from flowcore.objectives import StudentObjective
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, finetune, pseudolabel, rerun
 from jobs.recipes import RECIPES
-from pipelines import registry, revision, tracking
+from pipelines import recorded, registry, revision, tracking
 from pipelines.checkpoints import fetch_model, load_model, save_model
 from pipelines.ledger import MANIFEST_FILE
 from pipelines.pair_set import PairSet
@@ -240,16 +240,18 @@ def test_a_training_is_done_again_from_its_run_alone_and_comes_out_the_same(
     # A seed gives the same weights bit for bit.
     assert load_model(fetch_model(again))[1].digest == load_model(fetch_model(uri))[1].digest
     assert text == "the same: 2 losses equal to the last bit"
-    before, after = tracking.recorded(run_id), tracking.recorded(str(registry.run_of(again)))
+    before, after = recorded.recorded(run_id), recorded.recorded(str(registry.run_of(again)))
     assert before.losses == after.losses
     assert before.data
     changed = replace(after, losses={**after.losses, 4: 2 * after.losses[4]})
-    assert rerun.comparison(before, changed) == (
+    assert recorded.comparison(before, changed) == (
         "not the same: losses differ from step 4 on, by at most 1 of their value"
     )
-    assert "other data (truth)" in rerun.comparison(before, replace(after, data=dict.fromkeys(after.data, "-")))
+    assert "other data (truth)" in recorded.comparison(
+        before, replace(after, data=dict.fromkeys(after.data, "-"))
+    )
     fewer = replace(after, losses={2: after.losses[2]})
-    assert rerun.comparison(before, fewer) == "not the same: losses of 2 steps then, and of 1 now"
+    assert recorded.comparison(before, fewer) == "not the same: losses of 2 steps then, and of 1 now"
     # What is registered isn't written over.
     with pytest.raises(ValueError, match=f"registered as {uri}; start a new run with --init {uri}"):
         finetune.finetune(replace(options(scenes, project), resume=run_id), "smoke")
