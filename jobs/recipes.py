@@ -11,10 +11,6 @@ teacher. From ARFlow (Liu et al., CVPR 2020): the ranges of geometry and colour.
 we chose: when the rate is halved, the other crops, how often a pair gets noise, geometry or colour, all of
 fine-tuning, and that Sintel starts from the chairs teacher too.
 
-In every stage the rate is halved after each quarter of the steps. Student and fine-tuning were halved
-elsewhere before (after each third, and after 40 % and 80 % of the steps); one rule for all stages replaced
-that.
-
 Hours are of teacher, student and fine-tuning together. docs/results/recipes.md has the arithmetic and the
 hours on CPUs. None of the papers' four recipes was run to its end by us: hours are estimates, and scores are
 DDFlow's own after distillation, on the pairs with truth.

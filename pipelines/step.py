@@ -23,10 +23,10 @@ from flowcore.objectives import Estimator, Objective, Outcome
 from flowcore.occlusion import ForwardBackwardCheck
 from flowcore.pairs import Batch
 from flowcore.shapes import Image
+from pipelines.cluster import Accelerator
 
 Decay = Literal["constant", "cosine", "halve"]
 Precision = Literal["float32", "bfloat16"]
-Accelerator = Literal["auto", "gpu", "cpu"]
 
 
 @dataclass(frozen=True, kw_only=True)

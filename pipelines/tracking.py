@@ -1,4 +1,4 @@
-"""Which run made what from what? The only module that speaks to MLflow.
+"""Which run made what from what?
 
 Runs are written through `MlflowClient`, not through MLflow's global active run, so that another process can
 reopen one under the same id. A step of a metric is logged once: whoever opens a run reads each metric's last

@@ -77,8 +77,6 @@ class Verdict:
     """What follows from a validation."""
 
     decision: Literal["go on", "out of patience", "useless"]
-    best_step: int | None
-    """The step of the best checkpoint so far; None while only fresh weights were looked at."""
     reason: str = ""
     """Why the checkpoint is useless, with the remedy."""
 
@@ -92,7 +90,6 @@ class Standing:
     fresh: dict[str, float] | None = None
     """The numbers of the fresh weights; None if training began with a trained network."""
     best: float = math.inf
-    best_step: int | None = None
     not_better: int = 0
     """Validations in a row that were no better than the best one."""
 
@@ -114,23 +111,18 @@ class Judging:
         """The verdict on the checkpoint of a step, later than any before; no numbers mean that its flow isn't
         finite."""
         before = self.standing
-        fresh, best, best_step, not_better = before.fresh, before.best, before.best_step, before.not_better
+        fresh, best, not_better = before.fresh, before.best, before.not_better
         reason = self._complaint(numbers, step)
         if reason is None and step == 0:
             fresh = dict(numbers) if self._starts_fresh else None
         elif reason is None:
             score = score_of(numbers)
             not_better = 0 if score < best else not_better + 1
-            if score < best:
-                best, best_step = score, step
-        self.standing = Standing(
-            judged=step, fresh=fresh, best=best, best_step=best_step, not_better=not_better
-        )
+            best = min(best, score)
+        self.standing = Standing(judged=step, fresh=fresh, best=best, not_better=not_better)
         if reason is not None:
-            return Verdict(decision="useless", best_step=best_step, reason=reason)
-        return Verdict(
-            decision="out of patience" if self.is_out_of_patience else "go on", best_step=best_step
-        )
+            return Verdict(decision="useless", reason=reason)
+        return Verdict(decision="out of patience" if self.is_out_of_patience else "go on")
 
     @property
     def is_out_of_patience(self) -> bool:
