@@ -16,7 +16,7 @@ from benchmarks.inputs import Lesson
 from flowcore.hallucination import Challenge
 from flowcore.networks import PWCNetConfig
 from flowcore.objectives import Objective
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
 from pipelines.step import OptimiserStep, TrainingOptions
 
@@ -74,7 +74,7 @@ def training_cost(
     batch = Batch.stack(pairs[: options.global_batch])
     torch.manual_seed(0)
     lessons = [Lesson(objective=objective)]
-    step = OptimiserStep(config.build(), lessons, ForwardBackwardCheck(), options)
+    step = OptimiserStep(config.build(), lessons, OcclusionCheck(), options)
     with FlopCounterMode(display=False) as counter:
         seconds = cpu_seconds(lambda: step.take([batch])) / torch.get_num_threads()
     height, width = batch.image1.shape[-2:]

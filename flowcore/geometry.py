@@ -26,18 +26,20 @@ def pixel_grid(
 
 
 def backward_warp(
-    image: Float[Tensor, "batch channels height width"], flow: Flow
+    image: Float[Tensor, "batch channels _ _"], flow: Flow, margin: int = 0
 ) -> Float[Tensor, "batch channels height width"]:
     """`image` sampled bilinearly at p + flow(p); outside the frame, its border. Flow in pixels.
+
+    margin: by how many pixels `image` reaches further than the flow's grid, on each side.
 
     NaN in the flow gives NaN, so that a diverging network shows as a non-finite loss. (`grid_sample` itself
     crashes on NaN coordinates on a CPU.) The result has the flow's precision.
     """
-    height, width = image.shape[-2:]
+    height, width = flow.shape[-2:]
     pixels = pixel_grid(height, width, flow.device)[0].movedim(0, -1)
-    size = pixels[-1, -1] + 1
+    size = pixels[-1, -1] + 1 + 2 * margin
     # grid_sample's coordinates: -1 and 1 are the frame's edges, half a pixel beyond the corners' centres.
-    target = torch.addcmul((2 * pixels + 1) / size - 1, flow.movedim(1, -1), 2 / size)
+    target = torch.addcmul((2 * (pixels + margin) + 1) / size - 1, flow.movedim(1, -1), 2 / size)
     # Beyond the border nothing changes, so clamping is exact, for infinities too.
     grid = target.clamp(-2, 2).nan_to_num(nan=0.0)
     sampled: Tensor = functional.grid_sample(
@@ -47,11 +49,13 @@ def backward_warp(
     return sampled.masked_fill_(lost, float("nan"))
 
 
-def in_frame(flow: Flow) -> Bool[Tensor, "batch 1 height width"]:
-    """True where p + flow(p) lies inside the frame; flow in pixels, NaN counts as outside."""
+def in_frame(flow: Flow, margin: int = 0) -> Bool[Tensor, "batch 1 height width"]:
+    """True where p + flow(p) lies inside the frame, or within `margin` pixels of it; flow in pixels, NaN
+    counts as outside."""
     height, width = flow.shape[-2:]
     x, y = (pixel_grid(height, width, flow.device) + flow).split(1, dim=1)
-    inside: Tensor = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    last_x, last_y = width - 1 + margin, height - 1 + margin
+    inside: Tensor = (x >= -margin) & (x <= last_x) & (y >= -margin) & (y <= last_y)
     return inside
 
 

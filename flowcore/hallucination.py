@@ -68,6 +68,31 @@ class Window:
     height: int
     width: int
 
+    def widened(self, margin: int) -> "Window":
+        """With so many pixels more on every side."""
+        return Window(
+            top=self.top - margin,
+            left=self.left - margin,
+            height=self.height + 2 * margin,
+            width=self.width + 2 * margin,
+        )
+
+    def moved(self, offset: int) -> "Window":
+        """So many pixels further down and to the right."""
+        return replace(self, top=self.top + offset, left=self.left + offset)
+
+
+def _framed(pair: FramePair, margin: int) -> FramePair:
+    """The pair with so many pixels around it that are not inside the frame: its border, repeated."""
+    if margin == 0:
+        return pair
+    sides = ((margin, margin), (margin, margin))
+    return pair.map(
+        image=lambda image: np.pad(image, (*sides, (0, 0)), mode="edge"),
+        flow=lambda flow: np.pad(flow, ((0, 0), *sides)),
+        mask=lambda mask: np.pad(mask, sides),
+    )
+
 
 def _cut(pair: FramePair, window: Window) -> FramePair:
     rows = slice(window.top, window.top + window.height)
@@ -549,22 +574,57 @@ class Challenge:
     colour: Colour = field(default_factory=Colour)
     superpixels: SuperpixelNoise = field(default_factory=SuperpixelNoise)
     rectangles: RectangleNoise = field(default_factory=RectangleNoise)
+    surroundings: int = 0
+    """Pixels of the frame on every side of the crop that the loss sees and the network doesn't: what leaves
+    the crop and not the frame then learns from the frames (full-image warping). As many as motion is long is
+    enough; they make the feed slower. Source: SMURF (Stone et al., CVPR 2021)."""
+
+    def __post_init__(self) -> None:
+        if self.surroundings < 0:
+            raise ValueError(f"surroundings {self.surroundings} must not be below 0 px")
+
+    @property
+    def _of_the_scene(self) -> "tuple[CopyPaste, Flips, ChannelPermutation]":
+        """What the loss is to see too."""
+        return self.pasted, self.flips, self.channels
+
+    @property
+    def _of_the_frames(self) -> "tuple[Colour, SuperpixelNoise, RectangleNoise]":
+        """What the network alone has to bear."""
+        return self.colour, self.superpixels, self.rectangles
 
     def __call__(self, pair: FramePair, rng: np.random.Generator) -> FramePair:
-        if self.geometric.chance > 0 and pair.inside1 is None:
+        """A scene comes with the pair where what the network sees isn't what the loss is to see."""
+        if (self.geometric.chance > 0 or self.surroundings > 0) and pair.inside1 is None:
             # a batch has a field for all of its pairs or for none
             whole = np.ones(pair.image1.shape[:2], bool)
             pair = replace(pair, inside1=whole, inside2=whole)
         height, width = pair.image1.shape[:2]
         maps = self.geometric.maps(height, width, rng)
-        window = self.crop.window(height, width, rng)
-        if maps is None:
-            pair = _cut(pair, window)
-        else:
+        window = self.crop.window(height, width, rng).widened(self.surroundings)
+        if maps is not None:
             pair = warped(pair, *maps, window=window, soft=self.geometric.soft)
-        for step in (
-            *(self.pasted, self.flips, self.channels),
-            *(self.colour, self.superpixels, self.rectangles),
-        ):
+        else:
+            pair = _cut(_framed(pair, self.surroundings), window.moved(self.surroundings))
+        for step in self._of_the_scene:
             pair = step(pair, rng)
-        return pair
+        scene = pair
+        if self.surroundings > 0:
+            inner = Window(
+                top=self.surroundings,
+                left=self.surroundings,
+                height=self.crop.height,
+                width=self.crop.width,
+            )
+            pair = _cut(pair, inner)
+        for each in self._of_the_frames:
+            pair = each(pair, rng)
+        if self.surroundings == 0 and all(each.chance == 0 for each in self._of_the_frames):
+            return pair
+        return replace(
+            pair,
+            scene1=scene.image1,
+            scene2=scene.image2,
+            inside1=scene.inside1,
+            inside2=scene.inside2,
+        )

@@ -7,18 +7,19 @@ global batch, however many workers share it. An empty set gives 0.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from flowcore.geometry import backward_warp, resize_image, upsample_flow
+from flowcore.geometry import backward_warp, in_frame, resize_image, upsample_flow
 from flowcore.networks import BidirectionalFlow
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, Weights
 from flowcore.photometric import (
+    DISTANCES,
     census_border,
     census_distance,
     distance_everywhere,
@@ -66,9 +67,7 @@ class Objective(Protocol):
     def unmasked_steps(self) -> int:
         """How many steps come before the occlusion mask applies; 0 for an objective that has no mask."""
 
-    def __call__(
-        self, estimate: Estimator, batch: Batch, *, step: int, check: ForwardBackwardCheck
-    ) -> Outcome:
+    def __call__(self, estimate: Estimator, batch: Batch, *, step: int, check: OcclusionCheck) -> Outcome:
         """The outcome at an optimiser step, counted from 0; `check` says which pixels are occluded."""
 
 
@@ -109,56 +108,131 @@ def _shrink_label(
 
 @dataclass(frozen=True, kw_only=True)
 class _Level:
-    """The frames on the grid of one level, with the network's flow and the pixels that count."""
+    """What the loss looks at on the grid of one level: the frames, with the network's flow between them."""
 
-    image1: Image
-    image2: Image
+    scene1: Image
+    scene2: Image
+    inside1: Mask | None
+    """True on the pixels of scene1 from inside the frame; None where all are."""
+    inside2: Mask | None
     flow_fw: Flow
+    """In pixels of the level."""
     flow_bw: Flow
-    counted1: Mask
-    counted2: Mask
+    occ_fw: Mask | None
+    """Which pixels the check finds occluded; None where they count too."""
+    occ_bw: Mask | None
     stride: int
+    margin: int
+    """By how many pixels the scenes reach further than the flow, on every side."""
 
     def reversed(self) -> "_Level":
         """The level with its frames exchanged."""
         return _Level(
-            image1=self.image2,
-            image2=self.image1,
+            scene1=self.scene2,
+            scene2=self.scene1,
+            inside1=self.inside2,
+            inside2=self.inside1,
             flow_fw=self.flow_bw,
             flow_bw=self.flow_fw,
-            counted1=self.counted2,
-            counted2=self.counted1,
+            occ_fw=self.occ_bw,
+            occ_bw=self.occ_fw,
             stride=self.stride,
+            margin=self.margin,
         )
 
+    @property
+    def image1(self) -> Image:
+        """The pixels of the flow's own grid."""
+        return _centre(self.scene1, self.margin)
 
-def _levels(batch: Batch, flows: BidirectionalFlow, occlusions: tuple[Mask, Mask] | None) -> Iterator[_Level]:
-    """The levels of the flow, finest first; occlusions None counts occluded pixels too."""
-    occ_fw, occ_bw = (None, None) if occlusions is None else occlusions
+    def seen(self) -> Image:
+        """Of the second frame, what the flow says the first one shows."""
+        return backward_warp(self.scene2, self.flow_fw, self.margin)
+
+    def counted(self) -> Mask:
+        """The pixels that the frames teach something: not occluded, from inside the frame, and not landing on
+        what comes from outside it. What leaves the grid and not the scene is not occluded, whatever the check
+        says, which sees the grid alone."""
+        counted = torch.ones_like(self.flow_fw[:, :1], dtype=torch.bool)
+        if self.inside1 is not None:
+            counted &= _centre(self.inside1, self.margin)
+        if self.inside2 is not None:
+            landing = backward_warp(self.inside2.to(self.flow_fw.dtype), self.flow_fw.detach(), self.margin)
+            counted &= landing > 0.999
+        if self.occ_fw is not None and self.margin > 0:
+            leaves_all = ~in_frame(self.flow_fw, self.margin)
+            counted &= ~torch.where(in_frame(self.flow_fw), self.occ_fw, leaves_all)
+        elif self.occ_fw is not None:
+            counted &= ~self.occ_fw
+        return counted
+
+
+AnyTensor = TypeVar("AnyTensor", bound=Tensor | None)
+
+
+def _centre(values: AnyTensor, margin: int) -> AnyTensor:
+    """Without so many pixels on every side."""
+    if values is None or margin == 0:
+        return values
+    return cast(AnyTensor, values[..., margin:-margin, margin:-margin])
+
+
+def _levels(
+    batch: Batch, flows: BidirectionalFlow, occlusions: tuple[Mask, Mask] | None, *, is_clean: bool = True
+) -> Iterator[_Level]:
+    """The levels of the flow, finest first; occlusions None counts occluded pixels too.
+
+    is_clean: look at the batch's scenes where it has some. What lies around the frames is looked at on a grid
+    of full resolution alone.
+    """
+    whole = _Level(
+        scene1=batch.image1,
+        scene2=batch.image2,
+        inside1=batch.inside1,
+        inside2=batch.inside2,
+        flow_fw=flows.forward[0],
+        flow_bw=flows.backward[0],
+        occ_fw=None if occlusions is None else occlusions[0],
+        occ_bw=None if occlusions is None else occlusions[1],
+        stride=1,
+        margin=0,
+    )
+    if batch.scene1 is not None and batch.scene2 is not None:
+        margin = (batch.scene1.shape[-1] - batch.image1.shape[-1]) // 2
+        whole = replace(whole, scene1=batch.scene1, scene2=batch.scene2, margin=margin)
+        if not is_clean:
+            whole = replace(_without_margin(whole), scene1=batch.image1, scene2=batch.image2)
     for flow_fw, flow_bw, stride in zip(flows.forward, flows.backward, flows.strides, strict=True):
-        height, width = flow_fw.shape[-2:]
-        image1, image2 = (resize_image(image, height, width) for image in (batch.image1, batch.image2))
-        yield _Level(
-            image1=image1,
-            image2=image2,
-            flow_fw=flow_fw,
-            flow_bw=flow_bw,
-            counted1=_counted(image1, batch.inside1, occ_fw),
-            counted2=_counted(image2, batch.inside2, occ_bw),
-            stride=stride,
-        )
+        level = whole if stride == 1 else _shrunk(_without_margin(whole), *flow_fw.shape[-2:])
+        yield replace(level, flow_fw=flow_fw / stride, flow_bw=flow_bw / stride, stride=stride)
 
 
-def _counted(
-    image: Image, inside: Bool[Tensor, "batch 1 _ _"] | None, occluded: Bool[Tensor, "batch 1 _ _"] | None
-) -> Mask:
-    """The pixels of a level's frame that are inside and not occluded, by masks of the full resolution."""
-    counted = torch.ones_like(image[:, :1], dtype=torch.bool)
-    if occluded is not None:
-        counted &= ~_shrink_mask(occluded, *image.shape[-2:])
-    if inside is not None:
-        counted &= _shrink_mask(inside, *image.shape[-2:])
-    return counted
+def _without_margin(level: _Level) -> _Level:
+    return replace(
+        level,
+        scene1=_centre(level.scene1, level.margin),
+        scene2=_centre(level.scene2, level.margin),
+        inside1=_centre(level.inside1, level.margin),
+        inside2=_centre(level.inside2, level.margin),
+        margin=0,
+    )
+
+
+def _shrunk(level: _Level, height: int, width: int) -> _Level:
+    """The frames and masks of a level without margin on a coarser grid."""
+
+    def shrunk(mask: Mask | None) -> Mask | None:
+        return None if mask is None else _shrink_mask(mask, height, width)
+
+    return replace(
+        level,
+        scene1=resize_image(level.scene1, height, width),
+        scene2=resize_image(level.scene2, height, width),
+        inside1=shrunk(level.inside1),
+        inside2=shrunk(level.inside2),
+        occ_fw=shrunk(level.occ_fw),
+        occ_bw=shrunk(level.occ_bw),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,21 +241,28 @@ class Photometric:
 
     L_p = sum psi(d(I1, I2 warped by w_f)) (1 - O_f) / sum (1 - O_f), plus the same with the frames' roles
     swapped; psi of three channels is their mean. Pixels that a transformation brought in from outside the
-    frame don't count. Source: DDFlow, "Photometric Loss"; the sum of both directions is not halved.
+    frame don't count, nor those that land on such. Source: DDFlow, "Photometric Loss"; the sum of both
+    directions is not halved.
 
-    Deviation from the paper, which takes the loss on the final full-resolution flow: here each of the
-    network's finest levels has its own loss at its own resolution, with frames averaged down to it. From
-    random weights the loss on the final flow alone did not learn in 600 steps of a small trial, and full
-    resolution costs 16 times the pixels. Hence the pixels at the frame's sides count too, their patches
-    filled by repetition: 3 px of a level left out, as UnFlow does at full resolution, are 12 px of the frame
-    at stride 4 and most of a small frame at stride 16, where nothing would teach the flow to point outwards.
+    The network's final flow, upsampled to full resolution, has the loss of the papers there, without the
+    border on which the distance is not defined: there its minimum lies within 0.2 px of the truth. At stride
+    4 it is 0.7 to 0.9 px off (docs/results/loss.md). The network's next levels, which the papers leave alone,
+    have a loss of their own on their own grids, with frames averaged down to them: fresh weights begin there.
+    On these the pixels at the frame's sides count too, their patches filled by repetition: 3 px of a level
+    left out are most of a small frame at stride 16, where nothing would teach the flow to point outwards.
     """
 
     distance: Literal["census", "rgb", "ssim"] = "census"
     """What two frames differ in."""
     level_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
     """Weight of each level's loss, finest level first; a network's further levels have none."""
-    smoothness_weight: float = 0.0
+    full_resolution: bool = True
+    """Take the finest level's loss on full-resolution frames, as the papers do. Off takes it on the level's
+    own grid, which saves a tenth of a step's time and hides errors below a pixel or two."""
+    clean: bool = True
+    """Look at the frames without noise and changed colours, and with what lies around the crop. Off looks at
+    what the network sees, as DDFlow does. Source: SMURF (Stone et al., CVPR 2021)."""
+    smoothness_weight: float = 1.0
     """Weight of the edge-aware smoothness of the finest level's flow, in that level's pixels; 0 leaves it
     out, as DDFlow and SelFlow do. UFlow has 4.0 of order 1 and 2.0 of order 2."""
     smoothness_order: Literal[1, 2] = 1
@@ -195,34 +276,61 @@ class Photometric:
         if self.smoothness_weight < 0:
             raise ValueError(f"smoothness_weight {self.smoothness_weight} must not be below 0")
 
+    def graded(self, flows: BidirectionalFlow, height: int, width: int) -> BidirectionalFlow:
+        """The levels that have a loss of their own, on the grid on which they have it, for frames of this
+        size."""
+        kept = len(self.level_weights)
+        forward, backward, strides = flows.forward[:kept], flows.backward[:kept], flows.strides[:kept]
+        if self.full_resolution and strides[0] > 1:
+            final = (upsample_flow(each[0], strides[0], height, width) for each in (forward, backward))
+            forward, backward = (
+                [first, *each[1:]] for first, each in zip(final, (forward, backward), strict=True)
+            )
+            strides = (1, *strides[1:])
+        return BidirectionalFlow(forward=forward, backward=backward, strides=strides)
+
     def terms(
         self,
         batch: Batch,
-        flows: BidirectionalFlow,
+        graded: BidirectionalFlow,
         occlusions: tuple[Mask, Mask] | None,
     ) -> list[Term]:
-        """The terms of L_p; occlusions None counts every pixel (the warm-up)."""
+        """The terms of L_p for `graded` flows; occlusions None counts every pixel (the warm-up). ValueError
+        for frames that are all border."""
         terms = []
-        for weight, level in zip(self.level_weights, _levels(batch, flows, occlusions), strict=False):
+        levels = _levels(batch, graded, occlusions, is_clean=self.clean)
+        for weight, level in zip(self.level_weights, levels, strict=False):
             for name, way in (("fw", level), ("bw", level.reversed())):
-                seen = backward_warp(way.image2, way.flow_fw / way.stride)
-                distance = distance_everywhere(self.distance, way.image1, seen)
-                counted = way.counted1.to(distance.dtype)
+                distance = distance_everywhere(self.distance, way.image1, way.seen())
+                counted = way.counted()
+                if way.stride == 1:
+                    counted &= self._within(distance)
                 name = f"photometric/stride{way.stride}/{name}"
-                term = _weighted_term(name, weight, distance, counted)
+                term = _weighted_term(name, weight, distance, counted.to(distance.dtype))
                 terms.append(replace(term, total=term.total / distance.shape[1]))
         return terms
 
+    def _within(self, distance: Tensor) -> Mask:
+        """False on the border on which the distance is not defined."""
+        _, radius = DISTANCES[self.distance]
+        height, width = distance.shape[-2:]
+        if min(height, width) <= 2 * radius:
+            raise ValueError(
+                f"frames of ({height}, {width}) px are all border for the {self.distance} distance, whose "
+                f"border is {radius} px wide; give a larger crop, or full_resolution off"
+            )
+        within = torch.zeros_like(distance[:, :1], dtype=torch.bool)
+        within[..., radius : height - radius, radius : width - radius] = True
+        return within
+
     def smoothness_terms(self, batch: Batch, flows: BidirectionalFlow) -> list[Term]:
-        """Means over the batch's pairs, of both directions."""
+        """Means over the batch's pairs, of both directions, of the network's own flows."""
         if self.smoothness_weight == 0:
             return []
         terms = []
-        finest = next(_levels(batch, flows, None))
+        finest = next(_levels(batch, flows, None, is_clean=self.clean))
         for name, way in (("fw", finest), ("bw", finest.reversed())):
-            value = smoothness(
-                way.flow_fw / way.stride, way.image1, self.smoothness_edge, self.smoothness_order
-            )
+            value = smoothness(way.flow_fw, way.image1, self.smoothness_edge, self.smoothness_order)
             pairs = value.new_tensor(float(len(way.flow_fw)))
             name = f"smoothness/{name}"
             terms.append(Term(name=name, weight=self.smoothness_weight, total=value * pairs, count=pairs))
@@ -230,7 +338,7 @@ class Photometric:
 
 
 def _occlusions(
-    flows: BidirectionalFlow, check: ForwardBackwardCheck, height: int, width: int
+    flows: BidirectionalFlow, check: OcclusionCheck, height: int, width: int
 ) -> tuple[Mask, Mask]:
     """What the check finds in a network's own flow at full resolution, for both frames."""
     forward = upsample_flow(flows.forward[0].detach(), flows.strides[0], height, width)
@@ -270,13 +378,13 @@ class TeacherObjective:
     def __post_init__(self) -> None:
         _require_steps(self.unmasked_steps)
 
-    def __call__(
-        self, estimate: Estimator, batch: Batch, *, step: int, check: ForwardBackwardCheck
-    ) -> Outcome:
+    def __call__(self, estimate: Estimator, batch: Batch, *, step: int, check: OcclusionCheck) -> Outcome:
         flows = estimate(batch.image1, batch.image2)
-        occlusions = _occlusions(flows, check, *batch.image1.shape[-2:])
+        size = batch.image1.shape[-2:]
+        graded = self.photometric.graded(flows, *size)
+        occlusions = _occlusions(graded, check, *size)
         masked = step >= self.unmasked_steps
-        terms = self.photometric.terms(batch, flows, occlusions if masked else None)
+        terms = self.photometric.terms(batch, graded, occlusions if masked else None)
         terms += self.photometric.smoothness_terms(batch, flows)
         return Outcome(terms=terms, watched=_watched(flows, occlusions))
 
@@ -294,8 +402,8 @@ class StudentObjective:
     Confidence view: all confident pixels learn from the teacher, with C in place of M. Source: Flow2Stereo,
     whose student has no other loss; DistillFlow's second variant. Whether L_p stays is an option.
 
-    Deviation from the papers: taken level by level as the photometric loss is; a level's label is the mean
-    over its labelled pixels alone.
+    Taken level by level as the photometric loss is, the final flow at full resolution as in the papers; the
+    label of a coarser level, a deviation, is the mean over its labelled pixels alone.
     """
 
     view: Literal["occlusion", "confidence"] = "occlusion"
@@ -318,9 +426,7 @@ class StudentObjective:
                 f"{self.distillation_weight} must not be below 0"
             )
 
-    def __call__(
-        self, estimate: Estimator, batch: Batch, *, step: int, check: ForwardBackwardCheck
-    ) -> Outcome:
+    def __call__(self, estimate: Estimator, batch: Batch, *, step: int, check: OcclusionCheck) -> Outcome:
         if (
             batch.flow_fw is None
             or batch.flow_bw is None
@@ -329,26 +435,28 @@ class StudentObjective:
         ):
             raise ValueError("the student's objective needs pseudo-labels; this batch has none")
         flows = estimate(batch.image1, batch.image2)
-        occ_fw, occ_bw = _occlusions(flows, check, *batch.image1.shape[-2:])
+        size = batch.image1.shape[-2:]
+        graded = self.photometric.graded(flows, *size)
+        occ_fw, occ_bw = _occlusions(graded, check, *size)
         # With a weight of its own, and so in the confidence view too.
         terms = self.photometric.smoothness_terms(batch, flows)
         if weight := self._photometric_weight:
             masked = step >= self.unmasked_steps
-            photometric = self.photometric.terms(batch, flows, (occ_fw, occ_bw) if masked else None)
+            photometric = self.photometric.terms(batch, graded, (occ_fw, occ_bw) if masked else None)
             terms += [replace(term, weight=weight * term.weight) for term in photometric]
         hallucinated_fw, hallucinated_bw = occ_fw * batch.confidence_fw, occ_bw * batch.confidence_bw
         if self.view == "occlusion":
             batch = replace(batch, confidence_fw=hallucinated_fw, confidence_bw=hallucinated_bw)
-        terms += self._distillation_terms(batch, flows)
+        terms += self._distillation_terms(batch, graded)
         share = (hallucinated_fw.mean(dim=(1, 2, 3)) + hallucinated_bw.mean(dim=(1, 2, 3))).sum() / 2
         return Outcome(terms=terms, watched={**_watched(flows, (occ_fw, occ_bw)), "hallucinated": share})
 
-    def _distillation_terms(self, labels: Batch, flows: BidirectionalFlow) -> list[Term]:
+    def _distillation_terms(self, labels: Batch, graded: BidirectionalFlow) -> list[Term]:
         """L_o or L_c: the network's flow against the labels, weighted by the labels' confidence."""
-        ways = (("fw", labels, flows), ("bw", labels.reversed(), flows.reversed()))
+        ways = (("fw", labels, graded), ("bw", labels.reversed(), graded.reversed()))
         terms = []
         for level, (level_weight, stride) in enumerate(
-            zip(self.photometric.level_weights, flows.strides, strict=False)
+            zip(self.photometric.level_weights, graded.strides, strict=False)
         ):
             for name, label, mine in ways:
                 assert label.flow_fw is not None
@@ -385,9 +493,7 @@ class SupervisedObjective:
     unmasked_steps: ClassVar[int] = 0
     """No pixel is masked: an occluded pixel has a true flow too."""
 
-    def __call__(
-        self, estimate: Estimator, batch: Batch, *, step: int, check: ForwardBackwardCheck
-    ) -> Outcome:
+    def __call__(self, estimate: Estimator, batch: Batch, *, step: int, check: OcclusionCheck) -> Outcome:
         if batch.flow_fw is None or batch.confidence_fw is None:
             raise ValueError("the supervised objective needs true flow; this batch has none")
         flows = estimate(batch.image1, batch.image2)
@@ -404,9 +510,7 @@ class SupervisedObjective:
 
 
 @torch.no_grad()
-def validate_pair(
-    frames: Batch, flow_fw: Flow, flow_bw: Flow, check: ForwardBackwardCheck
-) -> dict[str, float]:
+def validate_pair(frames: Batch, flow_fw: Flow, flow_bw: Flow, check: OcclusionCheck) -> dict[str, float]:
     """Numbers about full-resolution flow that need no truth, as sums: divide by `visible`, `pixels` and
     `pairs`.
 

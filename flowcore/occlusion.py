@@ -1,34 +1,50 @@
-"""Which pixels of the reference frame are not visible in the target frame? The forward-backward check."""
+"""Which pixels of the reference frame are not visible in the target frame?"""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from flowcore.geometry import backward_warp, in_frame, squared_length
+from flowcore.geometry import backward_warp, in_frame, pixel_grid, squared_length
 from flowcore.shapes import Flow, Mask
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForwardBackwardCheck:
-    """Occluded where the backward flow doesn't bring a pixel back or the forward flow leaves the frame.
+class OcclusionCheck:
+    """How occluded pixels are told from the flow in both directions. No gradient.
 
-    A pixel p is visible if |w_f + w_b'|^2 < alpha1 (|w_f|^2 + |w_b'|^2) + alpha2 and p + w_f(p) lies inside
-    the frame, where w_b'(p) = w_b(p + w_f(p)) is the backward flow found there. No gradient.
+    forward-backward: a pixel p is visible if |w_f + w_b'|^2 < alpha1 (|w_f|^2 + |w_b'|^2) + alpha2 and
+    p + w_f(p) lies inside the frame, where w_b'(p) = w_b(p + w_f(p)) is the backward flow found there.
     Source: DDFlow (Liu et al., AAAI 2019), "Occlusion Estimation"; after UnFlow (Meister et al., AAAI 2018).
+
+    range-map: a pixel is visible if the backward flow of the other frame brings enough pixels to it: at least
+    `least_landing`, counted bilinearly. What leaves the frame gets none. Source: Wang et al. (CVPR 2018),
+    "Occlusion Aware Unsupervised Learning of Optical Flow"; UFlow (Jonschkowski et al., ECCV 2020) takes it
+    for Sintel and Flying Chairs. It needs no flow that agrees with itself, so that fresh weights find little
+    occluded.
     """
 
+    kind: Literal["forward-backward", "range-map"] = "forward-backward"
+    """What occluded pixels are told by: flows that don't agree, or pixels that nothing lands on."""
     alpha1: float = 0.01
-    """Mismatch allowed as a share of the squared lengths of both flows. Raise it if fast motion is wrongly
-    called occluded."""
+    """Forward-backward: mismatch allowed as a share of the squared lengths of both flows. Raise it if fast
+    motion is wrongly called occluded."""
     alpha2: float = 0.5
-    """Mismatch allowed at any speed, in squared pixels. Raise it if slow motion is wrongly called
-    occluded."""
+    """Forward-backward: mismatch allowed at any speed, in squared pixels. Raise it if slow motion is wrongly
+    called occluded."""
+    least_landing: float = 0.5
+    """Range map: how many pixels of the other frame must land on a visible one, above 0. Lower it if what
+    comes nearer is wrongly called occluded."""
 
     def __post_init__(self) -> None:
         if self.alpha1 < 0 or self.alpha2 <= 0:
             raise ValueError(
                 f"alpha1 {self.alpha1} must be >= 0 and alpha2 {self.alpha2} > 0 (squared pixels)"
             )
+        if self.least_landing <= 0:
+            raise ValueError(f"least_landing {self.least_landing} must be above 0 (pixels)")
 
     @torch.no_grad()
     def __call__(self, flow_fw: Flow, flow_bw: Flow) -> Mask:
@@ -36,8 +52,27 @@ class ForwardBackwardCheck:
 
         Swap the flows for the occlusion of the other frame.
         """
+        if self.kind == "range-map":
+            # NaN compares as False on either side.
+            return ~(range_map(flow_bw) >= self.least_landing) | ~flow_fw.isfinite().all(dim=1, keepdim=True)
         returned = backward_warp(flow_bw, flow_fw)
         mismatch = squared_length(flow_fw + returned)
         travelled = squared_length(flow_fw) + squared_length(returned)
         visible = (mismatch < self.alpha1 * travelled + self.alpha2) & in_frame(flow_fw)
         return ~visible
+
+
+@torch.no_grad()
+def range_map(flow: Flow) -> Float[Tensor, "batch 1 height width"]:
+    """How many pixels the flow brings to each pixel of the other frame: each counts 1, shared bilinearly by
+    the four pixels around where it lands; what lands outside, or nowhere, counts for none. Flow in pixels."""
+    batch, _, height, width = flow.shape
+    x, y = (pixel_grid(height, width, flow.device) + flow).reshape(batch, 2, -1).unbind(dim=1)
+    left, top = x.floor(), y.floor()
+    count = flow.new_zeros(batch, height * width)
+    for column, share_x in ((left, left + 1 - x), (left + 1, x - left)):
+        for row, share_y in ((top, top + 1 - y), (top + 1, y - top)):
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            place = torch.where(inside, row * width + column, 0.0).long()
+            count.scatter_add_(1, place, torch.where(inside, share_x * share_y, 0.0))
+    return count.reshape(batch, 1, height, width)

@@ -34,8 +34,13 @@ class Pair(Generic[AnyImage, AnyFlow, AnyWeights, AnyMask]):
     """How far to trust `flow_fw`, in [0, 1]: 0 where the teacher found the pixel occluded, where no truth is
     known, and where a transformation brought the pixel in from outside the frame."""
     confidence_bw: AnyWeights | None = None
+    scene1: AnyImage | None = None
+    """What the loss looks at in place of image1: without the noise and the colours that the network has to
+    bear, and with as many pixels of the frame around it on every side. None where image1 is that too."""
+    scene2: AnyImage | None = None
     inside1: AnyMask | None = None
-    """True on the pixels of image1 that come from inside the frame; None where all do."""
+    """True on the pixels of scene1 that come from inside the frame, or of image1 where there is no scene1;
+    None where all do."""
     inside2: AnyMask | None = None
 
     def known(self) -> dict[str, Any]:
@@ -51,6 +56,8 @@ class Pair(Generic[AnyImage, AnyFlow, AnyWeights, AnyMask]):
             flow_bw=self.flow_fw,
             confidence_fw=self.confidence_bw,
             confidence_bw=self.confidence_fw,
+            scene1=self.scene2,
+            scene2=self.scene1,
             inside1=self.inside2,
             inside2=self.inside1,
         )
@@ -65,6 +72,8 @@ class Pair(Generic[AnyImage, AnyFlow, AnyWeights, AnyMask]):
         kinds: dict[str, Callable[[Any], Any]] = {
             "image1": image,
             "image2": image,
+            "scene1": image,
+            "scene2": image,
             "flow_fw": flow,
             "flow_bw": flow,
         }
@@ -90,7 +99,7 @@ class Batch(Pair[Image, Flow, Weights, Mask]):
         """The batch of `stacked_arrays`, on the device."""
 
         def tensor(name: str) -> Tensor:
-            if name.startswith("image"):
+            if name.startswith(("image", "scene")):
                 return to_images(arrays[name], device)
             values = torch.tensor(arrays[name], device=device)
             return values if name.startswith("flow") else values.unsqueeze(1)

@@ -18,7 +18,7 @@ from typing import Literal
 from flowcore.datasets import Sample
 from flowcore.drawing import Picture, comparison_panel
 from flowcore.formats import write_image
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, pseudolabel, recipes, train_teacher
 from jobs.command import run
@@ -146,7 +146,7 @@ def on_a_scene(sample: Sample, models: Mapping[str, str]) -> Picture:
     from pipelines.evaluation import example, load_estimator
 
     estimators = {name: load_estimator(uri) for name, uri in models.items()}
-    return example(sample, estimators, ForwardBackwardCheck())
+    return example(sample, estimators, OcclusionCheck())
 
 
 def on_own_videos(labels: str, models: Mapping[str, str]) -> Picture:
@@ -155,7 +155,7 @@ def on_own_videos(labels: str, models: Mapping[str, str]) -> Picture:
 
     pair = PairSet.open(labels).example()
     estimators = {name: load_estimator(uri) for name, uri in models.items()}
-    both = predictions(pair.image1, pair.image2, estimators, ForwardBackwardCheck())
+    both = predictions(pair.image1, pair.image2, estimators, OcclusionCheck())
     return comparison_panel(pair.image1, pair.image2, predictions=both)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowcore.datasets import find_samples, samples_digest
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from jobs.command import run
 from jobs.stages import data_set_at
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
@@ -37,7 +37,7 @@ class Evaluate:
     takes rendered scenes. Of a stereo set disparity is judged: its EPE, and D1 under the name Fl."""
     json: str | None = None
     """File to write the numbers to, a path or a URI: those of the model, or of several models by name."""
-    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
+    check: OcclusionCheck = field(default_factory=OcclusionCheck)
     """The forward-backward check that tells occluded pixels from the flow in both directions."""
 
     def __post_init__(self) -> None:

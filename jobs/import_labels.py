@@ -11,7 +11,7 @@ what is left.
 
 from dataclasses import dataclass, field
 
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from jobs.command import run
 from pipelines.storage import absolute, shared_folder
 
@@ -24,7 +24,7 @@ class ImportLabels:
     """Folder of the files; all nodes must share it."""
     labels: str
     """Folder or URI of the label set to write, empty or begun by the same command."""
-    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
+    check: OcclusionCheck = field(default_factory=OcclusionCheck)
     """The forward-backward check that tells occluded pixels where no file does."""
 
 

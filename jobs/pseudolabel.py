@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import ClassVar
 
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.video import ClipOptions
 from jobs.command import run_recipe
 from jobs.options import REQUIRED
@@ -51,7 +51,7 @@ class Pseudolabel:
     """Folder or URI to write the labels to. All nodes of a cluster must share it."""
     clips: ClipOptions
     """How videos become frame pairs."""
-    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
+    check: OcclusionCheck = field(default_factory=OcclusionCheck)
     """The forward-backward check that tells occluded pixels from the teacher's flow in both directions."""
     labelling: LabellingOptions = field(default_factory=LabellingOptions)
     """How the labels are written, and by how many processes."""

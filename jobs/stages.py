@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from flowcore.datasets import DataSet
 from flowcore.networks import AnyNetworkConfig
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from pipelines.checkpoints import StartingPoint, absolute_model, starting_point
 from pipelines.filters import PairFilter
 from pipelines.labels import DEFAULT_MAX_SPREAD
@@ -52,7 +52,7 @@ class TrainingStage:
     validate_on: str | None = None
     """A data set whose truth judges the network while it trains, such as sintel:/data/MPI-Sintel. Without it,
     pairs that are held back from training judge the network."""
-    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
+    check: OcclusionCheck = field(default_factory=OcclusionCheck)
     """The forward-backward check that tells occluded pixels, wherever this stage needs to know them."""
     resume: str | None = None
     """The id of an MLflow run of this job that was killed: go on with it from its last checkpoint. Give the

@@ -27,13 +27,13 @@ from flowcore.metrics import (
     occlusion_counts,
 )
 from flowcore.networks import FlowNetwork
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.shapes import FlowArray, Frame, to_images
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.cluster import evaluating_processes
 from pipelines.storage import shared_folder
 
-DEFAULT_CHECK = ForwardBackwardCheck()
+DEFAULT_CHECK = OcclusionCheck()
 """DDFlow's occlusion check."""
 
 ZERO = "zero"
@@ -134,7 +134,7 @@ class EvaluationResult:
 
 
 def evaluate(
-    models: Mapping[str, str], data_set: DataSet, *, check: ForwardBackwardCheck = DEFAULT_CHECK
+    models: Mapping[str, str], data_set: DataSet, *, check: OcclusionCheck = DEFAULT_CHECK
 ) -> dict[str, EvaluationResult]:
     """The errors of each model on a data set, computed on Ray's nodes, which must share its folder.
 
@@ -165,7 +165,7 @@ def load_estimator(model: str) -> Estimator:
     return NetworkEstimator(network)
 
 
-def pair_errors(estimator: Estimator, truth: Truth, check: ForwardBackwardCheck) -> Errors:
+def pair_errors(estimator: Estimator, truth: Truth, check: OcclusionCheck) -> Errors:
     """The errors on one pair. The check finds the occluded pixels from the flow in both directions.
 
     On a stereo pair only the disparity, -u, counts. Then fl is D1, which has the same limits, 3 px and 5 %.
@@ -195,7 +195,7 @@ def table(title: str, rows: Mapping[str, Errors]) -> str:
     )
 
 
-def example(sample: Sample, estimators: Mapping[str, Estimator], check: ForwardBackwardCheck) -> Picture:
+def example(sample: Sample, estimators: Mapping[str, Estimator], check: OcclusionCheck) -> Picture:
     """A picture of a sample with its truth and each model's estimate."""
     truth = datasets.load(sample)
     return comparison_panel(
@@ -209,7 +209,7 @@ def example(sample: Sample, estimators: Mapping[str, Estimator], check: ForwardB
 
 
 def predictions(
-    image1: Frame, image2: Frame, estimators: Mapping[str, Estimator], check: ForwardBackwardCheck
+    image1: Frame, image2: Frame, estimators: Mapping[str, Estimator], check: OcclusionCheck
 ) -> dict[str, Prediction]:
     """The flow and occlusion that each model estimates, for a `comparison_panel`."""
     both = {name: estimator(image1, image2) for name, estimator in estimators.items()}
@@ -257,7 +257,7 @@ class _Evaluator:
         self,
         samples: Sequence[Sample],
         estimators: Mapping[str, Estimator],
-        check: ForwardBackwardCheck,
+        check: OcclusionCheck,
         device: torch.device,
     ) -> None:
         self._samples = samples
@@ -278,7 +278,7 @@ class _Evaluator:
 
 
 def _rows(
-    samples: Sequence[Sample], estimators: Mapping[str, Estimator], check: ForwardBackwardCheck
+    samples: Sequence[Sample], estimators: Mapping[str, Estimator], check: OcclusionCheck
 ) -> Iterator[dict[str, Any]]:
     """A row for each sample and model, in any order."""
     num_actors, gpus = evaluating_processes(-(-len(samples) // _PAIRS_PER_BLOCK))

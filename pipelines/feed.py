@@ -1,18 +1,19 @@
 """How do stored pairs become training batches? In a planned order, the same on any cluster.
 
 The order is a function of (seed, epoch) alone. An epoch is a permutation of the row groups, flattened into
-rows and cut into as many streams as the global batch has places, from which it takes a row in turn; epoch
-follows epoch, and batches are cut from that. So each pair is seen once an epoch, a batch mixes the whole set,
-a row group is read in one piece, and any number of workers share the same global batches: each takes its
-share of the places. The position of a training is one number, its step: to resume inside an epoch, start the
-plan at that step with as many workers as there are then.
+rows and cut into 32 streams or more, from which it takes a row in turn; epoch follows epoch, and batches are
+cut from that. So each pair is seen once an epoch, any 32 pairs in a row are of 32 row groups anywhere in the
+set, a row group is read in one piece or two, and any number of workers share the same global batches: each
+takes its share of the places. The position of a training is one number, its step: to resume inside an epoch,
+start the plan at that step with as many workers as there are then.
 
-Ray Data reads, decodes and transforms windows of a few batches as tasks on any node's CPUs, in order, ahead
-of the training step.
+Ray Data reads, decodes and transforms windows of many batches as tasks on any node's CPUs, in order, ahead of
+the training step. A task hands over a few batches at a time.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
@@ -30,9 +31,13 @@ from flowcore.pairs import Batch, stacked_arrays
 from pipelines.cluster import let_ray_data_rest
 from pipelines.pair_set import PairSet
 
-_WINDOW_STEPS = 16
+_STREAMS = 32
+"""Row groups that pairs in a row come from, at least."""
+_BLOCK_STEPS = 16
 """Steps in a block: enough work to make Ray's cost of a block, about 40 ms, negligible."""
-_ROUND_WINDOWS = 512
+_WINDOW_BLOCKS = 4
+"""Blocks in a window: of each stream enough rows to make reading its row groups worth it."""
+_ROUND_WINDOWS = 128
 """Windows in one execution of Ray Data. Starting one costs about a second; memory holds its plan."""
 
 
@@ -70,9 +75,10 @@ class Plan:
         rank_of_group = rng.permutation(int(group.max()) + 1)
         order = np.lexsort((rng.random(len(group)), rank_of_group[group]))
         # the streams side by side; the last ones may end a row earlier
-        lengths = [len(stream) for stream in np.array_split(order, self.global_batch)]
+        streams = max(_STREAMS, self.global_batch)
+        lengths = [len(stream) for stream in np.array_split(order, streams)]
         turn = np.concatenate([np.arange(length) for length in lengths])
-        return order[np.lexsort((np.repeat(np.arange(self.global_batch), lengths), turn))]
+        return order[np.lexsort((np.repeat(np.arange(streams), lengths), turn))]
 
     def pair_ids(self, step: int) -> list[str]:
         """The pairs of a step's global batch."""
@@ -91,7 +97,7 @@ class Plan:
         return range(begin, end)
 
     def windows(self, start: int, stop: int, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
-        """What worker `rank` reads for the steps from `start` to before `stop`, in windows of a few steps;
+        """What worker `rank` reads for the steps from `start` to before `stop`, in windows of many steps;
         raises as `places`."""
         mine = self.places(rank, world_size)
         for epochs, rows in self._batches(start, stop):
@@ -107,11 +113,11 @@ class Plan:
     def _batches(
         self, start: int, stop: int
     ) -> Iterator[tuple[Int[ndarray, "steps places"], Int[ndarray, "steps places"]]]:
-        """(the epoch, the row of the index) of each place, for a few steps at a time."""
+        """(the epoch, the row of the index) of each place, for a window of steps at a time."""
         pairs = self.index.num_rows
         orders: dict[int, ndarray] = {}
-        for first in range(start, stop, _WINDOW_STEPS):
-            last = min(first + _WINDOW_STEPS, stop)
+        for first in range(start, stop, _WINDOW_BLOCKS * _BLOCK_STEPS):
+            last = min(first + _WINDOW_BLOCKS * _BLOCK_STEPS, stop)
             epochs, at = np.divmod(np.arange(first * self.global_batch, last * self.global_batch), pairs)
             needed = range(int(epochs[0]), int(epochs[-1]) + 1)
             orders = {epoch: orders[epoch] if epoch in orders else self.epoch(epoch) for epoch in needed}
@@ -124,13 +130,34 @@ def _by_pair_id(index: pa.Table) -> Int[ndarray, "pairs"]:
     return cast(ndarray, pc.sort_indices(index["pair_id"]).to_numpy().astype(np.int64))
 
 
-def hold_back(index: pa.Table, share: float, most: int) -> tuple[pa.Table, pa.Table]:
-    """(pairs to train on, pairs to validate on): the lowest pair ids, which are digests, are held back; at
-    least one is."""
-    held = min(most, max(1, int(share * index.num_rows)))
+def hold_back(index: pa.Table, videos: Sequence[str], share: float, most: int) -> tuple[pa.Table, pa.Table]:
+    """(pairs to train on, pairs to validate on): whole videos are held back, so that no frame is in both.
+
+    videos: the video of each file of the index. They are taken in the order of a digest until they have the
+    share of the pairs; of theirs the `most` lowest pair ids, which are digests, are validated on. A video
+    with more than three times the share is not held back whole. Where all are that long, the last pairs of
+    one are held back, and the pair before them is left out. At least one pair is held back.
+    """
+    wanted = max(1, int(share * index.num_rows))
+    of_file = np.array(
+        [int(hashlib.blake2b(each.encode(), digest_size=7).hexdigest(), 16) for each in videos]
+    )
+    video = of_file[index["file"].to_numpy()]
+    names, sizes = np.unique(video, return_counts=True)
+    is_held = np.zeros(index.num_rows, bool)
+    if len(names) > 1:
+        for name, size in zip(names, sizes, strict=True):
+            if size <= max(1, 3 * wanted) and is_held.sum() < wanted:
+                is_held |= video == name
+    is_left_out = np.zeros(index.num_rows, bool)
+    if not is_held.any():
+        (rows,) = np.nonzero(video == names[0])
+        last = rows[-min(wanted, len(rows)) :]
+        is_held[last] = True
+        is_left_out[rows[: -len(last)][-1:]] = True
     order = _by_pair_id(index)
-    validation, training = np.sort(order[:held]), np.sort(order[held:])
-    return index.take(training), index.take(validation)
+    validation = np.sort(order[is_held[order]][:most])
+    return index.filter(pa.array(~is_held & ~is_left_out)), index.take(validation)
 
 
 def part_of(index: pa.Table, share: float) -> pa.Table:
@@ -149,21 +176,27 @@ class _WindowReader:
 
     pairs: PairSet
     transformation: Transformation
+    block: int
+    """Pairs that are handed over at once."""
 
-    def __call__(self, window: dict[str, ndarray]) -> dict[str, ndarray]:
+    def __call__(self, window: dict[str, ndarray]) -> Iterator[dict[str, ndarray]]:
         # Ray Data hands over a batch of one window
         parts = {key: value[0] for key, value in window.items()}
+        places = list(zip(parts["epoch"], parts["file"], parts["row_group"], parts["row"], strict=True))
+        left = Counter((file, group) for _, file, group, _ in places)
         groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
-        pairs = []
-        for epoch, file, group, row in zip(
-            parts["epoch"], parts["file"], parts["row_group"], parts["row"], strict=True
-        ):
-            if (file, group) not in groups:
-                groups[file, group] = self.pairs.read_group(self.pairs.files[int(file)], int(group))
-            stored = groups[file, group][int(row)]
-            key = [int(parts["seed"]), int(epoch), int(stored["pair_id"][:16], 16)]
-            pairs.append(self.transformation(self.pairs.decode(stored), np.random.default_rng(key)))
-        return stacked_arrays(pairs)
+        for first in range(0, len(places), self.block):
+            pairs = []
+            for epoch, file, group, row in places[first : first + self.block]:
+                if (file, group) not in groups:
+                    groups[file, group] = self.pairs.read_group(self.pairs.files[int(file)], int(group))
+                stored = groups[file, group][int(row)]
+                left[file, group] -= 1
+                if not left[file, group]:
+                    del groups[file, group]
+                key = [int(parts["seed"]), int(epoch), int(stored["pair_id"][:16], 16)]
+                pairs.append(self.transformation(self.pairs.decode(stored), np.random.default_rng(key)))
+            yield stacked_arrays(pairs)
 
 
 def batches(
@@ -189,7 +222,7 @@ def batches(
     context.enable_progress_bars = False
     while round_ := list(islice(windows, _ROUND_WINDOWS)):
         dataset = ray.data.from_items(round_, override_num_blocks=len(round_)).map_batches(
-            _WindowReader(pairs=pairs, transformation=transformation),
+            _WindowReader(pairs=pairs, transformation=transformation, block=_BLOCK_STEPS * share),
             batch_size=1,
             compute=ray.data.TaskPoolStrategy(size=readers),
             num_cpus=reader_cpus,

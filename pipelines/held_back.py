@@ -24,7 +24,7 @@ from flowcore.drawing import Prediction, comparison_panel
 from flowcore.metrics import endpoint_error
 from flowcore.networks import FlowNetwork
 from flowcore.objectives import validate_pair
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
 from pipelines.checkpoints import copy_model, load_model
 from pipelines.labels import decode_occlusion
@@ -42,7 +42,7 @@ class HeldBack:
     pairs: PairSet
     places: pa.Table
     """Rows of the set's index."""
-    check: ForwardBackwardCheck
+    check: OcclusionCheck
     stage: str
     """The name of the network's flow in pictures."""
 

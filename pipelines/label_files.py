@@ -22,7 +22,7 @@ import torch
 
 from flowcore.datasets import Sample, Truth, find_samples, load
 from flowcore.formats import FrameCodec, encode_flow, encode_image, encode_mask
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import FramePair
 from flowcore.pseudolabels import labels_of
 from flowcore.shapes import Flow, Mask, to_images
@@ -105,7 +105,7 @@ def export_labels(
     return ExportSummary(pairs=len(places), new_pairs=new_pairs, unknown_pixels=unknown_pixels)
 
 
-def import_labels(folder: Path, location: str, check: ForwardBackwardCheck) -> PairSet:
+def import_labels(folder: Path, location: str, check: OcclusionCheck) -> PairSet:
     """Makes a label set of files in FlyingChairs2's layout, as `export_labels` writes it or another tool.
 
     0000000-img_0.png, -img_1.png, and -flow_01 and -flow_10, each .flo or .flo5, have to be there; without
@@ -212,7 +212,7 @@ def _label_row(
     *,
     folder: Path,
     teacher: str,
-    check: ForwardBackwardCheck,
+    check: OcclusionCheck,
 ) -> pa.Table:
     both = load(sample), load(_backward(sample))
     flows = torch.from_numpy(np.stack([each.flow for each in both]))
@@ -222,7 +222,7 @@ def _label_row(
     return beside(frame_pair(sample, both[0], label_set, name), label_columns(labels, teacher))
 
 
-def _occluded(both: tuple[Truth, Truth], check: ForwardBackwardCheck, there: Flow, back: Flow) -> Mask:
+def _occluded(both: tuple[Truth, Truth], check: OcclusionCheck, there: Flow, back: Flow) -> Mask:
     known = torch.from_numpy(np.stack([each.valid for each in both]))[:, None]
     told = [each.occluded for each in both if each.occluded is not None]
     occluded = torch.from_numpy(np.stack(told))[:, None] if len(told) == 2 else check(there, back)

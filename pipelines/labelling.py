@@ -17,7 +17,7 @@ from uuid import uuid4
 from pyarrow.fs import LocalFileSystem
 
 from flowcore.formats import FrameCodec
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.video import SAMPLER_VERSION, ClipOptions
 from pipelines.collection import Stamp, VideoSource, find_videos, stamp_of
 from pipelines.labelling_progress import LabellingProgress, OnProgress, read_progress, reported
@@ -260,7 +260,7 @@ def write_pairs(
     description = SetDescription(
         kind="frames", made_of=_made_of(clips, options), provenance={"videos": videos}
     )
-    plan = _plan(location, description, clips, options, Teachers(), ForwardBackwardCheck())
+    plan = _plan(location, description, clips, options, Teachers(), OcclusionCheck())
     return _write_set(videos, description, plan, Teachers(), options, on_progress, graph)
 
 
@@ -269,7 +269,7 @@ def write_labels(
     teachers: Sequence[str],
     location: str,
     clips: ClipOptions,
-    check: ForwardBackwardCheck,
+    check: OcclusionCheck,
     options: LabellingOptions,
     *,
     run_id: str | None = None,
@@ -321,7 +321,7 @@ def _plan(
     clips: ClipOptions,
     options: LabellingOptions,
     teachers: Teachers,
-    check: ForwardBackwardCheck,
+    check: OcclusionCheck,
 ) -> Plan:
     return Plan(
         run=uuid4().hex,

@@ -22,7 +22,7 @@ import pyarrow as pa
 import torch
 
 from flowcore.formats import FrameCodec
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pseudolabels import pseudo_labels
 from flowcore.shapes import to_images
 from flowcore.video import ClipOptions, VideoError
@@ -69,7 +69,7 @@ class Plan:
     row_group_pairs: int
     teachers: tuple[TeacherModel, ...]
     """None of them where frames alone are wanted."""
-    check: ForwardBackwardCheck
+    check: OcclusionCheck
     """Tells what is occluded by the teachers' flow."""
 
     @property

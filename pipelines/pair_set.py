@@ -247,6 +247,12 @@ class PairSet:
             raise self._nothing_kept(self.where)
         return index
 
+    @property
+    def folders(self) -> list[str]:
+        """Of each of the `files`, the folder of the video that its pairs are of. Of a truth, a folder has
+        some samples that follow each other."""
+        return [posixpath.dirname(file) for file in self.files]
+
     def num_pairs(self) -> int:
         """The pairs of the set, whatever `where` keeps; reads footers."""
         return sum(self._of_files(self._num_pairs_of))

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from flowcore.networks import BidirectionalFlow, FlowNetwork
 from flowcore.objectives import Estimator, Objective, Outcome
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.shapes import Image
 from pipelines.cluster import Accelerator
@@ -95,9 +95,11 @@ class TrainingOptions:
     """Validations in a row without improvement after which training ends early; the best model is then the
     result. None trains to the last step, whose model is the result."""
     held_back_share: float = 0.05
-    """Share of the pairs that is held back for validation, in (0, 1)."""
+    """Share of the pairs that is held back for validation, in (0, 1): whole videos, which training never
+    sees."""
     held_back_most: int = 64
-    """Most pairs that are held back for validation. Fewer make validation faster and its numbers noisier."""
+    """Most pairs of these videos that are validated on. Fewer make validation faster and its numbers
+    noisier."""
     keep_checkpoints: int = 3
     """Latest checkpoints to keep; with `patience`, the best ones and the latest. At least 2, since the last
     one may turn out to have collapsed."""
@@ -204,7 +206,7 @@ class OptimiserStep:
         self,
         network: FlowNetwork,
         lessons: Sequence[Lesson],
-        check: ForwardBackwardCheck,
+        check: OcclusionCheck,
         options: TrainingOptions,
         *,
         world_size: int = 1,

@@ -190,7 +190,7 @@ def _held_back(
     share = options.held_back_share
     if judge.truth is not None:
         pairs, index, share = judge.truth, judge.truth.index(), 1.0
-    _, places = hold_back(index, share, options.held_back_most)
+    _, places = hold_back(index, pairs.folders, share, options.held_back_most)
     return HeldBack(pairs=pairs, places=places, check=judge.check, stage=stage)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from pipelines.pair_set import PairSet
 
 
@@ -67,7 +67,7 @@ class Judge:
 
     truth: PairSet | None = None
     """Pairs with truth to validate on; None holds back pairs of the first source."""
-    check: ForwardBackwardCheck = field(default_factory=ForwardBackwardCheck)
+    check: OcclusionCheck = field(default_factory=OcclusionCheck)
     """The run's occlusion check: that of its loss, its validation and its alarm."""
     alarm: CollapseAlarm = field(default_factory=CollapseAlarm)
 

@@ -309,7 +309,9 @@ def _share_cores(workers: int) -> None:
 
 
 def _plan(source: "Source", options: TrainingOptions) -> Plan:
-    rows, _ = hold_back(source.pairs.index(), options.held_back_share, options.held_back_most)
+    rows, _ = hold_back(
+        source.pairs.index(), source.pairs.folders, options.held_back_share, options.held_back_most
+    )
     return Plan(index=part_of(rows, source.share), global_batch=options.global_batch, seed=options.seed)
 
 

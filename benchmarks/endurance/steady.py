@@ -21,7 +21,7 @@ import psutil
 from benchmarks import report
 from benchmarks.inputs import fresh_teacher, render_long_videos
 from benchmarks.processes import kind_of
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.video import ClipOptions
 from jobs.recipes import RECIPES
 from pipelines.cluster import connect
@@ -79,7 +79,7 @@ def main() -> None:
         videos = render_long_videos(folder / "videos", arguments.videos, frames, _SIZE)
         teacher = fresh_teacher(folder / "teacher", RECIPES["smoke"].network)
         connect()
-        labels, check = str(folder / "labels"), ForwardBackwardCheck()
+        labels, check = str(folder / "labels"), OcclusionCheck()
         summary = write_labels(videos, [teacher], labels, clips, check, options, on_progress=look)
     if len(looks) <= 10:
         raise SystemExit(f"labelling ended after {summary.seconds:.0f} s; take more --files")

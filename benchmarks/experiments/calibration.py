@@ -29,7 +29,7 @@ from benchmarks.inputs import real_sets
 from flowcore.datasets import find_samples, load
 from flowcore.metrics import endpoint_error
 from flowcore.networks import FlowNetwork
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pseudolabels import pseudo_labels
 from flowcore.scenes import SceneOptions, render_scene
 from flowcore.shapes import to_images
@@ -98,7 +98,7 @@ def real(data: Path) -> Iterator[Pair]:
 def judged(networks: Sequence[FlowNetwork], pair: Pair) -> Judged:
     image1, image2, flow, known = pair
     frames = to_images(np.stack([image1, image2]))
-    labels = pseudo_labels(networks, frames, ForwardBackwardCheck())
+    labels = pseudo_labels(networks, frames, OcclusionCheck())
     row = label_columns(labels, "a teacher").to_pylist()[0]
     height, width = image1.shape[:2]
     label = decode_flow(row["flow_fw"], row["flow_stride"], height, width)

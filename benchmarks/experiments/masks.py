@@ -37,7 +37,7 @@ from benchmarks.report import mean_and_spread
 from flowcore.metrics import FlowErrors, OcclusionCounts, flow_errors, occlusion_counts
 from flowcore.networks import FlowNetwork
 from flowcore.objectives import Estimator, Objective, Outcome, Photometric, TeacherObjective
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
 from flowcore.scenes import Scene, SceneOptions, render_scene
 from flowcore.shapes import to_images
@@ -51,7 +51,7 @@ MASKS = {
     "lenient": "mask from a check that forgives 2 px",
     "truth": "mask from the truth",
 }
-CHECKS = {"check": ForwardBackwardCheck(), "lenient": ForwardBackwardCheck(alpha2=4.0)}
+CHECKS = {"check": OcclusionCheck(), "lenient": OcclusionCheck(alpha2=4.0)}
 SCENES = {"mixed": "the demo's", "objects": "many layers", "fast": "large fast layers"}
 """The kinds that are trained on, see `cells.KINDS`."""
 TEST_PAIRS = 3
@@ -86,9 +86,7 @@ class TrulyMasked:
 
     unmasked_steps: int
 
-    def __call__(
-        self, estimate: Estimator, batch: Batch, *, step: int, check: ForwardBackwardCheck
-    ) -> Outcome:
+    def __call__(self, estimate: Estimator, batch: Batch, *, step: int, check: OcclusionCheck) -> Outcome:
         assert batch.confidence_fw is not None
         assert batch.confidence_bw is not None
         occ_fw, occ_bw = batch.confidence_fw < 0.5, batch.confidence_bw < 0.5
@@ -121,7 +119,7 @@ def trained(kind: str, mask: str, schedule: Schedule) -> FlowNetwork:
     pairs = training_pairs(kind)
     torch.manual_seed(options.seed)
     lessons = [Lesson(objective=objective(mask, schedule))]
-    check = CHECKS.get(mask, ForwardBackwardCheck())
+    check = CHECKS.get(mask, OcclusionCheck())
     step = OptimiserStep(NETWORKS["pwcnet"].build(), lessons, check, options)
     rng = np.random.default_rng(options.seed)
     order = np.concatenate([rng.permutation(len(pairs)) for _ in range(options.steps)])
@@ -140,7 +138,7 @@ def judged(network: FlowNetwork, kind: str) -> dict[str, float]:
         occluded = torch.from_numpy(truth.occ_fw)[:, None]
         valid = torch.ones_like(occluded)
         errors += flow_errors(forward, torch.from_numpy(truth.flow_fw).float(), valid, occluded)
-        counts += occlusion_counts(ForwardBackwardCheck()(forward, backward), occluded, valid)
+        counts += occlusion_counts(OcclusionCheck()(forward, backward), occluded, valid)
     found = {"precision": counts.precision, "recall": counts.recall}
     return {key: value for key, value in (*errors.epe.items(), *found.items()) if value is not None}
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.inputs import real_sets
 from flowcore.formats import write_image
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from jobs import distill, evaluate, pseudolabel
 from pipelines.checkpoints import fetch_model, load_model, save_model
 from pipelines.cluster import connect
@@ -84,7 +84,7 @@ def judge(data: Path) -> str:
             tables.append(table(f"{group}, {errors.pairs} pairs", rows))
         ranked = results["student"].ranked
         picture = WORK / f"{data_set.name}.png"
-        write_image(picture, example(ranked[len(ranked) // 2], estimators, ForwardBackwardCheck()))
+        write_image(picture, example(ranked[len(ranked) // 2], estimators, OcclusionCheck()))
         print(f"picture: {picture}")
     return "\n\n".join(tables)
 

@@ -30,7 +30,7 @@ from benchmarks.inputs import read_chunks
 from flowcore.formats import read_flow, read_mask, write_flow, write_mask
 from flowcore.metrics import endpoint_error
 from flowcore.networks import FlowNetwork
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pseudolabels import PseudoLabels, label_grid, pseudo_labels
 from flowcore.scenes import SceneOptions, render_scene
 from flowcore.shapes import to_images
@@ -63,9 +63,7 @@ def chunks(videos: str | None, pairs: int) -> tuple[list[ndarray], Tensor | None
 def labelled(network: FlowNetwork, frames: ndarray) -> tuple[pa.Table, list[Tensor]]:
     """The labels of the pairs, and the network's flow in both directions at full resolution, not rounded."""
     pixels = to_images(frames)
-    parts = [
-        pseudo_labels([network], pixels[at : at + 2], ForwardBackwardCheck()) for at in range(len(pixels) - 1)
-    ]
+    parts = [pseudo_labels([network], pixels[at : at + 2], OcclusionCheck()) for at in range(len(pixels) - 1)]
     estimates = [network.estimate(first[None], second[None]) for first, second in pairwise(pixels)]
     exact = [torch.cat(direction) for direction in zip(*estimates, strict=True)]
     table = label_columns(PseudoLabels.joined(parts), "a teacher")

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.inputs import fresh_teacher, render_videos
 from flowcore.objectives import StudentObjective
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from jobs.recipes import RECIPES
 from pipelines import tracking
 from pipelines.checkpoints import starting_point
@@ -37,7 +37,7 @@ def main() -> None:
         videos = render_videos(folder / "videos", 8)
         teacher = fresh_teacher(folder / "teacher", recipe.network)
         connect()
-        labels, check = str(folder / "labels"), ForwardBackwardCheck()
+        labels, check = str(folder / "labels"), OcclusionCheck()
         write_labels(videos, [teacher], labels, recipe.clips, check, LabellingOptions())
         source = Source(
             pairs=PairSet.open(labels), transformation=recipe.challenge, objective=StudentObjective()

@@ -45,7 +45,7 @@ from benchmarks.inputs import fresh_teacher, read_chunks, render_long_videos
 from benchmarks.processes import kind_of
 from flowcore.geometry import pad_to_multiple, upsample_flow
 from flowcore.networks import FlowNetwork
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pseudolabels import pseudo_labels
 from flowcore.shapes import to_images
 from flowcore.video import ClipOptions
@@ -103,7 +103,7 @@ class Script:
     @torch.inference_mode()
     def _label(self, image1: torch.Tensor, image2: torch.Tensor, path: str) -> None:
         flow_fw, flow_bw = self._flow(image1, image2), self._flow(image2, image1)
-        check = ForwardBackwardCheck()
+        check = OcclusionCheck()
         np.savez_compressed(
             path,
             flow_fw=flow_fw[0].numpy(),
@@ -133,7 +133,7 @@ class InMemory:
         while (elapsed := time.monotonic() - start) < _LIMIT_SECONDS or pairs == 0:
             for frames in self._chunks[:chunks]:
                 if checked:
-                    labels = pseudo_labels([self._network], frames, ForwardBackwardCheck(), at_once)
+                    labels = pseudo_labels([self._network], frames, OcclusionCheck(), at_once)
                     label_columns(labels, "a teacher")
                 else:
                     self._network.estimate_chunk(frames, at_once)
@@ -225,7 +225,7 @@ def labelled(
             steps.append((time.monotonic(), progress.new_pairs))
             time_of.look()
 
-    check = ForwardBackwardCheck()
+    check = OcclusionCheck()
     summary = write_labels(videos, [teacher], str(location), clips, check, options, on_progress=note)
     if len(steps) < 10:
         raise SystemExit("labelling ended after fewer than ten files; take more videos or pairs")
@@ -255,7 +255,7 @@ def first_label_seconds(
         if progress.new_pairs and not seconds:
             seconds.append(time.monotonic() - start)
 
-    check = ForwardBackwardCheck()
+    check = OcclusionCheck()
     write_labels(video, [teacher], str(location), clips, check, options, on_progress=note)
     return seconds[0]
 

@@ -39,7 +39,7 @@ from flowcore.hallucination import (
     RectangleNoise,
     SuperpixelNoise,
 )
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
 from flowcore.scenes import SceneOptions
 from jobs.recipes import RECIPES
@@ -183,7 +183,7 @@ def main() -> None:
             ("the network's stride", network),
         ):
             labels, files = folder / f"labels-{title}", folder / f"files-{title}"
-            write_labels(videos, [teacher], str(labels), clips, ForwardBackwardCheck(), LabellingOptions())
+            write_labels(videos, [teacher], str(labels), clips, OcclusionCheck(), LabellingOptions())
             pairs = PairSet.open(str(labels))
             count = export_labels(pairs, str(files), "chairs2").pairs
             both = Files(files, count)

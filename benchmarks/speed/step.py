@@ -37,7 +37,7 @@ from flowcore.geometry import backward_warp, pixel_grid, upsample_flow
 from flowcore.networks import BidirectionalFlow, FlowNetwork
 from flowcore.networks.correlation import cost_volume, normalize_features
 from flowcore.objectives import Estimator, TeacherObjective
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.photometric import census_border, census_distance, grey
 from flowcore.scenes import SceneOptions, render_scene
@@ -158,7 +158,7 @@ def step_forms(batch: Batch, compiled: bool, full_resolution: bool = False) -> l
             if replaced:
                 census = {"census": (replaced[0], photometric.PATCH_RADIUS)}
                 stack.enter_context(mock.patch.dict(photometric.DISTANCES, census))
-            outcome = objective(estimate, batch, step=0, check=ForwardBackwardCheck())
+            outcome = objective(estimate, batch, step=0, check=OcclusionCheck())
             return global_loss(outcome, global_facts(outcome, 1, _PAIRS)[0], 1)
 
     plain = partial(plain_estimate, network)
@@ -178,7 +178,7 @@ def step_forms(batch: Batch, compiled: bool, full_resolution: bool = False) -> l
 
 def option_forms(network: FlowNetwork, batch: Batch, compiled: bool) -> list[Form]:
     """A step of the teacher with each option of TrainingOptions that makes it cheaper."""
-    objective = partial(TeacherObjective(unmasked_steps=1), step=0, check=ForwardBackwardCheck())
+    objective = partial(TeacherObjective(unmasked_steps=1), step=0, check=OcclusionCheck())
     inputs = list(network.parameters())
 
     def loss(

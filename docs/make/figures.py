@@ -15,7 +15,7 @@ from benchmarks.inputs import true_pair
 from flowcore.drawing import Picture, flow_colors, occlusion_image, panel
 from flowcore.formats import write_image
 from flowcore.hallucination import CopyPaste, Crop, Geometric, SuperpixelNoise
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import FramePair
 from flowcore.scenes import SceneOptions, render_scene
 from pipelines.storage import PROJECT_FOLDER
@@ -31,7 +31,7 @@ def check(pair: FramePair) -> ndarray:
     forward, backward = (
         torch.from_numpy(np.array(flow, np.float32))[None] for flow in (pair.flow_fw, pair.flow_bw)
     )
-    return ForwardBackwardCheck()(forward, backward)[0, 0].numpy()
+    return OcclusionCheck()(forward, backward)[0, 0].numpy()
 
 
 def trusted(pair: FramePair) -> ndarray:

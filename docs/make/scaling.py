@@ -34,7 +34,7 @@ from benchmarks.report import table
 from flowcore.formats import FrameCodec
 from flowcore.networks import PWCNetConfig
 from flowcore.objectives import StudentObjective, TeacherObjective
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pseudolabels import pseudo_labels
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.shapes import to_images
@@ -77,7 +77,7 @@ def per_pair() -> dict[str, float]:
     # Labels of a trained network: what they take depends on what is in them.
     network, _ = load_model(PROJECT_FOLDER / "docs/results/real-pixels/student")
     some = scene.frames[: LabellingOptions().row_group_pairs + 1]
-    labels = pseudo_labels([network.eval()], to_images(some), ForwardBackwardCheck())
+    labels = pseudo_labels([network.eval()], to_images(some), OcclusionCheck())
     flows = label_columns(labels, "a teacher").select(["flow_fw", "flow_bw", "occ_fw", "occ_bw"])
     content = encode_shard(flows, len(flows))
 

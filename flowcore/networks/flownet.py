@@ -41,6 +41,8 @@ class FlowNetConfig(NetworkConfig):
     """FlowNetC: channels of the first frame's features that bypass the correlation."""
     radius: int = 10
     """FlowNetC: reach of the correlation, in pixels at an eighth of the resolution."""
+    refines: bool = True
+    """Each level adds to the flow of the level before. Off, it predicts the flow afresh, as in the paper."""
 
     def __post_init__(self) -> None:
         if len(self.encoder_widths) < 4 or len(self.decoder_widths) != len(self.encoder_widths) - 2:
@@ -139,6 +141,6 @@ class FlowNet(FlowNetwork):
                 for each in (x, flow)
             )
             x = torch.cat([upsampler(upsampled), skip, flow], dim=1)
-            flow = head(x)
+            flow = flow + head(x) if self.config.refines else head(x)
             levels.append(flow * FLOW_SCALE)
         return levels[::-1]

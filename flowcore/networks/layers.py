@@ -4,6 +4,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from flowcore.shapes import Flow
+
+_NEIGHBOURS = 9
 
 FLOW_SCALE = 20.0
 """Pixels of motion per unit of a decoder's output, the factor by which PWC-Net and FlowNet scale truth."""
@@ -44,3 +49,21 @@ def in_full_precision(function: Callable[..., Tensor], *inputs: Tensor) -> Tenso
         return function(*inputs)
     with torch.autocast(device, enabled=False):
         return function(*(each.float() for each in inputs))
+
+
+def upsampling_weights(channels: int) -> nn.Sequential:
+    """From features to the weights that `doubled` takes."""
+    return nn.Sequential(convolution(channels, channels), nn.Conv2d(channels, 4 * _NEIGHBOURS, 1))
+
+
+def doubled(flow: Flow, mask: Tensor) -> Tensor:
+    """Flow at twice the resolution: each vector is a weighted mean of the 3x3 coarse ones around it.
+
+    Source: RAFT, "Upsampling".
+    """
+    batch, _, height, width = flow.shape
+    weights = mask.reshape(batch, 1, _NEIGHBOURS, 2, 2, height, width).softmax(dim=2)
+    around = functional.unfold(functional.pad(flow, (1, 1, 1, 1), mode="replicate"), 3)
+    around = around.reshape(batch, 2, _NEIGHBOURS, 1, 1, height, width)
+    fine = (weights * around).sum(dim=2)
+    return fine.permute(0, 1, 4, 2, 5, 3).reshape(batch, 2, 2 * height, 2 * width)

@@ -1,7 +1,7 @@
 """PWC-Net: pyramid, warping, cost volume (Sun et al., CVPR 2018), in the light version that DDFlow trains.
 
-Each level predicts the flow itself, not a residual; the context network refines the finest one. Flow is in
-pixels of the full-resolution frame at every level, and is divided by the level's stride only to warp
+Each level adds to the upsampled flow of the level before; the context network refines the finest one. Flow is
+in pixels of the full-resolution frame at every level, and is divided by the level's stride only to warp
 features.
 """
 
@@ -15,13 +15,14 @@ from torch.nn import functional
 from flowcore.geometry import backward_warp
 from flowcore.networks.correlation import cost_volume, normalize_features
 from flowcore.networks.interface import FlowLevel, FlowNetwork, NetworkConfig
-from flowcore.networks.layers import FLOW_SCALE, convolution, flow_head
+from flowcore.networks.layers import FLOW_SCALE, convolution, doubled, flow_head, upsampling_weights
 from flowcore.shapes import Image
 
 
 @dataclass(frozen=True, kw_only=True)
 class PWCNetConfig(NetworkConfig):
-    """Widths and depth of PWC-Net; the defaults are the light network of DDFlow and SelFlow."""
+    """Widths and depth of PWC-Net; the defaults are the light network of DDFlow and SelFlow, but for
+    `refines`."""
 
     encoder_widths: tuple[int, ...] = (16, 32, 64, 96, 128, 192)
     """Channels of each encoder level, one level a width; level l has stride 2^l."""
@@ -34,6 +35,12 @@ class PWCNetConfig(NetworkConfig):
     times as long a step."""
     radius: int = 4
     """Reach of the cost volume at each level, in that level's pixels."""
+    refines: bool = True
+    """Each level adds to the flow of the level before. Off, it predicts the flow afresh, as in DDFlow, and
+    learns three times as slowly. docs/results/decoder.md compares them."""
+    learned_upsampling: bool = False
+    """Doubles the finest flow's resolution with learned weights, in place of a level that is twice as fine.
+    Labels then have four times the bytes."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.finest_level < len(self.encoder_widths):
@@ -88,6 +95,9 @@ class PWCNet(FlowNetwork):
         levels = len(config.encoder_widths)
         self.multiple = 2**levels
         self.strides = tuple(2**level for level in range(config.finest_level, levels + 1))
+        self._level_strides = self.strides
+        if config.learned_upsampling:
+            self.strides = (self.strides[0] // 2, *self.strides)
         self.encoder = nn.ModuleList(
             nn.Sequential(convolution(before, after, stride=2), convolution(after, after))
             for before, after in pairwise((3, *config.encoder_widths))
@@ -109,6 +119,7 @@ class PWCNet(FlowNetwork):
             ),
             flow_head(context_widths[-1]),
         )
+        self.mask = upsampling_weights(config.decoder_widths[-1]) if config.learned_upsampling else None
 
     def encode(self, images: Image) -> list[Tensor]:
         self._require_fitting(images)
@@ -124,7 +135,7 @@ class PWCNet(FlowNetwork):
         flow = hidden = None
         for index in reversed(range(len(features1))):
             first, second = features1[index], features2[index]
-            stride = self.strides[index]
+            stride = self._level_strides[index]
             if flow is None or hidden is None:
                 known = [first]
             else:
@@ -136,8 +147,12 @@ class PWCNet(FlowNetwork):
             volume = functional.leaky_relu(volume, 0.1, inplace=True)
             hidden = self._block(self.decoders[index], torch.cat([volume, *known], dim=1))
             scaled = self.heads[index](hidden)
+            if self.config.refines and flow is not None:
+                scaled = scaled + flow / FLOW_SCALE
             if index == 0:
                 scaled = scaled + self._block(self.context, torch.cat([hidden, scaled], dim=1))
             flow = scaled * FLOW_SCALE
             levels.append(flow)
+        if self.mask is not None and flow is not None:
+            levels.append(doubled(flow, self.mask(hidden)))
         return levels[::-1]

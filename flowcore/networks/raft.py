@@ -16,10 +16,14 @@ from torch.nn import functional
 from flowcore.geometry import pixel_grid
 from flowcore.networks.correlation import normalize_features
 from flowcore.networks.interface import FlowLevel, FlowNetwork, NetworkConfig
-from flowcore.networks.layers import convolution, flow_head, in_full_precision
+from flowcore.networks.layers import (
+    convolution,
+    doubled,
+    flow_head,
+    in_full_precision,
+    upsampling_weights,
+)
 from flowcore.shapes import Image
-
-_NEIGHBOURS = 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +186,7 @@ class RAFT(FlowNetwork):
         self.mask: nn.Module | None = None
         if config.learned_upsampling:
             self.strides = (stride // 2, *self.strides)
-            self.mask = nn.Sequential(convolution(hidden, hidden), nn.Conv2d(hidden, 4 * _NEIGHBOURS, 1))
+            self.mask = upsampling_weights(hidden)
 
     def encode(self, images: Image) -> list[Tensor]:
         self._require_fitting(images)
@@ -201,7 +205,7 @@ class RAFT(FlowNetwork):
             flow, hidden = self._block(self._refined, flow.detach(), hidden, context, *pyramid)
             levels.append(flow * self._stride)
         if self.mask is not None:
-            levels.append(_doubled(flow, self.mask(hidden)) * self._stride)
+            levels.append(doubled(flow, self.mask(hidden)) * self._stride)
         return levels[::-1]
 
     def _refined(
@@ -254,16 +258,3 @@ def _lookup(
     # Frames too small for a scale have nothing to look up there.
     missing = (scales - len(pyramid)) * (2 * radius + 1) ** 2
     return functional.pad(torch.cat(found, dim=1), (0, 0, 0, 0, 0, missing))
-
-
-def _doubled(flow: Tensor, mask: Tensor) -> Tensor:
-    """Flow at twice the resolution: each vector is a weighted mean of the 3x3 coarse ones around it.
-
-    Source: RAFT, "Upsampling".
-    """
-    batch, _, height, width = flow.shape
-    weights = mask.reshape(batch, 1, _NEIGHBOURS, 2, 2, height, width).softmax(dim=2)
-    around = functional.unfold(functional.pad(flow, (1, 1, 1, 1), mode="replicate"), 3)
-    around = around.reshape(batch, 2, _NEIGHBOURS, 1, 1, height, width)
-    fine = (weights * around).sum(dim=2)
-    return fine.permute(0, 1, 4, 2, 5, 3).reshape(batch, 2, 2 * height, 2 * width)

@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 DRIVER = """
 import os, signal, sys
 import ray
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.video import ClipOptions
 from pipelines.labelling import LabellingOptions, write_labels
 
@@ -44,7 +44,7 @@ if __name__ == "__main__":
         if steps == int(stop_at):
             os.kill(os.getpid(), signal.SIGSTOP)
     options = LabellingOptions(shard_pairs=8, num_teachers=1)
-    clips, check = ClipOptions(chunk_pairs=4), ForwardBackwardCheck()
+    clips, check = ClipOptions(chunk_pairs=4), OcclusionCheck()
     here = {"num_cpus": 3, "include_dashboard": False} if address == "local" else {}
     ray.init(address=address, log_to_driver=False, **here)
     summary = write_labels(videos, [teacher], labels, clips, check, options, on_progress=report)

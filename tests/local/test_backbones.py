@@ -10,7 +10,7 @@ from bare_graph import BareGraph
 
 from flowcore.hallucination import Crop
 from flowcore.objectives import Objective, StudentObjective, TeacherObjective
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
@@ -23,7 +23,7 @@ from pipelines.step import OptimiserStep, TrainingOptions
 from pipelines.training import Source
 
 NETWORKS = RECIPES["smoke"].networks
-CHECK = ForwardBackwardCheck()
+CHECK = OcclusionCheck()
 
 
 def one_step(start: StartingPoint, pairs: PairSet, objective: Objective, folder: Path) -> None:

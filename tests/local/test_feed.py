@@ -18,7 +18,7 @@ from flowcore.hallucination import (
     SuperpixelNoise,
     Transformation,
 )
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
@@ -43,7 +43,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> PairSet:
         [str(folder / "teacher")],
         str(folder / "labels"),
         ClipOptions(chunk_pairs=3),
-        ForwardBackwardCheck(),
+        OcclusionCheck(),
         LabellingOptions(row_group_pairs=2),
         graph=BareGraph(),
     )

@@ -13,7 +13,7 @@ from bare_graph import BareGraph
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from flowcore.video import ClipOptions
 from jobs import distill, finetune
@@ -291,7 +291,7 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> PairSet:
     for seed in range(2):
         write_video(folder / "videos" / f"{seed}.mp4", render_scene(seed, SCENE).frames)
     options = LabellingOptions(row_group_pairs=2)
-    check, clips = ForwardBackwardCheck(), ClipOptions(chunk_pairs=3)
+    check, clips = OcclusionCheck(), ClipOptions(chunk_pairs=3)
     teachers = ["opencv:dis_medium"]
     videos, location = str(folder / "videos"), str(folder / "labels")
     write_labels(videos, teachers, location, clips, check, options, graph=BareGraph())

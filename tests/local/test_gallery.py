@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
 from jobs.command import run
@@ -62,7 +62,7 @@ def sets(
     locations = str(folder / "one"), str(folder / "two")
     teachers = ["opencv:dis_ultrafast"], ["opencv:dis_ultrafast", "opencv:farneback"]
     for location, videos, labelling in zip(locations, collections, teachers, strict=True):
-        write_labels(str(videos), labelling, location, CLIPS, ForwardBackwardCheck(), OPTIONS, run_id="abcd")
+        write_labels(str(videos), labelling, location, CLIPS, OcclusionCheck(), OPTIONS, run_id="abcd")
     return locations
 
 

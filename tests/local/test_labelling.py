@@ -19,7 +19,7 @@ from ray.data.block import BlockStats
 
 from flowcore.formats import FrameCodec
 from flowcore.networks import FlowNetwork
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.shapes import to_images
 from flowcore.video import ClipOptions
 from pipelines.checkpoints import fetch_model, model_digest
@@ -34,7 +34,7 @@ from pipelines.pair_set import DESCRIPTION_FILE, PairSet
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 CLIPS = ClipOptions(chunk_pairs=3)
-CHECK = ForwardBackwardCheck()
+CHECK = OcclusionCheck()
 OPTIONS = LabellingOptions(shard_pairs=5, row_group_pairs=2)
 HALF_A_UNIT = 1 / 128
 
@@ -175,7 +175,7 @@ def test_a_rerun_touches_nothing(labels: PairSet, collection: Path, teacher: tup
     [
         ({"options": replace(OPTIONS, shard_pairs=6)}, "shard_pairs is 5 there and 6 here"),
         ({"clips": replace(CLIPS, stride=2)}, r"clips\.stride is 1 there and 2 here"),
-        ({"check": ForwardBackwardCheck(alpha2=1.0)}, r"check\.alpha2 is 0\.5 there and 1\.0 here"),
+        ({"check": OcclusionCheck(alpha2=1.0)}, r"check\.alpha2 is 0\.5 there and 1\.0 here"),
     ],
 )
 def test_other_options_never_mix_into_a_set(

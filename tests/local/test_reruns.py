@@ -16,7 +16,7 @@ from bare_graph import BareGraph
 from clips import TINY, contents, render, render_images, save_teacher, written
 
 from flowcore.formats import write_image
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
 from pipelines.checkpoints import fetch_model, model_digest, save_model
@@ -277,7 +277,7 @@ def test_a_diverged_teacher_labels_nothing(tmp_path: Path) -> None:
 
 def labelled(videos: Path, teachers: list[Path], location: Path) -> LabellingSummary:
     names = [str(teacher) for teacher in teachers]
-    check = ForwardBackwardCheck()
+    check = OcclusionCheck()
     return write_labels(str(videos), names, str(location), CLIPS, check, OPTIONS, graph=BareGraph())
 
 

@@ -24,7 +24,7 @@ import pytest
 from mlflow import MlflowClient
 
 from flowcore.networks import tiny
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from pipelines import registry, revision, tracking
 from pipelines.checkpoints import ModelInfo, StartingPoint
 from pipelines.held_back import HeldBack
@@ -393,7 +393,7 @@ def test_a_model_that_finds_nothing_visible_is_no_champion_for_that(
         stage="distill",
         pairs=cast(PairSet, None),
         places=pa.table({"pair_id": ["a"]}),
-        check=ForwardBackwardCheck(),
+        check=OcclusionCheck(),
     )
 
     def finished(photometric: float, unmasked: float) -> str:

@@ -21,7 +21,7 @@ from ray.train import WorkerGroupError
 from flowcore.hallucination import Challenge, ChannelPermutation, Crop
 from flowcore.networks import PWCNetConfig
 from flowcore.objectives import Estimator, Objective, Outcome, TeacherObjective
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
@@ -137,9 +137,7 @@ class Poisoned:
 
     unmasked_steps: int = 4
 
-    def __call__(
-        self, estimate: Estimator, batch: Batch, *, step: int, check: ForwardBackwardCheck
-    ) -> Outcome:
+    def __call__(self, estimate: Estimator, batch: Batch, *, step: int, check: OcclusionCheck) -> Outcome:
         outcome = TEACHER(estimate, batch, step=step, check=check)
         if step < 3:
             return outcome
@@ -201,9 +199,7 @@ class Unlearning:
 
     unmasked_steps: int = 4
 
-    def __call__(
-        self, estimate: Estimator, batch: Batch, *, step: int, check: ForwardBackwardCheck
-    ) -> Outcome:
+    def __call__(self, estimate: Estimator, batch: Batch, *, step: int, check: OcclusionCheck) -> Outcome:
         outcome = TEACHER(estimate, batch, step=0, check=check)
         return replace(outcome, terms=[replace(term, weight=-term.weight) for term in outcome.terms])
 
@@ -243,9 +239,7 @@ class Announcing:
     file: Path
     unmasked_steps: int = 2
 
-    def __call__(
-        self, estimate: Estimator, batch: Batch, *, step: int, check: ForwardBackwardCheck
-    ) -> Outcome:
+    def __call__(self, estimate: Estimator, batch: Batch, *, step: int, check: OcclusionCheck) -> Outcome:
         self.file.touch()
         return TEACHER(estimate, batch, step=step, check=check)
 
@@ -300,14 +294,12 @@ def test_a_network_is_judged_by_the_check_of_its_run(pairs: PairSet) -> None:
     torch.manual_seed(0)
     network = NETWORK.build().eval()
 
-    def occluded(check: ForwardBackwardCheck) -> float:
+    def occluded(check: OcclusionCheck) -> float:
         held_back = HeldBack(pairs=pairs, places=places, check=check, stage="test")
         return held_back.judge(network, torch.device("cpu"))[0]["occluded"]
 
     # To a check that lets everything pass only what leaves the frame is occluded.
-    assert occluded(ForwardBackwardCheck(alpha2=1e9)) < occluded(
-        ForwardBackwardCheck(alpha1=0.0, alpha2=1e-9)
-    )
+    assert occluded(OcclusionCheck(alpha2=1e9)) < occluded(OcclusionCheck(alpha1=0.0, alpha2=1e-9))
 
 
 @pytest.mark.parametrize(

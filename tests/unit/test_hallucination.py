@@ -27,7 +27,7 @@ from flowcore.hallucination import (
     affine,
     warped,
 )
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import FramePair
 from flowcore.scenes import SceneOptions, render_scene
 
@@ -426,7 +426,7 @@ def test_a_crop_hides_from_the_student_what_the_teacher_sees() -> None:
     )
     cropped = Crop(height=8, width=6)(whole, np.random.default_rng(0))
     forward, backward = (torch.from_numpy(f.copy())[None] for f in (cropped.flow_fw, cropped.flow_bw))
-    student = ForwardBackwardCheck()(forward, backward)[0, 0].numpy()
+    student = OcclusionCheck()(forward, backward)[0, 0].numpy()
     assert cropped.confidence_fw is not None
     hallucinated = student & (cropped.confidence_fw > 0)
     # three of six columns move out of the window to the right

@@ -21,7 +21,7 @@ from flowcore.objectives import (
     Term,
     validate_pair,
 )
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 
 few = settings(max_examples=10)
@@ -30,7 +30,7 @@ seeds = st.integers(0, 2**31)
 PSI_ZERO = 0.01**0.4
 """The robust penalty of nothing."""
 FINEST = Photometric(level_weights=(1.0,))
-CHECK = ForwardBackwardCheck()
+CHECK = OcclusionCheck()
 # Objectives here are asked at their first step, and so count occluded pixels with one unmasked step.
 NOW = {"step": 0, "check": CHECK}
 ODD = Photometric(distance="ssim", smoothness_weight=1.0, smoothness_order=2)
@@ -411,13 +411,13 @@ def test_the_mask_begins_after_the_unmasked_steps_and_is_that_of_the_check() -> 
     forward, backward = leave_left()
     objective = TeacherObjective(photometric=FINEST, unmasked_steps=5)
 
-    def counted(step: int, check: ForwardBackwardCheck) -> float:
+    def counted(step: int, check: OcclusionCheck) -> float:
         flows = answer([forward], [backward * 1.5], (1,))
         outcome = objective(estimator(flows), pairs(0, 1, 16, 32), step=step, check=check)
         return named(outcome, "photometric/stride1/fw").count.item()
 
     # The backward flow misses by four pixels: to the usual check nothing comes back.
-    lenient = ForwardBackwardCheck(alpha1=0.0, alpha2=17.0)
+    lenient = OcclusionCheck(alpha1=0.0, alpha2=17.0)
     assert [counted(4, CHECK), counted(5, CHECK), counted(5, lenient)] == [512, 0, 16.0 * (32 - 8)]
 
 

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowcore.geometry import flip_left_right, flip_up_down, in_frame
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 
 few = settings(max_examples=50)
 seeds = st.integers(0, 2**31)
-check = ForwardBackwardCheck()
+check = OcclusionCheck()
 
 
 def uniform(u: float, v: float, height: int, width: int) -> Tensor:
@@ -115,4 +115,4 @@ def test_the_check_has_no_gradient() -> None:
 def test_a_tolerance_that_no_pixel_can_meet_is_refused(options: dict[str, float]) -> None:
     # With alpha2 = 0 a pixel at rest would be occluded.
     with pytest.raises(ValueError, match=r"alpha1 .* must be >= 0 and alpha2 .* > 0"):
-        ForwardBackwardCheck(**options)
+        OcclusionCheck(**options)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from flowcore.networks import FlowNetwork
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pseudolabels import PseudoLabels, pseudo_labels
 
-CHECK = ForwardBackwardCheck()
+CHECK = OcclusionCheck()
 
 
 class Shift(FlowNetwork):

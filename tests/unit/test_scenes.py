@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowcore.datasets import find_samples, load
 from flowcore.geometry import backward_warp, in_frame, pixel_grid
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.scenes import Scene, SceneOptions, render_scene, write_truth, write_video
 
 OPTIONS = SceneOptions(height=64, width=96, num_frames=4)
@@ -80,7 +80,7 @@ def test_everything_that_leaves_the_frame_is_occluded(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_forward_backward_check_agrees_with_the_truth_nearly_everywhere(seed: int) -> None:
-    check = ForwardBackwardCheck()
+    check = OcclusionCheck()
     for _, _, flow, back, occluded in directions(render_scene(seed, OPTIONS)):
         found = check(flow, back)
         # Wrong next to outlines, where the flow back mixes two motions.

@@ -23,13 +23,13 @@ from flowcore.objectives import (
     SupervisedObjective,
     TeacherObjective,
 )
-from flowcore.occlusion import ForwardBackwardCheck
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
 from flowcore.scenes import SceneOptions, render_scene
 from pipelines.step import OptimiserStep, TrainingOptions
 
 NETWORK = PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,), radius=2)
-CHECK = ForwardBackwardCheck()
+CHECK = OcclusionCheck()
 # Without a mask, so that fresh weights have something to learn from.
 TEACHER = TeacherObjective(unmasked_steps=100)
 OPTIONS = TrainingOptions(steps=8, global_batch=5, learning_rate=4e-4, clip_norm=1e9)
@@ -187,9 +187,7 @@ class Poisoned:
     steps: tuple[int, ...]
     unmasked_steps: int = 100
 
-    def __call__(
-        self, estimate: Estimator, batch: Batch, *, step: int, check: ForwardBackwardCheck
-    ) -> Outcome:
+    def __call__(self, estimate: Estimator, batch: Batch, *, step: int, check: OcclusionCheck) -> Outcome:
         outcome = TEACHER(estimate, batch, step=step, check=check)
         if step not in self.steps:
             return outcome
@@ -282,12 +280,10 @@ def test_steps_on_truth_lower_its_error() -> None:
 class Watching:
     """The teacher's objective; remembers the steps at which it is asked, and the check."""
 
-    asked: list[tuple[int, ForwardBackwardCheck]] = field(default_factory=list)
+    asked: list[tuple[int, OcclusionCheck]] = field(default_factory=list)
     unmasked_steps: int = 0
 
-    def __call__(
-        self, estimate: Estimator, batch: Batch, *, step: int, check: ForwardBackwardCheck
-    ) -> Outcome:
+    def __call__(self, estimate: Estimator, batch: Batch, *, step: int, check: OcclusionCheck) -> Outcome:
         self.asked.append((step, check))
         return TEACHER(estimate, batch, step=step, check=check)
 
