@@ -66,7 +66,7 @@ class Pseudolabel:
         "clips.max_pairs_per_video",
         "labelling.num_teachers",
         "labelling.accelerator",
-        "labelling.codec.kind",
+        "labelling.codec",
     )
     excused: ClassVar[dict[str, dict[str, object]]] = {"status": {"videos": "", "teacher": ()}}
 

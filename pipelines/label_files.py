@@ -139,7 +139,7 @@ def import_labels(folder: Path, location: str, check: OcclusionCheck) -> PairSet
         "files": "chairs2",
         "teacher": {"digest": digest},
         "check": dataclasses.asdict(check),
-        "codec": dataclasses.asdict(FrameCodec()),
+        "codec": dataclasses.asdict(FrameCodec(kind="png")),
     }
     description = SetDescription(
         kind="imported", made_of=made_of, provenance={"files": str(folder)}, num_teachers=1

@@ -33,7 +33,7 @@ from flowcore.pairs import FramePair
 from flowcore.pseudolabels import PseudoLabels, label_grid
 from flowcore.video import SAMPLER_VERSION
 
-FORMAT = 5
+FORMAT = 6
 """Version of the layout, of the rows' meaning and of what computes them. It rises, too, where the same
 teacher would give other numbers. A set of another version is refused."""
 FLOW_UNITS = 64
@@ -41,6 +41,7 @@ FLOW_UNITS = 64
 
 # Their elements are never null, so Parquet needn't say so of each.
 _INTEGERS = pa.list_(pa.field("element", pa.int32(), nullable=False))
+_FLOATS = pa.list_(pa.field("element", pa.float32(), nullable=False))
 _BOOLS = pa.list_(pa.field("element", pa.bool_(), nullable=False))
 
 
@@ -84,13 +85,12 @@ SPREAD_SCHEMA = pa.schema([*_lists(_INTEGERS, "spread_fw", "spread_bw"), ("sprea
 """What several teachers add: how far they disagree, stored as the flow is."""
 TRUTH_SCHEMA = pa.schema(
     [
-        *_lists(_INTEGERS, "flow_fw"),
-        ("flow_stride", pa.int32()),
+        *_lists(_FLOATS, "true_flow_fw"),
         *_lists(_BOOLS, "valid_fw"),
     ]
 )
-"""What a data set with truth adds to a pair in place of labels: `flow_fw` as above at stride 1, and
-`valid_fw`, [height, width], True where it is known."""
+"""What a data set with truth adds to a pair in place of labels: `true_flow_fw`, [2, height, width] in pixels as
+the data set has it, and `valid_fw`, [height, width], True where it is known."""
 MEANINGS = {
     "pair_id": "32 hexadecimal digits that name the pair, whatever labels it.",
     "video": "Path or URI of the video.",
@@ -112,12 +112,15 @@ MEANINGS = {
     "spread_fw": "Root mean square distance of several teachers' flows to their mean, stored as `flow_fw` is "
     "but with one channel.",
     "spread_bw": "The same of the flows from the second frame to the first.",
+    "true_flow_fw": "True flow from the first frame to the second: 2 x height x width values in px, u first; 0 "
+    "where it isn't known.",
     "valid_fw": "height x width values; True where the true flow is known.",
 }
 """What each column is, in a sentence for the reference. The numbers that grade a label have theirs under the
 fields of `flowcore.pseudolabels.PseudoLabels`."""
 _FLOWS = ("flow_fw", "flow_bw")
 _SPREADS = ("spread_fw", "spread_bw")
+_TRUTHS = ("true_flow_fw",)
 _MASKS = ("occ_fw", "occ_bw", "valid_fw")
 _IMAGES = ("image1", "image2")
 _REPEATED = ("video", "label_set", "teacher")
@@ -160,10 +163,9 @@ def label_schema(*, is_of_several: bool) -> pa.Schema:
 
 def truth_columns(flow: Float[ndarray, "2 height width"], valid: Bool[ndarray, "height width"]) -> pa.Table:
     """The columns of TRUTH_SCHEMA for a pair whose flow, in pixels, is known where `valid` says so."""
-    known = torch.from_numpy(np.where(valid, flow, 0).astype(np.float32))
+    known = np.where(valid, flow, 0).astype(np.float32)
     columns = {
-        "flow_fw": quantized(known[None]),
-        "flow_stride": pa.array([1], pa.int32()),
+        "true_flow_fw": _flat_lists(known[None], _FLOATS),
         "valid_fw": masks(torch.from_numpy(valid)[None, None]),
     }
     return pa.table(columns, schema=TRUTH_SCHEMA)
@@ -204,15 +206,21 @@ def stored_pixels(
     return (grid.cumsum(dim=1, dtype=torch.int32) / FLOW_UNITS).numpy()
 
 
+_ENCODINGS = dict.fromkeys(_MASKS, "PLAIN") | dict.fromkeys(_TRUTHS, "BYTE_STREAM_SPLIT")
+"""Of the columns whose lists aren't delta coded."""
+
+
 def encode_shard(table: pa.Table, row_group_pairs: int) -> bytes:
     """The Parquet file of a table of PAIR_SCHEMA and what labels or truth add to it.
 
     Flow is delta coded, flow and masks are zstd compressed; images are compressed already.
     """
     names = table.column_names
-    leaves = {name: f"{name}.list.element" for name in (*_FLOWS, *_SPREADS, *_MASKS) if name in names}
+    leaves = {
+        name: f"{name}.list.element" for name in (*_FLOWS, *_SPREADS, *_TRUTHS, *_MASKS) if name in names
+    }
     plain = {name: "PLAIN" for name in names if name not in leaves and name not in _REPEATED}
-    encodings = {leaves[name]: "PLAIN" if name in _MASKS else "DELTA_BINARY_PACKED" for name in leaves}
+    encodings = {leaf: _ENCODINGS.get(name, "DELTA_BINARY_PACKED") for name, leaf in leaves.items()}
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
@@ -239,7 +247,7 @@ def decode_row(row: Mapping[str, Any], max_spread: float = DEFAULT_MAX_SPREAD) -
     return FramePair(
         image1=codec.decode(row["image1"]),
         image2=codec.decode(row["image2"]),
-        flow_fw=_flow(row, "flow_fw"),
+        flow_fw=_truth(row) if "true_flow_fw" in row else _flow(row, "flow_fw"),
         flow_bw=_flow(row, "flow_bw"),
         confidence_fw=_confidence(row, "fw", max_spread),
         confidence_bw=_confidence(row, "bw", max_spread),
@@ -256,6 +264,10 @@ def _flow(row: Mapping[str, Any], column: str) -> Float[ndarray, "2 height width
     if column not in row:
         return None
     return decode_flow(row[column], row["flow_stride"], row["height"], row["width"])
+
+
+def _truth(row: Mapping[str, Any]) -> Float[ndarray, "2 height width"]:
+    return np.array(row["true_flow_fw"], np.float32).reshape(2, row["height"], row["width"])
 
 
 def _confidence(

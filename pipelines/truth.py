@@ -6,6 +6,7 @@ shard that is there is left as it is; so a rerun does what is left.
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ from pipelines.storage import Folder, join
 
 Result = TypeVar("Result")
 
+_CODEC = FrameCodec(kind="png")
+"""Lossless, so that a validation gives the errors that an evaluation gives."""
 _SHARD_PAIRS = 16
 _ROW_GROUP_PAIRS = 4
 
@@ -36,7 +39,7 @@ def truth_set(name: str, root: Path, run_root: str, *, to_learn_from: bool) -> P
     samples = find_samples(name, root, to_learn_from=to_learn_from)
     description = SetDescription(
         kind="truth",
-        made_of={"truth": name, "samples": samples_digest(samples)},
+        made_of={"truth": name, "samples": samples_digest(samples), "codec": asdict(_CODEC)},
         provenance={"root": str(root)},
     )
     location = join(run_root, f"truth-{description.digest}")
@@ -116,7 +119,6 @@ def _row(sample: Sample, label_set: str) -> pa.Table:
 def frame_pair(sample: Sample, truth: Truth, label_set: str, name: str | None = None) -> pa.Table:
     """The columns of PAIR_SCHEMA for a sample; its `pair_id` follows from its name if none is given."""
     height, width = truth.valid.shape
-    codec = FrameCodec()
     digest = hashlib.blake2b(f"{sample.group} {sample.name}".encode(), digest_size=16).hexdigest()
     pair = {
         "pair_id": name or pair_id(digest, (0, 1), 1, height, width),
@@ -126,8 +128,8 @@ def frame_pair(sample: Sample, truth: Truth, label_set: str, name: str | None = 
         "timestamp": float("nan"),
         "height": height,
         "width": width,
-        "image1": codec.encode(truth.image1),
-        "image2": codec.encode(truth.image2),
+        "image1": _CODEC.encode(truth.image1),
+        "image2": _CODEC.encode(truth.image2),
         "label_set": label_set,
     }
     return pair_columns([pair])
