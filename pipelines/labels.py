@@ -89,8 +89,8 @@ TRUTH_SCHEMA = pa.schema(
         *_lists(_BOOLS, "valid_fw"),
     ]
 )
-"""What a data set with truth adds to a pair in place of labels: `true_flow_fw`, [2, height, width] in pixels as
-the data set has it, and `valid_fw`, [height, width], True where it is known."""
+"""What a data set with truth adds to a pair in place of labels: `true_flow_fw`, [2, height, width] in pixels
+as the data set has it, and `valid_fw`, [height, width], True where it is known."""
 MEANINGS = {
     "pair_id": "32 hexadecimal digits that name the pair, whatever labels it.",
     "video": "Path or URI of the video.",
@@ -112,8 +112,8 @@ MEANINGS = {
     "spread_fw": "Root mean square distance of several teachers' flows to their mean, stored as `flow_fw` is "
     "but with one channel.",
     "spread_bw": "The same of the flows from the second frame to the first.",
-    "true_flow_fw": "True flow from the first frame to the second: 2 x height x width values in px, u first; 0 "
-    "where it isn't known.",
+    "true_flow_fw": "True flow from the first frame to the second: 2 x height x width values in px, u "
+    "first; 0 where it isn't known.",
     "valid_fw": "height x width values; True where the true flow is known.",
 }
 """What each column is, in a sentence for the reference. The numbers that grade a label have theirs under the
