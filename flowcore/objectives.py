@@ -106,67 +106,6 @@ def _shrink_label(
     return kept / share.clamp(min=1e-6), mean_weight
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Level:
-    """What the loss looks at on the grid of one level: the frames, with the network's flow between them."""
-
-    scene1: Image
-    scene2: Image
-    inside1: Mask | None
-    """True on the pixels of scene1 from inside the frame; None where all are."""
-    inside2: Mask | None
-    flow_fw: Flow
-    """In pixels of the level."""
-    flow_bw: Flow
-    occ_fw: Mask | None
-    """Which pixels the check finds occluded; None where they count too."""
-    occ_bw: Mask | None
-    stride: int
-    margin: int
-    """By how many pixels the scenes reach further than the flow, on every side."""
-
-    def reversed(self) -> "_Level":
-        """The level with its frames exchanged."""
-        return _Level(
-            scene1=self.scene2,
-            scene2=self.scene1,
-            inside1=self.inside2,
-            inside2=self.inside1,
-            flow_fw=self.flow_bw,
-            flow_bw=self.flow_fw,
-            occ_fw=self.occ_bw,
-            occ_bw=self.occ_fw,
-            stride=self.stride,
-            margin=self.margin,
-        )
-
-    @property
-    def image1(self) -> Image:
-        """The pixels of the flow's own grid."""
-        return _centre(self.scene1, self.margin)
-
-    def seen(self) -> Image:
-        """Of the second frame, what the flow says the first one shows."""
-        return backward_warp(self.scene2, self.flow_fw, self.margin)
-
-    def counted(self) -> Mask:
-        """The pixels that the frames teach something: not occluded, from inside the frame, and not landing on
-        what comes from outside it. What leaves the grid and not the scene is not occluded, whatever the check
-        says, which sees the grid alone."""
-        counted = torch.ones_like(self.flow_fw[:, :1], dtype=torch.bool)
-        if self.inside1 is not None:
-            counted &= _centre(self.inside1, self.margin)
-        if self.inside2 is not None:
-            landing = backward_warp(self.inside2.to(self.flow_fw.dtype), self.flow_fw.detach(), self.margin)
-            counted &= landing > 0.999
-        if self.occ_fw is not None and self.margin > 0:
-            leaves_all = ~in_frame(self.flow_fw, self.margin)
-            counted &= ~torch.where(in_frame(self.flow_fw), self.occ_fw, leaves_all)
-        elif self.occ_fw is not None:
-            counted &= ~self.occ_fw
-        return counted
-
-
 AnyTensor = TypeVar("AnyTensor", bound=Tensor | None)
 
 
@@ -177,6 +116,114 @@ def _centre(values: AnyTensor, margin: int) -> AnyTensor:
     return cast(AnyTensor, values[..., margin:-margin, margin:-margin])
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Scenes:
+    """What the loss looks at, of a resolution."""
+
+    scene1: Float[Tensor, "batch 3 _ _"]
+    scene2: Float[Tensor, "batch 3 _ _"]
+    inside1: Bool[Tensor, "batch 1 _ _"] | None
+    """True on the pixels of scene1 from inside the frame; None where all are."""
+    inside2: Bool[Tensor, "batch 1 _ _"] | None
+    occ_fw: Bool[Tensor, "batch 1 _ _"] | None
+    """Which pixels of the network's first frame the check finds occluded; None where they count too."""
+    occ_bw: Bool[Tensor, "batch 1 _ _"] | None
+    margin: int
+    """By how many pixels the scenes reach further than the network's frames, on every side."""
+
+    @classmethod
+    def of(cls, batch: Batch, occlusions: tuple[Mask, Mask] | None, *, is_clean: bool) -> "_Scenes":
+        """Those of a batch; what the network sees itself where there are none, or where they aren't to be
+        looked at."""
+        occ_fw, occ_bw = (None, None) if occlusions is None else occlusions
+        margin = 0
+        if batch.scene1 is not None:
+            margin = (batch.scene1.shape[-1] - batch.image1.shape[-1]) // 2
+        inside1, inside2 = batch.inside1, batch.inside2
+        scene1, scene2 = batch.scene1, batch.scene2
+        if scene1 is None or scene2 is None or not is_clean:
+            scene1, scene2 = batch.image1, batch.image2
+            inside1, inside2, margin = _centre(inside1, margin), _centre(inside2, margin), 0
+        return cls(
+            scene1=scene1,
+            scene2=scene2,
+            inside1=inside1,
+            inside2=inside2,
+            occ_fw=occ_fw,
+            occ_bw=occ_bw,
+            margin=margin,
+        )
+
+    def reversed(self) -> "_Scenes":
+        """With the frames exchanged."""
+        return _Scenes(
+            scene1=self.scene2,
+            scene2=self.scene1,
+            inside1=self.inside2,
+            inside2=self.inside1,
+            occ_fw=self.occ_bw,
+            occ_bw=self.occ_fw,
+            margin=self.margin,
+        )
+
+    def on_grid(self, height: int, width: int) -> "_Scenes":
+        """What the network's frames show, on a coarser grid."""
+
+        def shrunk(mask: Tensor | None, margin: int = 0) -> Tensor | None:
+            return None if mask is None else _shrink_mask(_centre(mask, margin), height, width)
+
+        return _Scenes(
+            scene1=resize_image(_centre(self.scene1, self.margin), height, width),
+            scene2=resize_image(_centre(self.scene2, self.margin), height, width),
+            inside1=shrunk(self.inside1, self.margin),
+            inside2=shrunk(self.inside2, self.margin),
+            occ_fw=shrunk(self.occ_fw),
+            occ_bw=shrunk(self.occ_bw),
+            margin=0,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Level:
+    """The network's flow on the grid of one level, with what the loss looks at there."""
+
+    scenes: _Scenes
+    flow_fw: Flow
+    """In pixels of the level."""
+    flow_bw: Flow
+    stride: int
+
+    def reversed(self) -> "_Level":
+        """The level with its frames exchanged."""
+        return _Level(
+            scenes=self.scenes.reversed(), flow_fw=self.flow_bw, flow_bw=self.flow_fw, stride=self.stride
+        )
+
+    @property
+    def image1(self) -> Image:
+        """The pixels of the flow's own grid."""
+        return _centre(self.scenes.scene1, self.scenes.margin)
+
+    def seen(self) -> Image:
+        """Of the second frame, what the flow says the first one shows."""
+        return backward_warp(self.scenes.scene2, self.flow_fw, self.scenes.margin)
+
+    def counted(self) -> Mask:
+        """The pixels that the frames teach something: not occluded, from inside the frame, and not landing on
+        what comes from outside it. What leaves the grid and not the scene is not occluded, whatever the check
+        says, which sees the grid alone."""
+        scenes, flow = self.scenes, self.flow_fw.detach()
+        counted = torch.ones_like(flow[:, :1], dtype=torch.bool)
+        if scenes.inside1 is not None:
+            counted &= _centre(scenes.inside1, scenes.margin)
+        if scenes.inside2 is not None:
+            counted &= backward_warp(scenes.inside2.to(flow.dtype), flow, scenes.margin) > 0.999
+        occluded = scenes.occ_fw
+        if occluded is not None and scenes.margin > 0:
+            occluded = torch.where(in_frame(flow), occluded, ~in_frame(flow, scenes.margin))
+        return counted if occluded is None else counted & ~occluded
+
+
 def _levels(
     batch: Batch, flows: BidirectionalFlow, occlusions: tuple[Mask, Mask] | None, *, is_clean: bool = True
 ) -> Iterator[_Level]:
@@ -185,54 +232,14 @@ def _levels(
     is_clean: look at the batch's scenes where it has some. What lies around the frames is looked at on a grid
     of full resolution alone.
     """
-    whole = _Level(
-        scene1=batch.image1,
-        scene2=batch.image2,
-        inside1=batch.inside1,
-        inside2=batch.inside2,
-        flow_fw=flows.forward[0],
-        flow_bw=flows.backward[0],
-        occ_fw=None if occlusions is None else occlusions[0],
-        occ_bw=None if occlusions is None else occlusions[1],
-        stride=1,
-        margin=0,
-    )
-    if batch.scene1 is not None and batch.scene2 is not None:
-        margin = (batch.scene1.shape[-1] - batch.image1.shape[-1]) // 2
-        whole = replace(whole, scene1=batch.scene1, scene2=batch.scene2, margin=margin)
-        if not is_clean:
-            whole = replace(_without_margin(whole), scene1=batch.image1, scene2=batch.image2)
+    scenes = _Scenes.of(batch, occlusions, is_clean=is_clean)
     for flow_fw, flow_bw, stride in zip(flows.forward, flows.backward, flows.strides, strict=True):
-        level = whole if stride == 1 else _shrunk(_without_margin(whole), *flow_fw.shape[-2:])
-        yield replace(level, flow_fw=flow_fw / stride, flow_bw=flow_bw / stride, stride=stride)
-
-
-def _without_margin(level: _Level) -> _Level:
-    return replace(
-        level,
-        scene1=_centre(level.scene1, level.margin),
-        scene2=_centre(level.scene2, level.margin),
-        inside1=_centre(level.inside1, level.margin),
-        inside2=_centre(level.inside2, level.margin),
-        margin=0,
-    )
-
-
-def _shrunk(level: _Level, height: int, width: int) -> _Level:
-    """The frames and masks of a level without margin on a coarser grid."""
-
-    def shrunk(mask: Mask | None) -> Mask | None:
-        return None if mask is None else _shrink_mask(mask, height, width)
-
-    return replace(
-        level,
-        scene1=resize_image(level.scene1, height, width),
-        scene2=resize_image(level.scene2, height, width),
-        inside1=shrunk(level.inside1),
-        inside2=shrunk(level.inside2),
-        occ_fw=shrunk(level.occ_fw),
-        occ_bw=shrunk(level.occ_bw),
-    )
+        yield _Level(
+            scenes=scenes if stride == 1 else scenes.on_grid(*flow_fw.shape[-2:]),
+            flow_fw=flow_fw / stride,
+            flow_bw=flow_bw / stride,
+            stride=stride,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +310,7 @@ class Photometric:
             for name, way in (("fw", level), ("bw", level.reversed())):
                 distance = distance_everywhere(self.distance, way.image1, way.seen())
                 counted = way.counted()
-                if way.stride == 1:
+                if way.stride == 1 and self.full_resolution:
                     counted &= self._within(distance)
                 name = f"photometric/stride{way.stride}/{name}"
                 term = _weighted_term(name, weight, distance, counted.to(distance.dtype))

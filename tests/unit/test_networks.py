@@ -29,7 +29,8 @@ from flowcore.networks import (
     to_dict,
 )
 from flowcore.networks.correlation import cost_volume, normalize_features
-from flowcore.networks.raft import _all_pairs, _doubled, _lookup
+from flowcore.networks.layers import doubled
+from flowcore.networks.raft import _all_pairs, _lookup
 from flowcore.photometric import census_distance, robust
 
 few = settings(max_examples=30)
@@ -547,8 +548,8 @@ def test_raft_refines_as_often_as_it_is_told_and_begins_at_rest() -> None:
 
 def test_learned_upsampling_of_a_uniform_flow_is_uniform() -> None:
     flow = torch.tensor([1.5, -2.0]).view(1, 2, 1, 1).expand(1, 2, 4, 6)
-    doubled = _doubled(flow, random(0, 1, 36, 4, 6) * 5)
-    torch.testing.assert_close(doubled, torch.tensor([1.5, -2.0]).view(1, 2, 1, 1).expand(1, 2, 8, 12))
+    twice = doubled(flow, random(0, 1, 36, 4, 6) * 5)
+    torch.testing.assert_close(twice, torch.tensor([1.5, -2.0]).view(1, 2, 1, 1).expand(1, 2, 8, 12))
 
 
 def test_decoders_of_another_number_than_flownets_levels_are_refused() -> None:

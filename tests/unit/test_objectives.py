@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowcore.geometry import flip_left_right, flip_up_down
+from flowcore.geometry import backward_warp, flip_left_right, flip_up_down, in_frame
 from flowcore.networks import BidirectionalFlow, PWCNet, PWCNetConfig
 from flowcore.objectives import (
     Estimator,
@@ -23,13 +23,16 @@ from flowcore.objectives import (
 )
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
+from flowcore.photometric import census_distance, robust
 
 few = settings(max_examples=10)
 seeds = st.integers(0, 2**31)
 
 PSI_ZERO = 0.01**0.4
 """The robust penalty of nothing."""
-FINEST = Photometric(level_weights=(1.0,))
+OWN_GRIDS = Photometric(full_resolution=False, smoothness_weight=0.0)
+"""The loss level by level, each on its own grid."""
+FINEST = replace(OWN_GRIDS, level_weights=(1.0,))
 CHECK = OcclusionCheck()
 # Objectives here are asked at their first step, and so count occluded pixels with one unmasked step.
 NOW = {"step": 0, "check": CHECK}
@@ -191,6 +194,108 @@ def test_a_coarse_pixel_is_counted_where_more_than_half_of_what_is_under_it_is_v
         assert term.count.item() == counted
 
 
+FINAL = Photometric(level_weights=(1.0,), smoothness_weight=0.0)
+"""The papers' loss: the final flow alone, at full resolution."""
+
+
+def texture(seed: int, height: int, width: int) -> Tensor:
+    """A random frame without detail finer than two pixels."""
+    noise = random(seed, 1, 3, height // 2, width // 2)
+    return torch.nn.functional.interpolate(noise, (height, width), mode="bicubic", align_corners=False).clamp(
+        0, 1
+    )
+
+
+def shifted(image: Tensor, u: float) -> Tensor:
+    """The frame's content u px further right."""
+    return backward_warp(image, uniform(-u, 0, 1, *image.shape[-2:]))
+
+
+@pytest.mark.parametrize("u", [0.25, 0.5, -1.3, 2.75])
+def test_at_full_resolution_the_loss_is_least_at_the_true_motion_to_a_tenth_of_a_pixel(u: float) -> None:
+    wide = texture(0, 64, 128)
+    image1, image2 = wide[..., 16:112], shifted(wide, u)[..., 16:112]
+    batch = Batch(image1=image1, image2=image2)
+
+    def cost(guess: float) -> float:
+        flow = [uniform(guess, 0, 1, 16, 24)]
+        graded = FINAL.graded(answer(flow, [-flow[0]], (4,)), 64, 96)
+        return float(loss(FINAL.terms(batch, graded, None)))
+
+    tried = [u + offset / 20 for offset in range(-20, 21)]
+    assert min(tried, key=cost) == pytest.approx(u, abs=0.1)
+
+
+def test_only_the_final_flow_is_graded_at_full_resolution_without_its_border() -> None:
+    sizes = {4: (12, 24), 8: (6, 12), 16: (3, 6)}
+    still = [torch.zeros(1, 2, *size) for size in sizes.values()]
+    outcome = TeacherObjective(photometric=replace(FINAL, level_weights=(1.0, 0.5)))(
+        estimator(answer(still, still, tuple(sizes))), pairs(0, 1, 48, 96), **NOW
+    )
+    assert {term.name: term.count.item() for term in outcome.terms} == {
+        "photometric/stride1/fw": 42 * 90,
+        "photometric/stride1/bw": 42 * 90,
+        "photometric/stride8/fw": 6 * 12,
+        "photometric/stride8/bw": 6 * 12,
+    }
+
+
+def test_frames_that_are_all_border_are_refused_with_the_remedy() -> None:
+    still = [torch.zeros(1, 2, 6, 32)]
+    with pytest.raises(ValueError, match=r"\(6, 32\) px are all border for the census.*larger crop"):
+        FINAL.terms(pairs(0, 1, 6, 32), answer(still, still, (1,)), None)
+
+
+@few
+@given(seed=seeds)
+def test_a_crop_with_its_surroundings_costs_what_its_pixels_cost_in_the_whole_frame(seed: int) -> None:
+    margin, height, width = 16, 24, 40
+    whole = pairs(seed, 1, height + 2 * margin, width + 2 * margin)
+    # Some of it leaves the crop, none of it the frame.
+    flow = (random(seed, 2, 1, 2, height + 2 * margin, width + 2 * margin) - 0.5) * 2 * (margin - 1)
+    inner = (..., slice(margin, -margin), slice(margin, -margin))
+    crop = Batch(
+        image1=random(seed + 1, 1, 3, height, width),
+        image2=random(seed + 2, 1, 3, height, width),
+        scene1=whole.image1,
+        scene2=whole.image2,
+    )
+    blind = everywhere(crop, True)
+    own = answer([flow[0][inner]], [flow[1][inner]], (1,))
+    # What the check can't see, as it leaves the crop, is seen all the same.
+    outside = ~in_frame(flow[0][inner])
+    (term, _) = FINAL.terms(crop, own, (~outside, blind))
+    whole_seen = backward_warp(whole.image2, flow[0])
+    distance = census_distance(whole.image1[inner], whole_seen[inner])[..., 3:-3, 3:-3]
+    counted = outside[..., 3:-3, 3:-3]
+    assert term.count.item() == counted.sum().item() > 0
+    assert term.total.item() == pytest.approx(robust(distance)[counted].sum().item(), rel=1e-4)
+
+
+def test_the_loss_looks_at_the_clean_frames_and_not_at_the_noise() -> None:
+    clean, noisy = pairs(0, 1, 32, 48), pairs(1, 1, 32, 48)
+    still = [torch.zeros(1, 2, 32, 48)]
+    hard = replace(noisy, scene1=clean.image1, scene2=clean.image2)
+
+    def costs(photometric: Photometric, batch: Batch) -> list[float]:
+        return [term.total.item() for term in photometric.terms(batch, answer(still, still, (1,)), None)]
+
+    assert costs(FINAL, hard) == costs(FINAL, clean)
+    assert costs(replace(FINAL, clean=False), hard) == costs(FINAL, noisy)
+
+
+def test_what_lands_outside_the_frame_teaches_nothing() -> None:
+    batch = pairs(0, 1, 32, 48)
+    inside = everywhere(batch, True)
+    filled = inside.clone()
+    filled[..., 40:] = False
+    batch = replace(batch, inside1=inside, inside2=filled)
+    flow = [uniform(8, 0, 1, 32, 48)]
+    forward, backward = FINEST.terms(batch, answer(flow, [-flow[0]], (1,)), None)
+    # Eight columns of the first frame land on what was filled; of the second as many start there.
+    assert (forward.count.item(), backward.count.item()) == (32 * 32, 32 * 40)
+
+
 def test_where_everything_is_occluded_the_loss_is_zero_with_a_zero_gradient() -> None:
     batch = pairs(0, 2, 40, 40, labelled=True)
     levels = [(random(1, 2, 2, 10, 10) - 0.5) * 4]
@@ -317,7 +422,9 @@ def test_a_label_is_in_pixels_of_the_frame_at_every_level() -> None:
         flow_bw=uniform(32, 0, 1, 48, 96),
     )
     batch = trusted(batch, everywhere(batch, True))
-    outcome = StudentObjective()(estimator(answer(left, right, tuple(sizes))), batch, **NOW)
+    outcome = StudentObjective(photometric=OWN_GRIDS)(
+        estimator(answer(left, right, tuple(sizes))), batch, **NOW
+    )
     labels = [term for term in outcome.terms if term.name.startswith("distillation")]
     assert [term.weight for term in labels] == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
     for term, stride in zip(labels, (4, 4, 8, 8, 16, 16), strict=True):
@@ -436,7 +543,7 @@ def test_what_is_watched_fits_on_paper() -> None:
 
 def test_a_network_with_more_levels_than_weights_answers_for_its_finest_ones() -> None:
     network = small_network()
-    terms = TeacherObjective(photometric=Photometric(level_weights=(2.0, 0.5)))(
+    terms = TeacherObjective(photometric=replace(OWN_GRIDS, level_weights=(2.0, 0.5)))(
         network, pairs(0, 1, 32, 32), **NOW
     ).terms
     assert [(term.name, term.weight) for term in terms] == [
@@ -541,7 +648,7 @@ def test_pixels_from_outside_the_frame_change_no_photometric_loss(seed: int) -> 
     image1, image2 = batch.image1.clone(), batch.image2.clone()
     image1[..., :17], image2[..., :17] = 0.0, 1.0
     for distance in ("census", "rgb", "ssim"):
-        photometric = Photometric(distance=distance, level_weights=(1.0,))
+        photometric = replace(FINEST, distance=distance)
         first, second = (
             photometric.terms(each, answer([still], [still], (1,)), None)
             for each in (batch, replace(batch, image1=image1, image2=image2))
@@ -556,7 +663,7 @@ def test_the_rgb_loss_is_the_mean_penalty_of_the_channels() -> None:
     image2 = torch.zeros(1, 3, 8, 8)
     image2[:, 0] = 0.99
     still = torch.zeros(1, 2, 8, 8)
-    photometric = Photometric(distance="rgb", level_weights=(1.0,))
+    photometric = replace(FINEST, distance="rgb")
     term = photometric.terms(Batch(image1=image1, image2=image2), answer([still], [still], (1,)), None)[0]
     assert term.count.item() == 64
     assert term.total.item() == pytest.approx(64 * (1.0 + 2 * PSI_ZERO) / 3)
@@ -633,10 +740,12 @@ def test_a_flow_that_is_occluded_everywhere_has_an_unmasked_error_and_no_other()
     assert blind["unmasked"] > 200 * 2 * PSI_ZERO
 
 
-def test_smoothness_is_off_by_default_and_pulls_only_on_flow_that_changes() -> None:
+def test_smoothness_can_be_left_out_and_pulls_only_on_flow_that_changes() -> None:
     batch = pairs(3, 2, 64, 64)
     network = small_network()
-    plain = TeacherObjective(unmasked_steps=1)(network, batch, **NOW)
+    plain = TeacherObjective(photometric=Photometric(smoothness_weight=0.0), unmasked_steps=1)(
+        network, batch, **NOW
+    )
     assert not [term for term in plain.terms if term.name.startswith("smoothness")]
     smooth = TeacherObjective(photometric=Photometric(smoothness_weight=4.0), unmasked_steps=1)
     terms = {term.name: term for term in smooth(network, batch, **NOW).terms if term.name[:6] == "smooth"}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowcore.geometry import flip_left_right, flip_up_down, in_frame
-from flowcore.occlusion import OcclusionCheck
+from flowcore.occlusion import OcclusionCheck, range_map
 
 few = settings(max_examples=50)
 seeds = st.integers(0, 2**31)
@@ -116,3 +116,47 @@ def test_a_tolerance_that_no_pixel_can_meet_is_refused(options: dict[str, float]
     # With alpha2 = 0 a pixel at rest would be occluded.
     with pytest.raises(ValueError, match=r"alpha1 .* must be >= 0 and alpha2 .* > 0"):
         OcclusionCheck(**options)
+
+
+@pytest.mark.parametrize(("u", "v"), [(3, 0), (-2, 5), (0, 0)])
+def test_the_range_map_counts_whole_pixels_of_motion_exactly(u: int, v: int) -> None:
+    flow = torch.tensor([float(u), float(v)]).view(1, 2, 1, 1).repeat(2, 1, 12, 16)
+    expected = torch.zeros(12, 16)
+    for y in range(12):
+        for x in range(16):
+            if 0 <= y + v < 12 and 0 <= x + u < 16:
+                expected[y + v, x + u] += 1
+    assert range_map(flow).equal(expected.expand(2, 1, 12, 16))
+
+
+def test_the_range_map_shares_a_pixel_that_lands_between_others() -> None:
+    flow = torch.full((1, 2, 5, 5), math.nan)
+    flow[0, :, 2, 1] = torch.tensor([1.25, -0.5])
+    landed = range_map(flow)[0, 0]
+    assert landed.sum() == 1
+    assert landed[1:3, 2:4].tolist() == [[0.375, 0.125], [0.375, 0.125]]
+
+
+def test_the_range_map_finds_what_a_bar_covers_and_what_leaves_the_frame() -> None:
+    check = OcclusionCheck(kind="range-map")
+    # The frame moves two columns to the left; columns 6 to 8 of the second one are a bar at rest before it.
+    flow_bw = torch.tensor([2.0, 0.0]).view(1, 2, 1, 1).repeat(1, 1, 8, 12)
+    flow_bw[:, 0, :, 6:9] = 0.0
+    flow_fw = -flow_bw
+    occluded = check(flow_fw, flow_bw)[0, 0, 0]
+    # Nothing comes to columns 0 and 1, which left; of 8 to 10 only 8 is the bar's.
+    assert occluded.nonzero().flatten().tolist() == [0, 1, 9, 10]
+
+
+def test_nothing_is_occluded_for_a_network_at_rest_and_everything_where_the_flow_is_not_finite() -> None:
+    check = OcclusionCheck(kind="range-map")
+    still = torch.zeros(1, 2, 6, 8)
+    assert not check(still, still).any()
+    lost = torch.full_like(still, math.nan)
+    assert check(lost, still).all()
+    assert check(still, lost).all()
+
+
+def test_a_range_map_that_asks_for_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="least_landing 0.0 must be above 0"):
+        OcclusionCheck(kind="range-map", least_landing=0.0)
