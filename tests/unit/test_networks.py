@@ -39,6 +39,8 @@ seeds = st.integers(0, 2**31)
 SMALL = PWCNetConfig(
     encoder_widths=(4, 6, 8, 8), decoder_widths=(8, 6), context_widths=(8, 6), finest_level=2, radius=2
 )
+AFRESH = dataclasses.replace(SMALL, refines=False)
+"""Each of its levels answers for itself, as in DDFlow."""
 
 
 def random(seed: int, *shape: int) -> Tensor:
@@ -263,7 +265,7 @@ def test_frames_that_do_not_fit_are_refused_in_training_with_the_remedy() -> Non
 
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (64, 64), (17, 90)])
 def test_the_unit_of_every_level_is_a_pixel_of_the_frame_at_any_size(height: int, width: int) -> None:
-    network = answering(small_network(), 6.0, -2.0, slice(None))
+    network = answering(small_network(AFRESH), 6.0, -2.0, slice(None))
     image1, image2 = random(0, 2, 1, 3, height, width).unbind()
     uniform = torch.tensor([6.0, -2.0]).view(1, 2, 1, 1)
     flows = network(pad_to_multiple(image1, 16), pad_to_multiple(image2, 16))
@@ -273,7 +275,7 @@ def test_the_unit_of_every_level_is_a_pixel_of_the_frame_at_any_size(height: int
 
 @pytest.mark.parametrize(("level", "stride"), [(0, 4), (1, 8)])
 def test_a_level_compares_features_where_the_level_above_says_they_moved(level: int, stride: int) -> None:
-    network = answering(small_network(), 2.0 * stride, -1.0 * stride, slice(level + 1, level + 2))
+    network = answering(small_network(AFRESH), 2.0 * stride, -1.0 * stride, slice(level + 1, level + 2))
     image1, image2 = random(0, 2, 1, 3, 64, 64).unbind()
     seen: list[Tensor] = []
     network.decoders[level].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
@@ -285,6 +287,39 @@ def test_a_level_compares_features_where_the_level_above_says_they_moved(level: 
     moved = second[:, :, rows][:, :, :, columns]
     volume = functional.leaky_relu(cost_volume(normalize_features(first), normalize_features(moved), 2), 0.1)
     torch.testing.assert_close(seen[0][:1, :25], volume, rtol=1e-3, atol=1e-4)
+
+
+def test_a_level_adds_to_the_upsampled_flow_of_the_level_before() -> None:
+    network = answering(small_network(), 3.0, -1.0, slice(None))
+    image1, image2 = random(0, 2, 1, 3, 32, 48).unbind()
+    levels = network(image1, image2).forward
+    for number, level in enumerate(reversed(levels), start=1):
+        expected = number * torch.tensor([3.0, -1.0]).view(1, 2, 1, 1)
+        torch.testing.assert_close(level, expected.expand_as(level))
+
+
+def test_flownets_levels_add_to_the_flow_of_the_level_before_too() -> None:
+    torch.manual_seed(0)
+    network = FlowNetConfig(encoder_widths=(4, 4, 4, 4, 4), decoder_widths=(4, 4, 4)).build()
+    for head in network.heads:
+        assert isinstance(head, nn.Conv2d)
+        assert head.bias is not None
+        head.weight.data.zero_()
+        head.bias.data = torch.tensor([3.0, -1.0]) / 20
+    levels = network(*random(0, 2, 1, 3, 32, 64).unbind()).forward
+    for number, level in enumerate(reversed(levels), start=1):
+        expected = number * torch.tensor([3.0, -1.0]).view(1, 2, 1, 1)
+        torch.testing.assert_close(level, expected.expand_as(level))
+
+
+def test_learned_upsampling_adds_a_level_of_half_the_stride() -> None:
+    network = small_network(dataclasses.replace(SMALL, learned_upsampling=True))
+    assert network.strides == (2, 4, 8, 16)
+    flows = network(*random(0, 2, 1, 3, 32, 48).unbind())
+    assert [level.shape[-2:] for level in flows.forward] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    # A weighted mean of the nine vectors around: never beyond them.
+    around = functional.max_pool2d(functional.pad(flows.forward[1], (1,) * 4, mode="replicate"), 3, stride=1)
+    assert (flows.forward[0] <= around.repeat_interleave(2, 2).repeat_interleave(2, 3) + 1e-5).all()
 
 
 def test_every_weight_learns_from_the_levels() -> None:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
 from flowcore.geometry import backward_warp, flip_left_right, flip_up_down, in_frame
 from flowcore.networks import BidirectionalFlow, PWCNet, PWCNetConfig
@@ -201,9 +202,7 @@ FINAL = Photometric(level_weights=(1.0,), smoothness_weight=0.0)
 def texture(seed: int, height: int, width: int) -> Tensor:
     """A random frame without detail finer than two pixels."""
     noise = random(seed, 1, 3, height // 2, width // 2)
-    return torch.nn.functional.interpolate(noise, (height, width), mode="bicubic", align_corners=False).clamp(
-        0, 1
-    )
+    return functional.interpolate(noise, (height, width), mode="bicubic", align_corners=False).clamp(0, 1)
 
 
 def shifted(image: Tensor, u: float) -> Tensor:

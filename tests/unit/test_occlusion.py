@@ -158,5 +158,5 @@ def test_nothing_is_occluded_for_a_network_at_rest_and_everything_where_the_flow
 
 
 def test_a_range_map_that_asks_for_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="least_landing 0.0 must be above 0"):
+    with pytest.raises(ValueError, match=r"least_landing 0\.0 must be above 0"):
         OcclusionCheck(kind="range-map", least_landing=0.0)
