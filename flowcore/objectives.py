@@ -517,24 +517,37 @@ class SupervisedObjective:
 
 
 @torch.no_grad()
-def validate_pair(frames: Batch, flow_fw: Flow, flow_bw: Flow, check: OcclusionCheck) -> dict[str, float]:
-    """Numbers about full-resolution flow that need no truth, as sums: divide by `visible`, `pixels` and
-    `pairs`.
+def validate_pair(
+    frames: Batch,
+    flow_fw: Flow,
+    flow_bw: Flow,
+    check: OcclusionCheck,
+    hidden: tuple[Mask, Mask] | None = None,
+) -> dict[str, float]:
+    """Numbers about full-resolution flow that need no truth, as sums: divide by `visible`, `pixels`, `shown`
+    and `pairs`.
 
     photometric: psi of the census distance over the visible pixels of both directions; visible: how many.
-    unmasked: the same over all pixels but the border; pixels: how many. Two flows can always be compared by
-    it, while a flow that the check finds occluded everywhere has no visible pixel to be wrong on.
+    unmasked: the same over all pixels but the border; pixels: how many. A flow that the check finds occluded
+    everywhere has no visible pixel to be wrong on.
+    comparable: the same over the pixels that aren't `hidden`, which doesn't depend on the flow; shown: how
+    many. None hides nothing.
     occluded, motion, flow_variance: per pair, of the forward flow, the share of occluded pixels, the mean
     length in pixels, and the variance.
     """
-    sums = {"photometric": 0.0, "visible": 0.0, "unmasked": 0.0, "pixels": 0.0}
+    sums = dict.fromkeys(("photometric", "visible", "unmasked", "pixels", "comparable", "shown"), 0.0)
     border = census_border(frames.image1)
     occ_fw, occ_bw = check(flow_fw, flow_bw), check(flow_bw, flow_fw)
-    for way, flow, occluded in ((frames, flow_fw, occ_fw), (frames.reversed(), flow_bw, occ_bw)):
+    hidden_fw, hidden_bw = (border, border) if hidden is None else hidden
+    for way, flow, occluded, never in (
+        (frames, flow_fw, occ_fw, hidden_fw),
+        (frames.reversed(), flow_bw, occ_bw, hidden_bw),
+    ):
         error = robust(census_distance(way.image1, backward_warp(way.image2, flow)))
         for error_name, count_name, counted in (
             ("photometric", "visible", ~border & ~occluded),
             ("unmasked", "pixels", ~border),
+            ("comparable", "shown", ~border & ~never),
         ):
             sums[error_name] += float(error[counted].sum(dtype=torch.float64))
             sums[count_name] += float(counted.sum())

@@ -22,7 +22,7 @@ import torch
 
 from flowcore.drawing import Prediction, comparison_panel
 from flowcore.metrics import endpoint_error
-from flowcore.networks import FlowNetwork
+from flowcore.networks import ExternalConfig, FlowNetwork
 from flowcore.objectives import validate_pair
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
@@ -31,6 +31,9 @@ from pipelines.labels import decode_occlusion
 from pipelines.pair_set import PairSet
 from pipelines.validation import score_of
 
+_REFEREE = ExternalConfig(library="opencv", name="dis_medium")
+"""Says which pixels are shown in both frames, the same ones for every model: a network's own check would
+decide what it is judged on, and behind an occluder wrong flow may look better than right flow."""
 SCORE = "score"
 """The key, beside a validation's numbers, by which Ray Train finds the best checkpoint: `score_of` them."""
 
@@ -48,9 +51,10 @@ class HeldBack:
 
     @property
     def digest(self) -> str:
-        """Digest of the pairs: two models with the same one can be compared."""
-        pair_ids = "\n".join(sorted(self.places["pair_id"].to_pylist()))
-        return hashlib.blake2b(pair_ids.encode(), digest_size=16).hexdigest()
+        """Digest of the pairs, and of what is measured on them: two models with the same one can be
+        compared."""
+        judged = [_REFEREE.uri, *sorted(self.places["pair_id"].to_pylist())]
+        return hashlib.blake2b("\n".join(judged).encode(), digest_size=16).hexdigest()
 
     def score(self, model: Path) -> float:
         """`score_of` the model in a folder, on this process's CPU; raises as `load_model`."""
@@ -62,12 +66,15 @@ class HeldBack:
         """(the network's numbers, as means over the pairs; a picture of the first pair)."""
         sums: dict[str, float] = {}
         picture: np.ndarray | None = None
+        referee = _REFEREE.build()
         for place in self.places.to_pylist():
             row = self.pairs.read(place)
             pair = self.pairs.decode(row)
             frames = Batch.stack([FramePair(image1=pair.image1, image2=pair.image2)], device)
             flow_fw, flow_bw = network.estimate(frames.image1, frames.image2)
-            numbers = validate_pair(frames, flow_fw, flow_bw, self.check)
+            there, back = referee.estimate(frames.image1, frames.image2)
+            hidden = OcclusionCheck()(there, back), OcclusionCheck()(back, there)
+            numbers = validate_pair(frames, flow_fw, flow_bw, self.check, hidden)
             if self.pairs.has_truth:
                 numbers |= _errors(pair, flow_fw.cpu())
             for key, value in numbers.items():
@@ -80,6 +87,7 @@ class HeldBack:
         means = {key: sums[key] / sums["pairs"] for key in ("occluded", "motion", "flow_variance")}
         means["photometric"] = sums["photometric"] / max(sums["visible"], 1.0)
         means["unmasked"] = sums["unmasked"] / max(sums["pixels"], 1.0)
+        means["comparable"] = sums["comparable"] / max(sums["shown"], 1.0)
         if "error" in sums:
             means["epe"] = sums["error"] / max(sums["with_truth"], 1.0)
         return means, picture

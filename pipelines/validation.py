@@ -20,10 +20,10 @@ class TrainingStopped(RuntimeError):  # noqa: N818 - not every stop is an error 
 def score_of(numbers: Mapping[str, float]) -> float:
     """What models are compared by; lower is better.
 
-    The endpoint error if the held-back pairs have truth. Otherwise the photometric error of all pixels: that
-    of visible pixels is 0 for a model that finds nothing visible.
+    The endpoint error if the held-back pairs have truth. Otherwise the photometric error of the pixels that a
+    referee finds visible, the same ones for every model (docs/results/score.md).
     """
-    return numbers["epe"] if "epe" in numbers else numbers["unmasked"]
+    return numbers["epe"] if "epe" in numbers else numbers["comparable"]
 
 
 @dataclass(frozen=True, kw_only=True)

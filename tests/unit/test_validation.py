@@ -8,7 +8,7 @@ import pytest
 from pipelines.checkpoints import load_training_state, save_training_state
 from pipelines.validation import CollapseAlarm, Judging, score_of
 
-HEALTHY = {"occluded": 0.2, "flow_variance": 1.0, "photometric": 2.0, "unmasked": 2.0}
+HEALTHY = {"occluded": 0.2, "flow_variance": 1.0, "photometric": 2.0, "unmasked": 2.0, "comparable": 2.0}
 # With fresh weights nothing may be visible: what is compared has to be there all the same.
 FRESH = {"occluded": 1.0, "flow_variance": 1.0, "photometric": 0.0, "unmasked": 3.0}
 
@@ -18,8 +18,8 @@ def judging(**changes: Any) -> Judging:
     return Judging(CollapseAlarm(), **(options | changes))
 
 
-def scoring(unmasked: float) -> dict[str, float]:
-    return HEALTHY | {"unmasked": unmasked}
+def scoring(comparable: float) -> dict[str, float]:
+    return HEALTHY | {"comparable": comparable}
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_without_patience_there_is_no_end_of_it() -> None:
 
 
 def test_truth_decides_what_is_better_where_there_is_some() -> None:
-    assert score_of({"unmasked": 1.0, "epe": 4.0}) == 4.0
-    assert score_of({"unmasked": 1.0, "photometric": 0.0}) == 1.0
+    assert score_of({"comparable": 1.0, "epe": 4.0}) == 4.0
+    assert score_of({"comparable": 1.0, "unmasked": 2.0, "photometric": 0.0}) == 1.0
 
 
 def test_a_judge_goes_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path: Any) -> None:
