@@ -396,12 +396,12 @@ def test_a_model_that_finds_nothing_visible_is_no_champion_for_that(
         check=OcclusionCheck(),
     )
 
-    def finished(photometric: float, unmasked: float) -> str:
+    def finished(photometric: float, comparable: float) -> str:
         with lineage("distill", "smoke", {}, {}, project_folder=project) as run:
             model = project / "model"
             model.mkdir(exist_ok=True)
             (model / "model.safetensors").write_bytes(b"weights")
-            validation = {"photometric": photometric, "unmasked": unmasked}
+            validation = {"photometric": photometric, "comparable": comparable}
             trained = Trained(model=model, step=1, ended_at=1, validation=validation, judge=judge)
             run.register(trained, "student")
             return run.run_id
