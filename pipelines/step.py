@@ -233,8 +233,12 @@ class OptimiserStep:
         return self.network if self._average is None else cast(FlowNetwork, self._average.module)
 
     def take(self, batches: Sequence[Batch]) -> Taken:
-        """One step on this worker's share of the global batch, a batch for each lesson."""
-        taken = self._take(batches)
+        """One step on this worker's share of the global batch, a batch for each lesson. RuntimeError, with what
+        to lower, where the device has too little memory for it."""
+        try:
+            taken = self._take(batches)
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(self._remedies(batches)) from error
         self.step += 1
         self.skipped += taken.skipped is not None
         return taken
@@ -266,6 +270,25 @@ class OptimiserStep:
         if self._average is not None:
             self._average.update_parameters(self.network)
         return Taken(facts={**facts, "learning_rate": rate, "gradient_norm": float(norm)})
+
+    def _remedies(self, batches: Sequence[Batch]) -> str:
+        """What to do where memory ran out, and what each would save of what a step keeps between its passes, as
+        measured on PWC-Net (python -m benchmarks.speed.memory)."""
+        options = self._options
+        height, width = batches[0].image1.shape[-2:]
+        pairs = max(1, options.global_batch // self._world_size)
+        remedies = []
+        if options.accumulate < pairs:
+            parts = min(pairs, 2 * options.accumulate)
+            remedies.append(f"--training.accumulate {parts} saves {1 - options.accumulate / parts:.0%}")
+        if not options.checkpoint_activations:
+            remedies.append("--training.checkpoint-activations saves about half")
+        if options.precision == "float32":
+            remedies.append("--training.precision bfloat16 saves about a sixth")
+        remedies.append(
+            f"a crop of three quarters of these {height}x{width} px on each side saves {1 - 0.75**2:.0%}"
+        )
+        return f"{self.device} has too little memory for a step: {'; '.join(remedies)}"
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs beside the weights of `result`, as `checkpoints.save_training_state` takes

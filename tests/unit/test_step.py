@@ -14,7 +14,7 @@ import torch.multiprocessing
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from flowcore.networks import PWCNetConfig
+from flowcore.networks import BidirectionalFlow, FlowNetwork, PWCNetConfig
 from flowcore.objectives import (
     Estimator,
     Objective,
@@ -348,3 +348,21 @@ def test_all_workers_have_the_same_weights_and_facts_to_the_last_bit(
     one, other = two_workers
     assert torch.equal(one["weights"], other["weights"])
     assert one["facts"] == other["facts"]
+
+
+def test_where_memory_runs_out_the_error_says_what_to_lower_and_what_it_saves() -> None:
+    def exhausted(network: FlowNetwork) -> Estimator:
+        def estimate(image1: Tensor, image2: Tensor) -> BidirectionalFlow:
+            raise torch.OutOfMemoryError("2 GiB more")
+
+        return estimate
+
+    step = optimiser(replace(OPTIONS, accumulate=2), wrap=exhausted)
+    with pytest.raises(RuntimeError, match="has too little memory for a step") as failure:
+        step.take([batch(0)])
+    remedies = str(failure.value)
+    assert "--training.accumulate 4 saves 50%" in remedies
+    assert "--training.checkpoint-activations saves about half" in remedies
+    assert "these 32x48 px on each side saves 44%" in remedies
+    # It can be taken again, with less.
+    assert step.step == 0
