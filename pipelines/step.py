@@ -233,8 +233,10 @@ class OptimiserStep:
         return self.network if self._average is None else cast(FlowNetwork, self._average.module)
 
     def take(self, batches: Sequence[Batch]) -> Taken:
-        """One step on this worker's share of the global batch, a batch for each lesson. RuntimeError, with what
-        to lower, where the device has too little memory for it."""
+        """One step on this worker's share of the global batch, a batch for each lesson.
+
+        RuntimeError, with what to lower, where the device has too little memory for it.
+        """
         try:
             taken = self._take(batches)
         except torch.OutOfMemoryError as error:
@@ -272,8 +274,8 @@ class OptimiserStep:
         return Taken(facts={**facts, "learning_rate": rate, "gradient_norm": float(norm)})
 
     def _remedies(self, batches: Sequence[Batch]) -> str:
-        """What to do where memory ran out, and what each would save of what a step keeps between its passes, as
-        measured on PWC-Net (python -m benchmarks.speed.memory)."""
+        """What to do where memory ran out, and what each would save of what a step keeps between its passes:
+        of PWC-Net as `python -m benchmarks.speed.memory` measures it."""
         options = self._options
         height, width = batches[0].image1.shape[-2:]
         pairs = max(1, options.global_batch // self._world_size)
