@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     # Only its type is needed: this module is imported by many processes that don't train.
     import ray.train
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's layout; another one is refused."""
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"

@@ -17,8 +17,8 @@ from typing import Any, cast
 
 from flowcore import networks
 from flowcore.datasets import DataSet
-from flowcore.hallucination import Challenge, Colour, Geometric, RectangleNoise, SuperpixelNoise
-from flowcore.networks import AnyNetworkConfig, PWCNetConfig, RAFTConfig
+from flowcore.hallucination import Challenge, Colour, Crop, Geometric, RectangleNoise, SuperpixelNoise
+from flowcore.networks import AnyNetworkConfig, FlowNetConfig, PWCNetConfig, RAFTConfig
 from flowcore.objectives import Photometric, StudentObjective, TeacherObjective
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, finetune, pseudolabel, train_teacher
@@ -58,14 +58,25 @@ SEEDS = (0, 1, 2)
 TEACHER_STEPS, UNMASKED_STEPS = 600, 180
 STUDENT_STEPS = 500
 FINETUNE_STEPS = 300
+_TRAINING = TrainingOptions(
+    steps=TEACHER_STEPS, learning_rate=4e-4, warmup=0.1, decay="cosine", validate_every=200
+)
 _FLOWNETS_RATE = 1e-3
+LEVEL_BY_LEVEL = Photometric(full_resolution=False, clean=False, smoothness_weight=0.0)
+"""The loss that the ablation was measured with: level by level, on what the network sees, without smoothness;
+its networks predict the flow afresh at every level, as DDFlow's do. `losses` compares it with today's."""
 _SMALL = networks.small()
 NETWORKS: dict[str, AnyNetworkConfig] = {
     "pwcnet": replace(
-        cast(PWCNetConfig, _SMALL["pwcnet"]), decoder_widths=(48, 32, 24), context_widths=(32, 32), radius=3
+        cast(PWCNetConfig, _SMALL["pwcnet"]),
+        decoder_widths=(48, 32, 24),
+        context_widths=(32, 32),
+        radius=3,
+        refines=False,
+        learned_upsampling=False,
     ),
-    "flownets": _SMALL["flownets"],
-    "flownetc": _SMALL["flownetc"],
+    "flownets": replace(cast(FlowNetConfig, _SMALL["flownets"]), refines=False),
+    "flownetc": replace(cast(FlowNetConfig, _SMALL["flownetc"]), refines=False),
     "raft_small": replace(
         cast(RAFTConfig, _SMALL["raft_small"]),
         encoder_widths=(24, 32, 48),
@@ -76,9 +87,9 @@ NETWORKS: dict[str, AnyNetworkConfig] = {
 """Of a size that lets all cells be done in some hours on two cores: half the demo's work a step."""
 GENERALISED = tuple(NETWORKS)[1:]
 LABEL_SHARES = (0.01, 0.05, 0.2, 1.0)
-CROP = distill.recipes()["demo"][1].challenge
-"""What the demo's student sees: a crop, flips and a channel permutation."""
-WHOLE = replace(CROP, crop=train_teacher.recipes()["demo"][1].augmentation.crop)
+CROP = Challenge(crop=Crop(height=80, width=112))
+"""What the student sees: a crop, flips and a channel permutation."""
+WHOLE = Challenge(crop=Crop(height=96, width=128))
 CHALLENGES: dict[str, Challenge] = {
     "crop": CROP,
     "rectangles": replace(WHOLE, rectangles=RectangleNoise(chance=1.0)),
@@ -117,17 +128,19 @@ def teacher_options(backbone: str) -> train_teacher.TrainTeacher:
     and no mask.
     """
     options = train_teacher.recipes()["demo"][1]
-    training, unmasked_steps = replace(options.training, steps=TEACHER_STEPS), UNMASKED_STEPS
+    training, unmasked_steps = _TRAINING, UNMASKED_STEPS
     if backbone == "flownets":
         training = replace(training, steps=2 * TEACHER_STEPS, learning_rate=_FLOWNETS_RATE)
         unmasked_steps = training.steps
-    objective = replace(options.objective, unmasked_steps=unmasked_steps)
-    return replace(options, network=NETWORKS[backbone], training=training, objective=objective)
+    objective = TeacherObjective(photometric=LEVEL_BY_LEVEL, unmasked_steps=unmasked_steps)
+    return replace(
+        options, network=NETWORKS[backbone], training=training, objective=objective, augmentation=WHOLE
+    )
 
 
 def student_training(seed: int, backbone: str) -> TrainingOptions:
     """How a student is trained, and its control."""
-    training = replace(distill.recipes()["demo"][1].training, seed=seed, steps=STUDENT_STEPS)
+    training = replace(_TRAINING, seed=seed, steps=STUDENT_STEPS)
     return replace(training, learning_rate=_FLOWNETS_RATE) if backbone == "flownets" else training
 
 
@@ -152,7 +165,7 @@ def teacher(
     """Stage 1."""
     options = teacher_options(backbone)
     objective = TeacherObjective(
-        photometric=Photometric(distance=distance),  # type: ignore[arg-type]
+        photometric=replace(LEVEL_BY_LEVEL, distance=distance),  # type: ignore[arg-type]
         unmasked_steps=options.objective.unmasked_steps if masked else options.training.steps,
     )
     training = replace(options.training, seed=seed)
@@ -194,7 +207,7 @@ def student(
 ) -> str:
     """Stage 2. backbone: the teacher's."""
     _, options = distill.recipes()["demo"]
-    objective = objective or options.objective
+    objective = replace(objective or StudentObjective(), photometric=LEVEL_BY_LEVEL)
     options = replace(
         options,
         labels=labels(seed, of, kind),
@@ -215,9 +228,12 @@ def finetuned(seed: int, *, start: str | None, share: float, unlabelled: bool = 
         run_root=run_root(seed),
         init="fresh" if start is None else model(start, seed),
         network=NETWORKS["pwcnet"],
+        augmentation=WHOLE,
+        challenge=CROP,
+        student=replace(options.student, photometric=LEVEL_BY_LEVEL),
         label_share=share,
         labels=labels(seed, [BASE], "mixed") if unlabelled else None,
-        training=replace(options.training, seed=seed, steps=FINETUNE_STEPS),
+        training=replace(_TRAINING, seed=seed, steps=FINETUNE_STEPS),
     )
     return finetune.finetune(options, "demo")
 

@@ -214,7 +214,7 @@ def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
     weights = (tmp_path / "model.safetensors").read_bytes()
     config = {"architecture": "vcn"}
     digest = checkpoints._digest(weights, config)
-    card = f'{{"format": 1, "config": {{"architecture": "vcn"}}, "digest": "{digest}", "provenance": {{}}}}'
+    card = f'{{"format": 2, "config": {{"architecture": "vcn"}}, "digest": "{digest}", "provenance": {{}}}}'
     (tmp_path / "model.json").write_text(card)
     with pytest.raises(ValueError, match="vcn"):
         checkpoints.load_model(tmp_path)
