@@ -2,7 +2,9 @@
 single ones.
 
 Each says its hardware, hours and score. `smoke`, `demo` and `laptop` are ours, for a laptop. The others
-follow the schedule of DDFlow and SelFlow (Liu et al., AAAI and CVPR 2019).
+follow the schedule of DDFlow and SelFlow (Liu et al., AAAI and CVPR 2019); `ddflow-chairs`, `ddflow-sintel`
+and `ddflow-kitti` their loss and network too: the final flow's loss alone, on what the network sees, without
+smoothness, and levels that predict the flow afresh.
 
 From these papers: 100,000 steps without the occlusion mask and 300,000 with it, 300,000 steps of
 distillation, four pairs a step, Adam at 1e-4 halved stepwise, flips and channel permutation, the teacher's
@@ -17,7 +19,7 @@ DDFlow's own after distillation, on the pairs with truth.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from flowcore import networks
@@ -30,7 +32,7 @@ from flowcore.hallucination import (
     RectangleNoise,
     SuperpixelNoise,
 )
-from flowcore.networks import AnyNetworkConfig
+from flowcore.networks import AnyNetworkConfig, PWCNetConfig
 from flowcore.objectives import Photometric, StudentObjective, TeacherObjective
 from flowcore.video import EVERY_PAIR, ClipOptions
 from pipelines.step import TrainingOptions
@@ -81,8 +83,15 @@ def _briefly(steps: int = 8) -> TrainingOptions:
     )
 
 
-def _in_minutes(steps: int) -> TrainingOptions:
-    return TrainingOptions(steps=steps, learning_rate=4e-4, warmup=0.1, decay="cosine", validate_every=200)
+def _in_minutes(steps: int, learning_rate: float) -> TrainingOptions:
+    return TrainingOptions(
+        steps=steps,
+        learning_rate=learning_rate,
+        warmup=0.1,
+        decay="cosine",
+        readers=1,
+        validate_every=400,
+    )
 
 
 def _on_a_laptop(steps: int, learning_rate: float = 4e-4) -> TrainingOptions:
@@ -107,7 +116,7 @@ _UNMASKED = TeacherObjective(unmasked_steps=100_000)
 _STUDENT = _as_the_papers(300_000)
 _FINETUNE = _as_the_papers(50_000)
 
-RECIPES = {
+RECIPES: dict[str, Recipe] = {
     "smoke": Recipe(
         description="Proves in a minute that the chain runs, and learns nothing. Any laptop.",
         clips=ClipOptions(size=(64, 96), min_size=(56, 88)),
@@ -121,15 +130,18 @@ RECIPES = {
         finetune=_briefly(),
     ),
     "demo": Recipe(
-        description="A small network for frames of about 96x128 px. Two CPU cores, about seven minutes.",
+        description="A small network for frames of about 96x128 px. Two CPU cores, about ten minutes.",
         clips=ClipOptions(size=(96, 128), min_size=(96, 128)),
         networks=networks.small(),
-        augmentation=Challenge(crop=Crop(height=96, width=128)),
-        teacher=_in_minutes(800),
-        teacher_objective=TeacherObjective(unmasked_steps=240),
-        challenge=Challenge(crop=Crop(height=80, width=112)),
-        student=_in_minutes(800),
-        finetune=_in_minutes(400),
+        augmentation=Challenge(crop=Crop(height=80, width=112), surroundings=16),
+        teacher=_in_minutes(1_400, learning_rate=1e-3),
+        teacher_objective=TeacherObjective(unmasked_steps=420),
+        challenge=Challenge(crop=Crop(height=64, width=96), surroundings=32),
+        student=_in_minutes(800, learning_rate=7e-4),
+        student_objective=StudentObjective(
+            view="confidence", photometric_weight=1.0, distillation_weight=2.0
+        ),
+        finetune=_in_minutes(400, learning_rate=4e-4),
     ),
     "laptop": Recipe(
         description="Your own videos without a GPU, at about 320x448 px. It takes every second frame and at "
@@ -160,10 +172,12 @@ RECIPES = {
         # Here and below: a data set's sequences are of one shot each, and the papers leave no pair out.
         clips=EVERY_PAIR,
         networks=networks.full(),
-        augmentation=Challenge(crop=Crop(height=320, width=448)),
+        augmentation=Challenge(crop=Crop(height=320, width=448), surroundings=32),
         teacher=_TEACHER,
         teacher_objective=_UNMASKED,
-        challenge=Challenge(crop=Crop(height=256, width=320), superpixels=SuperpixelNoise(chance=0.5)),
+        challenge=Challenge(
+            crop=Crop(height=256, width=320), surroundings=64, superpixels=SuperpixelNoise(chance=0.5)
+        ),
         student=_STUDENT,
         finetune=_FINETUNE,
     ),
@@ -172,7 +186,7 @@ RECIPES = {
         "A100, estimated. DDFlow's paper: EPE 2.92 on clean, 3.98 on final.",
         clips=EVERY_PAIR,
         networks=networks.full(),
-        augmentation=Challenge(crop=Crop(height=384, width=832)),
+        augmentation=Challenge(crop=Crop(height=384, width=832), surroundings=64),
         teacher=_TEACHER,
         teacher_objective=_UNMASKED,
         challenge=Challenge(
@@ -180,6 +194,7 @@ RECIPES = {
             crop=Crop(height=256, width=576),
             colour=Colour(chance=0.5, noise=0.0),
             superpixels=SuperpixelNoise(chance=0.5),
+            surroundings=64,
         ),
         student=_STUDENT,
         finetune=_FINETUNE,
@@ -189,7 +204,7 @@ RECIPES = {
         " an A100, estimated. DDFlow's paper: EPE 2.35 on 2012, 5.72 on 2015.",
         clips=EVERY_PAIR,
         networks=networks.full(),
-        augmentation=Challenge(crop=Crop(height=320, width=896)),
+        augmentation=Challenge(crop=Crop(height=320, width=896), surroundings=64),
         teacher=_TEACHER,
         teacher_objective=_UNMASKED,
         challenge=Challenge(
@@ -207,6 +222,7 @@ RECIPES = {
             crop=Crop(height=256, width=640),
             colour=Colour(chance=0.5, contrast=0.0, saturation=0.0, gamma=(1.0, 1.0), noise=0.0),
             superpixels=SuperpixelNoise(chance=0.5),
+            surroundings=64,
         ),
         student=_STUDENT,
         finetune=_FINETUNE,
@@ -216,15 +232,31 @@ RECIPES = {
         "hours on an A100, estimated. Its score depends on the videos.",
         clips=ClipOptions(size=(384, 640), min_size=(320, 576)),
         networks=networks.full(),
-        augmentation=Challenge(crop=Crop(height=320, width=576)),
+        augmentation=Challenge(crop=Crop(height=320, width=576), surroundings=32),
         teacher=_TEACHER,
         teacher_objective=_UNMASKED,
-        challenge=Challenge(crop=Crop(height=256, width=448)),
+        challenge=Challenge(crop=Crop(height=256, width=448), surroundings=64),
         student=_STUDENT,
         finetune=_FINETUNE,
     ),
 }
 
+
+def _as_ddflow(recipe: Recipe) -> Recipe:
+    """The recipe with the loss and the network of DDFlow."""
+    photometric = Photometric(level_weights=(1.0,), clean=False, smoothness_weight=0.0)
+    return replace(
+        recipe,
+        description=f"With the loss and the network of DDFlow: {recipe.description}",
+        networks={"pwcnet": PWCNetConfig(refines=False)},
+        augmentation=replace(recipe.augmentation, surroundings=0),
+        teacher_objective=replace(recipe.teacher_objective, photometric=photometric),
+        challenge=replace(recipe.challenge, surroundings=0),
+        student_objective=replace(recipe.student_objective, photometric=photometric),
+    )
+
+
+RECIPES |= {f"ddflow-{name}": _as_ddflow(RECIPES[name]) for name in ("chairs", "sintel", "kitti")}
 
 Options = TypeVar("Options")
 

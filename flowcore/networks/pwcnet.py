@@ -64,7 +64,11 @@ def small() -> dict[str, PWCNetConfig]:
     """For frames of about 96x128 px on a CPU."""
     return {
         "pwcnet": PWCNetConfig(
-            encoder_widths=(16, 32, 48, 64), decoder_widths=(64, 48, 32), context_widths=(64, 64, 32)
+            encoder_widths=(16, 32, 48, 64),
+            decoder_widths=(48, 32, 24),
+            context_widths=(32, 32),
+            radius=3,
+            learned_upsampling=True,
         )
     }
 

@@ -231,7 +231,18 @@ def test_a_list_of_recipes_has_a_line_for_each(job: Any) -> None:
     lines = recipe_list("job", job.__doc__, recipes).splitlines()
     assert max(map(len, lines)) <= WIDTH
     starts = [line.split()[0] for line in lines[lines.index("recipes:") + 1 :] if line.startswith("  ")]
-    assert starts == ["smoke", "demo", "laptop", "chairs", "sintel", "kitti", "video"]
+    assert starts == [
+        "smoke",
+        "demo",
+        "laptop",
+        "chairs",
+        "sintel",
+        "kitti",
+        "video",
+        "ddflow-chairs",
+        "ddflow-sintel",
+        "ddflow-kitti",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The planned order: a function of seed and epoch, shared by any number of workers, resumable at any step."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,13 +51,16 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> PairSet:
     return PairSet.open(str(folder / "labels"))
 
 
-def an_index(files: int = 5, groups: int = 3, rows: int = 4) -> pa.Table:
+def an_index(files: int = 5, groups: int = 3, rows: int = 4, lengths: Sequence[int] = ()) -> pa.Table:
+    """lengths: the pairs of each file, in row groups of eight, in place of the rest."""
     places = [
         (file, group, row)
         for file in range(files)
         for group in range(groups)
         for row in range(rows - file % 2)
     ]
+    if lengths:
+        places = [(file, row // 8, row % 8) for file, length in enumerate(lengths) for row in range(length)]
     return pa.table(
         {
             "pair_id": [f"{number * 7919 % 104729:032x}" for number in range(len(places))],
@@ -117,12 +121,29 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     np.testing.assert_array_equal(first, Plan(index=index, global_batch=4, seed=0).epoch(0))
 
 
-def test_a_batch_mixes_row_groups() -> None:
-    index = an_index(files=8, groups=4)
-    epoch = Plan(index=index, global_batch=4, seed=0).epoch(0)
-    groups = index["file"].to_numpy() * 100 + index["row_group"].to_numpy()
-    distinct = [len(set(groups[epoch[at : at + 4]])) for at in range(0, len(epoch), 4)]
-    assert np.mean(distinct) > 3.5
+def test_pairs_in_a_row_are_mixed_as_well_as_an_independent_sampling_mixes_them() -> None:
+    rng = np.random.default_rng(0)
+    index = an_index(lengths=rng.integers(40, 160, 103).tolist())
+    video = index["file"].to_numpy()
+
+    def videos_in_32(order: np.ndarray) -> float:
+        return float(np.mean([len(set(video[order[at : at + 32]])) for at in range(0, len(order) - 32, 7)]))
+
+    planned = [videos_in_32(Plan(index=index, global_batch=4, seed=seed).epoch(0)) for seed in range(3)]
+    independent = videos_in_32(rng.permutation(len(video)))
+    assert independent > 25
+    assert min(planned) >= 0.8 * independent
+
+
+def test_a_window_reads_each_row_group_once_and_little_of_it_in_vain() -> None:
+    index = an_index(lengths=[64] * 100)
+    windows = Plan(index=index, global_batch=4, seed=0).windows(0, 1000, 0, 1)
+    groups = [
+        len(set(zip(window["file"], window["row_group"], strict=True))) / len(window["row"])
+        for window in windows
+    ]
+    # Of the eight rows of a group a window takes half of them or more.
+    assert np.mean(groups) < 1 / 4
 
 
 def test_fewer_pairs_than_a_batch_is_an_error_that_names_the_remedy() -> None:
@@ -136,15 +157,51 @@ def test_a_batch_of_fewer_pairs_than_workers_is_refused() -> None:
         next(plan.windows(0, 1, 0, 5))
 
 
-def test_held_back_pairs_are_never_trained_on_whatever_the_order_of_the_index() -> None:
-    index = an_index()
-    training, validation = hold_back(index, share=0.2, most=6)
-    held = set(validation["pair_id"].to_pylist())
-    assert len(held) == 6
-    assert not held & set(training["pair_id"].to_pylist())
-    assert training.num_rows + validation.num_rows == index.num_rows
+def test_whole_videos_are_held_back_whatever_the_order_of_the_index() -> None:
+    index = an_index(lengths=[10] * 40)
+    # Two files a video.
+    videos = [f"video{file // 2}" for file in range(40)]
+    training, validation = hold_back(index, videos, share=0.1, most=30)
+
+    def seen(table: pa.Table) -> set[str]:
+        return {videos[file] for file in table["file"].to_pylist()}
+
+    assert validation.num_rows == 30
+    assert len(seen(validation)) == 2
+    assert not seen(validation) & seen(training)
+    # What isn't validated on isn't trained on either.
+    assert training.num_rows == 400 - 40
     shuffled = index.take(np.random.default_rng(0).permutation(index.num_rows))
-    assert set(hold_back(shuffled, share=0.2, most=6)[1]["pair_id"].to_pylist()) == held
+    held = hold_back(shuffled, videos, share=0.1, most=30)[1]
+    assert set(held["pair_id"].to_pylist()) == set(validation["pair_id"].to_pylist())
+
+
+@pytest.mark.parametrize("lengths", [[200], [200, 200]])
+def test_of_few_long_videos_the_end_of_one_is_held_back_with_no_frame_in_both_parts(
+    lengths: list[int],
+) -> None:
+    index = an_index(lengths=lengths)
+    training, validation = hold_back(index, [str(file) for file in range(len(lengths))], share=0.05, most=64)
+    held, (file,) = round(0.05 * sum(lengths)), set(validation["file"].to_pylist())
+    at = [
+        8 * group + row
+        for group, row in zip(validation["row_group"].to_pylist(), validation["row"].to_pylist(), strict=True)
+    ]
+    assert sorted(at) == list(range(200 - held, 200))
+    # The pair before ends with the frame that the first held-back one begins with.
+    assert training.num_rows == index.num_rows - held - 1
+    last = max(
+        8 * g + r
+        for f, g, r in zip(*(training[c].to_pylist() for c in ("file", "row_group", "row")), strict=True)
+        if f == file
+    )
+    assert last == 200 - held - 2
+
+
+def test_all_pairs_with_truth_judge_where_all_are_asked_for() -> None:
+    index = an_index()
+    training, validation = hold_back(index, [str(file) for file in range(5)], share=1.0, most=1000)
+    assert (training.num_rows, validation.num_rows) == (0, index.num_rows)
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_skipped_steps_are_named_and_one_too_many_ends_the_training(pairs: PairS
     assert [(metric.step, metric.value) for metric in history] == [(2, 0), (4, 1)]
     # The mean of the one step that wasn't skipped.
     assert math.isfinite(client.get_metric_history(run_id, "train/loss")[-1].value)
-    index, _ = hold_back(pairs.index(), OPTIONS.held_back_share, OPTIONS.held_back_most)
+    index, _ = hold_back(pairs.index(), pairs.folders, OPTIONS.held_back_share, OPTIONS.held_back_most)
     plan = Plan(index=index, global_batch=OPTIONS.global_batch, seed=OPTIONS.seed)
     order = np.concatenate([plan.epoch(epoch) for epoch in range(2)])
     for step in (3, 4):
@@ -208,7 +208,7 @@ def test_out_of_patience_training_ends_early_with_its_best_model(pairs: PairSet,
     unwise = replace(OPTIONS, steps=40, patience=2, keep_checkpoints=2, keep_every=4)
     result, run_id = trained(source(pairs, Unlearning()), project, unwise)
     client = tracking.MlflowClient(tracking.tracking_uri(project))
-    history = client.get_metric_history(run_id, "validation/unmasked")
+    history = client.get_metric_history(run_id, "validation/comparable")
     scores = {metric.step: metric.value for metric in history if metric.step > 0}
     best = min(scores, key=lambda step: scores[step])
     # That it got no better is known a validation later.
@@ -290,7 +290,7 @@ def test_a_checkpoint_whose_flow_is_not_finite_is_no_good_one(pairs: PairSet, pr
 
 
 def test_a_network_is_judged_by_the_check_of_its_run(pairs: PairSet) -> None:
-    _, places = hold_back(pairs.index(), 0.1, 2)
+    _, places = hold_back(pairs.index(), pairs.folders, 0.1, 2)
     torch.manual_seed(0)
     network = NETWORK.build().eval()
 
