@@ -242,12 +242,12 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def _as_ddflow(recipe: Recipe) -> Recipe:
-    """The recipe with the loss and the network of DDFlow."""
-    photometric = Photometric(level_weights=(1.0,), clean=False, smoothness_weight=0.0)
+def _as_ddflow(name: str) -> Recipe:
+    """A recipe with the loss and the network of DDFlow."""
+    recipe, photometric = RECIPES[name], Photometric(level_weights=(1.0,), clean=False, smoothness_weight=0.0)
     return replace(
         recipe,
-        description=f"With the loss and the network of DDFlow: {recipe.description}",
+        description=f"As {name}, with the loss and the network of DDFlow.",
         networks={"pwcnet": PWCNetConfig(refines=False)},
         augmentation=replace(recipe.augmentation, surroundings=0),
         teacher_objective=replace(recipe.teacher_objective, photometric=photometric),
@@ -256,7 +256,7 @@ def _as_ddflow(recipe: Recipe) -> Recipe:
     )
 
 
-RECIPES |= {f"ddflow-{name}": _as_ddflow(RECIPES[name]) for name in ("chairs", "sintel", "kitti")}
+RECIPES |= {f"ddflow-{name}": _as_ddflow(name) for name in ("chairs", "sintel", "kitti")}
 
 Options = TypeVar("Options")
 
