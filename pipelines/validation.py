@@ -21,7 +21,7 @@ def score_of(numbers: Mapping[str, float]) -> float:
     """What models are compared by; lower is better.
 
     The endpoint error if the held-back pairs have truth. Otherwise the photometric error of the pixels that a
-    referee finds visible, the same ones for every model (docs/results/score.md).
+    referee finds visible, the same ones for every model.
     """
     return numbers["epe"] if "epe" in numbers else numbers["comparable"]
 

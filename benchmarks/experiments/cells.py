@@ -202,12 +202,13 @@ def student(
     of: Sequence[str],
     challenge: str = "crop",
     objective: StudentObjective | None = None,
+    photometric: Photometric = LEVEL_BY_LEVEL,
     kind: str = "mixed",
     backbone: str = "pwcnet",
 ) -> str:
     """Stage 2. backbone: the teacher's."""
     _, options = distill.recipes()["demo"]
-    objective = replace(objective or StudentObjective(), photometric=LEVEL_BY_LEVEL)
+    objective = replace(objective or StudentObjective(), photometric=photometric)
     options = replace(
         options,
         labels=labels(seed, of, kind),

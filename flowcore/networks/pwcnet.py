@@ -37,7 +37,7 @@ class PWCNetConfig(NetworkConfig):
     """Reach of the cost volume at each level, in that level's pixels."""
     refines: bool = True
     """Each level adds to the flow of the level before. Off, it predicts the flow afresh, as in DDFlow, and
-    learns three times as slowly. docs/results/decoder.md compares them."""
+    learns more slowly."""
     learned_upsampling: bool = False
     """Doubles the finest flow's resolution with learned weights, in place of a level that is twice as fine.
     Labels then have four times the bytes."""
