@@ -13,6 +13,7 @@ _RENAMED = (
     ("--objective.check.", "--check."),
     ("--student.photometric.check.", "--check."),
     ("--training.unmasked-steps", "--objective.unmasked-steps"),
+    ("--labelling.codec.kind", "--labelling.codec"),
     ("--training.schedule", "--training.warmup and --training.decay"),
 )
 """Old names, or how they begin, and the names that took their place."""

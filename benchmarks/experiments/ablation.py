@@ -285,6 +285,8 @@ def page() -> str:
         "Printed by `python -m benchmarks.experiments.ablation --print` from the cells in "
         f"`docs/results/ablation`: {count} cells so far, {spent / 3600:.1f} hours of processes, two at once "
         f"on two cores: {spent / 7200:.1f} hours.\n\n"
+        "The form of the method that it measures: a loss level by level, without smoothness, and levels that "
+        "predict the flow afresh, as in DDFlow. Held-back pairs were a split by pair, not by video.\n\n"
         f"Rendered scenes of 96x128 px, small networks: {len(TRAINING_SCENES)} videos without labels, "
         f"{len(TEST_SCENES)} other scenes for the test; {TEACHER_STEPS} steps for a teacher, "
         f"{STUDENT_STEPS} for a student and for a control; EPE in px, mean ± standard deviation over seeds. "

@@ -19,6 +19,7 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.inputs import real_sets
 from flowcore.formats import write_image
+from flowcore.networks import PWCNetConfig
 from flowcore.occlusion import OcclusionCheck
 from jobs import distill, evaluate, pseudolabel
 from pipelines.checkpoints import fetch_model, load_model, save_model
@@ -92,11 +93,15 @@ def judge(data: Path) -> str:
 def page(tables: str) -> str:
     facts = json.loads(FACTS.read_text())
     seconds = facts["seconds"]
+    config = load_model(STUDENT)[1].config
+    assert isinstance(config, PWCNetConfig)
+    levels = "refine the flow" if config.refines else "predict the flow afresh"
     return (
         "# A student of real videos, on real pairs with truth\n\n"
         "Printed by `python -m benchmarks.experiments.real_pixels DATA`. The recipe `laptop`, seed 0: "
         f"{facts['pairs']} pairs of {facts['videos']} real clips and image sequences, labelled by {TEACHER}, "
-        f"which never saw truth; those with `{WHERE}`; a PWC-Net from fresh weights, {facts['steps']} steps "
+        f"which never saw truth; those with `{WHERE}`; a PWC-Net from fresh weights whose levels {levels}, "
+        f"{facts['steps']} steps "
         f"in the confidence view. {seconds['labelling']} s of labelling and {seconds['distillation']} s of "
         f"distillation on two CPU cores ({facts['workers']} workers). Nothing was learnt from the pairs "
         "below or from their neighbours. The student is in `docs/results/real-pixels/student`: `evaluate`, "
