@@ -308,8 +308,14 @@ class Photometric:
         terms = []
         levels = _levels(batch, graded, occlusions, is_clean=self.clean)
         for weight, level in zip(self.level_weights, levels, strict=False):
-            for name, way in (("fw", level), ("bw", level.reversed())):
-                distance = distance_everywhere(self.distance, way.image1, way.seen())
+            ways = level, level.reversed()
+            # Both directions in one call: on small frames calls cost more than what they compute.
+            both = distance_everywhere(
+                self.distance,
+                torch.cat([way.image1 for way in ways]),
+                torch.cat([way.seen() for way in ways]),
+            )
+            for name, way, distance in zip(("fw", "bw"), ways, both.chunk(2), strict=True):
                 counted = way.counted()
                 if way.stride == 1 and self.full_resolution:
                     counted &= self._within(distance)

@@ -86,10 +86,10 @@ def _briefly(steps: int = 8) -> TrainingOptions:
 def _in_minutes(steps: int, learning_rate: float) -> TrainingOptions:
     return TrainingOptions(
         steps=steps,
-        global_batch=2,
         learning_rate=learning_rate,
         warmup=0.1,
         decay="cosine",
+        channels_last=True,
         readers=1,
         validate_every=500,
     )
@@ -135,10 +135,10 @@ RECIPES: dict[str, Recipe] = {
         clips=ClipOptions(size=(96, 128), min_size=(96, 128)),
         networks=networks.small(),
         augmentation=Challenge(crop=Crop(height=80, width=112), surroundings=16),
-        teacher=_in_minutes(1_700, learning_rate=1e-3),
-        teacher_objective=TeacherObjective(unmasked_steps=510),
+        teacher=_in_minutes(1_400, learning_rate=1e-3),
+        teacher_objective=TeacherObjective(unmasked_steps=420),
         challenge=Challenge(crop=Crop(height=64, width=96), surroundings=32),
-        student=_in_minutes(1_000, learning_rate=7e-4),
+        student=_in_minutes(900, learning_rate=7e-4),
         student_objective=StudentObjective(
             view="confidence", photometric_weight=1.0, distillation_weight=2.0
         ),
