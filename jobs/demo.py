@@ -8,7 +8,6 @@ look.
 """
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, pseudolabel, recipes, train_teacher
 from jobs.command import run
-from pipelines.cluster import resources
 from pipelines.collection import absolute_collection
 from pipelines.pair_set import PairSet
 from pipelines.step import TrainingOptions
@@ -114,11 +112,8 @@ def train_both(options: Demo, videos: str, folder: Path, stages: Stages) -> tupl
     """(the URIs of teacher and student, the pairs that the teacher labelled)."""
     recipe, run_root, labels = options.recipe, str(folder), str(folder / "labels")
 
-    # Threads gain next to nothing on so small a network; a second process nearly halves a step.
-    workers = 1 if resources().get("GPU") else min(2, os.cpu_count() or 1)
-
     def seeded(training: TrainingOptions) -> TrainingOptions:
-        return replace(training, seed=options.seed, workers=workers)
+        return replace(training, seed=options.seed)
 
     with stages.stage("train_teacher", "learns optical flow from the videos, without labels"):
         first = train_teacher.recipes()[recipe][1]

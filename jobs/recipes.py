@@ -135,10 +135,10 @@ RECIPES: dict[str, Recipe] = {
         clips=ClipOptions(size=(96, 128), min_size=(96, 128)),
         networks=networks.small(),
         augmentation=Challenge(crop=Crop(height=80, width=112), surroundings=16),
-        teacher=_in_minutes(1_400, learning_rate=1e-3),
-        teacher_objective=TeacherObjective(unmasked_steps=420),
+        teacher=_in_minutes(1_200, learning_rate=1e-3),
+        teacher_objective=TeacherObjective(unmasked_steps=360),
         challenge=Challenge(crop=Crop(height=64, width=96), surroundings=32),
-        student=_in_minutes(900, learning_rate=7e-4),
+        student=_in_minutes(750, learning_rate=7e-4),
         student_objective=StudentObjective(
             view="confidence", photometric_weight=1.0, distillation_weight=2.0
         ),

@@ -155,7 +155,7 @@ def test_damaged_weights_are_refused(tmp_path: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "card", ["", "[]", "{}", '{"format": 2, "config": {}, "digest": "", "provenance": {}}']
+    "card", ["", "[]", "{}", '{"format": 3, "config": {}, "digest": "", "provenance": {}}']
 )
 def test_a_description_that_is_none_is_refused(tmp_path: Path, card: str) -> None:
     checkpoints.save_model(tmp_path, network(), {})
