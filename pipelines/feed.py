@@ -130,13 +130,16 @@ def _by_pair_id(index: pa.Table) -> Int[ndarray, "pairs"]:
     return cast(ndarray, pc.sort_indices(index["pair_id"]).to_numpy().astype(np.int64))
 
 
-def hold_back(index: pa.Table, videos: Sequence[str], share: float, most: int) -> tuple[pa.Table, pa.Table]:
+def hold_back(
+    index: pa.Table, videos: Sequence[str], share: float, most: int, *, share_frames: bool = True
+) -> tuple[pa.Table, pa.Table]:
     """(pairs to train on, pairs to validate on): whole videos are held back, so that no frame is in both.
 
     videos: the video of each file of the index. They are taken in the order of a digest until they have the
     share of the pairs; of theirs the `most` lowest pair ids, which are digests, are validated on. A video
     with more than three times the share is not held back whole. Where all are that long, the last pairs of
-    one are held back, and the pair before them is left out. At least one pair is held back.
+    one are held back, and the pair before them is left out where neighbours `share_frames`. At least one pair
+    is held back.
     """
     wanted = max(1, int(share * index.num_rows))
     of_file = np.array(
@@ -154,7 +157,7 @@ def hold_back(index: pa.Table, videos: Sequence[str], share: float, most: int) -
         (rows,) = np.nonzero(video == names[0])
         last = rows[-min(wanted, len(rows)) :]
         is_held[last] = True
-        is_left_out[rows[: -len(last)][-1:]] = True
+        is_left_out[rows[: -len(last)][-1:]] = share_frames
     order = _by_pair_id(index)
     validation = np.sort(order[is_held[order]][:most])
     return index.filter(pa.array(~is_held & ~is_left_out)), index.take(validation)

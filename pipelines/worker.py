@@ -309,8 +309,14 @@ def _share_cores(workers: int) -> None:
 
 
 def _plan(source: "Source", options: TrainingOptions) -> Plan:
+    pairs = source.pairs
     rows, _ = hold_back(
-        source.pairs.index(), source.pairs.folders, options.held_back_share, options.held_back_most
+        pairs.index(),
+        pairs.folders,
+        options.held_back_share,
+        options.held_back_most,
+        # A data set's samples are pairs of their own.
+        share_frames=not pairs.has_truth,
     )
     return Plan(index=part_of(rows, source.share), global_batch=options.global_batch, seed=options.seed)
 

@@ -198,6 +198,11 @@ def test_of_few_long_videos_the_end_of_one_is_held_back_with_no_frame_in_both_pa
     assert last == 200 - held - 2
 
 
+def test_of_few_pairs_that_share_no_frame_none_is_left_out() -> None:
+    training, validation = hold_back(an_index(lengths=[3]), ["0"], share=0.05, most=64, share_frames=False)
+    assert (training.num_rows, validation.num_rows) == (2, 1)
+
+
 def test_all_pairs_with_truth_judge_where_all_are_asked_for() -> None:
     index = an_index()
     training, validation = hold_back(index, [str(file) for file in range(5)], share=1.0, most=1000)

@@ -146,7 +146,11 @@ def test_recomputed_activations_and_channels_last_have_the_same_gradient() -> No
     cheaper = optimiser(replace(OPTIONS, checkpoint_activations=True, channels_last=True))
     for step in (plain, cheaper):
         step.take([batch(1)])
-    expect_close(gradient(plain), gradient(cheaper))
+    # Sums in another order: psi is steep where the frames agree, and rounding grows there.
+    expected = gradient(plain)
+    torch.testing.assert_close(
+        gradient(cheaper), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())
+    )
 
 
 def test_bfloat16_leads_where_float32_leads_with_weights_of_float32() -> None:

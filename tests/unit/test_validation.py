@@ -46,7 +46,7 @@ def test_a_trained_network_need_not_improve() -> None:
 def test_a_fresh_network_has_to_become_better_than_it_was() -> None:
     judge = judging()
     assert judge.look_at(FRESH, 0).decision == "go on"
-    verdict = judge.look_at(scoring(3.0), 4)
+    verdict = judge.look_at(HEALTHY | {"unmasked": 3.0}, 4)
     assert (verdict.decision, "not learning" in verdict.reason) == ("useless", True)
 
 
