@@ -44,8 +44,7 @@ class LabellingOptions:
 
     codec: Literal["auto", "jpeg", "png"] = "auto"
     """How frames are stored. `auto` takes png, which is lossless, for a data set's image files, and jpeg of
-    quality 95 for videos. JPEG moves the minimum of the photometric loss by a tenth of a pixel; png takes
-    four times the room."""
+    quality 95 for videos, which have lost detail already."""
     shard_pairs: int = 64
     """Pairs after which a file is closed, at the end of a chunk. Raise it for fewer, larger files."""
     row_group_pairs: int = 8

@@ -22,7 +22,7 @@ from flowcore.scenes import Scene, SceneOptions, render_scene
 from flowcore.shapes import to_images
 
 _FIRST_SCENE = 20_000
-_WINDOW = 32
+_WINDOW = 16
 _STRIDE = 4
 _OFFSETS = np.arange(-1.5, 1.51, 0.1)
 _CODECS = {"full resolution": None, "full resolution, JPEG 95": FrameCodec(), "stride 4": None}
