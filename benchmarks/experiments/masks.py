@@ -24,6 +24,7 @@ import torch
 from benchmarks import report
 from benchmarks.experiments.cells import (
     KINDS,
+    LEVEL_BY_LEVEL,
     NETWORKS,
     RESULTS,
     TEACHER_STEPS,
@@ -36,7 +37,7 @@ from benchmarks.inputs import Lesson, true_pair, without_flow
 from benchmarks.report import mean_and_spread
 from flowcore.metrics import FlowErrors, OcclusionCounts, flow_errors, occlusion_counts
 from flowcore.networks import FlowNetwork
-from flowcore.objectives import Estimator, Objective, Outcome, Photometric, TeacherObjective
+from flowcore.objectives import Estimator, Objective, Outcome, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
 from flowcore.scenes import Scene, SceneOptions, render_scene
@@ -92,14 +93,15 @@ class TrulyMasked:
         occ_fw, occ_bw = batch.confidence_fw < 0.5, batch.confidence_bw < 0.5
         flows = estimate(batch.image1, batch.image2)
         masked = step >= self.unmasked_steps
-        terms = Photometric().terms(batch, flows, (occ_fw, occ_bw) if masked else None)
+        terms = LEVEL_BY_LEVEL.terms(batch, flows, (occ_fw, occ_bw) if masked else None)
         return Outcome(terms=terms, watched={"occluded": occ_fw.float().mean(dim=(1, 2, 3)).sum()})
 
 
 def objective(mask: str, schedule: Schedule) -> Objective:
     if mask == "truth":
         return TrulyMasked(unmasked_steps=schedule.unmasked_steps)
-    return TeacherObjective(unmasked_steps=schedule.steps if mask == "none" else schedule.unmasked_steps)
+    unmasked_steps = schedule.steps if mask == "none" else schedule.unmasked_steps
+    return TeacherObjective(photometric=LEVEL_BY_LEVEL, unmasked_steps=unmasked_steps)
 
 
 @lru_cache
