@@ -225,7 +225,7 @@ class _Level:
 
 
 def _levels(
-    batch: Batch, flows: BidirectionalFlow, occlusions: tuple[Mask, Mask] | None, *, is_clean: bool = True
+    batch: Batch, flows: BidirectionalFlow, occlusions: tuple[Mask, Mask] | None, *, is_clean: bool
 ) -> Iterator[_Level]:
     """The levels of the flow, finest first; occlusions None counts occluded pixels too.
 
@@ -357,7 +357,7 @@ def _occlusions(
     """What the check finds in a network's own flow at full resolution, for both frames."""
     forward = upsample_flow(flows.forward[0].detach(), flows.strides[0], height, width)
     backward = upsample_flow(flows.backward[0].detach(), flows.strides[0], height, width)
-    return check(forward, backward), check(backward, forward)
+    return check.both(forward, backward)
 
 
 def _watched(flows: BidirectionalFlow, occlusions: tuple[Mask, Mask]) -> dict[str, Tensor]:
@@ -544,7 +544,7 @@ def validate_pair(
     """
     sums = dict.fromkeys(("photometric", "visible", "unmasked", "pixels", "comparable", "shown"), 0.0)
     border = census_border(frames.image1)
-    occ_fw, occ_bw = check(flow_fw, flow_bw), check(flow_bw, flow_fw)
+    occ_fw, occ_bw = check.both(flow_fw, flow_bw)
     hidden_fw, hidden_bw = (border, border) if hidden is None else hidden
     for way, flow, occluded, never in (
         (frames, flow_fw, occ_fw, hidden_fw),

@@ -61,6 +61,10 @@ class OcclusionCheck:
         visible = (mismatch < self.alpha1 * travelled + self.alpha2) & in_frame(flow_fw)
         return ~visible
 
+    def both(self, flow_fw: Flow, flow_bw: Flow) -> tuple[Mask, Mask]:
+        """The occlusion of the frame that each flow starts from."""
+        return self(flow_fw, flow_bw), self(flow_bw, flow_fw)
+
 
 @torch.no_grad()
 def range_map(flow: Flow) -> Float[Tensor, "batch 1 height width"]:

@@ -2,8 +2,8 @@
 
 The order is a function of (seed, epoch) alone. An epoch is a permutation of the row groups, flattened into
 rows and cut into 32 streams or more, from which it takes a row in turn; epoch follows epoch, and batches are
-cut from that. So each pair is seen once an epoch, any 32 pairs in a row are of 32 row groups anywhere in the
-set, a row group is read in one piece or two, and any number of workers share the same global batches: each
+cut from that. So each pair is seen once an epoch, and pairs in a row are of 32 row groups from anywhere in
+the set. A row group is read in one piece or two. Any number of workers share the same global batches: each
 takes its share of the places. The position of a training is one number, its step: to resume inside an epoch,
 start the plan at that step with as many workers as there are then.
 

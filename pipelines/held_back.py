@@ -72,8 +72,7 @@ class HeldBack:
             pair = self.pairs.decode(row)
             frames = Batch.stack([FramePair(image1=pair.image1, image2=pair.image2)], device)
             flow_fw, flow_bw = network.estimate(frames.image1, frames.image2)
-            there, back = referee.estimate(frames.image1, frames.image2)
-            hidden = OcclusionCheck()(there, back), OcclusionCheck()(back, there)
+            hidden = OcclusionCheck().both(*referee.estimate(frames.image1, frames.image2))
             numbers = validate_pair(frames, flow_fw, flow_bw, self.check, hidden)
             if self.pairs.has_truth:
                 numbers |= _errors(pair, flow_fw.cpu())

@@ -21,7 +21,7 @@ import pyarrow as pa
 import torch
 
 from flowcore.datasets import Sample, Truth, find_samples, load
-from flowcore.formats import FrameCodec, encode_flow, encode_image, encode_mask
+from flowcore.formats import encode_flow, encode_image, encode_mask
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import FramePair
 from flowcore.pseudolabels import labels_of
@@ -30,7 +30,7 @@ from pipelines.labels import beside, decode_occlusion, label_columns
 from pipelines.ledger import write_ledger
 from pipelines.pair_set import PairSet, SetDescription
 from pipelines.storage import Folder, json_bytes
-from pipelines.truth import frame_pair, in_parts, sample_set
+from pipelines.truth import SAMPLE_CODEC, frame_pair, in_parts, sample_set
 
 Layout = Literal["chairs2", "chairs2-flo5", "kitti2015"]
 
@@ -139,7 +139,7 @@ def import_labels(folder: Path, location: str, check: OcclusionCheck) -> PairSet
         "files": "chairs2",
         "teacher": {"digest": digest},
         "check": dataclasses.asdict(check),
-        "codec": dataclasses.asdict(FrameCodec(kind="png")),
+        "codec": dataclasses.asdict(SAMPLE_CODEC),
     }
     description = SetDescription(
         kind="imported", made_of=made_of, provenance={"files": str(folder)}, num_teachers=1

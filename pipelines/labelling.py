@@ -268,12 +268,11 @@ def write_pairs(
     there is no video, ValueError where the folder is another set's, and RuntimeError, with the ledger
     written, if nothing or too little came of the inputs.
     """
+    codec = options.codec_for(videos)
     description = SetDescription(
-        kind="frames", made_of=_made_of(videos, clips, options), provenance={"videos": videos}
+        kind="frames", made_of=_made_of(codec, clips, options), provenance={"videos": videos}
     )
-    plan = _plan(
-        location, description, options.codec_for(videos), clips, options, Teachers(), OcclusionCheck()
-    )
+    plan = _plan(location, description, codec, clips, options, Teachers(), OcclusionCheck())
     return _write_set(videos, description, plan, Teachers(), options, on_progress, graph)
 
 
@@ -303,26 +302,27 @@ def write_labels(
     that flags many visible pixels flags more of them the more often it is asked.
     """
     fetched = Teachers.fetched(teachers)
+    codec = options.codec_for(videos)
     run = {} if run_id is None else {"run_id": run_id}
     description = SetDescription(
         kind="labels",
         made_of={
-            **_made_of(videos, clips, options),
+            **_made_of(codec, clips, options),
             "teacher": fetched.identity,
             "check": dataclasses.asdict(check),
         },
         provenance={"videos": videos, **run, **fetched.provenance},
         num_teachers=len(teachers),
     )
-    plan = _plan(location, description, options.codec_for(videos), clips, options, fetched, check)
+    plan = _plan(location, description, codec, clips, options, fetched, check)
     return _write_set(videos, description, plan, fetched, options, on_progress, graph)
 
 
-def _made_of(videos: str, clips: ClipOptions, options: LabellingOptions) -> dict[str, Any]:
+def _made_of(codec: FrameCodec, clips: ClipOptions, options: LabellingOptions) -> dict[str, Any]:
     return {
         "sampler": SAMPLER_VERSION,
         "clips": dataclasses.asdict(clips),
-        "codec": dataclasses.asdict(options.codec_for(videos)),
+        "codec": dataclasses.asdict(codec),
         "shard_pairs": options.shard_pairs,
         "row_group_pairs": options.row_group_pairs,
     }

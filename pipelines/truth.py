@@ -24,7 +24,7 @@ from pipelines.storage import Folder, join
 
 Result = TypeVar("Result")
 
-_CODEC = FrameCodec(kind="png")
+SAMPLE_CODEC = FrameCodec(kind="png")
 """Lossless, so that a validation gives the errors that an evaluation gives."""
 _SHARD_PAIRS = 16
 _ROW_GROUP_PAIRS = 4
@@ -39,7 +39,7 @@ def truth_set(name: str, root: Path, run_root: str, *, to_learn_from: bool) -> P
     samples = find_samples(name, root, to_learn_from=to_learn_from)
     description = SetDescription(
         kind="truth",
-        made_of={"truth": name, "samples": samples_digest(samples), "codec": asdict(_CODEC)},
+        made_of={"truth": name, "samples": samples_digest(samples), "codec": asdict(SAMPLE_CODEC)},
         provenance={"root": str(root)},
     )
     location = join(run_root, f"truth-{description.digest}")
@@ -128,8 +128,8 @@ def frame_pair(sample: Sample, truth: Truth, label_set: str, name: str | None = 
         "timestamp": float("nan"),
         "height": height,
         "width": width,
-        "image1": _CODEC.encode(truth.image1),
-        "image2": _CODEC.encode(truth.image2),
+        "image1": SAMPLE_CODEC.encode(truth.image1),
+        "image2": SAMPLE_CODEC.encode(truth.image2),
         "label_set": label_set,
     }
     return pair_columns([pair])
