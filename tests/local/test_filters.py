@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowcore.occlusion import OcclusionCheck
-from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
+from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
 from jobs import distill, finetune
 from jobs.command import run_training
@@ -339,29 +339,10 @@ def test_a_student_learns_from_what_its_filter_keeps_and_says_so(
     assert len(client.search_runs([client.get_run(run_id).info.experiment_id])) == runs
 
 
-def test_fine_tuning_filters_the_pairs_beside_the_truth(
-    labels: PairSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    write_truth(tmp_path / "scenes" / "scene", render_scene(0, SCENE))
+def test_a_filter_without_labels_to_filter_is_refused() -> None:
     _, options = finetune.recipes()["smoke"]
-    options = replace(
-        options,
-        truth=f"scenes:{tmp_path / 'scenes'}",
-        run_root=str(tmp_path / "runs"),
-        init="fresh",
-        labels=labels.location,
-        training=replace(options.training, steps=2, validate_every=2),
-        where="not frame >= 4",
-    )
-    uri = finetune.finetune(options, "smoke")
-    run_id = registry.run_of(uri)
-    assert run_id is not None
-    data = tracking.MlflowClient(tracking.tracking_uri()).get_run(run_id).data
-    assert (data.metrics["labels/pairs"], data.metrics["labels/pairs_kept"]) == (16, 8)
-    assert load_model(fetch_model(uri))[1].provenance["where"] == options.where
     with pytest.raises(ValueError, match="give --labels too"):
-        replace(options, labels=None)
+        replace(options, where="frame < 3")
 
 
 def test_a_command_line_with_a_wrong_filter_ends_before_anything_begins(

@@ -1,7 +1,6 @@
-"""Truth as a pair set, fine-tuning on it with and without unlabelled pairs, and distillation: of a student's
-labels, and into another network than its teacher's."""
+"""Truth as a pair set, fine-tuning on it, and doing that again; and a student of labels that came without a
+network. A chain from videos to a network tuned on its truth is in test_recipes.py."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 
 from flowcore.datasets import find_samples, load
 from flowcore.formats import write_flow, write_image
+from flowcore.networks import FlowNetwork
 from flowcore.objectives import StudentObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
@@ -106,124 +106,56 @@ def test_where_sparse_truth_is_not_known_it_is_not_trusted(tmp_path: Path) -> No
 
 
 def test_a_validation_on_truth_gives_the_error_that_an_evaluation_gives(scenes: Path, tmp_path: Path) -> None:
-    truth = truth_set("scenes", scenes, str(tmp_path), to_learn_from=False)
     torch.manual_seed(3)
     network = RECIPES["smoke"].network.build().eval()
-    judge = HeldBack(pairs=truth, places=truth.index(), check=OcclusionCheck(), stage="test")
-    numbers, _ = judge.judge(network, torch.device("cpu"))
     estimator = NetworkEstimator(network)
     errors = [
         pair_errors(estimator, load(sample), OcclusionCheck()) for sample in find_samples("scenes", scenes)
     ]
-    assert numbers["epe"] == pytest.approx(sum(errors, Errors()).flow.epe["all"], rel=1e-6)
+    expected = sum(errors, Errors()).flow.epe["all"]
+    assert validated(network, scenes, tmp_path)["epe"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_fine_tuning_begins_at_the_weights_given_and_validates_against_the_truth(
-    scenes: Path, project: Path
-) -> None:
-    torch.manual_seed(3)
-    network = RECIPES["smoke"].network.build()
-    save_model(project / "start", network, {"stage": "test", "generation": "1"})
-    start = replace(options(scenes, project), init=str(project / "start"))
-    still = replace(start, training=replace(start.training, learning_rate=1e-12))
-    uri = finetune.finetune(still, "smoke")
-    tuned, info = load_model(fetch_model(uri))
-    for name, weights in network.state_dict().items():
-        torch.testing.assert_close(tuned.state_dict()[name], weights, msg=name)
-    assert info.generation == 1
-    run_id = registry.run_of(uri)
-    assert run_id is not None
-    client = tracking.MlflowClient(tracking.tracking_uri())
-    history = client.get_metric_history(run_id, "validation/epe")
-    assert [metric.step for metric in history] == [0, 2, 4]
-    assert history[0].value == pytest.approx(history[-1].value, rel=1e-3)
+def validated(network: FlowNetwork, scenes: Path, folder: Path) -> dict[str, float]:
+    """What a validation on the scenes' truth finds."""
+    truth = truth_set("scenes", scenes, str(folder), to_learn_from=False)
+    judge = HeldBack(pairs=truth, places=truth.index(), check=OcclusionCheck(), stage="test")
+    numbers, _ = judge.judge(network, torch.device("cpu"))
+    return numbers
 
 
-def test_a_chain_says_where_it_comes_from(scenes: Path, project: Path) -> None:
-    write_video(project / "videos" / "scene.mp4", render_scene(5, SCENE).frames)
-    torch.manual_seed(3)
-    # A student of an earlier round.
-    teacher = str(project / "teacher")
-    save_model(Path(teacher), RECIPES["smoke"].network.build(), {"generation": "1", "run_id": "of-teacher"})
-    _, labelling = pseudolabel.recipes()["smoke"]
-    labels, videos = str(project / "labels"), str(project / "videos")
-    pseudolabel.pseudolabel(replace(labelling, videos=videos, teacher=(teacher,), labels=labels), "smoke")
-    _, distillation = distill.recipes()["smoke"]
-    student = distill.distill(
-        replace(
-            distillation,
-            labels=labels,
-            run_root=str(project / "runs"),
-            training=replace(distillation.training, steps=2, validate_every=2),
-            objective=StudentObjective(unmasked_steps=2),
-        ),
-        "smoke",
-    )
-    assert load_model(fetch_model(student))[1].generation == 2
-    client = tracking.MlflowClient(tracking.tracking_uri())
-    tags = client.get_run(str(registry.run_of(student))).data.tags
-    assert tags["generation"] == "2"
-    # from the student to its labels, and to their teacher and videos
-    labelled = client.get_run(tags["from.labels"])
-    assert labelled.data.tags["from.teacher"] == "of-teacher"
-    assert videos in json.dumps(labelled.data.tags | labelled.data.params)
-
-    start = options(scenes, project)
-    both = replace(
-        start,
-        init=student,
-        labels=labels,
-        unlabelled_weight=0.5,
-        training=replace(start.training, steps=2),
-        student=StudentObjective(unmasked_steps=2),
-    )
-    tuned = finetune.finetune(both, "smoke")
-    metrics = client.get_run(str(registry.run_of(tuned))).data.metrics
-    assert {"train/loss/supervised", "train/loss/photometric", "train/loss/distillation"} <= metrics.keys()
-
-
-def test_labels_of_an_external_teacher_train_any_network_from_fresh_weights(project: Path) -> None:
+def test_labels_teach_even_a_network_whose_own_two_flows_agree_nowhere(project: Path) -> None:
     write_video(project / "videos" / "scene.mp4", render_scene(5, SCENE).frames)
     labels = str(project / "labels")
     _, labelling = pseudolabel.recipes()["smoke"]
     teacher, videos = ("opencv:dis_medium",), str(project / "videos")
     pseudolabel.pseudolabel(replace(labelling, videos=videos, teacher=teacher, labels=labels), "smoke")
     _, options = distill.recipes()["smoke:flownets"]
-    options = replace(
-        options,
-        labels=labels,
-        run_root=str(project / "runs"),
-        training=replace(options.training, steps=1),
-        objective=StudentObjective(unmasked_steps=1),
-    )
+    options = replace(options, labels=labels, run_root=str(project / "runs"))
     with pytest.raises(ValueError, match=r"is opencv:dis_medium, .* give --init fresh"):
         distill.distill(options, "smoke")
     with pytest.raises(ValueError, match=r"smoke:flownets names a network, .* add --init fresh"):
         distill.distill(options, "smoke:flownets")
 
-    uri = distill.distill(replace(options, init="fresh"), "smoke:flownets")
-    _, info = load_model(fetch_model(uri))
-    assert info.config == RECIPES["smoke"].networks["flownets"]
-    assert info.generation == 1
-    assert "init" not in info.provenance
-    client = tracking.MlflowClient(tracking.tracking_uri())
-    tags = client.get_run(str(registry.run_of(uri))).data.tags
-    assert "from.labels" in tags
-    assert "from.init" not in tags
-
-    # labels teach even a network whose own two flows don't agree anywhere
-    network = RECIPES["smoke"].network.build()
+    network = RECIPES["smoke"].networks["flownets"].build()
     for name, parameter in network.named_parameters():
         if name.startswith("heads.") and name.endswith("bias"):
             torch.nn.init.constant_(parameter, 3.0)
     save_model(project / "wild", network, {"stage": "test"})
-    training = replace(options.training, learning_rate=1e-6)
     confident = StudentObjective(view="confidence")
+    training = replace(options.training, steps=1, learning_rate=1e-6)
     uri = distill.distill(
         replace(options, init=str(project / "wild"), objective=confident, training=training), "smoke"
     )
-    metrics = client.get_run(str(registry.run_of(uri))).data.metrics
-    assert metrics["validation/occluded"] > 0.95
+    _, info = load_model(fetch_model(uri))
+    assert info.config == RECIPES["smoke"].networks["flownets"]
+    assert recorded_metrics(uri)["validation/occluded"] > 0.95
+
+
+def recorded_metrics(uri: str) -> dict[str, float]:
+    client = tracking.MlflowClient(tracking.tracking_uri())
+    metrics: dict[str, float] = client.get_run(str(registry.run_of(uri))).data.metrics
+    return metrics
 
 
 def test_a_truth_that_names_no_data_set_is_refused(project: Path, scenes: Path) -> None:
@@ -233,23 +165,28 @@ def test_a_truth_that_names_no_data_set_is_refused(project: Path, scenes: Path) 
         replace(options(scenes, project), truth=f"nothing:{scenes}")
 
 
-def test_a_training_is_done_again_from_its_run_alone_and_comes_out_the_same(
+def test_a_fine_tuning_is_done_again_from_its_run_alone_and_comes_out_the_same(
     scenes: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alias = "models:/flow-finetuned@champion"
     torch.manual_seed(3)
-    save_model(project / "start", RECIPES["smoke"].network.build(), {"stage": "test"})
+    network = RECIPES["smoke"].network.build().eval()
+    save_model(project / "start", network, {"stage": "test"})
     with tracking.start("finetune", parameters={}) as run:
         run.artifact(project / "start", "model")
     registry.register(
         run, "flow-finetuned", validation_loss=9.0, validation_digest="-", judge=lambda uri: 9.0
     )
-    stage = replace(options(scenes, project), init=alias)
+    stage = replace(options(scenes, project), init=alias, validate_on=f"scenes:{scenes}")
     uri = finetune.finetune(replace(stage, training=replace(stage.training, log_every=2)), "smoke")
     run_id = registry.run_of(uri)
     assert run_id is not None
-    # What the alias names now isn't what it named.
+    # It began at those weights, and was validated against the truth.
     client = tracking.MlflowClient(tracking.tracking_uri(project))
+    history = client.get_metric_history(run_id, "validation/epe")
+    assert [metric.step for metric in history] == [0, 2, 4]
+    assert history[0].value == pytest.approx(validated(network, scenes, project)["epe"], rel=1e-3)
+    # What the alias names now isn't what it named.
     client.set_registered_model_alias("flow-finetuned", "champion", uri.rpartition("/")[2])
     again, text = rerun.rerun(rerun.Rerun(run_id=run_id))
     assert again != uri
@@ -263,7 +200,7 @@ def test_a_training_is_done_again_from_its_run_alone_and_comes_out_the_same(
     assert recorded.comparison(before, changed) == (
         "not the same: losses differ from step 4 on, by at most 1 of their value"
     )
-    assert "other data (truth)" in recorded.comparison(
+    assert "other data (truth, validation)" in recorded.comparison(
         before, replace(after, data=dict.fromkeys(after.data, "-"))
     )
     fewer = replace(after, losses={2: after.losses[2]})

@@ -1,6 +1,6 @@
 """The recipes: what fits what, and steps of each on tiny folders laid out like the data sets."""
 
-import shutil
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,17 +11,24 @@ import duckdb
 import numpy as np
 import pytest
 import ray.cloudpickle
+from bare_graph import BareGraph
+from mlflow.entities import Run
 
 from flowcore.formats import write_flow, write_image, write_mask
 from flowcore.hallucination import Challenge, Crop
 from flowcore.networks import tiny
 from flowcore.objectives import StudentObjective, TeacherObjective
+from flowcore.pairs import Batch
 from flowcore.scenes import Scene, SceneOptions, render_scene, write_video
 from jobs import distill, finetune, pseudolabel, rerun, train_teacher
 from jobs.recipes import RECIPES
 from jobs.stages import LabelledStage
+from pipelines import registry, tracking
 from pipelines.checkpoints import fetch_model, load_model, save_model
-from pipelines.step import TrainingOptions
+from pipelines.labelling import LabellingOptions, write_pairs
+from pipelines.pair_set import PairSet
+from pipelines.step import OptimiserStep, TrainingOptions
+from pipelines.training import Source
 
 HEIGHT, WIDTH = 64, 96
 SMALLEST_FRAMES = {"chairs": (384, 512), "sintel": (436, 1024), "kitti": (370, 1224), "video": (384, 640)}
@@ -154,16 +161,23 @@ def teacher_of(name: str, videos: str, project: Path) -> str:
     )
 
 
-@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("name", ["chairs", "sintel", "video"])
-def test_a_recipe_learns_from_its_data_set_s_folder(name: str, project: Path) -> None:
+def test_a_recipe_learns_from_its_data_set_s_folder(name: str, tmp_path: Path) -> None:
     write, prefix = SETS[name]
-    num_pairs = write(project / name)
-    teacher = teacher_of(name, f"{prefix}{project / name}", project)
-    load_model(fetch_model(teacher))
-    (index,) = duckdb.sql(f"select count(*) from '{project}/runs/pairs-*/*/*.parquet'").fetchall()
-    assert index == (num_pairs,)
-    shutil.rmtree(project / "runs")
+    num_pairs = write(tmp_path / name)
+    _, stage = train_teacher.recipes()[name]
+    videos, location = f"{prefix}{tmp_path / name}", str(tmp_path / "pairs")
+    clips = replace(stage.clips, min_size=(56, 88))
+    write_pairs(videos, location, clips, LabellingOptions(), graph=BareGraph())
+    pairs = PairSet.open(location)
+    assert pairs.index().num_rows == num_pairs
+    # What a worker does with its first batch.
+    transformation = small(stage.augmentation, 56, 88)
+    learned = Source(pairs=pairs, transformation=transformation, objective=stage.objective)
+    rows = pairs.read_group(pairs.files[0], 0)[:2]
+    batch = Batch.stack([transformation(pairs.decode(row), np.random.default_rng(0)) for row in rows])
+    step = OptimiserStep(tiny()["pwcnet"].build(), [learned], stage.check, few(stage.training))
+    assert step.take([batch]).skipped is None
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -193,17 +207,44 @@ def test_a_recipe_leads_from_a_data_set_to_a_student_tuned_on_its_truth(project:
     _, info = load_model(fetch_model(student))
     assert (info.generation, info.config) == (1, tiny()["raft"])
     third = finetune.recipes()["kitti"][1]
-    finetune.finetune(
+    tuned = finetune.finetune(
         replace(
             third,
             truth=videos,
             run_root=str(project / "runs"),
             init=student,
             augmentation=small(third.augmentation, 56, 88),
+            # Every step learns from the labels, too.
+            labels=labels,
+            challenge=small(third.challenge, 48, 64),
+            student=StudentObjective(unmasked_steps=2),
+            unlabelled_weight=0.5,
+            where="occluded <= 1",
             training=few(third.training),
         ),
         "kitti",
     )
+    losses = {"train/loss/supervised", "train/loss/photometric", "train/loss/distillation"}
+    assert losses <= run_of(tuned).data.metrics.keys()
+    assert run_of(tuned).data.metrics["labels/pairs_kept"] == num_pairs
+
+    # Back to where it comes from.
+    linked = run_of(tuned).data.tags
+    assert linked["from.init"] == run_of(student).info.run_id
+    made = run_of(student).data.tags
+    assert made["generation"] == "1"
+    assert made["from.labels"] == linked["from.labels"]
+    labelled = client().get_run(made["from.labels"]).data
+    assert labelled.tags["from.teacher"] == run_of(teacher).info.run_id
+    assert videos in json.dumps(labelled.tags | labelled.params)
+
+
+def client() -> tracking.MlflowClient:
+    return tracking.MlflowClient(tracking.tracking_uri())
+
+
+def run_of(uri: str) -> Run:
+    return client().get_run(str(registry.run_of(uri)))
 
 
 # Ray's workers have no test module to import it from.
@@ -234,7 +275,7 @@ class Brighten(LabelledStage):
 
 def brighten(stage: Brighten, recipe: str) -> str:
     from pipelines.lineage import lineage
-    from pipelines.training import Source, train
+    from pipelines.training import train
     from pipelines.validation import CollapseAlarm
 
     labels = stage.open(stage.labels)
@@ -244,9 +285,6 @@ def brighten(stage: Brighten, recipe: str) -> str:
         source = Source(pairs=labels, transformation=stage.brighter, objective=StudentObjective())
         judge = stage.judge(run, CollapseAlarm(max_occluded=1.0))
         return run.register(train(start, [source], stage.training, judge=judge, run=run), "flow-brighter")
-
-
-STAGES = {**rerun.STAGES, "brighten": (Brighten, brighten)}
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -281,8 +319,11 @@ def test_on_a_laptop_a_fresh_network_learns_from_labels_that_needed_no_training(
     )
     _, info = load_model(fetch_model(student))
     assert (info.generation, info.config) == (1, tiny()["pwcnet"])
+    assert "init" not in info.provenance
+    assert "from.labels" in run_of(student).data.tags
+    assert "from.init" not in run_of(student).data.tags
 
-    # A new stage goes on from there, and rerun does it again.
+    # A new stage goes on from there, and rerun finds it with the options that it had.
     new = Brighten(
         labels=labels,
         run_root=str(project / "runs"),
@@ -293,6 +334,8 @@ def test_on_a_laptop_a_fresh_network_learns_from_labels_that_needed_no_training(
     uri = brighten(new, "laptop")
     _, info = load_model(fetch_model(uri))
     assert info.generation == 1
-    again, comparison = rerun.rerun(rerun.Rerun(run_id=info.provenance["run_id"]), STAGES)
-    assert comparison == "the same: 1 losses equal to the last bit"
-    assert again != uri
+    begun: list[Brighten] = []
+    stages: Any = {**rerun.STAGES, "brighten": (Brighten, lambda stage, _: begun.append(stage) or uri)}
+    again = rerun.rerun(rerun.Rerun(run_id=info.provenance["run_id"]), stages)
+    assert again == (uri, "the same: 1 losses equal to the last bit")
+    assert begun == [replace(new, init=f"runs:/{registry.run_of(student)}/model")]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,32 @@ def test_restored_in_the_middle_training_ends_in_the_same_weights(ema_decay: flo
         second.take([batch(seed)])
     assert torch.equal(weights(second), weights(through))
     assert torch.equal(average(second), average(through))
+
+
+COMPILED = replace(OPTIONS, ema_decay=0.4)
+
+
+def train_compiled(_: int, file: Path) -> None:
+    """Two steps of a compiled network, in a process in which shapes aren't asserted.
+
+    The graphs are run as they were captured: to make machine code of them takes a minute.
+    """
+    step = optimiser(COMPILED, wrap=partial(torch.compile, backend="aot_eager"))
+    losses = [step.take([batch(seed)]).facts["loss"] for seed in range(2)]
+    torch.save({"losses": losses, "state": step.state(), "average": step.result.state_dict()}, file)
+
+
+def test_a_compiled_step_is_the_plain_one_and_its_state_goes_on_uncompiled(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(train_compiled, (tmp_path / "state.pt",))
+    compiled = torch.load(tmp_path / "state.pt")
+    plain, resumed = optimiser(COMPILED), optimiser(COMPILED)
+    assert compiled["losses"] == pytest.approx(
+        [plain.take([batch(seed)]).facts["loss"] for seed in range(2)], rel=1e-3
+    )
+    resumed.result.load_state_dict(compiled["average"])
+    resumed.restore(compiled["state"])
+    losses = [step.take([batch(2)]).facts["loss"] for step in (plain, resumed)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_a_training_without_an_average_begins_one_when_it_is_restored() -> None:
