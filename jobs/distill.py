@@ -20,11 +20,8 @@ from typing import ClassVar
 from flowcore.hallucination import Challenge
 from flowcore.objectives import StudentObjective
 from jobs.command import run_training
-from jobs.options import REQUIRED
-from jobs.recipes import with_backbones
-from jobs.stages import FRESH, LabelledStage, TrainingStage
-from pipelines.checkpoints import StartingPoint
-from pipelines.pair_set import PairSet
+from jobs.recipes import by_recipe
+from jobs.stages import LabelledStage, TrainingStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +37,6 @@ class Distill(LabelledStage):
 
     common: ClassVar[tuple[str, ...]] = (*TrainingStage.common, "where", "objective.view")
 
-    def start(self, recipe: str, labels: PairSet) -> StartingPoint:
-        """The teacher that made the labels, or what --init names."""
-        if self.init != FRESH and ":" in recipe:
-            raise ValueError(
-                f"recipe {recipe} names a network, which only fresh weights take; add --init fresh, or give "
-                f"{recipe.partition(':')[0]} to start from a model"
-            )
-        if self.init is None and labels.teacher is None:
-            raise ValueError(
-                f"--labels {labels.location} came as files, without the teacher that made them; give --init "
-                "fresh to train the recipe's network from fresh weights, or a model"
-            )
-        return self.starting_point(default=labels.teacher)
-
 
 def distill(stage: Distill, recipe: str) -> str:
     """Runs the stage; returns the registered student's URI."""
@@ -62,7 +45,7 @@ def distill(stage: Distill, recipe: str) -> str:
     from pipelines.validation import CollapseAlarm
 
     labels = stage.open(stage.labels)
-    start = stage.start(recipe, labels)
+    start = stage.starting_point_for(labels, recipe)
     # Labels alone may teach a network whose own two flows don't agree yet.
     alarm = CollapseAlarm() if stage.objective.learns_from_frames else CollapseAlarm(max_occluded=1.0)
     with lineage(
@@ -80,15 +63,8 @@ def distill(stage: Distill, recipe: str) -> str:
 
 def recipes() -> dict[str, tuple[str, Distill]]:
     """This job's options by recipe, and recipe:network."""
-    return with_backbones(
-        lambda recipe, network: Distill(
-            labels=REQUIRED,
-            run_root=REQUIRED,
-            challenge=recipe.challenge,
-            network=network,
-            training=recipe.student,
-            objective=recipe.student_objective,
-        )
+    return by_recipe(
+        Distill, network="network", challenge="challenge", training="student", objective="student_objective"
     )
 
 

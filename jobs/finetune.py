@@ -12,21 +12,16 @@ from and evaluate judges the validation pairs. Of the other data sets evaluate j
 that were learnt from. Prints the URI of the network, which evaluate and predict take.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from flowcore.hallucination import Challenge
 from flowcore.objectives import StudentObjective, SupervisedObjective
 from jobs.command import run_training
 from jobs.options import REQUIRED
-from jobs.recipes import with_backbones
+from jobs.recipes import by_recipe
 from jobs.stages import LabelledStage, TrainingStage, data_set_at
-from pipelines.pair_set import PairSet
-
-if TYPE_CHECKING:
-    from pipelines.training import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,26 +58,11 @@ class Finetune(LabelledStage):
         if self.where is not None and self.labels is None:
             raise ValueError(f"--where {self.where!r} is about pseudo-labels; give --labels too")
 
-    def sources(self, truth: PairSet, labels: PairSet | None) -> Iterator["Source"]:
-        """The pairs with truth and, if there are some, those with pseudo-labels."""
-        from pipelines.training import Source
-
-        yield Source(
-            pairs=truth, transformation=self.augmentation, objective=self.objective, share=self.label_share
-        )
-        if labels is not None:
-            yield Source(
-                pairs=labels,
-                transformation=self.challenge,
-                objective=self.student,
-                weight=self.unlabelled_weight,
-            )
-
 
 def finetune(stage: Finetune, recipe: str) -> str:
     """Runs the stage; returns the registered network's URI."""
     from pipelines.lineage import Made, lineage
-    from pipelines.training import train
+    from pipelines.training import Source, train
     from pipelines.truth import truth_set
     from pipelines.validation import CollapseAlarm
 
@@ -98,24 +78,36 @@ def finetune(stage: Finetune, recipe: str) -> str:
         run.reads("truth", str(data_set), truth, "training")
         # What the truth teaches can't collapse.
         judge = stage.judge(run, CollapseAlarm(max_occluded=1.0, min_flow_variance=0.0, must_improve=False))
-        trained = train(start, list(stage.sources(truth, labels)), stage.training, judge=judge, run=run)
+        sources = [
+            Source(
+                pairs=truth,
+                transformation=stage.augmentation,
+                objective=stage.objective,
+                share=stage.label_share,
+            )
+        ]
+        if labels is not None:
+            sources.append(
+                Source(
+                    pairs=labels,
+                    transformation=stage.challenge,
+                    objective=stage.student,
+                    weight=stage.unlabelled_weight,
+                )
+            )
+        trained = train(start, sources, stage.training, judge=judge, run=run)
         return run.register(trained, "flow-finetuned")
 
 
 def recipes() -> dict[str, tuple[str, Finetune]]:
     """This job's options by recipe, and recipe:network."""
-    return with_backbones(
-        lambda recipe, network: Finetune(
-            truth=REQUIRED,
-            run_root=REQUIRED,
-            init=REQUIRED,
-            network=network,
-            augmentation=recipe.augmentation,
-            challenge=recipe.challenge,
-            # The network that is fine-tuned is trained already: it needs no steps without the mask.
-            student=replace(recipe.student_objective, unmasked_steps=0),
-            training=recipe.finetune,
-        )
+    return by_recipe(
+        Finetune,
+        network="network",
+        augmentation="augmentation",
+        challenge="challenge",
+        training="finetune",
+        student="tuned_objective",
     )
 
 

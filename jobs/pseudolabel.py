@@ -20,8 +20,7 @@ from typing import ClassVar
 from flowcore.occlusion import OcclusionCheck
 from flowcore.video import ClipOptions
 from jobs.command import run_recipe
-from jobs.options import REQUIRED
-from jobs.recipes import RECIPES
+from jobs.recipes import by_recipe
 from jobs.report import example_picture, status_text, summary_text
 from pipelines.checkpoints import absolute_model
 from pipelines.collection import absolute_collection
@@ -126,13 +125,7 @@ def main(stage: Pseudolabel, recipe: str) -> None:
 
 def recipes() -> dict[str, tuple[str, Pseudolabel]]:
     """This job's options by recipe."""
-    return {
-        name: (
-            recipe.description,
-            Pseudolabel(videos=REQUIRED, teacher=REQUIRED, labels=REQUIRED, clips=recipe.clips),
-        )
-        for name, recipe in RECIPES.items()
-    }
+    return by_recipe(Pseudolabel, clips="clips")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ DDFlow's own after distillation, on the pairs with truth.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TypeVar
 
 from flowcore import networks
@@ -35,6 +35,7 @@ from flowcore.hallucination import (
 from flowcore.networks import AnyNetworkConfig, PWCNetConfig
 from flowcore.objectives import Photometric, StudentObjective, TeacherObjective
 from flowcore.video import EVERY_PAIR, ClipOptions
+from jobs.options import REQUIRED
 from pipelines.step import TrainingOptions
 
 
@@ -63,6 +64,11 @@ class Recipe:
     def network(self) -> AnyNetworkConfig:
         """The backbone that the recipe takes when none is named."""
         return next(iter(self.networks.values()))
+
+    @property
+    def tuned_objective(self) -> StudentObjective:
+        """The student's, for a network that is trained already: it needs no steps without the mask."""
+        return replace(self.student_objective, unmasked_steps=0)
 
 
 _CAMERA = Geometric(
@@ -262,14 +268,26 @@ RECIPES |= {f"ddflow-{name}": _as_ddflow(name) for name in ("chairs", "sintel", 
 Options = TypeVar("Options")
 
 
-def with_backbones(make: Callable[[Recipe, AnyNetworkConfig], Options]) -> dict[str, tuple[str, Options]]:
-    """A job's options by recipe, and by recipe:backbone for the backbones that the recipe doesn't take
-    itself."""
-    options = {}
+def by_recipe(stage: Callable[..., Options], **parts: str) -> dict[str, tuple[str, Options]]:
+    """A stage's options by recipe; if it has a network, by recipe:backbone for those that a recipe doesn't
+    take itself, too.
+
+    stage: its dataclass. parts: the attributes of a recipe that fields take their values from. Other fields
+    have their defaults, or must be given by the user.
+    """
+    given = {
+        each.name: REQUIRED
+        for each in fields(stage)  # type: ignore[arg-type]
+        if each.default is MISSING and each.default_factory is MISSING
+    }
+
+    def options(recipe: Recipe) -> Options:
+        return stage(**given | {field: getattr(recipe, part) for field, part in parts.items()})
+
+    found = {}
     for name, recipe in RECIPES.items():
-        for backbone, network in recipe.networks.items():
-            is_own = network is recipe.network
-            key = name if is_own else f"{name}:{backbone}"
-            description = recipe.description if is_own else f"As {name}, with {backbone}."
-            options[key] = (description, make(recipe, network))
-    return options
+        found[name] = (recipe.description, options(recipe))
+        for backbone, network in list(recipe.networks.items())[1:] if "network" in parts else []:
+            other = replace(recipe, networks={backbone: network})
+            found[f"{name}:{backbone}"] = (f"As {name}, with {backbone}.", options(other))
+    return found

@@ -120,3 +120,17 @@ class LabelledStage(TrainingStage):
                 f"--labels {labels} has frame pairs without labels; make labels with jobs/pseudolabel.py"
             )
         return pairs
+
+    def starting_point_for(self, labels: PairSet, recipe: str) -> StartingPoint:
+        """What --init names, or without it the teacher that made the labels."""
+        if self.init != FRESH and ":" in recipe:
+            raise ValueError(
+                f"recipe {recipe} names a network, which only fresh weights take; add --init fresh, or give "
+                f"{recipe.partition(':')[0]} to start from a model"
+            )
+        if self.init is None and labels.teacher is None:
+            raise ValueError(
+                f"--labels {labels.location} came as files, without the teacher that made them; give --init "
+                "fresh to train the recipe's network from fresh weights, or a model"
+            )
+        return self.starting_point(default=labels.teacher)

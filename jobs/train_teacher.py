@@ -15,8 +15,7 @@ from flowcore.hallucination import Challenge
 from flowcore.objectives import TeacherObjective
 from flowcore.video import ClipOptions
 from jobs.command import run_training
-from jobs.options import REQUIRED
-from jobs.recipes import with_backbones
+from jobs.recipes import by_recipe
 from jobs.stages import TrainingStage
 from pipelines.collection import absolute_collection
 from pipelines.labelling import LabellingOptions, write_pairs
@@ -73,16 +72,13 @@ def train_teacher(stage: TrainTeacher, recipe: str) -> str:
 
 def recipes() -> dict[str, tuple[str, TrainTeacher]]:
     """This job's options by recipe, and recipe:network."""
-    return with_backbones(
-        lambda recipe, network: TrainTeacher(
-            videos=REQUIRED,
-            run_root=REQUIRED,
-            clips=recipe.clips,
-            network=network,
-            augmentation=recipe.augmentation,
-            training=recipe.teacher,
-            objective=recipe.teacher_objective,
-        )
+    return by_recipe(
+        TrainTeacher,
+        clips="clips",
+        network="network",
+        augmentation="augmentation",
+        training="teacher",
+        objective="teacher_objective",
     )
 
 
