@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -78,7 +80,7 @@ class Driver:
     """The labelling command, in a process of its own."""
 
     def __init__(
-        self, collection: Path, teacher: Path, labels: Path | str, address: str = "local", stop_at: int = 0
+        self, address: str, collection: Path, teacher: Path, labels: Path | str, stop_at: int
     ) -> None:
         script = teacher / "driver.py"
         script.write_text(DRIVER)
@@ -103,22 +105,29 @@ class Driver:
         assert self.process.returncode == 0
         return int(re.findall(r"new_pairs (\d+)", output)[-1])
 
-    def kill(self) -> list[psutil.Process]:
-        """With -9; gives what it had started, which ends by itself, but not at once."""
-        started = psutil.Process(self.process.pid).children(recursive=True)
+    def kill(self) -> None:
+        """With -9. What works for it ends by itself, but not at once."""
         self.process.kill()
         self.process.wait()
-        return started
 
-    def kill_workers(self, title: str) -> int:
-        """Kills Ray's processes whose title has `title` in it; how many they were."""
-        killed = 0
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if title in " ".join(process.cmdline()):
-                    process.kill()
-                    killed += 1
-        return killed
+
+Start = Callable[..., Driver]
+
+
+@pytest.fixture(scope="module")
+def node(cluster: Cluster) -> Any:
+    """The node that does the work."""
+    return cluster.add_node(num_cpus=3)
+
+
+@pytest.fixture(scope="module")
+def start(cluster: Cluster, node: Any, collection: Path, teacher: Path) -> Start:
+    """Starts a driver that labels into a folder, in the cluster unless another address is given."""
+
+    def started(labels: Path | str, *, stop_at: int = 0, address: str = cluster.address) -> Driver:
+        return Driver(address, collection, teacher, labels, stop_at)
+
+    return started
 
 
 def contents(labels: Path) -> dict[str, bytes]:
@@ -126,9 +135,9 @@ def contents(labels: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, collection: Path, teacher: Path) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Path:
     labels = tmp_path_factory.mktemp("undisturbed") / "labels"
-    Driver(collection, teacher, labels).finish()
+    start(labels).finish()
     return labels
 
 
@@ -145,38 +154,31 @@ def expect_the_same(labels: Path, undisturbed: Path) -> None:
 
 
 def test_a_killed_driver_and_a_rerun_leave_each_pair_once(
-    tmp_path: Path, collection: Path, teacher: Path, undisturbed: Path
+    tmp_path: Path, start: Start, undisturbed: Path
 ) -> None:
     labels = tmp_path / "labels"
-    orphans = []
-    for step in (1, 20):
-        driver = Driver(collection, teacher, labels, stop_at=step)
-        driver.wait_for_stop()
-        orphans += driver.kill()
-        assert not (labels / "_manifest.json").exists()
-    # The second time as if the machine had stopped; after the first kill they went on beside the second run.
-    for orphan in orphans:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            orphan.kill()
-    written = {path: path.stat().st_mtime_ns for path in labels.rglob("*.parquet")}
-    new_pairs = Driver(collection, teacher, labels).finish()
+    driver = start(labels, stop_at=20)
+    driver.wait_for_stop()
+    driver.kill()
+    assert not (labels / "_manifest.json").exists()
+    # What the killed one had started goes on for a while, beside this one.
+    new_pairs = start(labels).finish()
     expect_the_same(labels, undisturbed)
     # What was finished isn't done again.
-    assert {path: path.stat().st_mtime_ns for path in written} == written
     assert 0 < new_pairs < PairSet.open(str(labels)).index().num_rows
 
 
 def test_a_killed_driver_and_two_reruns_at_once_leave_each_pair_once_on_object_storage(
-    bucket: Bucket, collection: Path, teacher: Path, undisturbed: Path
+    bucket: Bucket, start: Start, undisturbed: Path
 ) -> None:
     labels = bucket.uri("labels")
-    driver = Driver(collection, teacher, labels, stop_at=12)
+    driver = start(labels, stop_at=12)
     driver.wait_for_stop()
-    # What it had started goes on for a while, beside the others.
     driver.kill()
     before = bucket.contents("labels", ".parquet")
     bucket.server.refused_share, bucket.server.cut_share = 0.1, 0.03
-    both = [Driver(collection, teacher, labels) for _ in range(2)]
+    # As from two machines, each with its Ray.
+    both = [start(labels, address="local") for _ in range(2)]
     for each in both:
         each.finish()
     bucket.server.refused_share = bucket.server.cut_share = 0.0
@@ -188,59 +190,63 @@ def test_a_killed_driver_and_two_reruns_at_once_leave_each_pair_once_on_object_s
 
 
 def test_killed_decoders_cost_no_pair_after_a_rerun(
-    tmp_path: Path, collection: Path, teacher: Path, undisturbed: Path
+    tmp_path: Path, start: Start, processes_of_ray: Callable[[str], list[psutil.Process]], undisturbed: Path
 ) -> None:
     labels = tmp_path / "labels"
-    driver = Driver(collection, teacher, labels)
+    driver = start(labels)
     killed = 0
     # The first ones, which have just been given a video: one that waits is replaced and nobody is the wiser.
     while driver.process.poll() is None:
         if killed < 3:
-            killed += driver.kill_workers("pipelines.decoding")
+            killed += kill(processes_of_ray("pipelines.decoding"))
         time.sleep(0.02)
     # With too few videos left it fails; either way the ledger says to try again.
     assert killed >= 3
     outcomes = {entry["outcome"] for entry in json.loads((labels / "_ledger.json").read_text())}
     assert outcomes == {"unreadable now"}
-    Driver(collection, teacher, labels).finish()
+    start(labels).finish()
     expect_the_same(labels, undisturbed)
 
 
+def kill(processes: list[psutil.Process]) -> int:
+    """How many were there to be killed."""
+    killed = 0
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+            killed += 1
+    return killed
+
+
 def test_killed_workers_cost_no_pair(
-    tmp_path: Path, collection: Path, teacher: Path, undisturbed: Path
+    tmp_path: Path, start: Start, processes_of_ray: Callable[[str], list[psutil.Process]], undisturbed: Path
 ) -> None:
     labels = tmp_path / "labels"
-    driver = Driver(collection, teacher, labels, stop_at=1)
+    driver = start(labels, stop_at=1)
     # Readers as they read, a teacher that has just been started and one that works.
     for title in ("Reader", "Reader", "Teacher", "Teacher)).submit"):
-        while not driver.kill_workers(title):
+        while not kill(processes_of_ray(title)):
             assert driver.process.poll() is None, f"it ended before a {title} could be killed"
             time.sleep(0.02)
     # Once there is a file, whatever is at work, writers too.
     driver.wait_for_stop()
-    driver.kill_workers("MapBatches")
+    kill(processes_of_ray("MapBatches"))
     driver.go_on()
     driver.finish()
     expect_the_same(labels, undisturbed)
 
 
 def test_a_killed_node_costs_no_pair(
-    tmp_path: Path, collection: Path, teacher: Path, undisturbed: Path
+    tmp_path: Path, cluster: Cluster, node: Any, start: Start, undisturbed: Path
 ) -> None:
     labels = tmp_path / "labels"
-    # Nothing but the driver fits the head, so that all work dies with the other node.
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        node = cluster.add_node(num_cpus=3)
-        driver = Driver(collection, teacher, labels, cluster.address, stop_at=6)
-        driver.wait_for_stop()
-        written = contents(labels)
-        cluster.remove_node(node, allow_graceful=False)
-        cluster.add_node(num_cpus=3)
-        driver.go_on()
-        if driver.process.wait() != 0:
-            Driver(collection, teacher, labels, cluster.address).finish()
-    finally:
-        cluster.shutdown()
+    driver = start(labels, stop_at=6)
+    driver.wait_for_stop()
+    written = contents(labels)
+    cluster.remove_node(node, allow_graceful=False)
+    cluster.add_node(num_cpus=3)
+    driver.go_on()
+    if driver.process.wait() != 0:
+        start(labels).finish()
     assert 0 < len(written) < len(contents(labels))
     expect_the_same(labels, undisturbed)
