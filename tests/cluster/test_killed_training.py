@@ -65,7 +65,7 @@ def start(
     folder: Path,
     videos: Path,
     *resume: str,
-    steps: int = 30,
+    steps: int = 40,
     validate_every: int = 10,
     workers: int = 1,
     **environment: str,
@@ -180,7 +180,7 @@ def test_killing_a_worker_and_then_the_driver_ends_in_the_same_weights(
 
     assert weights_digest(disturbed, resumed, monkeypatch) == weights_digest(undisturbed, calm, monkeypatch)
     assert only_run(disturbed).info.run_id == run_id
-    expect_each_step_once(disturbed, 30)
+    expect_each_step_once(disturbed, 40)
     assert max(logged(disturbed, "train/steps_done_again").values()) > 0
 
 

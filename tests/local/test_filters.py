@@ -307,6 +307,7 @@ def test_labels_that_a_teacher_wrote_are_filtered_as_sql_filters_them(labels: Pa
             assert kept(labels, text) == kept_by_sql(source, text) != []
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_a_student_learns_from_what_its_filter_keeps_and_says_so(
     labels: PairSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
