@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,16 @@ class Driver:
 
 
 Start = Callable[..., Driver]
+Kill = Callable[[str], int]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head that nothing but drivers fits, so that all work dies with the node. All tests share it: starting
+    Ray takes seconds."""
+    ray = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield ray
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +138,22 @@ def start(cluster: Cluster, node: Any, collection: Path, teacher: Path) -> Start
         return Driver(address, collection, teacher, labels, stop_at)
 
     return started
+
+
+@pytest.fixture(scope="module")
+def kill_workers(cluster: Cluster) -> Kill:
+    """Kills the cluster's processes whose title has a text in it; returns how many they were."""
+
+    def killed(title: str) -> int:
+        count = 0
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if title in " ".join(process.cmdline()):
+                    process.kill()
+                    count += 1
+        return count
+
+    return killed
 
 
 def contents(labels: Path) -> dict[str, bytes]:
@@ -154,17 +180,22 @@ def expect_the_same(labels: Path, undisturbed: Path) -> None:
 
 
 def test_a_killed_driver_and_a_rerun_leave_each_pair_once(
-    tmp_path: Path, start: Start, undisturbed: Path
+    tmp_path: Path, start: Start, kill_workers: Kill, undisturbed: Path
 ) -> None:
     labels = tmp_path / "labels"
-    driver = start(labels, stop_at=20)
-    driver.wait_for_stop()
-    driver.kill()
-    assert not (labels / "_manifest.json").exists()
-    # What the killed one had started goes on for a while, beside this one.
+    for step in (1, 20):
+        # The second time beside what the first one had started, which goes on for a while.
+        driver = start(labels, stop_at=step)
+        driver.wait_for_stop()
+        driver.kill()
+        assert not (labels / "_manifest.json").exists()
+    # As if the machine had stopped.
+    kill_workers("MapBatches")
+    written = {path: path.stat().st_mtime_ns for path in labels.rglob("*.parquet")}
     new_pairs = start(labels).finish()
     expect_the_same(labels, undisturbed)
     # What was finished isn't done again.
+    assert {path: path.stat().st_mtime_ns for path in written} == written
     assert 0 < new_pairs < PairSet.open(str(labels)).index().num_rows
 
 
@@ -174,6 +205,7 @@ def test_a_killed_driver_and_two_reruns_at_once_leave_each_pair_once_on_object_s
     labels = bucket.uri("labels")
     driver = start(labels, stop_at=12)
     driver.wait_for_stop()
+    # What it had started goes on for a while, beside the others.
     driver.kill()
     before = bucket.contents("labels", ".parquet")
     bucket.server.refused_share, bucket.server.cut_share = 0.1, 0.03
@@ -190,7 +222,7 @@ def test_a_killed_driver_and_two_reruns_at_once_leave_each_pair_once_on_object_s
 
 
 def test_killed_decoders_cost_no_pair_after_a_rerun(
-    tmp_path: Path, start: Start, processes_of_ray: Callable[[str], list[psutil.Process]], undisturbed: Path
+    tmp_path: Path, start: Start, kill_workers: Kill, undisturbed: Path
 ) -> None:
     labels = tmp_path / "labels"
     driver = start(labels)
@@ -198,7 +230,7 @@ def test_killed_decoders_cost_no_pair_after_a_rerun(
     # The first ones, which have just been given a video: one that waits is replaced and nobody is the wiser.
     while driver.process.poll() is None:
         if killed < 3:
-            killed += kill(processes_of_ray("pipelines.decoding"))
+            killed += kill_workers("pipelines.decoding")
         time.sleep(0.02)
     # With too few videos left it fails; either way the ledger says to try again.
     assert killed >= 3
@@ -208,29 +240,19 @@ def test_killed_decoders_cost_no_pair_after_a_rerun(
     expect_the_same(labels, undisturbed)
 
 
-def kill(processes: list[psutil.Process]) -> int:
-    """How many were there to be killed."""
-    killed = 0
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-            killed += 1
-    return killed
-
-
 def test_killed_workers_cost_no_pair(
-    tmp_path: Path, start: Start, processes_of_ray: Callable[[str], list[psutil.Process]], undisturbed: Path
+    tmp_path: Path, start: Start, kill_workers: Kill, undisturbed: Path
 ) -> None:
     labels = tmp_path / "labels"
     driver = start(labels, stop_at=1)
     # Readers as they read, a teacher that has just been started and one that works.
     for title in ("Reader", "Reader", "Teacher", "Teacher)).submit"):
-        while not kill(processes_of_ray(title)):
+        while not kill_workers(title):
             assert driver.process.poll() is None, f"it ended before a {title} could be killed"
             time.sleep(0.02)
     # Once there is a file, whatever is at work, writers too.
     driver.wait_for_stop()
-    kill(processes_of_ray("MapBatches"))
+    kill_workers("MapBatches")
     driver.go_on()
     driver.finish()
     expect_the_same(labels, undisturbed)

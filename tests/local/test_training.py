@@ -16,7 +16,7 @@ import pytest
 import torch
 from bare_graph import BareGraph
 from ray import cloudpickle
-from ray.train import Checkpoint, WorkerGroupError
+from ray.train import WorkerGroupError
 
 from flowcore.hallucination import Challenge, ChannelPermutation, Crop
 from flowcore.networks import PWCNetConfig
@@ -36,7 +36,7 @@ from pipelines.checkpoints import (
     save_model,
 )
 from pipelines.feed import Plan, hold_back
-from pipelines.held_back import HeldBack, Validation
+from pipelines.held_back import HeldBack
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.lineage import StageRun
 from pipelines.pair_set import PairSet, one_of_each_size
@@ -175,6 +175,9 @@ def test_a_training_is_one_run_with_every_loss_logged_once(
     history = client.get_metric_history(run_id, "train/loss")
     assert [metric.step for metric in history] == [2, 4]
     assert all(math.isfinite(metric.value) for metric in history)
+    validations = client.get_metric_history(run_id, "validation/photometric")
+    assert [metric.step for metric in validations] == [0, 2, 4]
+    assert result.validation["photometric"] == pytest.approx(validations[-1].value)
     assert client.get_run(run_id).info.status == "FINISHED"
     assert {path.name for path in result.model.iterdir()} == {WEIGHTS_FILE, CARD_FILE}
     assert result.judge.score(result.model) == pytest.approx(result.score)
@@ -269,15 +272,11 @@ def test_out_of_patience_training_ends_early_with_its_best_model(pairs: PairSet,
     ]
 
 
-def test_a_network_whose_flow_is_not_finite_has_no_numbers(pairs: PairSet, tmp_path: Path) -> None:
-    _, places = hold_back(pairs.index(), pairs.folders, 0.1, 2)
-    network = NETWORK.build()
-    for parameter in network.parameters():
-        parameter.data.fill_(1e30)
-    save_model(tmp_path, network, {})
-    held_back = HeldBack(pairs=pairs, places=places, check=OcclusionCheck(), stage="test")
-    validate = Validation(held_back=held_back, tracking_uri="-", run_id="-")
-    assert validate(Checkpoint.from_directory(str(tmp_path)), 2) == {}
+def test_a_checkpoint_whose_flow_is_not_finite_is_no_good_one(pairs: PairSet, project: Path) -> None:
+    with pytest.raises(TrainingStopped, match=r"not finite at step 2; .*step-00000000") as stopped:
+        trained(source(pairs), project, replace(OPTIONS, learning_rate=1e30))
+    (folder,) = re.findall(r"checkpoint is (\S+)\)", str(stopped.value))
+    assert all(torch.isfinite(weight).all() for weight in load_model(Path(folder))[0].parameters())
 
 
 def test_a_network_is_judged_by_the_check_of_its_run(pairs: PairSet) -> None:
