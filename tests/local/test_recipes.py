@@ -191,6 +191,10 @@ def test_a_recipe_leads_from_a_data_set_to_a_student_tuned_on_its_truth(project:
     # A student of an earlier round labelled for this one.
     assert (info.generation, info.config) == (2, tiny()["raft"])
     third = finetune.recipes()["kitti"][1]
+    ((first,),) = duckdb.sql(f"select min(video) from '{labels}/*/*.parquet'").fetchall()
+    where = f"video != '{first}'"
+    ((kept,),) = duckdb.sql(f"select count(*) from '{labels}/*/*.parquet' where {where}").fetchall()
+    assert 0 < kept < num_pairs
     tuned = finetune.finetune(
         replace(
             third,
@@ -203,14 +207,17 @@ def test_a_recipe_leads_from_a_data_set_to_a_student_tuned_on_its_truth(project:
             challenge=small(third.challenge, 48, 64),
             student=StudentObjective(unmasked_steps=2),
             unlabelled_weight=0.5,
-            where="occluded <= 1",
+            where=where,
             training=few(third.training),
         ),
         "kitti",
     )
     losses = {"train/loss/supervised", "train/loss/photometric", "train/loss/distillation"}
     assert losses <= run_of(tuned).data.metrics.keys()
-    assert run_of(tuned).data.metrics["labels/pairs_kept"] == num_pairs
+    metrics = run_of(tuned).data.metrics
+    assert (metrics["labels/pairs"], metrics["labels/pairs_kept"]) == (num_pairs, kept)
+    _, info = load_model(fetch_model(tuned))
+    assert (info.generation, info.provenance["where"]) == (2, where)
 
     # Back to where it comes from.
     linked = run_of(tuned).data.tags
