@@ -102,7 +102,7 @@ def _shrink_label(
     share = _area(weights, height, width)
     kept = _area(torch.where(weights > 0, flow, flow.new_zeros(())) * weights, height, width)
     labelled = _area((weights > 0).to(weights.dtype), height, width)
-    mean_weight = torch.where(labelled >= 0.5, share / labelled.clamp(min=1e-6), 0.0)
+    mean_weight = (share / labelled.clamp(min=1e-6)).masked_fill(labelled < 0.5, 0.0)
     return kept / share.clamp(min=1e-6), mean_weight
 
 
@@ -334,7 +334,7 @@ class Photometric:
                 f"border is {radius} px wide; give a larger crop, or full_resolution off"
             )
         within = torch.zeros_like(distance[:, :1], dtype=torch.bool)
-        within[..., radius : height - radius, radius : width - radius] = True
+        within[..., radius : height - radius, radius : width - radius].fill_(True)
         return within
 
     def smoothness_terms(self, batch: Batch, flows: BidirectionalFlow) -> list[Term]:
@@ -345,7 +345,7 @@ class Photometric:
         finest = next(_levels(batch, flows, None, is_clean=self.clean))
         for name, way in (("fw", finest), ("bw", finest.reversed())):
             value = smoothness(way.flow_fw, way.image1, self.smoothness_edge, self.smoothness_order)
-            pairs = value.new_tensor(float(len(way.flow_fw)))
+            pairs = torch.full_like(value, len(way.flow_fw))
             name = f"smoothness/{name}"
             terms.append(Term(name=name, weight=self.smoothness_weight, total=value * pairs, count=pairs))
         return terms

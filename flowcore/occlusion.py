@@ -76,7 +76,7 @@ def range_map(flow: Flow) -> Float[Tensor, "batch 1 height width"]:
     count = flow.new_zeros(batch, height * width)
     for column, share_x in ((left, left + 1 - x), (left + 1, x - left)):
         for row, share_y in ((top, top + 1 - y), (top + 1, y - top)):
-            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            place = torch.where(inside, row * width + column, 0.0).long()
-            count.scatter_add_(1, place, torch.where(inside, share_x * share_y, 0.0))
+            outside = ~((column >= 0) & (column < width) & (row >= 0) & (row < height))
+            place = (row * width + column).masked_fill(outside, 0.0).long()
+            count.scatter_add_(1, place, (share_x * share_y).masked_fill(outside, 0.0))
     return count.reshape(batch, 1, height, width)

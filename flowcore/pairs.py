@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor
 
-from flowcore.shapes import Flow, FlowArray, Frame, Image, Mask, to_images
+from flowcore.shapes import Flow, FlowArray, Frame, Image, Mask, to_device, to_images
 
 Weights = Float[Tensor, "batch 1 height width"]
 
@@ -101,7 +101,7 @@ class Batch(Pair[Image, Flow, Weights, Mask]):
         def tensor(name: str) -> Tensor:
             if name.startswith(("image", "scene")):
                 return to_images(arrays[name], device)
-            values = torch.tensor(arrays[name], device=device)
+            values = to_device(arrays[name], device)
             return values if name.startswith("flow") else values.unsqueeze(1)
 
         return cls(**{name: tensor(name) for name in arrays})

@@ -3,7 +3,7 @@
 The census distance is the hot spot of training on a CPU: written as 49-channel tensors for autograd it takes
 most of a step. Here a custom function visits the 7x7 patch one offset at a time, stores only the two grey
 frames, and recomputes the rest in the backward pass. Opposite offsets have equal values, so 24 visits do for
-48.
+48. On a GPU `flowcore.kernels` does the same.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,8 +34,8 @@ def robust(x: Float[Tensor, "*shape"], eps: float = 0.01, q: float = 0.4) -> Flo
 
 def grey(image: Image) -> Grey:
     """Luma in [0, 255]."""
-    weights = image.new_tensor(_LUMA).view(1, 3, 1, 1)
-    return (image * weights).sum(dim=1, keepdim=True) * 255.0
+    red, green, blue = (image[:, channel : channel + 1] for channel in range(3))
+    return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue) * 255.0
 
 
 def census_distance(image1: Image, image2: Image) -> Grey:
@@ -52,9 +52,8 @@ def census_distance(image1: Image, image2: Image) -> Grey:
 def census_border(image: Float[Tensor, "batch _ height width"]) -> Mask:
     """True on the pixels whose 7x7 patch leaves the frame."""
     border = torch.ones_like(image[:, :1], dtype=torch.bool)
-    border[
-        ..., PATCH_RADIUS : image.shape[-2] - PATCH_RADIUS, PATCH_RADIUS : image.shape[-1] - PATCH_RADIUS
-    ] = False
+    height, width = image.shape[-2:]
+    border[..., PATCH_RADIUS : height - PATCH_RADIUS, PATCH_RADIUS : width - PATCH_RADIUS].fill_(False)
     return border
 
 
@@ -127,6 +126,12 @@ def _soft_sign(difference: Tensor) -> tuple[Tensor, Tensor]:
 class _CensusDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, grey1: Tensor, grey2: Tensor) -> Tensor:
+        if grey1.is_cuda:
+            from flowcore import kernels
+
+            grey1, grey2 = grey1.contiguous(), grey2.contiguous()
+            ctx.save_for_backward(grey1, grey2)
+            return kernels.census(grey1, grey2, PATCH_RADIUS, _SOFT_SIGN, _SOFT_HAMMING)
         ctx.save_for_backward(grey1, grey2)
         height, width = grey1.shape[-2:]
         distance = torch.zeros_like(grey1)
@@ -143,10 +148,20 @@ class _CensusDistance(torch.autograd.Function):
         return distance.masked_fill_(census_border(distance), 0.0)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         grey1, grey2 = ctx.saved_tensors
+        if grey1.is_cuda:
+            from flowcore import kernels
+
+            return kernels.census_gradients(
+                grey1, grey2, gradient.contiguous(), PATCH_RADIUS, _SOFT_SIGN, _SOFT_HAMMING
+            )
         height, width = grey1.shape[-2:]
-        gradient1, gradient2 = torch.zeros_like(grey1), torch.zeros_like(grey2)
+        # The frame that isn't warped needs none.
+        gradient1, gradient2 = (
+            torch.zeros_like(each) if is_needed else None
+            for each, is_needed in zip((grey1, grey2), ctx.needs_input_grad, strict=True)
+        )
         if min(height, width) <= 2 * PATCH_RADIUS:
             return gradient1, gradient2
         counted = gradient.masked_fill(census_border(gradient), 0.0)
@@ -162,6 +177,8 @@ class _CensusDistance(torch.autograd.Function):
             slope = mismatch.square().add_(_SOFT_HAMMING).pow_(-2).mul_(mismatch).mul_(here + there)
             slope.mul_(2 * _SOFT_HAMMING * _SOFT_SIGN)
             for total, inverse, toward in ((gradient1, inverse1, 1.0), (gradient2, inverse2, -1.0)):
+                if total is None:
+                    continue
                 step = inverse.pow_(3).mul_(slope).mul_(toward)
                 here, there = _ends(total, dy, dx)
                 there += step

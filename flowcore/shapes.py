@@ -18,9 +18,16 @@ FlowArray = Float[ndarray, "2 height width"]
 """[u, v] in pixels of one frame pair."""
 
 
+def to_device(array: ndarray, device: torch.device | str | None = None) -> Tensor:
+    """A copy of the array; to a GPU it goes through pinned memory, and whoever asked doesn't wait for it."""
+    if device is None or torch.device(device).type != "cuda":
+        return torch.tensor(array, device=device)
+    return torch.tensor(array).pin_memory().to(device, non_blocking=True)
+
+
 def to_images(
     frames: UInt8[ndarray, "batch height width 3"], device: torch.device | str | None = None
 ) -> Image:
     """Frames as networks take them, copied into the order of their shape: a view of the frames' own order is
     slower on CPUs."""
-    return torch.tensor(frames, device=device).movedim(-1, 1).contiguous().float() / 255
+    return to_device(frames, device).movedim(-1, 1).contiguous().float() / 255

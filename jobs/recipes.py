@@ -112,12 +112,32 @@ def _on_a_laptop(steps: int, learning_rate: float = 4e-4) -> TrainingOptions:
     )
 
 
+def _on_a_gpu(steps: int, learning_rate: float) -> TrainingOptions:
+    return TrainingOptions(
+        steps=steps,
+        global_batch=8,
+        learning_rate=learning_rate,
+        warmup=0.05,
+        decay="cosine",
+        precision="bfloat16",
+        channels_last=True,
+        readers=12,
+        log_every=100,
+        validate_every=2_500,
+    )
+
+
 def _as_the_papers(steps: int) -> TrainingOptions:
     return TrainingOptions(
         steps=steps, learning_rate=1e-4, decay="halve", readers=6, log_every=100, validate_every=5_000
     )
 
 
+_SHARPER = {
+    **networks.full(),
+    "pwcnet": PWCNetConfig(learned_upsampling=True),
+}
+_FOUR_LEVELS = Photometric(level_weights=(1.0, 0.5, 0.25, 0.125))
 _TEACHER = _as_the_papers(400_000)
 _UNMASKED = TeacherObjective(unmasked_steps=100_000)
 _STUDENT = _as_the_papers(300_000)
@@ -169,9 +189,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         student=_on_a_laptop(10_000, learning_rate=1e-3),
         finetune=_on_a_laptop(2_000),
-        student_objective=StudentObjective(
-            view="confidence", photometric=Photometric(level_weights=(1.0, 0.5, 0.25, 0.125))
-        ),
+        student_objective=StudentObjective(view="confidence", photometric=_FOUR_LEVELS),
     ),
     "chairs": Recipe(
         description="Flying Chairs without its truth, where sintel and kitti start. A GPU and 8 cores; about "
@@ -237,14 +255,22 @@ RECIPES: dict[str, Recipe] = {
     "video": Recipe(
         description="Your own videos at 384x640 px, trained as in the papers. A GPU and 8 cores; about 30 "
         "hours on an A100, estimated. Its score depends on the videos.",
-        clips=ClipOptions(size=(384, 640), min_size=(320, 576)),
-        networks=networks.full(),
-        augmentation=Challenge(crop=Crop(height=320, width=576), surroundings=32),
-        teacher=_TEACHER,
-        teacher_objective=_UNMASKED,
-        challenge=Challenge(crop=Crop(height=256, width=448), surroundings=64),
-        student=_STUDENT,
-        finetune=_FINETUNE,
+        clips=ClipOptions(size=(384, 640), min_size=(288, 384), stride=2, max_pairs_per_video=160),
+        networks=_SHARPER,
+        augmentation=Challenge(geometric=_CAMERA, crop=Crop(height=256, width=384), surroundings=32),
+        teacher=_on_a_gpu(60_000, learning_rate=4e-4),
+        teacher_objective=TeacherObjective(photometric=_FOUR_LEVELS, unmasked_steps=18_000),
+        challenge=Challenge(
+            crop=Crop(height=192, width=320),
+            surroundings=32,
+            colour=Colour(chance=0.5, blur_chance=0.3),
+            rectangles=RectangleNoise(chance=0.5),
+        ),
+        student=_on_a_gpu(30_000, learning_rate=2e-4),
+        finetune=_on_a_gpu(10_000, learning_rate=1e-4),
+        student_objective=StudentObjective(
+            view="confidence", photometric=_FOUR_LEVELS, photometric_weight=1.0, distillation_weight=2.0
+        ),
     ),
 }
 

@@ -13,9 +13,9 @@ the training step. A task hands over a few batches at a time.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, cast
 
 import numpy as np
@@ -230,5 +230,28 @@ def batches(
             compute=ray.data.TaskPoolStrategy(size=readers),
             num_cpus=reader_cpus,
         )
-        for arrays in dataset.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=2):
-            yield Batch.of_arrays(arrays, device)
+        yield from _on_device(
+            dataset.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=2), device
+        )
+
+
+def _on_device(arrays: Iterable[Mapping[str, ndarray]], device: torch.device | None) -> Iterator[Batch]:
+    """The batches of `stacked_arrays`; to a GPU each is copied while the one before is worked on."""
+    if device is None or device.type != "cuda":
+        yield from (Batch.of_arrays(each, device) for each in arrays)
+        return
+    stream = torch.cuda.Stream(device)
+    ahead: tuple[Batch, torch.cuda.Event] | None = None
+    for each in chain(arrays, [None]):
+        arriving = None
+        if each is not None:
+            with torch.cuda.stream(stream):
+                arriving = Batch.of_arrays(each, device), stream.record_event()
+        if ahead is not None:
+            batch, has_arrived = ahead
+            current = torch.cuda.current_stream(device)
+            current.wait_event(has_arrived)
+            for value in batch.known().values():
+                value.record_stream(current)
+            yield batch
+        ahead = arriving

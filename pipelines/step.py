@@ -5,18 +5,19 @@ workers add up each term's total and count before they divide, so that any numbe
 shares in any number of parts, give the gradient of one worker with the whole batch.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 from operator import add
 from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 import torch.distributed
+from jaxtyping import Float
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from flowcore.networks import BidirectionalFlow, FlowNetwork
 from flowcore.objectives import Estimator, Objective, Outcome
@@ -24,9 +25,11 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.shapes import Image
 from pipelines.cluster import Accelerator
+from pipelines.replay import Replay
 
 Decay = Literal["constant", "cosine", "halve"]
 Precision = Literal["float32", "bfloat16"]
+_LOSS, _NORM = "loss", "gradient_norm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,22 +188,47 @@ class Lesson(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
-    """What a step was like, the same on every worker."""
+    """What a step was like, the same on every worker.
 
-    facts: Mapping[str, float]
-    """Of the global batch: the loss, its kinds of terms, what the first objective watches, the learning rate
-    and the gradient's norm. Empty for a skipped step."""
-    skipped: str | None = None
-    """Why the step was skipped; None if it wasn't."""
+    A GPU may still be at work on it: whoever looks waits, and a step that nobody looks at costs no wait.
+    """
+
+    step: int
+    learning_rate: float
+    names: tuple[str, ...]
+    """What the values are: the loss of the global batch, its kinds of terms, what the first objective
+    watches, and the gradient's norm."""
+    values: Float[Tensor, "names"]
+
+    @property
+    def facts(self) -> Mapping[str, float]:
+        """The values by name, with the learning rate; empty for a skipped step."""
+        return {} if self.skipped else {**self._numbers, "learning_rate": self.learning_rate}
+
+    @property
+    def skipped(self) -> str | None:
+        """Why the step changed nothing; None if it wasn't skipped."""
+        loss = self._numbers[_LOSS]
+        if not math.isfinite(loss):
+            return f"the loss of step {self.step} is {loss}"
+        if not math.isfinite(self._numbers[_NORM]):
+            return f"the gradient of step {self.step} is not finite"
+        return None
+
+    @cached_property
+    def _numbers(self) -> dict[str, float]:
+        return dict(zip(self.names, self.values.tolist(), strict=True))
 
 
 class OptimiserStep:
-    """Takes the steps of a training, one after the other: Adam on a network, with its moving average."""
+    """Takes the steps of a training, one after the other: Adam on a network, with its moving average.
+
+    A step never waits for a GPU. Whether its loss and gradient are finite is decided there, by Adam's own
+    switch for that. One worker's steps on a GPU are replayed, see `pipelines.replay`.
+    """
 
     step = 0
     """The steps taken so far, skipped ones too."""
-    skipped = 0
-    """How many of them were skipped."""
 
     def __init__(
         self,
@@ -212,50 +240,77 @@ class OptimiserStep:
         world_size: int = 1,
         device: torch.device | None = None,
         wrap: Callable[[FlowNetwork], Estimator] = lambda network: network,
+        replayed: bool = True,
     ) -> None:
-        """`wrap` makes of the network what several workers train, such as DistributedDataParallel."""
+        """`wrap` makes of the network what several workers train, such as DistributedDataParallel.
+
+        replayed: False launches every kernel of a GPU's step by itself.
+        """
         self.device = device or torch.device("cpu")
         self.network = network.to(self.device)
         self.network.checkpoints_activations = options.checkpoint_activations
         if options.channels_last:
             cast(Any, self.network).to(memory_format=torch.channels_last)
-        self._average = AveragedModel(network, multi_avg_fn=self._averaged) if options.ema_decay else None
-        self._adam = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.999))
+        self._average = copy.deepcopy(self.network) if options.ema_decay else None
+        # What a step is told and keeps beside the weights, on the device, where a replay finds it.
+        self._rate, self._kept, self._is_begun, self._skipped = torch.zeros(4, 1, device=self.device)
+        self._adam = torch.optim.Adam(self.network.parameters(), betas=(0.9, 0.999), fused=True)
+        self._prepare_adam()
         self._wrapped = wrap(self.network)
         self._lessons = lessons
         self._check = check
         self._options = options
         self._world_size = world_size
+        self._names: tuple[str, ...] = ()
+        self._replay: Replay | None = None
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+            if replayed and world_size == 1:
+                self._replay = Replay(self._updated, self.device)
+
+    def _prepare_adam(self) -> None:
+        for group in self._adam.param_groups:
+            group.update(lr=self._rate, capturable=self.device.type == "cuda")
+
+    @property
+    def skipped(self) -> int:
+        """How many of the steps were skipped."""
+        return int(self._skipped)
 
     @property
     def result(self) -> FlowNetwork:
         """What training makes: the moving average of the network, or the network itself without one."""
-        return self.network if self._average is None else cast(FlowNetwork, self._average.module)
+        return self.network if self._average is None else self._average
 
     def take(self, batches: Sequence[Batch]) -> Taken:
         """One step on this worker's share of the global batch, a batch for each lesson.
 
         RuntimeError, with what to lower, where the device has too little memory for it.
         """
+        rate = self._options.learning_rate_at(self.step)
+        self._rate.fill_(rate)
+        # A constant decay would keep the fresh weights for long; the first averages are of few steps.
+        self._kept.fill_(min(self._options.ema_decay, (1 + self.step) / (10 + self.step)))
         try:
-            taken = self._take(batches)
+            if self._replay is None:
+                values = self._updated(batches)
+            else:
+                phase = tuple(self.step >= lesson.objective.unmasked_steps for lesson in self._lessons)
+                values = self._replay(batches, phase)
         except torch.OutOfMemoryError as error:
             raise RuntimeError(self._remedies(batches)) from error
+        taken = Taken(step=self.step, learning_rate=rate, names=self._names, values=values)
         self.step += 1
-        self.skipped += taken.skipped is not None
         return taken
 
-    def _take(self, batches: Sequence[Batch]) -> Taken:
-        rate = self._options.learning_rate_at(self.step)
+    def _updated(self, batches: Sequence[Batch]) -> Float[Tensor, "names"]:
+        """Updates the weights, unless something isn't finite; returns the values of `Taken`."""
         parts = list(zip(*(batch.split(self._options.accumulate) for batch in batches), strict=True))
         is_whole = len(parts) == 1
         # With several parts the counts have to be known before the first backward pass.
         with torch.set_grad_enabled(is_whole):
             outcome = reduce(add, (self._outcome(part) for part in parts))
         counts, facts = global_facts(outcome, self._world_size, self._options.global_batch)
-        # Every worker sees the same global numbers, and skips the same steps.
-        if not math.isfinite(facts["loss"]):
-            return Taken(facts={}, skipped=f"the loss of step {self.step} is {facts['loss']}")
         self._adam.zero_grad()
         # Gradients are averaged over the workers once, with the last part.
         without_averaging = getattr(self._wrapped, "no_sync", nullcontext)
@@ -264,14 +319,25 @@ class OptimiserStep:
                 mine = outcome if is_whole else self._outcome(part)
                 global_loss(mine, counts, self._world_size).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._options.clip_norm)
-        if not torch.isfinite(norm):
-            return Taken(facts={}, skipped=f"the gradient of step {self.step} is not finite")
-        for group in self._adam.param_groups:
-            group["lr"] = rate
+        # Every worker sees the same global numbers, and skips the same steps.
+        is_skipped = (~(facts[_LOSS].isfinite() & norm.isfinite())).float()
+        cast(Any, self._adam).found_inf = is_skipped
         self._adam.step()
+        self._skipped += is_skipped
         if self._average is not None:
-            self._average.update_parameters(self.network)
-        return Taken(facts={**facts, "learning_rate": rate, "gradient_norm": float(norm)})
+            self._move_average(1 - is_skipped)
+        facts[_NORM] = norm.double()
+        self._names = tuple(facts)
+        return torch.stack(list(facts.values()))
+
+    @torch.no_grad()
+    def _move_average(self, is_taken: Tensor) -> None:
+        assert self._average is not None
+        # The first average is the first step's weights.
+        share = is_taken * (1 - self._kept * self._is_begun)
+        self._is_begun.copy_(torch.maximum(self._is_begun, is_taken))
+        for mine, its in zip(self._average.parameters(), self.network.parameters(), strict=True):
+            mine.lerp_(its, share)
 
     def _remedies(self, batches: Sequence[Batch]) -> str:
         """What to do where memory ran out, and what each would save of what a step keeps between its passes:
@@ -308,17 +374,14 @@ class OptimiserStep:
         weights = state["weights"]
         if self._average is not None:
             # A training that had no average begins one.
-            self._average.n_averaged.fill_(int(bool(weights)))
+            self._is_begun.fill_(bool(weights))
             weights = weights or self.result.state_dict()
         if weights:
             self.network.load_state_dict(weights)
         self._adam.load_state_dict(state["optimizer"])
-        self.step, self.skipped = state["step"], state["skipped"]
-
-    def _averaged(self, averages: Any, weights: Any, _number: Any) -> None:
-        # A constant decay would keep the fresh weights for long; the first averages are of few steps.
-        decay = min(self._options.ema_decay, (1 + self.step) / (10 + self.step))
-        get_ema_multi_avg_fn(decay)(averages, weights, _number)
+        self._prepare_adam()
+        self.step = state["step"]
+        self._skipped.fill_(state["skipped"])
 
     def _estimate(self, image1: Image, image2: Image) -> BidirectionalFlow:
         is_lower = self._options.precision == "bfloat16"
@@ -354,7 +417,7 @@ def global_loss(outcome: Outcome, counts: Tensor, world_size: int) -> Tensor:
     return torch.stack(parts).sum() * world_size
 
 
-def global_facts(outcome: Outcome, world_size: int, global_batch: int) -> tuple[Tensor, dict[str, float]]:
+def global_facts(outcome: Outcome, world_size: int, global_batch: int) -> tuple[Tensor, dict[str, Tensor]]:
     """(the terms' counts over all workers, 1 for an empty one; the global batch's loss, its kinds of terms
     and what is watched)."""
     terms = outcome.terms
@@ -366,11 +429,11 @@ def global_facts(outcome: Outcome, world_size: int, global_batch: int) -> tuple[
         torch.distributed.all_reduce(packed)
     totals, counts, watched = packed.split([len(terms), len(terms), len(outcome.watched)])
     counts = counts.clamp(min=1.0)
-    facts: dict[str, float] = {"loss": 0.0}
-    for term, total, count in zip(terms, totals.tolist(), counts.tolist(), strict=True):
+    facts = {_LOSS: totals.new_zeros(())}
+    for term, mean in zip(terms, (totals / counts).unbind(), strict=True):
         kind = f"loss/{term.name.split('/')[0]}"
-        facts[kind] = facts.get(kind, 0.0) + term.weight * total / count
-        facts["loss"] += term.weight * total / count
-    for name, value in zip(outcome.watched, watched.tolist(), strict=True):
-        facts[name] = value / global_batch
+        facts[kind] = facts.get(kind, 0.0) + term.weight * mean
+        facts[_LOSS] = facts[_LOSS] + term.weight * mean
+    for name, value in zip(outcome.watched, (watched / global_batch).unbind(), strict=True):
+        facts[name] = value
     return counts, facts

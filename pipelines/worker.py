@@ -33,7 +33,7 @@ from pipelines.checkpoints import (
 )
 from pipelines.feed import Plan, batches, hold_back, part_of
 from pipelines.held_back import SCORE, Validation
-from pipelines.step import OptimiserStep, TrainingOptions
+from pipelines.step import OptimiserStep, Taken, TrainingOptions
 from pipelines.storage import patient
 from pipelines.validation import Judge, Judging, TrainingStopped
 
@@ -123,6 +123,7 @@ class _Worker:
 
             self.log = Run.reopen(assignment.validation.tracking_uri, assignment.validation.run_id)
         self._resume()
+        self.skipped = self.optimiser.skipped
 
     def run(self) -> Ended:
         """Trains to the last step, or to where going on is useless."""
@@ -146,16 +147,17 @@ class _Worker:
             window.begin()
             step_batches = next(feed)
             window.has_waited()
-            taken = optimiser.take(step_batches)
-            window.add(taken.facts, options.global_batch * len(step_batches))
-            if taken.skipped is not None:
-                self._skip(taken.skipped)
+            window.add(optimiser.take(step_batches), options.global_batch * len(step_batches))
             is_last = optimiser.step == options.steps
-            if optimiser.step % options.log_every == 0 or is_last:
+            is_due = optimiser.step % options.validate_every == 0 or is_last
+            is_news = optimiser.step % _NOTICE_STEPS == 0 and self._is_news()
+            is_logged = optimiser.step % options.log_every == 0 or is_last
+            if is_due or is_news or is_logged:
+                self._look_at(window)
+            if is_logged:
                 self._log_window(window.means())
                 window = _Window()
-            is_news = optimiser.step % _NOTICE_STEPS == 0 and self._is_news()
-            if optimiser.step % options.validate_every == 0 or is_last:
+            if is_due:
                 self._hear_verdict()
                 if not self.judging.is_out_of_patience:
                     self._checkpoint()
@@ -219,13 +221,19 @@ class _Worker:
         before, self.notice = self.notice, ray.train.get_preemption_info()
         return self.notice is not None and self.notice != before
 
-    def _skip(self, reason: str) -> None:
-        """Records a skipped step, the last one taken; TrainingStopped for one too many."""
-        step, most = self.optimiser.step - 1, self.assignment.options.max_skipped
+    def _look_at(self, window: "_Window") -> None:
+        """Records the window's skipped steps; TrainingStopped for one too many."""
+        for taken in window.look():
+            if taken.skipped is not None:
+                self._skip(taken.step, taken.skipped)
+
+    def _skip(self, step: int, reason: str) -> None:
+        self.skipped += 1
+        most = self.assignment.options.max_skipped
         if self.log is not None:
             pairs = [plan.pair_ids(step) for plan in self.plans]
             self.log.document(f"skipped/step-{step:08d}.json", {"reason": reason, "pair_ids": pairs})
-        if self.optimiser.skipped > most:
+        if self.skipped > most:
             raise TrainingStopped(
                 f"{reason}, and max_skipped {most} such steps were skipped before it; lower learning_rate or "
                 "clip_norm, or look at the pairs, which the run's artifacts list in skipped"
@@ -236,7 +244,7 @@ class _Worker:
             self.log.log(self.optimiser.step, values)
 
     def _log_window(self, means: Mapping[str, float]) -> None:
-        logged = {**means, "skipped_steps": self.optimiser.skipped, "workers": self.world_size}
+        logged = {**means, "skipped_steps": self.skipped, "workers": self.world_size}
         self._log({f"train/{key}": value for key, value in logged.items()})
         if self.rank == 0:
             self.assignment.reporter.report(self.optimiser.step, loss=means.get("loss", math.nan))
@@ -346,9 +354,13 @@ def _stored(
 
 
 class _Window:
-    """Sums of what is logged together: a few steps, without what comes between them, such as validation."""
+    """Sums of what is logged together: a few steps, without what comes between them, such as validation.
+
+    Steps are looked at together, since each look waits for the GPU.
+    """
 
     def __init__(self) -> None:
+        self._new: list[Taken] = []
         self._sums: dict[str, float] = {}
         self._steps = 0
         self._pairs = 0
@@ -364,13 +376,22 @@ class _Window:
         """The batches are here."""
         self._waited += time.monotonic() - self._began
 
-    def add(self, facts: Mapping[str, float], pairs: int) -> None:
-        """The step has ended."""
-        for key, value in facts.items():
-            self._sums[key] = self._sums.get(key, 0.0) + value
-        self._steps += bool(facts)
+    def add(self, taken: Taken, pairs: int) -> None:
+        """The step has been taken."""
+        self._new.append(taken)
         self._pairs += pairs
         self._seconds += time.monotonic() - self._began
+
+    def look(self) -> list[Taken]:
+        """The steps since the last look."""
+        began = time.monotonic()
+        new, self._new = self._new, []
+        for taken in new:
+            for key, value in taken.facts.items():
+                self._sums[key] = self._sums.get(key, 0.0) + value
+            self._steps += taken.skipped is None
+        self._seconds += time.monotonic() - began
+        return new
 
     def means(self) -> dict[str, float]:
         """The facts' means over the steps that weren't skipped, with the speed."""

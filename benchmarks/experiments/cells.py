@@ -382,5 +382,8 @@ def errors_of(name: str, place: str) -> dict[str, Numbers]:
 
 
 def revision() -> str:
+    """Of the code; empty where Git isn't there to ask."""
+    if shutil.which("git") is None:
+        return ""
     command = ["git", "-C", str(PROJECT_FOLDER), "describe", "--always", "--dirty"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

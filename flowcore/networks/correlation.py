@@ -1,7 +1,8 @@
 """How similar are the features of two frames, for every small displacement? The cost volume of PWC-Net.
 
 Written as a loop over slices for autograd, a third of a training step goes into zero-filling gradients. This
-function computes both passes itself, one displacement at a time, and stores only its two inputs.
+function computes both passes itself, one displacement at a time, and stores only its two inputs. On a GPU
+`flowcore.kernels` does the same.
 """
 
 from functools import partial
@@ -65,8 +66,14 @@ def _cost_volume_to_export(radius: int, features1: Tensor, features2: Tensor) ->
 class _CostVolume(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features1: Tensor, features2: Tensor, radius: int) -> Tensor:
-        ctx.save_for_backward(features1, features2)
         ctx.radius = radius
+        if features1.is_cuda:
+            from flowcore import kernels
+
+            features1, features2 = features1.contiguous(), features2.contiguous()
+            ctx.save_for_backward(features1, features2)
+            return kernels.cost_volume(features1, features2, radius)
+        ctx.save_for_backward(features1, features2)
         batch, _, height, width = features1.shape
         side = 2 * radius + 1
         # In the same layout as features1: a warp returns channels in planes.
@@ -90,6 +97,10 @@ class _CostVolume(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         features1, features2 = ctx.saved_tensors
         radius = ctx.radius
+        if features1.is_cuda:
+            from flowcore import kernels
+
+            return *kernels.cost_volume_gradients(features1, features2, gradient.contiguous(), radius), None
         height, width = features1.shape[-2:]
         side = 2 * radius + 1
         padded = functional.pad(features2, (radius,) * 4)

@@ -68,7 +68,8 @@ class FlowNetwork(nn.Module):
         """`function` of the inputs, recomputed in the backward pass if `checkpoints_activations`."""
         if not (self.checkpoints_activations and torch.is_grad_enabled()):
             return function(*inputs)
-        return checkpoint(function, *inputs, use_reentrant=False)
+        # No block draws random numbers, and asking a GPU for its generator's state would wait for it.
+        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     def _require_fitting(self, images: Image) -> None:
         """ValueError for frames whose sides aren't multiples of `multiple`."""

@@ -1,0 +1,173 @@
+"""What a GPU computes is what a CPU computes; these need a GPU, but for the last."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from flowcore import networks
+from flowcore.networks import AnyNetworkConfig, PWCNetConfig
+from flowcore.networks.correlation import cost_volume
+from flowcore.objectives import Photometric, StudentObjective, TeacherObjective
+from flowcore.occlusion import OcclusionCheck
+from flowcore.pairs import Batch
+from flowcore.photometric import census_distance
+from pipelines.step import OptimiserStep, TrainingOptions
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+TINY = PWCNetConfig(
+    encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,), learned_upsampling=True
+)
+OBJECTIVES = {
+    "teacher": TeacherObjective(unmasked_steps=5),
+    "range map": TeacherObjective(photometric=Photometric(smoothness_order=2)),
+    "occlusion view": StudentObjective(),
+    "confidence view": StudentObjective(view="confidence", photometric_weight=1.0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learn:
+    objective: TeacherObjective | StudentObjective
+    weight: float = 1.0
+
+
+def batch(seed: int, device: str, margin: int = 8) -> Batch:
+    """Frames that the loss sees more of, with labels."""
+    generator = torch.Generator().manual_seed(seed)
+    scene1 = torch.rand(2, 3, 64 + 2 * margin, 64 + 2 * margin, generator=generator)
+    scene2 = 0.7 * scene1 + 0.3 * torch.rand(scene1.shape, generator=generator)
+    inner = (..., slice(margin, -margin), slice(margin, -margin))
+    flow_fw, flow_bw = 2 * torch.randn(2, 2, 2, 64, 64, generator=generator)
+    confidence_fw, confidence_bw = torch.rand(2, 2, 1, 64, 64, generator=generator)
+    inside = torch.ones(2, 1, *scene1.shape[-2:], dtype=torch.bool)
+    inside[..., :5] = False
+    whole = Batch(
+        image1=scene1[inner],
+        image2=scene2[inner],
+        scene1=scene1,
+        scene2=scene2,
+        inside1=inside,
+        inside2=inside,
+        flow_fw=flow_fw,
+        flow_bw=flow_bw,
+        confidence_fw=confidence_fw,
+        confidence_bw=confidence_bw,
+    )
+    return Batch(**{name: value.to(device) for name, value in whole.known().items()})
+
+
+def optimiser(
+    name: str, device: str, config: AnyNetworkConfig = TINY, *, replayed: bool = True, **options: Any
+) -> OptimiserStep:
+    torch.manual_seed(0)
+    check = OcclusionCheck(kind="range-map" if name == "range map" else "forward-backward")
+    training = TrainingOptions(steps=20, global_batch=2, learning_rate=1e-3, **options)
+    lessons = [Learn(objective=OBJECTIVES[name])]
+    where = torch.device(device)
+    return OptimiserStep(config.build(), lessons, check, training, device=where, replayed=replayed)
+
+
+def expect_close_gradients(
+    function: Callable[..., Tensor], inputs: tuple[Tensor, Tensor], tolerance: float
+) -> None:
+    """Value and gradients of the function on the GPU and on the CPU."""
+    found = []
+    for device in ("cpu", "cuda"):
+        here = [each.detach().to(device).requires_grad_() for each in inputs]
+        value = function(*here)
+        weight = torch.rand(value.shape, generator=torch.Generator().manual_seed(1)).to(device)
+        found.append([each.cpu() for each in (value, *torch.autograd.grad(value, here, weight))])
+    for mine, its in zip(*found, strict=True):
+        torch.testing.assert_close(mine, its, rtol=0, atol=tolerance * float(mine.abs().max()))
+
+
+@on_a_gpu
+@pytest.mark.parametrize("size", [(33, 50), (8, 7), (5, 9)])
+def test_the_census_distance_of_a_gpu_is_that_of_a_cpu(size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image1, image2 = torch.rand(2, 2, 3, *size, generator=generator) * 0.02 + 0.5
+    expect_close_gradients(census_distance, (image1, image2), 1e-4)
+
+
+@on_a_gpu
+@pytest.mark.parametrize(("channels", "radius"), [(5, 2), (33, 4)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_cost_volume_of_a_gpu_is_that_of_a_cpu(channels: int, radius: int, layout: Any) -> None:
+    features = torch.randn(2, 2, channels, 12, 21, generator=torch.Generator().manual_seed(0))
+    first, second = (each.contiguous(memory_format=layout) for each in features)
+    expect_close_gradients(lambda one, two: cost_volume(one, two, radius), (first, second), 1e-5)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_steps_of_a_gpu_are_those_of_a_cpu_through_every_phase(name: str) -> None:
+    """Three steps before a replay is captured, some replayed, and the mask that begins among them."""
+    losses = []
+    for device in ("cpu", "cuda"):
+        step = optimiser(name, device, ema_decay=0.9)
+        losses.append([step.take([batch(seed, device)]).facts["loss"] for seed in range(12)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"checkpoint_activations": True}])
+def test_replayed_steps_are_the_steps_themselves(options: dict[str, Any]) -> None:
+    replayed, plain = (
+        optimiser("teacher", "cuda", replayed=replayed, **options) for replayed in (True, False)
+    )
+    for seed in range(10):
+        facts = [step.take([batch(seed, "cuda")]).facts for step in (plain, replayed)]
+        assert facts[1] == pytest.approx(facts[0], rel=1e-3)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("config", networks.tiny().values(), ids=list(networks.tiny()))
+def test_every_network_is_replayed_in_bfloat16(config: AnyNetworkConfig) -> None:
+    step = optimiser("occlusion view", "cuda", config, precision="bfloat16", channels_last=True)
+    for seed in range(6):
+        assert step.take([batch(seed, "cuda")]).skipped is None
+
+
+@on_a_gpu
+def test_a_step_that_is_not_finite_changes_nothing_on_a_gpu() -> None:
+    step = optimiser("teacher", "cuda")
+    for seed in range(5):
+        step.take([batch(seed, "cuda")])
+    before = [weight.detach().clone() for weight in step.network.parameters()]
+    broken = batch(9, "cuda")
+    skipped = step.take([replace(broken, scene2=broken.scene2 * float("nan"))])
+    assert skipped.skipped == "the loss of step 5 is nan"
+    assert step.skipped == 1
+    assert all(torch.equal(*both) for both in zip(before, step.network.parameters(), strict=True))
+    assert step.take([batch(6, "cuda")]).skipped is None
+
+
+class NoWait(TorchDispatchMode):
+    """Refuses what makes a GPU's driver wait: values that Python asks for, constants that it sends, and
+    results whose size is a value."""
+
+    forbidden = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "unique", "is_nonzero")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert not any(func.name().startswith(f"aten::{name}") for name in self.forbidden), func.name()
+        assert not (func.name().startswith("aten::index.") and _has_mask(args)), func.name()
+        return func(*args, **kwargs or {})
+
+
+def _has_mask(args: Any) -> bool:
+    return any(each is not None and each.dtype == torch.bool for each in args[1])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("network", networks.tiny())
+def test_a_step_asks_the_device_for_nothing(name: str, network: str) -> None:
+    step = optimiser(name, "cpu", networks.tiny()[network], ema_decay=0.5, checkpoint_activations=True)
+    pairs = batch(0, "cpu")
+    with NoWait():
+        taken = step.take([pairs])
+    assert taken.facts["loss"] > 0
