@@ -87,7 +87,11 @@ def main(options: Demo) -> None:
             with stages.stage("evaluate", "zero flow, DIS, teacher and student on scenes never trained on"):
                 results = evaluate.evaluate_models(
                     {"zero": "zero", "dis": "opencv:dis_medium", **models},
-                    evaluate.Evaluate(model=("zero",), truth=f"scenes:{folder / 'scenes'}"),
+                    evaluate.Evaluate(
+                        model=("zero",),
+                        truth=f"scenes:{folder / 'scenes'}",
+                        check=recipes.RECIPES[options.recipe].check,
+                    ),
                 )
                 ranked = results["student"].ranked
                 write_image(picture, on_a_scene(ranked[len(ranked) // 2], models))

@@ -64,7 +64,12 @@ def distill(stage: Distill, recipe: str) -> str:
 def recipes() -> dict[str, tuple[str, Distill]]:
     """This job's options by recipe, and recipe:network."""
     return by_recipe(
-        Distill, network="network", challenge="challenge", training="student", objective="student_objective"
+        Distill,
+        network="network",
+        challenge="challenge",
+        check="check",
+        training="student",
+        objective="student_objective",
     )
 
 

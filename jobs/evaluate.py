@@ -38,7 +38,7 @@ class Evaluate:
     json: str | None = None
     """File to write the numbers to, a path or a URI: those of the model, or of several models by name."""
     check: OcclusionCheck = field(default_factory=OcclusionCheck)
-    """The forward-backward check that tells occluded pixels from the flow in both directions."""
+    """Tells occluded pixels from the flow in both directions."""
 
     def __post_init__(self) -> None:
         if not self.model:

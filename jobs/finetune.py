@@ -106,6 +106,7 @@ def recipes() -> dict[str, tuple[str, Finetune]]:
         network="network",
         augmentation="augmentation",
         challenge="challenge",
+        check="check",
         training="finetune",
         student="tuned_objective",
     )

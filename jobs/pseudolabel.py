@@ -51,7 +51,7 @@ class Pseudolabel:
     clips: ClipOptions
     """How videos become frame pairs."""
     check: OcclusionCheck = field(default_factory=OcclusionCheck)
-    """The forward-backward check that tells occluded pixels from the teacher's flow in both directions."""
+    """Tells occluded pixels from the teacher's flow in both directions."""
     labelling: LabellingOptions = field(default_factory=LabellingOptions)
     """How the labels are written, and by how many processes."""
     status: bool = False
@@ -125,7 +125,7 @@ def main(stage: Pseudolabel, recipe: str) -> None:
 
 def recipes() -> dict[str, tuple[str, Pseudolabel]]:
     """This job's options by recipe."""
-    return by_recipe(Pseudolabel, clips="clips")
+    return by_recipe(Pseudolabel, clips="clips", check="check")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Which settings go together? Each recipe is a full set of options for every stage; a job's flags change
 single ones.
 
-Each says its hardware, hours and score. `smoke`, `demo` and `laptop` are ours, for a laptop. The others
-follow the schedule of DDFlow and SelFlow (Liu et al., AAAI and CVPR 2019); `ddflow-chairs`, `ddflow-sintel`
-and `ddflow-kitti` their loss and network too: the final flow's loss alone, on what the network sees, without
-smoothness, and levels that predict the flow afresh.
+Each says its hardware, hours and score. `smoke`, `demo` and `laptop` are ours, for a laptop, and `video`, for
+a GPU. The others follow the schedule of DDFlow and SelFlow (Liu et al., AAAI and CVPR 2019); `ddflow-chairs`,
+`ddflow-sintel` and `ddflow-kitti` their loss and network too: the final flow's loss alone, on what the
+network sees, without smoothness, and levels that predict the flow afresh.
 
 From these papers: 100,000 steps without the occlusion mask and 300,000 with it, 300,000 steps of
 distillation, four pairs a step, Adam at 1e-4 halved stepwise, flips and channel permutation, the teacher's
@@ -14,7 +14,7 @@ we chose: when the rate is halved, the other crops, how often a pair gets noise,
 fine-tuning, and that Sintel starts from the chairs teacher too.
 
 Hours are of teacher, student and fine-tuning together. docs/results/recipes.md has the arithmetic and the
-hours on CPUs. None of the papers' four recipes was run to its end by us: hours are estimates, and scores are
+hours on CPUs. None of the papers' recipes was run to its end by us: hours are estimates, and scores are
 DDFlow's own after distillation, on the pairs with truth.
 """
 
@@ -34,6 +34,7 @@ from flowcore.hallucination import (
 )
 from flowcore.networks import AnyNetworkConfig, PWCNetConfig
 from flowcore.objectives import Photometric, StudentObjective, TeacherObjective
+from flowcore.occlusion import OcclusionCheck
 from flowcore.video import EVERY_PAIR, ClipOptions
 from jobs.options import REQUIRED
 from pipelines.step import TrainingOptions
@@ -59,6 +60,8 @@ class Recipe:
     student: TrainingOptions
     student_objective: StudentObjective = field(default_factory=StudentObjective)
     finetune: TrainingOptions
+    check: OcclusionCheck = field(default_factory=OcclusionCheck)
+    """What tells occluded pixels, in every stage."""
 
     @property
     def network(self) -> AnyNetworkConfig:
@@ -95,9 +98,11 @@ def _in_minutes(steps: int, learning_rate: float) -> TrainingOptions:
         learning_rate=learning_rate,
         warmup=0.1,
         decay="cosine",
+        workers=2,
         channels_last=True,
         readers=1,
-        validate_every=500,
+        # At its begin and its end: a validation takes a core for ten seconds.
+        validate_every=1_000_000,
     )
 
 
@@ -133,6 +138,7 @@ def _as_the_papers(steps: int) -> TrainingOptions:
     )
 
 
+_RANGE_MAP = OcclusionCheck(kind="range-map")
 _SHARPER = {
     **networks.full(),
     "pwcnet": PWCNetConfig(learned_upsampling=True),
@@ -161,10 +167,11 @@ RECIPES: dict[str, Recipe] = {
         clips=ClipOptions(size=(96, 128), min_size=(96, 128)),
         networks=networks.small(),
         augmentation=Challenge(crop=Crop(height=80, width=112), surroundings=16),
+        check=_RANGE_MAP,
         teacher=_in_minutes(1_200, learning_rate=1e-3),
         teacher_objective=TeacherObjective(unmasked_steps=360),
         challenge=Challenge(crop=Crop(height=64, width=96), surroundings=32),
-        student=_in_minutes(750, learning_rate=7e-4),
+        student=_in_minutes(600, learning_rate=7e-4),
         student_objective=StudentObjective(
             view="confidence", photometric_weight=1.0, distillation_weight=2.0
         ),
@@ -253,8 +260,9 @@ RECIPES: dict[str, Recipe] = {
         finetune=_FINETUNE,
     ),
     "video": Recipe(
-        description="Your own videos at 384x640 px, trained as in the papers. A GPU and 8 cores; about 30 "
-        "hours on an A100, estimated. Its score depends on the videos.",
+        description="Your own videos at 384x640 px, with the loss and the network that we found best. A GPU "
+        "and 16 cores; half an hour on an H200, from the speed of its first 12,000 steps."
+        " docs/results/minutes.md has the errors after these.",
         clips=ClipOptions(size=(384, 640), min_size=(288, 384), stride=2, max_pairs_per_video=160),
         networks=_SHARPER,
         augmentation=Challenge(geometric=_CAMERA, crop=Crop(height=256, width=384), surroundings=32),

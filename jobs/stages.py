@@ -53,7 +53,7 @@ class TrainingStage:
     """A data set whose truth judges the network while it trains, such as sintel:/data/MPI-Sintel. Without it,
     pairs that are held back from training judge the network."""
     check: OcclusionCheck = field(default_factory=OcclusionCheck)
-    """The forward-backward check that tells occluded pixels, wherever this stage needs to know them."""
+    """Tells occluded pixels, wherever this stage needs to know them."""
     resume: str | None = None
     """The id of an MLflow run of this job that was killed: go on with it from its last checkpoint. Give the
     other options as before."""

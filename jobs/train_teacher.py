@@ -77,6 +77,7 @@ def recipes() -> dict[str, tuple[str, TrainTeacher]]:
         clips="clips",
         network="network",
         augmentation="augmentation",
+        check="check",
         training="teacher",
         objective="teacher_objective",
     )

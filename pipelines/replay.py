@@ -32,6 +32,11 @@ class Replay:
         self._result: Tensor | None = None
         self._under_way: deque[torch.cuda.Event] = deque()
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether the last call is waiting for the GPU, or being worked on."""
+        return bool(self._under_way) and not self._under_way[-1].query()
+
     def __call__(self, batches: Sequence[Batch], phase: Hashable) -> Tensor:
         """The function's result. phase: what else decides the kernels; another one is captured anew, and so
         are batches of another size."""

@@ -44,6 +44,14 @@ class RayGraph:
         self, sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: Plan
     ) -> Iterator[Message]:
         """Writes what is missing of these videos; what comes out of the last stage, in no order."""
+        data = self.stages(sources, stamps, plan)
+        for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from messages(cast(pa.Table, batch))
+
+    def stages(
+        self, sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: Plan
+    ) -> ray.data.Dataset:
+        """What will write what is missing of these videos, and give messages, when its rows are asked for."""
         self._room = room = labelling_room(
             resources(),
             has_teachers=bool(plan.teachers),
@@ -71,11 +79,10 @@ class RayGraph:
                 num_cpus=TEACHER_CPUS,
                 num_gpus=room.gpus,
                 fn_constructor_args=[plan, "cuda" if room.gpus else "cpu"],
-                **settings,
+                # A block, which is a row; Ray Data wants a number where there is a GPU.
+                **{**settings, "batch_size": 1},
             )
-        data = data.map_batches(Writer(plan), compute=_tasks(room.writers), num_cpus=WRITE_CPUS, **settings)
-        for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from messages(cast(pa.Table, batch))
+        return data.map_batches(Writer(plan), compute=_tasks(room.writers), num_cpus=WRITE_CPUS, **settings)
 
 
 def _tasks(most: int) -> ray.data.TaskPoolStrategy:

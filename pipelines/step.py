@@ -273,6 +273,11 @@ class OptimiserStep:
             group.update(lr=self._rate, capturable=self.device.type == "cuda")
 
     @property
+    def is_at_work(self) -> bool:
+        """Whether a GPU hasn't finished the steps that were taken."""
+        return self._replay is not None and self._replay.is_at_work
+
+    @property
     def skipped(self) -> int:
         """How many of the steps were skipped."""
         return int(self._skipped)

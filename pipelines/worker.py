@@ -146,7 +146,8 @@ class _Worker:
         while optimiser.step < options.steps and not self.judging.is_out_of_patience:
             window.begin()
             step_batches = next(feed)
-            window.has_waited()
+            if not optimiser.is_at_work:
+                window.has_waited()
             window.add(optimiser.take(step_batches), options.global_batch * len(step_batches))
             is_last = optimiser.step == options.steps
             is_due = optimiser.step % options.validate_every == 0 or is_last
@@ -373,7 +374,7 @@ class _Window:
         self._began = time.monotonic()
 
     def has_waited(self) -> None:
-        """The batches are here."""
+        """The batches are here, and nothing else had to be done until they were."""
         self._waited += time.monotonic() - self._began
 
     def add(self, taken: Taken, pairs: int) -> None:

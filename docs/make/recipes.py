@@ -20,7 +20,7 @@ from flowcore.objectives import StudentObjective, SupervisedObjective, TeacherOb
 from flowcore.scenes import SceneOptions, render_scene
 from jobs.recipes import RECIPES
 
-FRAMES = {"chairs": (384, 512), "sintel": (436, 1024), "kitti": (375, 1242), "video": (384, 640)}
+FRAMES = {"chairs": (384, 512), "sintel": (436, 1024), "kitti": (375, 1242)}
 """(height, width) of each recipe's frames, px."""
 
 

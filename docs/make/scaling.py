@@ -238,7 +238,7 @@ def main() -> None:
     print(
         f"""# A million hours of video, on paper
 
-Printed by `python -m docs.make.scaling`. Nothing was run on a GPU or at this scale: what a pair costs is
+Printed by `python -m docs.make.scaling`. Nothing of it ran on a GPU or at this scale: what a pair costs is
 measured on one core, for rendered videos of {_HEIGHT}x{_WIDTH} px and the networks of the recipe `video`, and
 multiplied.
 

@@ -24,12 +24,14 @@ from flowcore.shapes import to_images
 from flowcore.video import ClipOptions
 from pipelines.checkpoints import fetch_model, model_digest
 from pipelines.cluster import labelling_room
+from pipelines.collection import find_videos
 from pipelines.labelling import LabellingOptions, labelling_status, write_labels, write_pairs
 from pipelines.labelling_progress import LabellingProgress
 from pipelines.labelling_stages import Plan
 from pipelines.labels import decode_occlusion, decode_row
 from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE
 from pipelines.pair_set import DESCRIPTION_FILE, PairSet
+from pipelines.shards import RayGraph
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -318,22 +320,32 @@ def test_there_are_as_many_teachers_as_there_is_room_for_now_or_later(
     assert room.processes(grown)["labelling"] == (expected[1] or (8 if room.gpus else 64))
 
 
+A_PLAN = Plan(
+    run="",
+    location="",
+    label_set="",
+    clips=ClipOptions(size=(500, 1000)),
+    codec=FrameCodec(),
+    shard_pairs=64,
+    row_group_pairs=8,
+    teachers=(),
+    check=CHECK,
+)
+
+
+def test_ray_data_takes_the_stages_of_a_cluster_of_gpus(collection: Path, teacher: tuple[str, Any]) -> None:
+    """It asks for more of a stage that has GPUs; nothing is run."""
+    videos = find_videos(str(collection))
+    plan = replace(A_PLAN, teachers=(Path(teacher[0]),))
+    assert RayGraph(None, "gpu").stages(videos, {}, plan) is not None
+
+
 def test_readers_run_ahead_by_a_few_shards_where_their_number_is_known() -> None:
     def ahead(have: dict[str, float], accelerator: Any, plan: Plan) -> float | None:
         room = labelling_room(have, has_teachers=True, num_teachers=None, accelerator=accelerator)
         return room.ahead(plan.shard_bytes).object_store_memory
 
-    plan = Plan(
-        run="",
-        location="",
-        label_set="",
-        clips=ClipOptions(size=(500, 1000)),
-        codec=FrameCodec(),
-        shard_pairs=64,
-        row_group_pairs=8,
-        teachers=(),
-        check=CHECK,
-    )
+    plan = A_PLAN
     few = ahead({"CPU": 4.0}, "auto", plan)
     png = ahead({"CPU": 4.0}, "auto", replace(plan, codec=FrameCodec(kind="png")))
     small = ahead({"CPU": 4.0}, "auto", replace(plan, clips=ClipOptions(size=(48, 64))))
