@@ -311,6 +311,22 @@ def tables() -> str:
     return "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items())
 
 
+_SAYS = """\
+- The loss at full resolution is what helps most of the loss's parts, and smoothness beside it little; its two
+  orders are equal.
+- Crops cost nothing, and full-image warping makes them better on occluded pixels.
+- A clean loss is no better than one on hard frames here.
+- Levels that refine learn faster by more than any loss does. At equal time a finer level is better on visible
+  pixels and worse on occluded ones; learned upsampling costs nothing.
+- The range map finds what is occluded better than the forward-backward check, and its mask costs nothing. The
+  check's mask costs visible pixels much among large fast layers, and gives occluded ones a little there.
+- A good teacher leaves distillation little on occluded pixels, and it costs visible ones: less in the
+  confidence view, most under all challenges. FlowNets, whose teachers are worse, gain nothing at all. What
+  the ablation's students gain, they gain from teachers with the old loss.
+- `comparable`, the score of models, puts them in EPE's order; the error under a model's own mask doesn't.
+"""
+
+
 def main() -> None:
     parser = report.parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="0 1 2 by default")
@@ -329,7 +345,7 @@ def main() -> None:
         "# What each part of the loss gives\n\n"
         "Printed by `python -m benchmarks.experiments.losses --print` from the trainings in "
         f"`docs/results/losses` ({' and '.join(devices)}): batches of 4, mean ± standard deviation over "
-        f"seeds; EPE in px on scenes never trained on.\n\n{tables()}\n"
+        f"seeds; EPE in px on scenes never trained on.\n\n{_SAYS}\n{tables()}\n"
     )
     print(tables())
 
