@@ -24,7 +24,7 @@ from flowcore.shapes import to_images
 from flowcore.video import ClipOptions
 from pipelines.checkpoints import fetch_model, model_digest
 from pipelines.cluster import labelling_room
-from pipelines.collection import find_videos
+from pipelines.collection import find_videos, stamp_of
 from pipelines.labelling import LabellingOptions, labelling_status, write_labels, write_pairs
 from pipelines.labelling_progress import LabellingProgress
 from pipelines.labelling_stages import Plan
@@ -337,7 +337,8 @@ def test_ray_data_takes_the_stages_of_a_cluster_of_gpus(collection: Path, teache
     """It asks for more of a stage that has GPUs; nothing is run."""
     videos = find_videos(str(collection))
     plan = replace(A_PLAN, teachers=(Path(teacher[0]),))
-    assert RayGraph(None, "gpu").stages(videos, {}, plan) is not None
+    stamps = {video.uri: stamp_of(video) for video in videos}
+    assert RayGraph(None, "gpu").stages(videos, stamps, plan) is not None
 
 
 def test_readers_run_ahead_by_a_few_shards_where_their_number_is_known() -> None:
