@@ -8,7 +8,7 @@
 the student. OUT gets the models, and some of the teacher on its way. A later training goes on from OUT's.
 
 `judge` looks at the errors of OUT's models on pairs with truth, which nothing was chosen by, and compares the
-last of them with the network of docs/results/real-pixels on videos that neither learnt from, without truth.
+last of them with the network of docs/results/real-pixels without truth, on videos that it didn't learn from.
 DATA holds `clips`, `clips_more` and data sets with truth, each in its own layout. `print` writes the page
 from what `judge` found.
 """
@@ -177,8 +177,8 @@ def page() -> str:
         f"{report.table(['pairs', 'model', 'EPE all', 'noc', 'occ', 'Fl %'], rows, texts=2)}\n\n"
         "## Without truth\n\n"
         "The error by which models are compared, the census distance of the pixels that DIS finds visible, "
-        f"on a pair of each of {found['unseen']['videos']} videos that neither learnt from; lower is "
-        f"better.\n\n{report.table(['model', 'error'], scores)}\n\n"
+        f"on a pair of each of {found['unseen']['videos']} videos that the teacher didn't learn from, though "
+        f"the laptop's student did from a few; lower is better.\n\n{report.table(['model', 'error'], scores)}\n\n"
         "## What it learnt from\n\n"
         "Videos whose repositories give them under a licence that lets a model of them be given away.\n\n"
         f"{report.table(['video', 'licence, as the source states it', 'source'], videos, texts=3)}\n"
