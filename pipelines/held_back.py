@@ -31,7 +31,7 @@ from pipelines.labels import decode_occlusion
 from pipelines.pair_set import PairSet
 from pipelines.validation import score_of
 
-_REFEREE = ExternalConfig(library="opencv", name="dis_medium")
+REFEREE = ExternalConfig(library="opencv", name="dis_medium")
 """Says which pixels are shown in both frames, the same ones for every model: a network's own check would
 decide what it is judged on, and behind an occluder wrong flow may look better than right flow."""
 SCORE = "score"
@@ -53,7 +53,7 @@ class HeldBack:
     def digest(self) -> str:
         """Digest of the pairs, and of what is measured on them: two models with the same one can be
         compared."""
-        judged = [_REFEREE.uri, *sorted(self.places["pair_id"].to_pylist())]
+        judged = [REFEREE.uri, *sorted(self.places["pair_id"].to_pylist())]
         return hashlib.blake2b("\n".join(judged).encode(), digest_size=16).hexdigest()
 
     def score(self, model: Path) -> float:
@@ -66,7 +66,7 @@ class HeldBack:
         """(the network's numbers, as means over the pairs; a picture of the first pair)."""
         sums: dict[str, float] = {}
         picture: np.ndarray | None = None
-        referee = _REFEREE.build()
+        referee = REFEREE.build()
         for place in self.places.to_pylist():
             row = self.pairs.read(place)
             pair = self.pairs.decode(row)

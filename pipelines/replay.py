@@ -1,4 +1,4 @@
-"""How does a GPU take step after step without waiting for Python? It replays the first one as a CUDA graph.
+"""How does a GPU take step after step without waiting for Python? It replays one as a CUDA graph.
 
 A step of PWC-Net is thousands of short kernels, and launching each of them takes longer than running it. A
 graph of them is launched at once.

@@ -16,19 +16,19 @@ from benchmarks.inputs import Lesson, true_pair
 from flowcore.geometry import upsample_flow
 from flowcore.hallucination import Challenge
 from flowcore.metrics import FlowErrors, OcclusionCounts, flow_errors, occlusion_counts
-from flowcore.networks import ExternalConfig, FlowNetwork
+from flowcore.networks import FlowNetwork
 from flowcore.objectives import Objective, validate_pair
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
 from flowcore.pseudolabels import pseudo_labels
 from flowcore.scenes import Scene, SceneOptions, render_scene
 from flowcore.shapes import Mask, to_images
+from pipelines.held_back import REFEREE
 from pipelines.step import OptimiserStep, TrainingOptions
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TEST_PAIRS = 3
 """Of each test scene."""
-_REFEREE = ExternalConfig(library="opencv", name="dis_medium")
 
 
 @cache
@@ -137,4 +137,4 @@ def _test_scene(seed: int, kind: str) -> Scene:
 def _hidden(seed: int, kind: str) -> tuple[Mask, Mask]:
     """The pixels that the referee of validation finds hidden, for every model."""
     frames = to_images(_test_scene(seed, kind).frames)
-    return OcclusionCheck().both(*_REFEREE.build().estimate(frames[:-1], frames[1:]))
+    return OcclusionCheck().both(*REFEREE.build().estimate(frames[:-1], frames[1:]))

@@ -16,12 +16,12 @@ import json
 import os
 import time
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 import torch
 
 from benchmarks import report
+from benchmarks.experiments.alone import scene
 from benchmarks.experiments.cells import (
     KINDS,
     LEVEL_BY_LEVEL,
@@ -40,7 +40,6 @@ from flowcore.networks import FlowNetwork
 from flowcore.objectives import Estimator, Objective, Outcome, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
-from flowcore.scenes import Scene, SceneOptions, render_scene
 from flowcore.shapes import to_images
 from pipelines.step import OptimiserStep, TrainingOptions
 from pipelines.storage import write_whole
@@ -102,11 +101,6 @@ def objective(mask: str, schedule: Schedule) -> Objective:
         return TrulyMasked(unmasked_steps=schedule.unmasked_steps)
     unmasked_steps = schedule.steps if mask == "none" else schedule.unmasked_steps
     return TeacherObjective(photometric=LEVEL_BY_LEVEL, unmasked_steps=unmasked_steps)
-
-
-@lru_cache
-def scene(seed: int, options: SceneOptions) -> Scene:
-    return render_scene(seed, options)
 
 
 def training_pairs(kind: str) -> list[FramePair]:

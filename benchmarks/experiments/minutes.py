@@ -26,7 +26,6 @@ import torch
 
 from benchmarks import report
 from benchmarks.inputs import read_chunks, real_sets
-from flowcore.networks import ExternalConfig
 from flowcore.objectives import validate_pair
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
@@ -35,6 +34,7 @@ from jobs import distill, evaluate, pseudolabel, train_teacher
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import fetch_model, load_model, save_model
 from pipelines.cluster import connect
+from pipelines.held_back import REFEREE
 from pipelines.step import TrainingOptions
 from pipelines.storage import PROJECT_FOLDER
 from pipelines.worker import KEPT_FOLDER
@@ -132,7 +132,7 @@ def unseen(data: Path, models: dict[str, str]) -> dict[str, Any]:
     with VIDEOS.open() as file:
         learnt = {row["file"] for row in csv.DictReader(file, delimiter="\t")}
     networks = {name: load_model(fetch_model(place))[0].eval() for name, place in models.items()}
-    referee, check = ExternalConfig(library="opencv", name="dis_medium").build(), OcclusionCheck()
+    referee, check = REFEREE.build(), OcclusionCheck()
     sums = {name: np.zeros(2) for name in models}
     names = []
     for folder in ("clips", "clips_more"):
