@@ -52,11 +52,10 @@ def run_training(
     it."""
 
     def main(options: Options, recipe: str) -> None:
-        from pipelines.cluster import connect
+        uri = stage(options, recipe)
         from pipelines.tracking import ui_command
 
-        connect()
-        print(f"{result}: {stage(options, recipe)}\nlook at it: {ui_command()}")
+        print(f"{result}: {uri}\nlook at it: {ui_command()}")
 
     main.__module__ = stage.__module__
     run_recipe(main, recipes, arguments)

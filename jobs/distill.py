@@ -14,38 +14,22 @@ and predict take.
 these before the student takes its place.
 """
 
-from dataclasses import dataclass, field
-from typing import ClassVar
-
-from flowcore.hallucination import Challenge
-from flowcore.objectives import StudentObjective
 from jobs.command import run_training
 from jobs.recipes import by_recipe
-from jobs.stages import LabelledStage, TrainingStage
-
-
-@dataclass(frozen=True, kw_only=True)
-class Distill(LabelledStage):
-    """Options of distill."""
-
-    labels: str
-    """Folder or URI of the labels, as pseudolabel or import_labels wrote them."""
-    challenge: Challenge
-    """What makes a pair harder for the student than it was for the teacher."""
-    objective: StudentObjective = field(default_factory=StudentObjective)
-    """What the student learns from the labels and from the frames."""
-
-    common: ClassVar[tuple[str, ...]] = (*TrainingStage.common, "where", "objective.view")
+from jobs.stages import Distill
+from pipelines.cluster import connect
 
 
 def distill(stage: Distill, recipe: str) -> str:
     """Runs the stage; returns the registered student's URI."""
+    labels = stage.open(stage.labels)
+    start = stage.starting_point_for(labels, recipe)
+    connect()
+    # Imported now, because it takes seconds: what is wrong above is told before.
     from pipelines.lineage import lineage
     from pipelines.training import Source, train
     from pipelines.validation import CollapseAlarm
 
-    labels = stage.open(stage.labels)
-    start = stage.starting_point_for(labels, recipe)
     # Labels alone may teach a network whose own two flows don't agree yet.
     alarm = CollapseAlarm() if stage.objective.learns_from_frames else CollapseAlarm(max_occluded=1.0)
     with lineage(

@@ -10,87 +10,57 @@ worst pair, linked to the run that made the model.
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowcore.datasets import find_samples, samples_digest
-from flowcore.occlusion import OcclusionCheck
 from jobs.command import run
-from jobs.stages import data_set_at
-from pipelines.checkpoints import absolute_model, fetch_model, load_model
+from jobs.stages import Evaluate, data_set_at
+from pipelines.cluster import connect
 from pipelines.storage import Folder, absolute, is_mlflow_uri, join, split
 
 if TYPE_CHECKING:
     from pipelines.evaluation import EvaluationResult
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """Options of evaluate."""
-
-    model: tuple[str, ...]
-    """One or several models: checkpoint folders or URIs, runs:/<run id>/model, models:/<name>@<alias>,
-    opencv:<name>, torchvision:<name>, ptlflow:<name>, or `zero`, which answers that nothing moves."""
-    truth: str
-    """The data set to judge by, such as sintel:/data/MPI-Sintel; all nodes must share the folder. `scenes:`
-    takes rendered scenes. Of a stereo set disparity is judged: its EPE, and D1 under the name Fl."""
-    json: str | None = None
-    """File to write the numbers to, a path or a URI: those of the model, or of several models by name."""
-    check: OcclusionCheck = field(default_factory=OcclusionCheck)
-    """Tells occluded pixels from the flow in both directions."""
-
-    def __post_init__(self) -> None:
-        if not self.model:
-            raise ValueError("--model is empty; name at least one, such as zero")
-        data_set_at(self.truth, "--truth")
-
-
 def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, EvaluationResult]":
     """Runs the stage for models by name, whatever `stage.model` says; returns their results by name."""
-    from pipelines.evaluation import ZERO, evaluate, example, load_estimator
-    from pipelines.lineage import lineage
+    from pipelines.evaluation import absolute_estimator, evaluate, example, load_estimator
 
     data_set = data_set_at(stage.truth, "--truth")
-    places = {name: uri if uri == ZERO else absolute_model(uri, "--model") for name, uri in models.items()}
     samples = find_samples(data_set.name, Path(data_set.root))
+    places = {name: absolute_estimator(uri, "--model") for name, uri in models.items()}
+    estimators = {name: load_estimator(place) for name, place in places.items()}
+    connect()
+    # Imported now, because it takes seconds: what is wrong above is told before.
+    from pipelines.lineage import lineage
+
     recorded = {"truth": str(data_set), "pairs": len(samples), "check": stage.check}
     with ExitStack() as stack:
-        runs = {
-            name: stack.enter_context(
-                lineage(
-                    "evaluate",
-                    data_set.name,
-                    {**recorded, "model": place},
-                    {"truth": str(data_set), "model": place},
-                    subject=name,
-                )
-            )
-            for name, place in places.items()
-        }
-        results = evaluate(places, data_set, check=stage.check)
+        runs = {}
         for name, place in places.items():
-            tracked, result = runs[name], results[name]
+            made_from = {"truth": str(data_set), "model": place}
+            one = lineage("evaluate", data_set.name, {**recorded, "model": place}, made_from, subject=name)
+            runs[name] = stack.enter_context(one)
+        results = evaluate(estimators, data_set, check=stage.check)
+        for name, tracked in runs.items():
             tracked.dataset(data_set.name, data_set.root, samples_digest(samples), "evaluation")
             tracked.tag("model.name", name)
-            tracked.summary(result.metrics())
-            estimators = {name: load_estimator(place)}
-            for rank, at in {"median": len(result.ranked) // 2, "worst": -1}.items():
-                sample = result.ranked[at]
-                tracked.picture(f"evaluate/{rank}", example(sample, estimators, stage.check), step=0)
+            if not is_mlflow_uri(places[name]):
+                tracked.link("model", estimators[name].run_id)
+            tracked.summary(results[name].metrics())
+            ranked = results[name].ranked
+            for rank, sample in {"median": ranked[len(ranked) // 2], "worst": ranked[-1]}.items():
+                picture = example(sample, {name: estimators[name]}, stage.check)
+                tracked.picture(f"evaluate/{rank}", picture, step=0)
                 tracked.tag(f"picture.{rank}", f"{sample.group} {sample.name}")
-            if place != ZERO and not is_mlflow_uri(place):
-                tracked.link("model", load_model(fetch_model(place))[1].run_id)
     return results
 
 
 def main(stage: Evaluate) -> None:
-    from pipelines.cluster import connect
     from pipelines.evaluation import table
-    from pipelines.tracking import ui_command
 
     numbers = None if stage.json is None else split(absolute(stage.json, "--json"))
-    connect()
     results = evaluate_models({model: model for model in stage.model}, stage)
     for group, errors in next(iter(results.values())).groups.items():
         rows = {name: result.groups[group] for name, result in results.items()}
@@ -101,6 +71,8 @@ def main(stage: Evaluate) -> None:
         folder, name = numbers
         Folder(folder).write(name, (json.dumps(content, indent=2) + "\n").encode())
         print(f"numbers: {join(folder, name)}")
+    from pipelines.tracking import ui_command
+
     print(f"look at it: {ui_command()}")
 
 

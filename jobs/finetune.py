@@ -12,63 +12,26 @@ from and evaluate judges the validation pairs. Of the other data sets evaluate j
 that were learnt from. Prints the URI of the network, which evaluate and predict take.
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
-from flowcore.hallucination import Challenge
-from flowcore.objectives import StudentObjective, SupervisedObjective
 from jobs.command import run_training
-from jobs.options import REQUIRED
 from jobs.recipes import by_recipe
-from jobs.stages import LabelledStage, TrainingStage, data_set_at
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finetune(LabelledStage):
-    """Options of finetune."""
-
-    truth: str
-    """The data set whose truth is learnt from, such as kitti2015:/data/kitti."""
-    init: str | None = field()
-    """The model to start from, such as models:/flow-student@champion; `fresh` takes fresh weights of the
-    recipe's network."""
-    augmentation: Challenge
-    """What is done to the pairs with truth."""
-    label_share: float = 1.0
-    """The part of the pairs with truth to train on, above 0 and up to 1. A larger part contains a smaller
-    one."""
-    objective: SupervisedObjective = field(default_factory=SupervisedObjective)
-    """What is learnt from the truth."""
-    labels: str | None = None
-    """Folder or URI that pseudolabel wrote, to learn from beside the truth as a student does."""
-    challenge: Challenge
-    """What is done to the pairs of --labels."""
-    student: StudentObjective = field(default_factory=StudentObjective)
-    """What is learnt from the pairs of --labels."""
-    unlabelled_weight: float = 1.0
-    """Weight of the loss on the pairs of --labels; that on the truth has weight 1."""
-
-    common: ClassVar[tuple[str, ...]] = (*TrainingStage.common, "labels", "label_share")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.truth is not REQUIRED:
-            data_set_at(self.truth, "--truth")
-        if self.where is not None and self.labels is None:
-            raise ValueError(f"--where {self.where!r} is about pseudo-labels; give --labels too")
+from jobs.stages import Finetune
+from pipelines.cluster import connect
 
 
 def finetune(stage: Finetune, recipe: str) -> str:
     """Runs the stage; returns the registered network's URI."""
+    data_set = stage.data_set()
+    start = stage.starting_point()
+    labels = None if stage.labels is None else stage.open(stage.labels)
+    connect()
+    # Imported now, because it takes seconds: what is wrong above is told before.
     from pipelines.lineage import Made, lineage
     from pipelines.training import Source, train
     from pipelines.truth import truth_set
     from pipelines.validation import CollapseAlarm
 
-    data_set = data_set_at(stage.truth, "--truth")
-    start = stage.starting_point()
-    labels = None if stage.labels is None else stage.open(stage.labels)
     made_from: dict[str, Made] = {"truth": str(data_set), "init": start}
     if labels is not None:
         made_from["labels"] = labels

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from flowcore.occlusion import OcclusionCheck
 from jobs.command import run
+from pipelines.cluster import connect
 from pipelines.storage import absolute, shared_folder
 
 
@@ -29,7 +30,6 @@ class ImportLabels:
 
 
 def main(stage: ImportLabels) -> None:
-    from pipelines.cluster import connect
     from pipelines.label_files import import_labels
 
     folder, labels = shared_folder(stage.files, "--files"), absolute(stage.labels, "--labels")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from jobs.command import run
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
+from pipelines.cluster import connect, has_cluster
 from pipelines.collection import absolute_collection
 from pipelines.storage import absolute
 
@@ -35,17 +36,17 @@ class Predict:
 
 
 def main(stage: Predict) -> None:
-    from pipelines.cluster import connect, has_cluster
-    from pipelines.inference import PredictionOptions, predict
-    from pipelines.lineage import lineage
-
+    model, videos = absolute_model(stage.model, "--model"), absolute_collection(stage.videos, "--videos")
+    output = absolute(stage.output, "--output")
+    folder = fetch_model(model)
     # One video needs no Ray, which takes seconds to start.
     if has_cluster():
         connect()
-    model, videos = absolute_model(stage.model, "--model"), absolute_collection(stage.videos, "--videos")
-    output = absolute(stage.output, "--output")
+    # Imported now, because it takes seconds: what is wrong above is told before.
+    from pipelines.inference import PredictionOptions, predict
+    from pipelines.lineage import lineage
+
     with lineage("predict", None, stage, {"videos": videos, "model": model}) as run:
-        folder = fetch_model(model)
         run.link("model", load_model(folder)[1].run_id)
         beside = PredictionOptions(pictures=stage.pictures, video=stage.video)
         started = time.monotonic()

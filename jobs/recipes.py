@@ -23,17 +23,11 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TypeVar
 
 from flowcore import networks
-from flowcore.hallucination import (
-    Challenge,
-    Colour,
-    CopyPaste,
-    Crop,
-    Geometric,
-    RectangleNoise,
-    SuperpixelNoise,
-)
+from flowcore.augmentation import Colour, Crop, Geometric
+from flowcore.hallucination import Challenge, CopyPaste, RectangleNoise, SuperpixelNoise
+from flowcore.losses import Photometric
 from flowcore.networks import AnyNetworkConfig, PWCNetConfig
-from flowcore.objectives import Photometric, StudentObjective, TeacherObjective
+from flowcore.objectives import StudentObjective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.video import EVERY_PAIR, ClipOptions
 from jobs.options import REQUIRED

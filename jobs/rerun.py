@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from jobs.command import run
-from jobs.distill import Distill, distill
-from jobs.finetune import Finetune, finetune
+from jobs.distill import distill
+from jobs.finetune import finetune
 from jobs.options import Positional
-from jobs.train_teacher import TrainTeacher, train_teacher
+from jobs.stages import Distill, Finetune, TrainTeacher
+from jobs.train_teacher import train_teacher
 from pipelines.storage import is_mlflow_uri
 
 STAGES: Mapping[str, tuple[type, Callable[[Any, str], str]]] = {
@@ -69,11 +70,9 @@ def rerun(
 
 
 def main(options: Rerun) -> None:
-    from pipelines.cluster import connect
+    uri, text = rerun(options)
     from pipelines.tracking import ui_command
 
-    connect()
-    uri, text = rerun(options)
     print(f"model: {uri}\n{text}\nlook at it: {ui_command()}")
 
 

@@ -1,21 +1,28 @@
-"""Which options do several stages share?
+"""What is each stage asked for?
 
-A stage is a frozen dataclass: its fields are the options of its job, and its methods open what they name.
+A stage is a frozen dataclass: its fields are the options of its job, and its methods open what they name, so
+that a wrong name is an error before Ray starts and before MLflow has a run.
 """
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from flowcore.datasets import DataSet
+from flowcore.datasets import DataSet, find_samples
+from flowcore.hallucination import Challenge
 from flowcore.networks import AnyNetworkConfig
+from flowcore.objectives import StudentObjective, SupervisedObjective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
+from flowcore.video import ClipOptions
+from jobs.options import REQUIRED
 from pipelines.checkpoints import StartingPoint, absolute_model, starting_point
 from pipelines.filters import PairFilter
+from pipelines.labelling import LabellingOptions
 from pipelines.labels import DEFAULT_MAX_SPREAD
 from pipelines.pair_set import PairSet
 from pipelines.step import TrainingOptions
 from pipelines.storage import absolute, shared_folder
+from pipelines.teachers import Teachers
 
 if TYPE_CHECKING:
     from pipelines.lineage import StageRun
@@ -96,6 +103,66 @@ class TrainingStage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainTeacher(TrainingStage):
+    """Options of train_teacher."""
+
+    videos: str
+    """The videos: a folder (searched through), glob, video, list file or URI, or a data set such as
+    sintel:/data/MPI-Sintel."""
+    clips: ClipOptions
+    """How videos become frame pairs."""
+    augmentation: Challenge
+    """Which window of a frame a training step sees, and how it is varied."""
+    objective: TeacherObjective = field(default_factory=TeacherObjective)
+    """What the teacher learns from the frames."""
+
+    common: ClassVar[tuple[str, ...]] = (*TrainingStage.common, "clips.size", "clips.stride")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pseudolabel:
+    """Options of pseudolabel."""
+
+    videos: str
+    """The videos: a folder (searched through), glob, video, list file or URI, or a data set such as
+    sintel:/data/MPI-Sintel. With --status, the collection that is counted; without it the one that is
+    labelled in --labels."""
+    teacher: tuple[str, ...]
+    """One or several models: checkpoint folders, runs:/<run id>/model, models:/<name>@<alias>, opencv:<name>,
+    torchvision:<name> or ptlflow:<name>."""
+    labels: str
+    """Folder or URI to write the labels to. All nodes of a cluster must share it."""
+    clips: ClipOptions
+    """How videos become frame pairs."""
+    check: OcclusionCheck = field(default_factory=OcclusionCheck)
+    """Tells occluded pixels from the teacher's flow in both directions."""
+    labelling: LabellingOptions = field(default_factory=LabellingOptions)
+    """How the labels are written, and by how many processes."""
+    status: bool = False
+    """Label nothing: print how many videos are finished, left and skipped in --labels, and when it will be
+    done. Needs --labels alone."""
+
+    common: ClassVar[tuple[str, ...]] = (
+        "status",
+        "clips.size",
+        "clips.stride",
+        "clips.max_pairs_per_video",
+        "labelling.num_teachers",
+        "labelling.accelerator",
+        "labelling.codec",
+    )
+    excused: ClassVar[dict[str, dict[str, object]]] = {"status": {"videos": "", "teacher": ()}}
+
+    def __post_init__(self) -> None:
+        if not self.teacher and not self.status:
+            raise ValueError("--teacher is empty; name at least one, such as models:/flow-teacher@champion")
+
+    def teachers(self) -> Teachers:
+        """The models of --teacher."""
+        return Teachers.fetched([absolute_model(teacher, "--teacher") for teacher in self.teacher])
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelledStage(TrainingStage):
     """What every stage that learns from pseudo-labels takes."""
 
@@ -134,3 +201,79 @@ class LabelledStage(TrainingStage):
                 "fresh to train the recipe's network from fresh weights, or a model"
             )
         return self.starting_point(default=labels.teacher)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(LabelledStage):
+    """Options of distill."""
+
+    labels: str
+    """Folder or URI of the labels, as pseudolabel or import_labels wrote them."""
+    challenge: Challenge
+    """What makes a pair harder for the student than it was for the teacher."""
+    objective: StudentObjective = field(default_factory=StudentObjective)
+    """What the student learns from the labels and from the frames."""
+
+    common: ClassVar[tuple[str, ...]] = (*TrainingStage.common, "where", "objective.view")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(LabelledStage):
+    """Options of finetune."""
+
+    truth: str
+    """The data set whose truth is learnt from, such as kitti2015:/data/kitti."""
+    init: str | None = field()
+    """The model to start from, such as models:/flow-student@champion; `fresh` takes fresh weights of the
+    recipe's network."""
+    augmentation: Challenge
+    """What is done to the pairs with truth."""
+    label_share: float = 1.0
+    """The part of the pairs with truth to train on, above 0 and up to 1. A larger part contains a smaller
+    one."""
+    objective: SupervisedObjective = field(default_factory=SupervisedObjective)
+    """What is learnt from the truth."""
+    labels: str | None = None
+    """Folder or URI that pseudolabel wrote, to learn from beside the truth as a student does."""
+    challenge: Challenge
+    """What is done to the pairs of --labels."""
+    student: StudentObjective = field(default_factory=StudentObjective)
+    """What is learnt from the pairs of --labels."""
+    unlabelled_weight: float = 1.0
+    """Weight of the loss on the pairs of --labels; that on the truth has weight 1."""
+
+    common: ClassVar[tuple[str, ...]] = (*TrainingStage.common, "labels", "label_share")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.truth is not REQUIRED:
+            data_set_at(self.truth, "--truth")
+        if self.where is not None and self.labels is None:
+            raise ValueError(f"--where {self.where!r} is about pseudo-labels; give --labels too")
+
+    def data_set(self) -> DataSet:
+        """The data set at --truth; FileNotFoundError where it has no pairs to learn from."""
+        data_set = data_set_at(self.truth, "--truth")
+        find_samples(data_set.name, Path(data_set.root), to_learn_from=True)
+        return data_set
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Options of evaluate."""
+
+    model: tuple[str, ...]
+    """One or several models: checkpoint folders or URIs, runs:/<run id>/model, models:/<name>@<alias>,
+    opencv:<name>, torchvision:<name>, ptlflow:<name>, or `zero`, which answers that nothing moves."""
+    truth: str
+    """The data set to judge by, such as sintel:/data/MPI-Sintel; all nodes must share the folder. `scenes:`
+    takes rendered scenes. Of a stereo set disparity is judged: its EPE, and D1 under the name Fl."""
+    json: str | None = None
+    """File to write the numbers to, a path or a URI: those of the model, or of several models by name."""
+    check: OcclusionCheck = field(default_factory=OcclusionCheck)
+    """Tells occluded pixels from the flow in both directions."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("--model is empty; name at least one, such as zero")
+        data_set_at(self.truth, "--truth")

@@ -8,63 +8,44 @@ pseudolabel takes.
 """
 
 import hashlib
-from dataclasses import dataclass, field
-from typing import ClassVar
 
-from flowcore.hallucination import Challenge
-from flowcore.objectives import TeacherObjective
-from flowcore.video import ClipOptions
 from jobs.command import run_training
 from jobs.recipes import by_recipe
-from jobs.stages import TrainingStage
-from pipelines.collection import absolute_collection
+from jobs.stages import TrainTeacher
+from pipelines.cluster import connect
+from pipelines.collection import Collection
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.pair_set import PairSet
 from pipelines.storage import join
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainTeacher(TrainingStage):
-    """Options of train_teacher."""
-
-    videos: str
-    """The videos: a folder (searched through), glob, video, list file or URI, or a data set such as
-    sintel:/data/MPI-Sintel."""
-    clips: ClipOptions
-    """How videos become frame pairs."""
-    augmentation: Challenge
-    """Which window of a frame a training step sees, and how it is varied."""
-    objective: TeacherObjective = field(default_factory=TeacherObjective)
-    """What the teacher learns from the frames."""
-
-    common: ClassVar[tuple[str, ...]] = (*TrainingStage.common, "clips.size", "clips.stride")
-
-
 def train_teacher(stage: TrainTeacher, recipe: str) -> str:
     """Runs the stage; returns the registered teacher's URI."""
+    collection = Collection.find(stage.videos)
+    start = stage.starting_point()
+    start.require(stage.network)
+    connect()
+    # Imported now, because it takes seconds: what is wrong above is told before.
     from pipelines.lineage import lineage
     from pipelines.progress import video_bar
     from pipelines.training import Source, train
     from pipelines.validation import CollapseAlarm
 
-    videos = absolute_collection(stage.videos, "--videos")
-    start = stage.starting_point()
-    start.require(stage.network)
     with lineage(
         "train_teacher",
         recipe,
         stage,
-        {"videos": videos, "init": start},
+        {"videos": collection.place, "init": start},
         generation=start.generation,
         usual=recipes()[recipe][1],
     ) as run:
-        made = hashlib.blake2b(repr((videos, stage.clips)).encode(), digest_size=6).hexdigest()
+        made = hashlib.blake2b(repr((collection.place, stage.clips)).encode(), digest_size=6).hexdigest()
         location = join(run.root, f"pairs-{made}")
         with video_bar("frame pairs") as draw:
-            written = write_pairs(videos, location, stage.clips, LabellingOptions(), on_progress=draw)
+            written = write_pairs(collection, location, stage.clips, LabellingOptions(), on_progress=draw)
         run.summary(written.metrics("pairs"))
         pairs = PairSet.open(location)
-        run.reads("videos", videos, pairs, "training")
+        run.reads("videos", collection.place, pairs, "training")
         source = Source(pairs=pairs, transformation=stage.augmentation, objective=stage.objective)
         judge = stage.judge(run, CollapseAlarm())
         return run.register(train(start, [source], stage.training, judge=judge, run=run), "flow-teacher")

@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ _PORT = "RAY_GCS_SERVER_PORT"
 _SPARE_CPUS = 2
 _FEWEST_CPUS = 4
 _IDLE_SECONDS = 60
+_SECONDS_TO_ANSWER = 2.0
 
 
 def has_cluster() -> bool:
@@ -42,12 +44,15 @@ def has_cluster() -> bool:
 
 
 def connect() -> None:
-    """Joins the cluster of the Ray job or of RAY_ADDRESS. Without either, starts an embedded Ray, once.
+    """Joins the cluster of the Ray job or of RAY_ADDRESS; without either, starts an embedded Ray. A process
+    that is connected stays so.
 
     The embedded Ray has two more logical CPUs than the machine has cores. Training workers hold their CPUs
     while the tasks that feed them need some, and on a small machine the job would otherwise wait for ever.
-    ConnectionError where RAY_ADDRESS leads to no cluster.
+    ConnectionError, within seconds, where RAY_ADDRESS leads to no cluster.
     """
+    if has_cluster():
+        _require_listener(os.environ[_ADDRESS])
     import ray
     import ray.data
 
@@ -57,36 +62,56 @@ def connect() -> None:
     start = functools.partial(
         ray.init, logging_level=logging.INFO if debugs else logging.ERROR, log_to_driver=debugs
     )
-    address = os.environ.get(_ADDRESS, "")
-    if not has_cluster():
-        if ray.is_initialized():
-            return
+    if ray.is_initialized():
+        pass
+    elif has_cluster():
+        # The workers of a Ray job find its copy of the code. Others look where the code is on this machine.
+        here = {"env_vars": {"PYTHONPATH": str(PROJECT_FOLDER)}}
+        _tell(f"joining Ray at {os.environ[_ADDRESS]}")
+        start(address=os.environ[_ADDRESS], runtime_env=None if is_shipped_copy() else here)
+    else:
         # Ray's processes inherit it, so that the workers import the code that runs here.
         inherited = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT_FOLDER), *([inherited] if inherited else [])])
-        num_cpus = max(_FEWEST_CPUS, _num_cores() + _SPARE_CPUS)
+        _tell("starting Ray on this machine")
         with _known_address():
             start(
                 address="local",
-                num_cpus=num_cpus,
+                num_cpus=max(_FEWEST_CPUS, _num_cores() + _SPARE_CPUS),
                 include_dashboard=False,
                 # By default Ray ends a process after one idle second. Its successor then imports for seconds,
                 # on cores that others are working on.
                 _system_config={"idle_worker_killing_time_threshold_ms": _IDLE_SECONDS * 1000},
             )
-    elif address.startswith("http"):
-        raise ConnectionError(
-            f"RAY_ADDRESS {address} is a job server's: type `ray job submit --working-dir . -- python ...`, "
-            "or unset RAY_ADDRESS to run without the cluster"
-        )
-    else:
-        # The workers of a Ray job find its copy of the code. Others look where the code is on this machine.
-        here = {"env_vars": {"PYTHONPATH": str(PROJECT_FOLDER)}}
-        start(address=address, runtime_env=None if is_shipped_copy() else here)
     let_ray_data_rest()
     context = ray.data.DataContext.get_current()
     context.raise_original_map_exception = True
     context.enable_progress_bars = debugs
+
+
+def _tell(what: str) -> None:
+    """Says what the next seconds are spent on."""
+    print(f"{what} ...", file=sys.stderr, flush=True)
+
+
+def _require_listener(address: str) -> None:
+    """ConnectionError where nothing listens at RAY_ADDRESS, of which Ray itself would try to be sure for
+    minutes, or where a job server does. `auto` is Ray's to resolve."""
+    if address.startswith("http"):
+        raise ConnectionError(
+            f"RAY_ADDRESS {address} is a job server's: type `ray job submit --working-dir . -- python ...`, "
+            "or unset RAY_ADDRESS to run without the cluster"
+        )
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(
+            f"no Ray answers at RAY_ADDRESS {address} ({error}); start it (`ray start --head`), correct "
+            "RAY_ADDRESS, or unset it to run without a cluster"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -85,6 +85,21 @@ def absolute_collection(collection: str, option: str) -> str:
     return str(replace(data_set, root=absolute(data_set.root, option)))
 
 
+@dataclass(frozen=True)
+class Collection:
+    """The videos of a collection, as they were when it was listed."""
+
+    place: str
+    """As the user named it, its path absolute."""
+    videos: tuple[VideoSource, ...]
+
+    @classmethod
+    def find(cls, place: str, option: str = "--videos") -> Self:
+        """Lists a collection; raises as `absolute_collection` and `find_videos` do."""
+        place = absolute_collection(place, option)
+        return cls(place, tuple(find_videos(place)))
+
+
 def find_videos(collection: str) -> list[VideoSource]:
     """The videos of a collection, each once, sorted by name.
 

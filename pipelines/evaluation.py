@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
-import ray
-import ray.data
 import torch
 from tqdm import tqdm
 
@@ -29,7 +27,7 @@ from flowcore.metrics import (
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import OcclusionCheck
 from flowcore.shapes import FlowArray, Frame, to_images
-from pipelines.checkpoints import fetch_model, load_model
+from pipelines.checkpoints import absolute_model, fetch_model, load_model
 from pipelines.cluster import evaluating_processes
 from pipelines.storage import shared_folder
 
@@ -44,6 +42,9 @@ _PAIRS_PER_BLOCK = 16
 
 class Estimator(Protocol):
     """Estimates flow from two frames; can be sent to another process."""
+
+    run_id: str | None
+    """The MLflow run that made it; None where no run is known."""
 
     def __call__(self, image1: Frame, image2: Frame) -> tuple[FlowArray, FlowArray]:
         """The flow from image1 to image2 and back, in pixels."""
@@ -134,35 +135,39 @@ class EvaluationResult:
 
 
 def evaluate(
-    models: Mapping[str, str], data_set: DataSet, *, check: OcclusionCheck = DEFAULT_CHECK
+    estimators: Mapping[str, Estimator], data_set: DataSet, *, check: OcclusionCheck = DEFAULT_CHECK
 ) -> dict[str, EvaluationResult]:
-    """The errors of each model on a data set, computed on Ray's nodes, which must share its folder.
+    """The errors of each estimator, by name, on a data set, computed on Ray's nodes, which must share its
+    folder.
 
-    `models` are what `load_estimator` takes, by name. Raises what `find_samples` and `fetch_model` raise, and
-    ValueError where a model can't estimate a pair.
+    Raises what `find_samples` raises, and ValueError where a model can't estimate a pair.
     """
     samples = datasets.find_samples(data_set.name, shared_folder(data_set.root, "--truth"))
-    estimators = {name: load_estimator(model) for name, model in models.items()}
     errors: dict[tuple[str, int], Errors] = {}
     with tqdm(desc=f"evaluate {data_set.name}", total=len(samples), unit="pair", dynamic_ncols=True) as bar:
         for row in _rows(samples, estimators, check):
             errors[row["model"], row["sample"]] = _from_row(row)
-            bar.update(len(errors) // len(models) - bar.n)
+            bar.update(len(errors) // len(estimators) - bar.n)
     return {
         name: EvaluationResult(
             data_set=data_set.name,
             pairs=tuple((sample, errors[name, index]) for index, sample in enumerate(samples)),
         )
-        for name in models
+        for name in estimators
     }
+
+
+def absolute_estimator(model: str, option: str) -> str:
+    """What `load_estimator` takes, with a path made absolute as `checkpoints.absolute_model` does."""
+    return model if model == ZERO else absolute_model(model, option)
 
 
 def load_estimator(model: str) -> Estimator:
     """The estimator that a model's URI for `fetch_model` names, or `zero`."""
     if model == ZERO:
         return NoMotion()
-    network, _ = load_model(fetch_model(model))
-    return NetworkEstimator(network)
+    network, info = load_model(fetch_model(model))
+    return NetworkEstimator(network, info.run_id)
 
 
 def pair_errors(estimator: Estimator, truth: Truth, check: OcclusionCheck) -> Errors:
@@ -224,6 +229,8 @@ def predictions(
 class NoMotion:
     """Estimates that nothing moves. Its EPE is the mean motion."""
 
+    run_id: str | None = None
+
     def __call__(self, image1: Frame, image2: Frame) -> tuple[FlowArray, FlowArray]:
         flow = np.zeros((2, *image1.shape[:2]), np.float32)
         return flow, flow
@@ -235,7 +242,8 @@ class NoMotion:
 class NetworkEstimator:
     """Estimates with a network."""
 
-    def __init__(self, network: FlowNetwork) -> None:
+    def __init__(self, network: FlowNetwork, run_id: str | None = None) -> None:
+        self.run_id = run_id
         self._network = network.eval()
         self._device = torch.device("cpu")
 
@@ -281,6 +289,9 @@ def _rows(
     samples: Sequence[Sample], estimators: Mapping[str, Estimator], check: OcclusionCheck
 ) -> Iterator[dict[str, Any]]:
     """A row for each sample and model, in any order."""
+    # Its import takes seconds, which a wrong model's message shouldn't wait for.
+    import ray.data
+
     num_actors, gpus = evaluating_processes(-(-len(samples) // _PAIRS_PER_BLOCK))
     num_blocks = min(len(samples), max(num_actors, len(samples) // _PAIRS_PER_BLOCK))
     rows = [{"sample": index} for index in range(len(samples))]

@@ -20,7 +20,7 @@ from flowcore.datasets import DataSet
 from flowcore.formats import FrameCodec
 from flowcore.occlusion import OcclusionCheck
 from flowcore.video import SAMPLER_VERSION, ClipOptions
-from pipelines.collection import Stamp, VideoSource, find_videos, stamp_of
+from pipelines.collection import Collection, Stamp, VideoSource, find_videos, stamp_of
 from pipelines.labelling_progress import LabellingProgress, OnProgress, read_progress, reported
 from pipelines.labelling_stages import Graph, Plan
 from pipelines.ledger import (
@@ -254,7 +254,7 @@ def _current(records: Sequence[VideoRecord], stamps: Mapping[str, Stamp]) -> lis
 
 
 def write_pairs(
-    videos: str,
+    collection: Collection,
     location: str,
     clips: ClipOptions,
     options: LabellingOptions,
@@ -262,23 +262,22 @@ def write_pairs(
     on_progress: OnProgress | None = None,
     graph: Graph | None = None,
 ) -> LabellingSummary:
-    """Writes the frame pairs of a collection (see `find_videos`) into a folder or URI; done work is kept.
+    """Writes the frame pairs of a collection into a folder or URI; done work is kept.
 
-    graph: what reads and writes; None takes Ray, which has to be running. Raises FileNotFoundError where
-    there is no video, ValueError where the folder is another set's, and RuntimeError, with the ledger
-    written, if nothing or too little came of the inputs.
+    graph: what reads and writes; None takes Ray, which has to be running. Raises ValueError where the folder
+    is another set's, and RuntimeError, with the ledger written, if nothing or too little came of the inputs.
     """
-    codec = options.codec_for(videos)
+    codec = options.codec_for(collection.place)
     description = SetDescription(
-        kind="frames", made_of=_made_of(codec, clips, options), provenance={"videos": videos}
+        kind="frames", made_of=_made_of(codec, clips, options), provenance={"videos": collection.place}
     )
     plan = _plan(location, description, codec, clips, options, Teachers(), OcclusionCheck())
-    return _write_set(videos, description, plan, Teachers(), options, on_progress, graph)
+    return _write_set(collection, description, plan, Teachers(), options, on_progress, graph)
 
 
 def write_labels(
-    videos: str,
-    teachers: Sequence[str],
+    collection: Collection,
+    teachers: Teachers,
     location: str,
     clips: ClipOptions,
     check: OcclusionCheck,
@@ -290,10 +289,9 @@ def write_labels(
 ) -> LabellingSummary:
     """Writes the pairs of a collection with the teachers' pseudo-labels; see `write_pairs`.
 
-    teachers: what `checkpoints.fetch_model` takes, one or several; the set keeps a copy, `PairSet.teacher` is
-    the first one's. check: tells what is occluded. run_id: the MLflow run that labels, for those who come
-    from the labels. The networks see the frames as they are stored, so that a label belongs to exactly the
-    pixels that the student will see.
+    teachers: one or several; the set keeps a copy of each, `PairSet.teacher` is the first one's. check: tells
+    what is occluded. run_id: the MLflow run that labels, for those who come from the labels. The networks see
+    the frames as they are stored, so that a label belongs to exactly the pixels that the student will see.
 
     The label of several teachers is their mean, occluded where the mean's own check says so, with their
     spread beside it, above which the student doesn't trust it. The rule is a choice: DistillFlow, which names
@@ -301,21 +299,20 @@ def write_labels(
     three teachers' student had 1.11 px where this rule gives 1.07 (the ablation's scenes, seed 1): a check
     that flags many visible pixels flags more of them the more often it is asked.
     """
-    fetched = Teachers.fetched(teachers)
-    codec = options.codec_for(videos)
+    codec = options.codec_for(collection.place)
     run = {} if run_id is None else {"run_id": run_id}
     description = SetDescription(
         kind="labels",
         made_of={
             **_made_of(codec, clips, options),
-            "teacher": fetched.identity,
+            "teacher": teachers.identity,
             "check": dataclasses.asdict(check),
         },
-        provenance={"videos": videos, **run, **fetched.provenance},
-        num_teachers=len(teachers),
+        provenance={"videos": collection.place, **run, **teachers.provenance},
+        num_teachers=len(teachers.uris),
     )
-    plan = _plan(location, description, codec, clips, options, fetched, check)
-    return _write_set(videos, description, plan, fetched, options, on_progress, graph)
+    plan = _plan(location, description, codec, clips, options, teachers, check)
+    return _write_set(collection, description, plan, teachers, options, on_progress, graph)
 
 
 def _made_of(codec: FrameCodec, clips: ClipOptions, options: LabellingOptions) -> dict[str, Any]:
@@ -358,7 +355,7 @@ def _on_ray(options: LabellingOptions) -> Graph:
 
 
 def _write_set(
-    videos: str,
+    collection: Collection,
     description: SetDescription,
     plan: Plan,
     teachers: Teachers,
@@ -368,13 +365,12 @@ def _write_set(
 ) -> LabellingSummary:
     graph = graph or _on_ray(options)
     location = plan.location
-    sources = find_videos(videos)
-    stamps = _stamps(sources)
+    stamps = _stamps(collection.videos)
     with _alone_in(location):
         describe_set(location, description)
         Folder(location).sweep()
         tally = Tally(plan.location, plan.run, plan.label_set, stamps, read_progress(location))
-        left = [source for source in sources if not tally.is_done(source.name)]
+        left = [source for source in collection.videos if not tally.is_done(source.name)]
         with reported(location, lambda: tally.progress):
             if left:
                 teachers.keep(location)

@@ -6,6 +6,7 @@ digests of the data, the provenance that every model carries, the registered ver
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,11 @@ from pipelines.checkpoints import StartingPoint, fetch_model
 from pipelines.pair_set import PairSet
 from pipelines.registry import register, run_of
 from pipelines.storage import PROJECT_FOLDER, absolute, is_mlflow_uri
+from pipelines.teachers import teacher_names
 from pipelines.tracking import Run, start
 
 if TYPE_CHECKING:
+    from pipelines.labelling import LabellingSummary
     from pipelines.training import Trained
 
 Made = str | PairSet | StartingPoint
@@ -43,6 +46,17 @@ class StageRun(Run):
         if context == "training":
             self.provenance.setdefault("label_set", pairs.label_set)
         self.link(name, pairs.description.provenance.get("run_id"))
+
+    def wrote(self, labels: "LabellingSummary") -> None:
+        """Records the label set that the run wrote, its ledger, and which runs made its teachers."""
+        self.tag("label_set", labels.digest)
+        self.tag("labels", labels.location)
+        self.summary(labels.metrics("labels"))
+        self.document("ledger.json", {"videos": [asdict(record) for record in labels.ledger]})
+        pairs = PairSet.open(labels.location)
+        self.has_generation(pairs.generation)
+        for name in teacher_names(pairs.description.num_teachers):
+            self.link(name, pairs.description.provenance.get(f"{name}_run_id"))
 
     def has_generation(self, generation: int) -> None:
         """Records how many teachers stand between the result and the unlabelled videos."""

@@ -1,4 +1,4 @@
-"""How far is work that other processes do? A bar on the driver's terminal.
+"""How far is work that takes long? A bar on the driver's terminal.
 
 Ray forwards what workers print only together with all their noise; here they report numbers to a small actor,
 and a thread of the driver draws them.
@@ -6,6 +6,7 @@ and a thread of the driver draws them.
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -74,6 +75,27 @@ def shown(description: str, total: int, unit: str) -> Iterator[Reporter]:
             watcher.join()
             draw()
             ray.kill(board)
+
+
+class StageClock:
+    """The seconds that each stage of a chain took; prints a line as one begins and as it ends."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str, what: str) -> Iterator[None]:
+        """Times the block."""
+        print(f"\n== {name}: {what}", flush=True)
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 1)
+        print(f"== {name}: done in {self.seconds[name]:.1f} s", flush=True)
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """By stage, and in total."""
+        return self.seconds | {"total": round(sum(self.seconds.values()), 1)}
 
 
 @contextlib.contextmanager

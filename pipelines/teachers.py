@@ -56,6 +56,11 @@ class Teachers:
         return cls(uris=tuple(uris), folders=folders, infos=infos)
 
     @property
+    def places(self) -> dict[str, str]:
+        """As the user named them, by what they are among a run's inputs."""
+        return dict(zip(teacher_names(len(self.uris)), self.uris, strict=True))
+
+    @property
     def models(self) -> tuple[TeacherModel, ...]:
         """The set's copies."""
         return tuple(

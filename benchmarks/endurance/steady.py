@@ -25,8 +25,10 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.video import ClipOptions
 from jobs.recipes import RECIPES
 from pipelines.cluster import connect
+from pipelines.collection import Collection
 from pipelines.labelling import LabellingOptions, write_labels
 from pipelines.labelling_progress import LabellingProgress
+from pipelines.teachers import Teachers
 
 _SIZE = (64, 96)
 _FILE_PAIRS = 4
@@ -80,7 +82,15 @@ def main() -> None:
         teacher = fresh_teacher(folder / "teacher", RECIPES["smoke"].network)
         connect()
         labels, check = str(folder / "labels"), OcclusionCheck()
-        summary = write_labels(videos, [teacher], labels, clips, check, options, on_progress=look)
+        summary = write_labels(
+            Collection.find(videos),
+            Teachers.fetched([teacher]),
+            labels,
+            clips,
+            check,
+            options,
+            on_progress=look,
+        )
     if len(looks) <= 10:
         raise SystemExit(f"labelling ended after {summary.seconds:.0f} s; take more --files")
     tenths = [looks[tenth * (len(looks) - 1) // 10] for tenth in range(1, 11)]

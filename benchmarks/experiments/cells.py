@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from flowcore import networks
+from flowcore.augmentation import Colour, Crop, Geometric
 from flowcore.datasets import DataSet
-from flowcore.hallucination import Challenge, Colour, Crop, Geometric, RectangleNoise, SuperpixelNoise
+from flowcore.hallucination import Challenge, RectangleNoise, SuperpixelNoise
+from flowcore.losses import Photometric
 from flowcore.networks import AnyNetworkConfig, FlowNetConfig, PWCNetConfig, RAFTConfig
-from flowcore.objectives import Photometric, StudentObjective, TeacherObjective
+from flowcore.objectives import StudentObjective, TeacherObjective
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, finetune, pseudolabel, train_teacher
 from pipelines.checkpoints import fetch_model

@@ -35,9 +35,11 @@ from benchmarks.experiments.cells import (
 from benchmarks.experiments.ranking import tau
 from benchmarks.report import mean_and_spread
 from flowcore import networks
-from flowcore.hallucination import Challenge, Colour, RectangleNoise
+from flowcore.augmentation import Colour
+from flowcore.hallucination import Challenge, RectangleNoise
+from flowcore.losses import Photometric
 from flowcore.networks import AnyNetworkConfig, FlowNetwork, PWCNetConfig
-from flowcore.objectives import Photometric, StudentObjective, TeacherObjective
+from flowcore.objectives import StudentObjective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from pipelines.checkpoints import load_model, save_model
 from pipelines.step import TrainingOptions

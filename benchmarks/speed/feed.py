@@ -18,9 +18,11 @@ from jobs.recipes import RECIPES
 from pipelines import tracking
 from pipelines.checkpoints import starting_point
 from pipelines.cluster import connect
+from pipelines.collection import Collection
 from pipelines.labelling import LabellingOptions, write_labels
 from pipelines.lineage import StageRun
 from pipelines.pair_set import PairSet
+from pipelines.teachers import Teachers
 from pipelines.training import Source, train
 from pipelines.validation import CollapseAlarm, Judge
 
@@ -38,7 +40,14 @@ def main() -> None:
         teacher = fresh_teacher(folder / "teacher", recipe.network)
         connect()
         labels, check = str(folder / "labels"), OcclusionCheck()
-        write_labels(videos, [teacher], labels, recipe.clips, check, LabellingOptions())
+        write_labels(
+            Collection.find(videos),
+            Teachers.fetched([teacher]),
+            labels,
+            recipe.clips,
+            check,
+            LabellingOptions(),
+        )
         source = Source(
             pairs=PairSet.open(labels), transformation=recipe.challenge, objective=StudentObjective()
         )

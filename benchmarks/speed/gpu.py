@@ -18,9 +18,10 @@ import torch
 from benchmarks import report
 from benchmarks.inputs import Lesson
 from flowcore import networks
+from flowcore.losses import Photometric
 from flowcore.networks import PWCNetConfig
 from flowcore.networks.correlation import cost_volume, normalize_features
-from flowcore.objectives import Objective, Photometric, StudentObjective, TeacherObjective
+from flowcore.objectives import Objective, StudentObjective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.photometric import census_distance

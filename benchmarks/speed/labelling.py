@@ -52,9 +52,11 @@ from flowcore.video import ClipOptions
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model
 from pipelines.cluster import connect
+from pipelines.collection import Collection
 from pipelines.labelling import LabellingOptions, LabellingSummary, write_labels
 from pipelines.labelling_progress import LabellingProgress
 from pipelines.labels import label_columns
+from pipelines.teachers import Teachers
 
 _CHUNK_PAIRS = 16
 _SCRIPT_PAIRS = 8
@@ -226,7 +228,15 @@ def labelled(
             time_of.look()
 
     check = OcclusionCheck()
-    summary = write_labels(videos, [teacher], str(location), clips, check, options, on_progress=note)
+    summary = write_labels(
+        Collection.find(videos),
+        Teachers.fetched([teacher]),
+        str(location),
+        clips,
+        check,
+        options,
+        on_progress=note,
+    )
     if len(steps) < 10:
         raise SystemExit("labelling ended after fewer than ten files; take more videos or pairs")
     # From when each of the teachers has had time to give one.
@@ -256,7 +266,15 @@ def first_label_seconds(
             seconds.append(time.monotonic() - start)
 
     check = OcclusionCheck()
-    write_labels(video, [teacher], str(location), clips, check, options, on_progress=note)
+    write_labels(
+        Collection.find(video),
+        Teachers.fetched([teacher]),
+        str(location),
+        clips,
+        check,
+        options,
+        on_progress=note,
+    )
     return seconds[0]
 
 

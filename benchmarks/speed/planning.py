@@ -19,10 +19,9 @@ from typing import NoReturn
 
 from benchmarks import report
 from flowcore.video import ClipOptions
-from pipelines import labelling
 from pipelines.cluster import connect
-from pipelines.collection import Stamp, VideoSource
-from pipelines.labelling import LabellingOptions
+from pipelines.collection import Collection, Stamp, VideoSource
+from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.labelling_progress import LabellingProgress
 
 
@@ -47,7 +46,6 @@ def plan(count: int) -> None:
     """Prints a line of the table; ends the process."""
     connect()
     before, start = peak_megabytes(), time.monotonic()
-    labelling.find_videos = lambda _: listed(count)
 
     def end(progress: LabellingProgress) -> NoReturn:
         peak, seconds = peak_megabytes(), time.monotonic() - start
@@ -58,9 +56,8 @@ def plan(count: int) -> None:
         os._exit(0)
 
     with tempfile.TemporaryDirectory() as folder:
-        labelling.write_pairs(
-            "anywhere", f"{folder}/pairs", ClipOptions(), LabellingOptions(), on_progress=end
-        )
+        collection = Collection("anywhere", tuple(listed(count)))
+        write_pairs(collection, f"{folder}/pairs", ClipOptions(), LabellingOptions(), on_progress=end)
 
 
 def main() -> None:

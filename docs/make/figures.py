@@ -12,9 +12,10 @@ from numpy import ndarray
 
 from benchmarks import report
 from benchmarks.inputs import true_pair
+from flowcore.augmentation import Crop, Geometric
 from flowcore.drawing import Picture, flow_colors, occlusion_image, panel
 from flowcore.formats import write_image
-from flowcore.hallucination import CopyPaste, Crop, Geometric, SuperpixelNoise
+from flowcore.hallucination import CopyPaste, SuperpixelNoise
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import FramePair
 from flowcore.scenes import SceneOptions, render_scene

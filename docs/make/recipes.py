@@ -14,7 +14,7 @@ import torch
 from benchmarks import report
 from benchmarks.cost import GPU, GPU_PEAK, UTILISATION, training_cost
 from benchmarks.inputs import true_pair
-from flowcore.hallucination import Crop
+from flowcore.augmentation import Crop
 from flowcore.networks import PWCNetConfig
 from flowcore.objectives import StudentObjective, SupervisedObjective, TeacherObjective
 from flowcore.scenes import SceneOptions, render_scene

@@ -35,7 +35,9 @@ import os, signal, sys
 import ray
 from flowcore.occlusion import OcclusionCheck
 from flowcore.video import ClipOptions
+from pipelines.collection import Collection
 from pipelines.labelling import LabellingOptions, write_labels
+from pipelines.teachers import Teachers
 
 if __name__ == "__main__":
     videos, teacher, labels, address, stop_at = sys.argv[1:]
@@ -49,7 +51,8 @@ if __name__ == "__main__":
     clips, check = ClipOptions(chunk_pairs=4), OcclusionCheck()
     here = {"num_cpus": 3, "include_dashboard": False} if address == "local" else {}
     ray.init(address=address, log_to_driver=False, **here)
-    summary = write_labels(videos, [teacher], labels, clips, check, options, on_progress=report)
+    collection, teachers = Collection.find(videos), Teachers.fetched([teacher])
+    summary = write_labels(collection, teachers, labels, clips, check, options, on_progress=report)
     print("new_pairs", summary.new_pairs)
 """
 

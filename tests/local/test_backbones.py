@@ -8,7 +8,7 @@ import pytest
 import torch
 from bare_graph import BareGraph
 
-from flowcore.hallucination import Crop
+from flowcore.augmentation import Crop
 from flowcore.objectives import Objective, StudentObjective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
@@ -16,10 +16,12 @@ from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import StartingPoint, load_model, save_model, starting_point
+from pipelines.collection import Collection
 from pipelines.held_back import HeldBack
 from pipelines.labelling import LabellingOptions, write_labels, write_pairs
 from pipelines.pair_set import PairSet
 from pipelines.step import OptimiserStep, TrainingOptions
+from pipelines.teachers import Teachers
 from pipelines.training import Source
 
 NETWORKS = RECIPES["smoke"].networks
@@ -45,12 +47,13 @@ def test_a_network_learns_labels_starts_its_student_and_is_judged(backbone: str,
     videos, frames, labels = (str(tmp_path / name) for name in ("videos", "frames", "labels"))
     scene = render_scene(0, SceneOptions(height=64, width=96, num_frames=5))
     write_video(Path(videos) / "scene.mp4", scene.frames)
-    write_pairs(videos, frames, ClipOptions(), LabellingOptions(), graph=BareGraph())
+    collection = Collection.find(videos)
+    write_pairs(collection, frames, ClipOptions(), LabellingOptions(), graph=BareGraph())
     fresh = StartingPoint(network=NETWORKS[backbone])
     one_step(fresh, PairSet.open(frames), TeacherObjective(unmasked_steps=1), tmp_path / "teacher")
 
-    teachers = [str(tmp_path / "teacher")]
-    write_labels(videos, teachers, labels, ClipOptions(), CHECK, LabellingOptions(), graph=BareGraph())
+    teachers = Teachers.fetched([str(tmp_path / "teacher")])
+    write_labels(collection, teachers, labels, ClipOptions(), CHECK, LabellingOptions(), graph=BareGraph())
     labelled = PairSet.open(labels)
     start = starting_point(labelled.teacher, RECIPES["smoke"].network)
     assert start.network == NETWORKS[backbone]

@@ -391,6 +391,44 @@ def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complet
     )
 
 
+COMMANDS = """
+import json, runpy, sys
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = arguments
+    try:
+        runpy.run_path(arguments[0], run_name="__main__")
+    except SystemExit as end:
+        print(end.code)
+print("ray" in sys.modules and sys.modules["ray"].is_initialized(), "mlflow" in sys.modules)
+"""
+"""Types commands in one process, so that what they import is imported once. Prints each exit status; last,
+whether Ray was started and MLflow imported."""
+
+
+def test_wrong_input_is_told_before_ray_and_mlflow_are_asked(tmp_path: Path) -> None:
+    for folder in ("videos", "nothing", "truth/training/image_2", "truth/training/flow_noc"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "videos" / "a.mp4").touch()
+    label = ["pseudolabel", "smoke", "--labels", "labels", "--teacher"]
+    dis = "opencv:dis_medium"
+    wrong = {
+        (*label, dis, "--videos", "vidoes"): f"{tmp_path / 'vidoes'} is no file",
+        (*label, dis, "--videos", "nothing"): f"no video in {tmp_path / 'nothing'}",
+        (*label, "model", "--videos", "videos"): f"there is no model folder {tmp_path / 'model'}",
+        ("train_teacher", "smoke", "--run-root", "runs", "--videos", "nothing"): "no video in",
+        ("distill", "smoke", "--run-root", "runs", "--labels", "labels"): "labels",
+        ("finetune", "smoke", "--run-root", "runs", "--init", "fresh", "--truth", "kitti2015:truth"): "kitti",
+        ("evaluate", "--model", "model", "--truth", "kitti2015:truth"): "kitti",
+        (*label, dis, "--videos", "videos"): "no Ray answers at RAY_ADDRESS 127.0.0.1:1 ",
+    }
+    typed = [[str(REPOSITORY / "jobs" / f"{job}.py"), *arguments] for job, *arguments in wrong]
+    ended = python("-c", COMMANDS, json.dumps(typed), cwd=tmp_path, RAY_ADDRESS="127.0.0.1:1")
+    assert ended.stdout.split() == ["1"] * len(wrong) + ["False", "False"], ended.stderr
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    for line, message in zip(lines, wrong.values(), strict=True):
+        assert message in line
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_the_workers_of_an_embedded_ray_import_the_code_that_runs_here() -> None:
     @ray.remote

@@ -21,6 +21,7 @@ from pipelines.evaluation import (
     DEFAULT_CHECK,
     Errors,
     EvaluationResult,
+    NoMotion,
     evaluate,
     example,
     load_estimator,
@@ -36,6 +37,8 @@ Flow = Float[ndarray, "2 height width"]
 
 class Oracle:
     """Knows the answer."""
+
+    run_id = None
 
     def __init__(self, flow_fw: Flow, flow_bw: Flow) -> None:
         self._flows = flow_fw, flow_bw
@@ -66,9 +69,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def results(scenes: Path, model: str, ray_session: None) -> dict[str, EvaluationResult]:
-    return evaluate(
-        {"zero": "zero", "dis": "opencv:dis_medium", "net": model}, DataSet("scenes", str(scenes))
-    )
+    models = {"zero": "zero", "dis": "opencv:dis_medium", "net": model}
+    estimators = {name: load_estimator(uri) for name, uri in models.items()}
+    return evaluate(estimators, DataSet("scenes", str(scenes)))
 
 
 def motions(scenes: Path) -> Float[ndarray, " pixels"]:
@@ -232,18 +235,19 @@ def test_a_model_that_estimates_nan_is_named_with_the_pair(tmp_path: Path, ray_s
         for parameter in broken.parameters():
             parameter.fill_(float("nan"))
     save_model(tmp_path / "broken", broken, {})
+    estimator = load_estimator(str(tmp_path / "broken"))
     # Ray wraps the error; jobs.command unwraps it.
     with pytest.raises(Exception, match=r"broken on scenes scene0/frame_0000.*NaN"):
-        evaluate({"broken": str(tmp_path / "broken")}, DataSet("scenes", str(tmp_path / "scenes")))
+        evaluate({"broken": estimator}, DataSet("scenes", str(tmp_path / "scenes")))
 
 
 def test_what_cannot_be_evaluated_says_why(scenes: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="sintel is expected as training/"):
-        evaluate({"zero": "zero"}, DataSet("sintel", str(scenes)))
+        evaluate({"zero": NoMotion()}, DataSet("sintel", str(scenes)))
     with pytest.raises(FileNotFoundError, match="no model folder"):
-        evaluate({"a": str(tmp_path / "nothing")}, DataSet("scenes", str(scenes)))
+        load_estimator(str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match="--truth s3://bucket/scenes is a URI"):
-        evaluate({"zero": "zero"}, DataSet("scenes", "s3://bucket/scenes"))
+        evaluate({"zero": NoMotion()}, DataSet("scenes", "s3://bucket/scenes"))
     tiny = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match=r"opencv:dis_medium can't estimate flow for frames of \(8, 8\) px"):
         load_estimator("opencv:dis_medium")(tiny, tiny)
@@ -253,7 +257,8 @@ def test_what_cannot_be_evaluated_says_why(scenes: Path, tmp_path: Path) -> None
 def test_dis_is_better_than_no_motion_on_real_data_sets(
     shared_data: Path, ray_session: None, name: str
 ) -> None:
-    results = evaluate({"zero": "zero", "dis": "opencv:dis_medium"}, DataSet(name, str(shared_data / name)))
+    estimators = {"zero": NoMotion(), "dis": load_estimator("opencv:dis_medium")}
+    results = evaluate(estimators, DataSet(name, str(shared_data / name)))
     assert results["zero"].groups.keys() == results["dis"].groups.keys()
     for group, zero in results["zero"].groups.items():
         dis = results["dis"].groups[group]

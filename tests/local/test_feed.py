@@ -9,25 +9,19 @@ import pytest
 import torch
 from bare_graph import BareGraph
 
-from flowcore.hallucination import (
-    Challenge,
-    Colour,
-    CopyPaste,
-    Crop,
-    Geometric,
-    RectangleNoise,
-    SuperpixelNoise,
-    Transformation,
-)
+from flowcore.augmentation import Colour, Crop, Geometric
+from flowcore.hallucination import Challenge, CopyPaste, RectangleNoise, SuperpixelNoise, Transformation
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import save_model
+from pipelines.collection import Collection
 from pipelines.feed import Plan, batches, hold_back, part_of
 from pipelines.labelling import LabellingOptions, write_labels
 from pipelines.pair_set import PairSet
+from pipelines.teachers import Teachers
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +34,8 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> PairSet:
     torch.manual_seed(0)
     save_model(folder / "teacher", RECIPES["smoke"].network.build(), {})
     write_labels(
-        str(folder / "videos"),
-        [str(folder / "teacher")],
+        Collection.find(str(folder / "videos")),
+        Teachers.fetched([str(folder / "teacher")]),
         str(folder / "labels"),
         ClipOptions(chunk_pairs=3),
         OcclusionCheck(),

@@ -20,6 +20,7 @@ from jobs import distill, finetune
 from jobs.command import run_training
 from pipelines import registry, tracking
 from pipelines.checkpoints import fetch_model, load_model
+from pipelines.collection import Collection
 from pipelines.feed import Plan, hold_back, part_of
 from pipelines.filters import PairFilter
 from pipelines.labelling import LabellingOptions, write_labels
@@ -28,6 +29,7 @@ from pipelines.ledger import VideoRecord, write_manifest
 from pipelines.pair_set import PairSet, SetDescription, describe_set
 from pipelines.shard_files import shard_name
 from pipelines.storage import Folder
+from pipelines.teachers import Teachers
 
 SCHEMA = pa.schema([*PAIR_SCHEMA, *LABEL_SCHEMA])
 QUALITY = ("occluded", "forward_backward", "photometric", "flow_p50", "flow_p99", "flow_max")
@@ -293,8 +295,8 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> PairSet:
         write_video(folder / "videos" / f"{seed}.mp4", render_scene(seed, SCENE).frames)
     options = LabellingOptions(row_group_pairs=2)
     check, clips = OcclusionCheck(), ClipOptions(chunk_pairs=3)
-    teachers = ["opencv:dis_medium"]
-    videos, location = str(folder / "videos"), str(folder / "labels")
+    teachers = Teachers.fetched(["opencv:dis_medium"])
+    videos, location = Collection.find(str(folder / "videos")), str(folder / "labels")
     write_labels(videos, teachers, location, clips, check, options, graph=BareGraph())
     return PairSet.open(str(folder / "labels"))
 

@@ -20,11 +20,13 @@ from flowcore.video import ClipOptions
 from jobs.command import run
 from jobs.gallery import Gallery, main
 from pipelines import tracking
+from pipelines.collection import Collection
 from pipelines.gallery import gallery_page
 from pipelines.grades import GalleryOptions, GradedSet, choose
 from pipelines.labelling import LabellingOptions, write_labels, write_pairs
 from pipelines.ledger import MANIFEST_FILE
 from pipelines.pair_set import PairSet
+from pipelines.teachers import Teachers
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -62,7 +64,8 @@ def sets(
     locations = str(folder / "one"), str(folder / "two")
     teachers = ["opencv:dis_ultrafast"], ["opencv:dis_ultrafast", "opencv:farneback"]
     for location, videos, labelling in zip(locations, collections, teachers, strict=True):
-        write_labels(str(videos), labelling, location, CLIPS, OcclusionCheck(), OPTIONS, run_id="abcd")
+        collection, fetched = Collection.find(str(videos)), Teachers.fetched(labelling)
+        write_labels(collection, fetched, location, CLIPS, OcclusionCheck(), OPTIONS, run_id="abcd")
     return locations
 
 
@@ -295,7 +298,7 @@ def test_what_is_no_finished_label_set_is_refused_with_a_remedy(
     (tmp_path / "unfinished" / MANIFEST_FILE).unlink()
     with pytest.raises(ValueError, match="isn't finished"):
         main(Gallery(labels=str(tmp_path / "unfinished"), output=output))
-    write_pairs(str(collections[1]), str(tmp_path / "frames"), CLIPS, OPTIONS)
+    write_pairs(Collection.find(str(collections[1])), str(tmp_path / "frames"), CLIPS, OPTIONS)
     with pytest.raises(ValueError, match="frame pairs without pseudo-labels"):
         main(Gallery(labels=sets[0], output=output, other=str(tmp_path / "frames")))
     # One teacher has no spread.

@@ -24,14 +24,21 @@ from flowcore.shapes import to_images
 from flowcore.video import ClipOptions
 from pipelines.checkpoints import fetch_model, model_digest
 from pipelines.cluster import labelling_room
-from pipelines.collection import find_videos, stamp_of
-from pipelines.labelling import LabellingOptions, labelling_status, write_labels, write_pairs
+from pipelines.collection import Collection, find_videos, stamp_of
+from pipelines.labelling import (
+    LabellingOptions,
+    LabellingSummary,
+    labelling_status,
+    write_labels,
+    write_pairs,
+)
 from pipelines.labelling_progress import LabellingProgress
 from pipelines.labelling_stages import Plan
 from pipelines.labels import decode_occlusion, decode_row
 from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE
 from pipelines.pair_set import DESCRIPTION_FILE, PairSet
 from pipelines.shards import RayGraph
+from pipelines.teachers import Teachers
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -62,6 +69,12 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def label(collection: Path, teacher: str, location: Path | str, **more: Any) -> LabellingSummary:
+    options = {"clips": CLIPS, "check": CHECK, "options": OPTIONS} | more
+    videos, teachers = Collection.find(str(collection)), Teachers.fetched([teacher])
+    return write_labels(videos, teachers, str(location), **options)
+
+
 @pytest.fixture(scope="module")
 def labels(
     tmp_path_factory: pytest.TempPathFactory,
@@ -70,7 +83,7 @@ def labels(
     ray_session: None,
 ) -> PairSet:
     location = tmp_path_factory.mktemp("labels") / "set"
-    write_labels(str(collection), [teacher[0]], str(location), CLIPS, CHECK, OPTIONS, run_id="abcd")
+    label(collection, teacher[0], location, run_id="abcd")
     return PairSet.open(str(location))
 
 
@@ -137,7 +150,7 @@ def test_row_groups_and_shards_have_the_sizes_that_were_asked_for(labels: PairSe
 def test_labels_dont_depend_on_the_order_or_on_who_reads_what(
     tmp_path: Path, labels: PairSet, collection: Path, teacher: tuple[str, FlowNetwork]
 ) -> None:
-    write_labels(str(collection), [teacher[0]], str(tmp_path), CLIPS, CHECK, OPTIONS, graph=BareGraph())
+    label(collection, teacher[0], tmp_path, graph=BareGraph())
     assert contents(tmp_path) == contents(labels.location)
 
 
@@ -155,7 +168,7 @@ def test_a_lost_shard_and_one_cut_short_come_back_the_same(
         (folders[name] / VIDEO_FILE).unlink()
     before = written(location)
     options = replace(OPTIONS, num_teachers=1)
-    summary = write_labels(str(collection), [teacher[0]], str(location), CLIPS, CHECK, options)
+    summary = label(collection, teacher[0], location, options=options)
     assert contents(location) == contents(labels.location)
     assert summary.new_pairs == 5 + 6
     assert {path for path, _ in before.items() - written(location).items()} == {short}
@@ -165,7 +178,7 @@ def test_a_lost_shard_and_one_cut_short_come_back_the_same(
 
 def test_a_rerun_touches_nothing(labels: PairSet, collection: Path, teacher: tuple[str, FlowNetwork]) -> None:
     before = written(labels.location)
-    summary = write_labels(str(collection), [teacher[0]], labels.location, CLIPS, CHECK, OPTIONS)
+    summary = label(collection, teacher[0], labels.location)
     assert (summary.new_pairs, summary.num_pairs) == (0, 22)
     assert written(labels.location) == before
     assert summary.metrics("labels")["labels/ledger/duplicate"] == 1
@@ -188,23 +201,23 @@ def test_other_options_never_mix_into_a_set(
     message: str,
 ) -> None:
     before = contents(labels.location)
-    arguments = {"clips": CLIPS, "check": CHECK, "options": OPTIONS} | change
     with pytest.raises(ValueError, match=message):
-        write_labels(str(collection), [teacher[0]], labels.location, **arguments)
+        label(collection, teacher[0], labels.location, **change)
     assert contents(labels.location) == before
 
 
 def test_another_teacher_never_mixes_into_a_set(tmp_path: Path, labels: PairSet, collection: Path) -> None:
     save_teacher(tmp_path / "other", 1)
     with pytest.raises(ValueError, match=r"teacher\.digest is \w+ there and \w+ here"):
-        write_labels(str(collection), [str(tmp_path / "other")], labels.location, CLIPS, CHECK, OPTIONS)
+        label(collection, str(tmp_path / "other"), labels.location)
     with pytest.raises(ValueError, match=r"teacher\.digest is \w+ there and None here"):
-        write_pairs(str(collection), labels.location, CLIPS, OPTIONS)
+        write_pairs(Collection.find(str(collection)), labels.location, CLIPS, OPTIONS)
 
 
 def test_frames_alone_have_the_same_pairs(tmp_path: Path, labels: PairSet, collection: Path) -> None:
     seen: list[LabellingProgress] = []
-    write_pairs(str(collection), str(tmp_path / "set"), CLIPS, OPTIONS, on_progress=seen.append)
+    videos = Collection.find(str(collection))
+    write_pairs(videos, str(tmp_path / "set"), CLIPS, OPTIONS, on_progress=seen.append)
     pairs = PairSet.open(str(tmp_path / "set"))
     assert pairs.kind == "frames"
     for file in pairs.files:
@@ -224,7 +237,7 @@ def test_frames_alone_have_the_same_pairs(tmp_path: Path, labels: PairSet, colle
 def test_two_makings_that_begin_at_once_stop_and_give_no_set(tmp_path: Path, is_whole: bool) -> None:
     """On object storage, which nobody locks; an unfinished video's files alone tell."""
     render(tmp_path / "videos" / "a.mp4", 0)
-    arguments = (str(tmp_path / "videos"), str(tmp_path / "set"), CLIPS)
+    arguments = (Collection.find(str(tmp_path / "videos")), str(tmp_path / "set"), CLIPS)
     write_pairs(*arguments, OPTIONS, graph=BareGraph())
     # As if the other run had described the folder before this one's first file was seen.
     write_pairs(arguments[0], str(tmp_path / "other"), replace(CLIPS, stride=2), OPTIONS, graph=BareGraph())
@@ -249,7 +262,8 @@ def test_the_driver_keeps_no_statistics_of_what_is_written(tmp_path: Path) -> No
 
     options = replace(OPTIONS, shard_pairs=1)
     clips = ClipOptions(chunk_pairs=1)
-    write_pairs(str(tmp_path / "videos"), str(tmp_path / "set"), clips, options, on_progress=count)
+    videos = Collection.find(str(tmp_path / "videos"))
+    write_pairs(videos, str(tmp_path / "set"), clips, options, on_progress=count)
     assert max(kept) < 20
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from flowcore.pseudolabels import PseudoLabels
 from flowcore.video import ClipOptions
+from pipelines.collection import Collection
 from pipelines.decoding import EncodedChunk
 from pipelines.labelling import LabellingOptions, LabellingStatus, labelling_status, write_pairs
 from pipelines.labelling_progress import LabellingProgress, read_progress, reported
@@ -35,7 +36,9 @@ def rendered(tmp_path: Path, *num_frames: int) -> tuple[str, str]:
 
 def killed(videos: str, location: str, most_shards: int) -> None:
     with pytest.raises(KeyboardInterrupt):
-        write_pairs(videos, location, CLIPS, OPTIONS, graph=BareGraph(most_shards=most_shards))
+        write_pairs(
+            Collection.find(videos), location, CLIPS, OPTIONS, graph=BareGraph(most_shards=most_shards)
+        )
 
 
 def test_before_labelling_has_begun_everything_is_left(tmp_path: Path) -> None:
@@ -64,7 +67,7 @@ def test_a_run_that_was_cut_off_leaves_how_far_it_was(tmp_path: Path) -> None:
     # The next run begins with what is known.
     seen: list[LabellingStatus] = []
     write_pairs(
-        videos,
+        Collection.find(videos),
         location,
         CLIPS,
         OPTIONS,
@@ -89,7 +92,7 @@ def test_the_expected_finish_is_at_the_speed_in_bytes_of_video(tmp_path: Path) -
 
 def test_a_video_that_comes_later_is_left(tmp_path: Path) -> None:
     videos, location = rendered(tmp_path, 3, 3)
-    write_pairs(videos, location, CLIPS, OPTIONS, graph=BareGraph())
+    write_pairs(Collection.find(videos), location, CLIPS, OPTIONS, graph=BareGraph())
     assert labelling_status(location).state == "finished"
     render(Path(videos) / "late.mp4", 9, 3)
     status = labelling_status(location)
@@ -108,7 +111,7 @@ def test_a_video_that_comes_while_a_run_is_unfinished_is_left(tmp_path: Path) ->
 def test_a_video_that_was_mended_or_changed_is_left_and_not_skipped(tmp_path: Path) -> None:
     videos, location = rendered(tmp_path, 4, 4)
     render(Path(videos) / "mended.mp4", 5, height=16, width=16)
-    write_pairs(videos, location, CLIPS, OPTIONS, graph=BareGraph())
+    write_pairs(Collection.find(videos), location, CLIPS, OPTIONS, graph=BareGraph())
     status = labelling_status(location)
     assert (status.finished, status.left, sum(status.skipped.values())) == (2, 0, 1)
     render(Path(videos) / "mended.mp4", 5)
@@ -119,9 +122,9 @@ def test_a_video_that_was_mended_or_changed_is_left_and_not_skipped(tmp_path: Pa
 
 def test_a_rerun_that_finds_nothing_to_do_keeps_the_speed_of_the_one_before(tmp_path: Path) -> None:
     videos, location = rendered(tmp_path, 4)
-    write_pairs(videos, location, CLIPS, OPTIONS, graph=BareGraph())
+    write_pairs(Collection.find(videos), location, CLIPS, OPTIONS, graph=BareGraph())
     before = labelling_status(location)
-    write_pairs(videos, location, CLIPS, OPTIONS, graph=BareGraph())
+    write_pairs(Collection.find(videos), location, CLIPS, OPTIONS, graph=BareGraph())
     after = labelling_status(location)
     assert before.pairs_per_second == after.pairs_per_second is not None
     assert before.last_written == after.last_written
@@ -129,7 +132,7 @@ def test_a_rerun_that_finds_nothing_to_do_keeps_the_speed_of_the_one_before(tmp_
 
 def test_a_set_without_a_manifest_is_unfinished(tmp_path: Path) -> None:
     videos, location = rendered(tmp_path, 4)
-    write_pairs(videos, location, CLIPS, OPTIONS, graph=BareGraph())
+    write_pairs(Collection.find(videos), location, CLIPS, OPTIONS, graph=BareGraph())
     (Path(location) / MANIFEST_FILE).unlink()
     assert labelling_status(location).state == "unfinished"
 

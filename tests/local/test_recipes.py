@@ -14,8 +14,9 @@ import ray.cloudpickle
 from bare_graph import BareGraph
 from mlflow.entities import Run
 
+from flowcore.augmentation import Crop
 from flowcore.formats import write_flow, write_image, write_mask
-from flowcore.hallucination import Challenge, Crop
+from flowcore.hallucination import Challenge
 from flowcore.networks import tiny
 from flowcore.objectives import StudentObjective
 from flowcore.pairs import Batch
@@ -25,6 +26,7 @@ from jobs.recipes import RECIPES
 from jobs.stages import LabelledStage
 from pipelines import registry, tracking
 from pipelines.checkpoints import fetch_model, load_model, save_model
+from pipelines.collection import Collection
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.pair_set import PairSet
 from pipelines.step import OptimiserStep, TrainingOptions
@@ -158,7 +160,7 @@ def test_a_recipe_learns_from_its_data_set_s_folder(name: str, tmp_path: Path) -
     _, stage = train_teacher.recipes()[name]
     videos, location = f"{prefix}{tmp_path / name}", str(tmp_path / "pairs")
     clips = replace(stage.clips, min_size=(56, 88))
-    write_pairs(videos, location, clips, LabellingOptions(), graph=BareGraph())
+    write_pairs(Collection.find(videos), location, clips, LabellingOptions(), graph=BareGraph())
     pairs = PairSet.open(location)
     assert pairs.index().num_rows == num_pairs
     # What a worker does with its first batch.

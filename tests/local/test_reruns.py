@@ -20,13 +20,14 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
 from pipelines.checkpoints import fetch_model, model_digest, save_model
-from pipelines.collection import find_videos, stamp_of
+from pipelines.collection import Collection, find_videos, stamp_of
 from pipelines.copies import possible_copies
 from pipelines.labelling import LabellingOptions, LabellingSummary, write_labels, write_pairs
 from pipelines.labelling_progress import LabellingProgress, read_progress
 from pipelines.ledger import LEDGER_FILE, MANIFEST_FILE, VIDEO_FILE, read_ledger
 from pipelines.messages import STAGES
 from pipelines.pair_set import PairSet
+from pipelines.teachers import Teachers
 
 CLIPS = ClipOptions(chunk_pairs=3)
 OPTIONS = LabellingOptions(shard_pairs=5, row_group_pairs=2)
@@ -36,7 +37,7 @@ def paired(
     videos: Path | str, location: Path | str, options: LabellingOptions = OPTIONS, **more: Any
 ) -> LabellingSummary:
     more = {"clips": CLIPS, "graph": BareGraph()} | more
-    return write_pairs(str(videos), str(location), options=options, **more)
+    return write_pairs(Collection.find(str(videos)), str(location), options=options, **more)
 
 
 def pair_ids(location: Path) -> list[str]:
@@ -276,9 +277,10 @@ def test_a_diverged_teacher_labels_nothing(tmp_path: Path) -> None:
 
 
 def labelled(videos: Path, teachers: list[Path], location: Path) -> LabellingSummary:
-    names = [str(teacher) for teacher in teachers]
+    collection = Collection.find(str(videos))
+    fetched = Teachers.fetched([str(teacher) for teacher in teachers])
     check = OcclusionCheck()
-    return write_labels(str(videos), names, str(location), CLIPS, check, OPTIONS, graph=BareGraph())
+    return write_labels(collection, fetched, str(location), CLIPS, check, OPTIONS, graph=BareGraph())
 
 
 def test_a_set_of_two_teachers_keeps_both_and_their_spread(tmp_path: Path) -> None:

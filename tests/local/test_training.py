@@ -18,7 +18,8 @@ from bare_graph import BareGraph
 from ray import cloudpickle
 from ray.train import WorkerGroupError
 
-from flowcore.hallucination import Challenge, ChannelPermutation, Crop
+from flowcore.augmentation import ChannelPermutation, Crop
+from flowcore.hallucination import Challenge
 from flowcore.networks import PWCNetConfig
 from flowcore.objectives import Estimator, Objective, Outcome, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
@@ -35,6 +36,7 @@ from pipelines.checkpoints import (
     load_training_state,
     save_model,
 )
+from pipelines.collection import Collection
 from pipelines.feed import Plan, hold_back
 from pipelines.held_back import HeldBack
 from pipelines.labelling import LabellingOptions, write_pairs
@@ -64,7 +66,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> PairSe
         scene = render_scene(seed, SceneOptions(height=64, width=80, num_frames=13))
         write_video(folder / "videos" / f"scene{seed}.mp4", scene.frames)
     write_pairs(
-        str(folder / "videos"),
+        Collection.find(str(folder / "videos")),
         str(folder / "set"),
         ClipOptions(size=(64, 80), chunk_pairs=4),
         LabellingOptions(),
@@ -312,7 +314,11 @@ def test_a_crop_is_tried_on_every_size_of_frame(ray_session: None, tmp_path: Pat
         scene = render_scene(seed, SceneOptions(height=height, width=80, num_frames=3))
         write_video(tmp_path / "videos" / f"scene{seed}.mp4", scene.frames)
     write_pairs(
-        str(tmp_path / "videos"), str(tmp_path / "set"), ClipOptions(), LabellingOptions(), graph=BareGraph()
+        Collection.find(str(tmp_path / "videos")),
+        str(tmp_path / "set"),
+        ClipOptions(),
+        LabellingOptions(),
+        graph=BareGraph(),
     )
     mixed = PairSet.open(str(tmp_path / "set"))
     places = one_of_each_size(mixed.index())

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowcore import networks
+from flowcore.losses import Photometric
 from flowcore.networks import AnyNetworkConfig, PWCNetConfig
 from flowcore.networks.correlation import cost_volume
-from flowcore.objectives import Photometric, StudentObjective, TeacherObjective
+from flowcore.objectives import StudentObjective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.photometric import census_distance

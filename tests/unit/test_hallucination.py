@@ -12,21 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skimage.segmentation import slic
 
+from flowcore.augmentation import ChannelPermutation, Colour, Crop, Flips, Geometric, affine, warped
 from flowcore.geometry import backward_warp, flip_left_right, flip_up_down
-from flowcore.hallucination import (
-    Challenge,
-    ChannelPermutation,
-    Colour,
-    CopyPaste,
-    Crop,
-    Flips,
-    Geometric,
-    RectangleNoise,
-    SuperpixelNoise,
-    Transformation,
-    affine,
-    warped,
-)
+from flowcore.hallucination import Challenge, CopyPaste, RectangleNoise, SuperpixelNoise, Transformation
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import FramePair
 from flowcore.scenes import SceneOptions, render_scene

@@ -10,16 +10,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowcore.geometry import backward_warp, flip_left_right, flip_up_down, in_frame
+from flowcore.losses import Photometric, Term
 from flowcore.networks import BidirectionalFlow, PWCNet, PWCNetConfig
 from flowcore.objectives import (
     Estimator,
     Objective,
     Outcome,
-    Photometric,
     StudentObjective,
     SupervisedObjective,
     TeacherObjective,
-    Term,
     validate_pair,
 )
 from flowcore.occlusion import OcclusionCheck

@@ -15,15 +15,9 @@ import torch.multiprocessing
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from flowcore.losses import Photometric
 from flowcore.networks import BidirectionalFlow, FlowNetwork, PWCNetConfig
-from flowcore.objectives import (
-    Estimator,
-    Objective,
-    Outcome,
-    Photometric,
-    SupervisedObjective,
-    TeacherObjective,
-)
+from flowcore.objectives import Estimator, Objective, Outcome, SupervisedObjective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
 from flowcore.scenes import SceneOptions, render_scene
