@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from cluster_settings import QUICK_TO_SEE
 from object_storage import Bucket
 from ray.cluster_utils import Cluster
 
@@ -122,7 +123,10 @@ Kill = Callable[[str], int]
 def cluster() -> Iterator[Cluster]:
     """A head that nothing but drivers fits, so that all work dies with the node. All tests share it: starting
     Ray takes seconds."""
-    ray = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    ray = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK_TO_SEE},
+    )
     yield ray
     ray.shutdown()
 
@@ -234,7 +238,7 @@ def test_killed_decoders_cost_no_pair_after_a_rerun(
     while driver.process.poll() is None:
         if killed < 3:
             killed += kill_workers("pipelines.decoding")
-        time.sleep(0.02)
+        time.sleep(0.05)
     # With too few videos left it fails; either way the ledger says to try again.
     assert killed >= 3
     outcomes = {entry["outcome"] for entry in json.loads((labels / "_ledger.json").read_text())}
@@ -252,7 +256,7 @@ def test_killed_workers_cost_no_pair(
     for title in ("Reader", "Reader", "Teacher", "Teacher)).submit"):
         while not kill_workers(title):
             assert driver.process.poll() is None, f"it ended before a {title} could be killed"
-            time.sleep(0.02)
+            time.sleep(0.1)
     # Once there is a file, whatever is at work, writers too.
     driver.wait_for_stop()
     kill_workers("MapBatches")

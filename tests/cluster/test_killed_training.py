@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import psutil
 import pytest
+from cluster_settings import QUICK_TO_SEE
 from mlflow.entities import Run
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
@@ -28,13 +29,6 @@ from pipelines.checkpoints import load_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
-
-QUICK_TO_SEE = {
-    "health_check_initial_delay_ms": 1000,
-    "health_check_period_ms": 500,
-    "health_check_failure_threshold": 4,
-}
-"""Settings of a Ray that sees within seconds that a node is gone, not within half a minute."""
 
 DRIVER = """
 import json, os, re, signal, sys, time
