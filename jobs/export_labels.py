@@ -10,12 +10,11 @@ makes chairs2 a label set again. If the job is killed, the same command again wr
 
 from dataclasses import dataclass, replace
 
-from tqdm import tqdm
-
 from jobs.command import run
 from pipelines.filters import PairFilter
 from pipelines.label_files import Layout, export_labels
 from pipelines.pair_set import PairSet
+from pipelines.progress import bar
 from pipelines.storage import absolute
 
 
@@ -42,11 +41,11 @@ def main(stage: ExportLabels) -> None:
     output = absolute(stage.output, "--output")
     where = None if stage.where is None else PairFilter(stage.where)
     pairs = replace(PairSet.open(absolute(stage.labels, "--labels")), where=where)
-    with tqdm(desc="export", unit="pair", dynamic_ncols=True) as bar:
+    with bar("export", "pair") as drawn:
 
         def draw(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            drawn.total = total
+            drawn.update(done - drawn.n)
 
         summary = export_labels(pairs, output, stage.layout, on_progress=draw)
     print(f"{summary.pairs} pairs in {output}, {summary.new_pairs} of them new")

@@ -11,7 +11,6 @@ from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from flowcore import datasets
 from flowcore.datasets import DataSet, Sample, Truth
@@ -29,6 +28,7 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.shapes import FlowArray, Frame, to_images
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
 from pipelines.cluster import evaluating_processes
+from pipelines.progress import bar
 from pipelines.storage import shared_folder
 
 DEFAULT_CHECK = OcclusionCheck()
@@ -144,10 +144,10 @@ def evaluate(
     """
     samples = datasets.find_samples(data_set.name, shared_folder(data_set.root, "--truth"))
     errors: dict[tuple[str, int], Errors] = {}
-    with tqdm(desc=f"evaluate {data_set.name}", total=len(samples), unit="pair", dynamic_ncols=True) as bar:
+    with bar(f"evaluate {data_set.name}", "pair", len(samples)) as drawn:
         for row in _rows(samples, estimators, check):
             errors[row["model"], row["sample"]] = _from_row(row)
-            bar.update(len(errors) // len(estimators) - bar.n)
+            drawn.update(len(errors) // len(estimators) - drawn.n)
     return {
         name: EvaluationResult(
             data_set=data_set.name,

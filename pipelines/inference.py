@@ -22,7 +22,6 @@ import torch
 from av.container import OutputContainer
 from pyarrow.fs import FileType, LocalFileSystem
 from torch import Tensor
-from tqdm import tqdm
 
 from flowcore.datasets import DataSet
 from flowcore.drawing import Picture, flow_colors
@@ -41,6 +40,7 @@ from pipelines.collection import (
     find_videos,
 )
 from pipelines.decoding import DecoderProcess, EncodedChunk
+from pipelines.progress import bar
 from pipelines.storage import Folder, absolute, join, patient, storage_of
 
 FILM_NAME = "flow.mp4"
@@ -91,11 +91,11 @@ def predict(
     is_counted = all(source.frames for source in folders)
     total = sum(len(source.frames) - 1 for source in folders) if is_counted else None
     results = []
-    with tqdm(desc="predict", total=total, unit="pair", dynamic_ncols=True) as bar:
+    with bar("predict", "pair", total) as drawn:
         for progress in _started(network, folders, options, on_cluster):
             latest = None
             for latest in progress:
-                bar.update(1 if latest.problem is None else 0)
+                drawn.update(1 if latest.problem is None else 0)
             assert latest is not None
             results.append(latest)
     return results

@@ -1,20 +1,76 @@
-"""How far is work that takes long? A bar on the driver's terminal.
+"""How far is work that takes long? A bar on the driver's terminal, lines in a log.
 
 Ray forwards what workers print only together with all their noise; here they report numbers to a small actor,
 and a thread of the driver draws them.
 """
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from pipelines.labelling_progress import LabellingProgress
 
 _SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Lines(tqdm):  # type: ignore[misc]
+    """A bar where nothing can be drawn over: a line as it begins, one now and then, and one as it ends."""
+
+    def __init__(self, *, seconds: float, **options: Any) -> None:
+        self._seconds = seconds
+        self._told = -seconds
+        super().__init__(**options)
+
+    def __str__(self) -> str:
+        facts = self.format_dict
+        done, total, elapsed = facts["n"], facts["total"], facts["elapsed"]
+        words = [f"{self.desc}: {done:.12g}"]
+        if total:
+            words.append(f"of {total:.12g} {self.unit}s, {done / total:.0%}")
+        else:
+            words.append(f"{self.unit}s")
+        words.append(f"in {self.format_interval(elapsed)}")
+        new = done - facts["initial"]
+        if total and new > 0 and done < total:
+            words.append(f"({self.format_interval(elapsed * (total - done) / new)} left)")
+        return " ".join(words) + (f", {self.postfix}" if self.postfix else "")
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        if msg is None and time.monotonic() - self._told >= self._seconds:
+            self._tell()
+        return False
+
+    def close(self) -> None:
+        if not self.disable:
+            self._tell()
+            self.leave = False
+        super().close()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        self.fp.write(f"{self}\n")
+        self.fp.flush()
+
+
+def bar(
+    description: str,
+    unit: str,
+    total: int | None = None,
+    *,
+    log: TextIO | None = None,
+    seconds: float = _SECONDS_BETWEEN_LINES,
+) -> Any:
+    """A bar of tqdm on stderr; where that is no terminal, or in `log`, a line every so many seconds."""
+    options: dict[str, Any] = {"desc": description, "unit": unit, "total": total}
+    if log is None and sys.stderr.isatty():
+        return tqdm(dynamic_ncols=True, **options)
+    return _Lines(seconds=seconds, file=log or sys.stderr, **options)
 
 
 class _Board:
@@ -50,7 +106,7 @@ def shown(description: str, total: int, unit: str) -> Iterator[Reporter]:
 
     board: Any = ray.remote(num_cpus=0)(_Board).remote()
     finished = threading.Event()
-    with tqdm(desc=description, total=total, unit=unit, dynamic_ncols=True) as bar:
+    with bar(description, unit, total) as drawn:
 
         def draw() -> None:
             try:
@@ -59,8 +115,8 @@ def shown(description: str, total: int, unit: str) -> Iterator[Reporter]:
                 # The board's node is gone: a bar that stands still mustn't end the work.
                 return
             # A worker that was started again reports less than the one before it.
-            bar.n = done
-            bar.set_postfix({name: f"{value:.3g}" for name, value in numbers.items()})
+            drawn.n = done
+            drawn.set_postfix({name: f"{value:.3g}" for name, value in numbers.items()})
 
         def watch() -> None:
             while not finished.wait(_SECONDS_BETWEEN_LOOKS):
@@ -101,16 +157,16 @@ class StageClock:
 @contextlib.contextmanager
 def video_bar(description: str) -> Iterator[Callable[[LabellingProgress], None]]:
     """A bar of the videos of a collection, for `on_progress` of `pipelines.labelling`."""
-    with tqdm(desc=description, unit="video", dynamic_ncols=True) as bar:
+    with bar(description, "video") as drawn:
 
         def draw(progress: LabellingProgress) -> None:
             # What an earlier run did says nothing of the speed.
-            bar.initial = progress.videos_before
-            bar.total, bar.n = progress.num_videos, round(progress.videos_done, 2)
+            drawn.initial = progress.videos_before
+            drawn.total, drawn.n = progress.num_videos, round(progress.videos_done, 2)
             shares = {stage: f"{share:.0%}" for stage, share in progress.stage_shares.items() if share}
             numbers = {"pairs": str(progress.new_pairs)}
             if progress.pairs_per_second is not None:
                 numbers["pairs_per_s"] = f"{progress.pairs_per_second:.1f}"
-            bar.set_postfix(**numbers, **shares)
+            drawn.set_postfix(**numbers, **shares)
 
         yield draw

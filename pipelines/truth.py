@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
-from tqdm import tqdm
 
 from flowcore.datasets import Sample, Truth, find_samples, load, samples_digest
 from flowcore.formats import FrameCodec
 from pipelines.labels import beside, encode_shard, pair_columns, pair_id, truth_columns
 from pipelines.ledger import MANIFEST_FILE, VideoRecord, write_manifest
 from pipelines.pair_set import PairSet, SetDescription, describe_set
+from pipelines.progress import bar
 from pipelines.shard_files import shard_at, shard_name
 from pipelines.storage import Folder, join
 
@@ -77,11 +77,11 @@ def in_parts(
     parts = [samples[at : at + _SHARD_PAIRS] for at in range(0, len(samples), _SHARD_PAIRS)]
     results = left = [task.remote(number, part) for number, part in enumerate(parts)]
     sizes = dict(zip(results, map(len, parts), strict=True))
-    with tqdm(desc=title, total=len(samples), unit="pair", dynamic_ncols=True) as bar:
+    with bar(title, "pair", len(samples)) as drawn:
         while left:
             done, left = ray.wait(left)
             ray.get(done)
-            bar.update(sum(sizes[each] for each in done))
+            drawn.update(sum(sizes[each] for each in done))
     return ray.get(results)
 
 
