@@ -1,30 +1,33 @@
 """What does one training step of a recipe cost: seconds here, floating-point operations, hours on a GPU?
 
 Seconds are CPU time, not the clock's, so that other processes on the machine hardly change them. Hours on a
-GPU are arithmetic: the operations, over the share of the GPU's peak that we assume a training reaches.
+GPU are arithmetic: the operations, over those that one step measured there did in a second.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.inputs import Lesson
+from benchmarks.inputs import Lesson, true_pair
+from flowcore import networks
+from flowcore.augmentation import Crop
 from flowcore.hallucination import Challenge
 from flowcore.networks import PWCNetConfig
-from flowcore.objectives import Objective
+from flowcore.objectives import Objective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
-from pipelines.step import OptimiserStep, TrainingOptions
+from flowcore.scenes import SceneOptions, render_scene
+from pipelines.step import OptimiserStep, Precision, TrainingOptions
 
-GPU = "NVIDIA A100"
-GPU_PEAK = 19.5e12
-"""Operations a second in FP32 without tensor cores, as the data sheet says."""
-UTILISATION = 0.2
-"""The share of the peak that we assume is reached."""
+GPU = "NVIDIA H200"
+MEASURED: dict[Precision, float] = {"float32": 0.0178, "bfloat16": 0.0138}
+"""Seconds there of a teacher's step: the full PWC-Net, 8 pairs of 256x384 px and 32 px around. Printed by
+`python -m benchmarks.speed.gpu --quick`, see docs/results/speed.md; bfloat16 is with channels last."""
 _TRANSFORMED = 5
 """Steps whose pairs are transformed, since chance decides what is done to each."""
 
@@ -51,11 +54,23 @@ class Stage:
     @property
     def gpu_seconds(self) -> float:
         """Of a step."""
-        return self.operations / (GPU_PEAK * UTILISATION)
+        return self.operations / gpu_rate(self.options.precision)
 
     @property
     def gpu_hours(self) -> float:
         return self.options.steps * self.gpu_seconds / 3600
+
+
+@cache
+def gpu_rate(precision: Precision) -> float:
+    """Operations a second on the GPU, those of the step that was measured there."""
+    config = networks.full()["pwcnet"]
+    assert isinstance(config, PWCNetConfig)
+    challenge = Challenge(crop=Crop(height=256, width=384), surroundings=32)
+    frames = true_pair(render_scene(0, SceneOptions(height=384, width=512, num_frames=2)))
+    options = TrainingOptions(steps=1, global_batch=8)
+    cost = training_cost(frames, config, challenge, options, TeacherObjective())
+    return cost.operations / MEASURED[precision]
 
 
 def training_cost(

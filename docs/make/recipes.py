@@ -12,7 +12,7 @@ import cv2
 import torch
 
 from benchmarks import report
-from benchmarks.cost import GPU, GPU_PEAK, UTILISATION, training_cost
+from benchmarks.cost import GPU, MEASURED, gpu_rate, training_cost
 from benchmarks.inputs import true_pair
 from flowcore.augmentation import Crop
 from flowcore.networks import PWCNetConfig
@@ -38,6 +38,7 @@ def main() -> None:
     print(report.head(["stage", *steps, *transforming]), flush=True)
     shares = []
     sums = []
+    rate = gpu_rate("float32")
     for name, (height, width) in FRAMES.items():
         recipe = RECIPES[name]
         assert isinstance(recipe.network, PWCNetConfig)
@@ -82,15 +83,16 @@ def main() -> None:
         gpu_total = sum(each.gpu_hours for each in stages.values())
         sums.append(
             f"- {name}: ({hours}) / 3600 = {total:.0f} hours here; ({gpu_hours}) / "
-            f"({GPU_PEAK / 1e12:g} TFLOP/s x {UTILISATION:.0%}) / 3600 = {gpu_total:.0f} hours on one {GPU}."
+            f"{rate / 1e12:.1f} TFLOP/s / 3600 = {gpu_total:.1f} hours on one {GPU}."
         )
     print("\n" + "\n".join(sums))
     print(
-        f"\n{GPU}: its published peak in FP32, {GPU_PEAK / 1e12:g} TFLOP/s, of which {UTILISATION:.0%} is an "
-        "assumption; nothing was run on one. Counted are convolutions, forward and backward, and by formula "
-        f"the cost volumes, up to {max(shares):.1%} of the whole; not counted are the census "
-        "distance, warping and whatever else works pixel by pixel and waits for memory. Left out are making "
-        "pairs and labels (once over the data), validation, and reading."
+        f"\n{GPU}: measured there is one step of 8 pairs of 256x384 px, {1e3 * MEASURED['float32']:.1f} ms "
+        f"in float32 ([speed](speed.md#on-a-gpu)), in which it did {rate / 1e12:.1f} TFLOP/s. The hours are "
+        "extrapolated from it; none of these recipes was run on one. With fewer cores than the last column "
+        "says, the GPU waits for superpixels. Counted are convolutions, forward and backward, and by formula "
+        f"the cost volumes, up to {max(shares):.1%} of the whole. Left out are making pairs and labels (once "
+        "over the data), validation, and reading."
     )
 
 

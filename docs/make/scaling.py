@@ -23,10 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import report
 from benchmarks.cost import (
     GPU,
-    GPU_PEAK,
-    UTILISATION,
     cost_volume_operations,
     cpu_seconds,
+    gpu_rate,
     training_cost,
 )
 from benchmarks.inputs import true_pair
@@ -54,6 +53,7 @@ GPU_PRICE, CORE_PRICE, STORE_PRICE = 3.0, 0.05, 23.0
 GPU_CORES, NODE_NETWORK = 16, 12.5e9
 """Cores beside each GPU; bytes a second of a node's network."""
 GPUS = (8, 64, 512)
+PRECISION = RECIPES["video"].teacher.precision
 _HEIGHT, _WIDTH = 384, 640
 _FRAMES = 33
 _FILES = 300
@@ -75,7 +75,7 @@ def per_pair() -> dict[str, float]:
 
         reading = cpu_seconds(read)
     # Labels of a trained network: what they take depends on what is in them.
-    network, _ = load_model(PROJECT_FOLDER / "docs/results/real-pixels/student")
+    network, _ = load_model(PROJECT_FOLDER / "docs/results/minutes/network")
     some = scene.frames[: LabellingOptions().row_group_pairs + 1]
     labels = pseudo_labels([network.eval()], to_images(some), OcclusionCheck())
     flows = label_columns(labels, "a teacher").select(["flow_fw", "flow_bw", "occ_fw", "occ_bw"])
@@ -159,7 +159,7 @@ def stages(pair: dict[str, float]) -> str:
         ("label: write", pairs, 0.0, pair["writing"]),
         ("train the student", distilled, pair["student"], pair["feeding"]),
     ):
-        hours, cores = count * operations / (GPU_PEAK * UTILISATION) / 3600, count * core / 3600
+        hours, cores = count * operations / gpu_rate(PRECISION) / 3600, count * core / 3600
         # Cores beside a GPU come with it.
         cost = hours * GPU_PRICE + (0.0 if operations else cores * CORE_PRICE)
         rows.append((title, f"{count:.2g}", f"{hours:.2g}", f"{cores:.2g}", f"{cost:.2g} $"))
@@ -199,7 +199,7 @@ def student(pair: dict[str, float], global_batch: int) -> str:
     rows = []
     for count in (1, *GPUS):
         # As many pairs for each GPU as the recipe has in all; the gradient goes once around the ring.
-        step = global_batch * pair["student"] / (GPU_PEAK * UTILISATION)
+        step = global_batch * pair["student"] / gpu_rate(PRECISION)
         sending = 2 * pair["weights"] * (count - 1) / count / NODE_NETWORK
         rate = count * global_batch / (step + sending)
         size = pair["frame bytes"] + pair["label bytes"]
@@ -222,7 +222,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     pair, driver = per_pair(), driver_seconds()
-    gpu, student_gpu = (pair[name] / (GPU_PEAK * UTILISATION) for name in ("teacher", "student"))
+    gpu, student_gpu = (pair[name] / gpu_rate(PRECISION) for name in ("teacher", "student"))
+    rate = gpu_rate(PRECISION) / 1e12
     weights, many = pair["weights"] / 4e6, GPUS[-1]
     shard, global_batch = LabellingOptions().shard_pairs, RECIPES["video"].student.global_batch
     costs = [
@@ -238,9 +239,10 @@ def main() -> None:
     print(
         f"""# A million hours of video, on paper
 
-Printed by `python -m docs.make.scaling`. Nothing of it ran on a GPU or at this scale: what a pair costs is
-measured on one core, for rendered videos of {_HEIGHT}x{_WIDTH} px and the networks of the recipe `video`, and
-multiplied.
+Printed by `python -m docs.make.scaling`. Nothing of it ran at this scale. Measured are what a pair costs
+one core, for rendered videos of {_HEIGHT}x{_WIDTH} px and the network of the recipe `video`, and one training
+step on an {GPU} ([speed](../results/speed.md#on-a-gpu)). All else is multiplied from these, the
+teacher's labels too.
 
 {table(["a pair", "costs"], costs)}
 
@@ -279,7 +281,7 @@ Every pair, by GPUs:
 Assumed:
 
 - {HOURS:.0e} hours of {FRAME_RATE} frames and {VIDEO_BITS / 1e6:g} Mbit a second;
-- {GPU} at {UTILISATION:.0%} of {GPU_PEAK / 1e12:g} TFLOP/s;
+- {GPU} at {rate:.0f} TFLOP/s in {PRECISION}, as in the step that was measured;
 - {GPU_CORES} cores and {NODE_NETWORK / 1e9:g} GB/s of network beside each GPU;
 - {GPU_PRICE:g} $ for an hour of a GPU with its cores, {CORE_PRICE:g} $ for one of a further core;
 - {STORE_PRICE:g} $ for a TB a month.
