@@ -21,9 +21,9 @@ from pipelines.storage import join
 
 def train_teacher(stage: TrainTeacher, recipe: str) -> str:
     """Runs the stage; returns the registered teacher's URI."""
-    collection = Collection.find(stage.videos)
     start = stage.starting_point()
     start.require(stage.network)
+    collection = Collection.find(stage.videos)
     connect()
     # Imported now, because it takes seconds: what is wrong above is told before.
     from pipelines.lineage import lineage

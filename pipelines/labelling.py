@@ -22,7 +22,7 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.video import SAMPLER_VERSION, ClipOptions
 from pipelines.collection import Collection, Stamp, VideoSource, find_videos, stamp_of
 from pipelines.labelling_progress import LabellingProgress, OnProgress, read_progress, reported
-from pipelines.labelling_stages import Graph, Plan
+from pipelines.labelling_stages import Graph, Plan, arithmetic
 from pipelines.ledger import (
     MANIFEST_FILE,
     VideoRecord,
@@ -272,6 +272,7 @@ def write_pairs(
         kind="frames", made_of=_made_of(codec, clips, options), provenance={"videos": collection.place}
     )
     plan = _plan(location, description, codec, clips, options, Teachers(), OcclusionCheck())
+    graph = graph or _on_ray(options)
     return _write_set(collection, description, plan, Teachers(), options, on_progress, graph)
 
 
@@ -299,6 +300,7 @@ def write_labels(
     three teachers' student had 1.11 px where this rule gives 1.07 (the ablation's scenes, seed 1): a check
     that flags many visible pixels flags more of them the more often it is asked.
     """
+    graph = graph or _on_ray(options)
     codec = options.codec_for(collection.place)
     run = {} if run_id is None else {"run_id": run_id}
     description = SetDescription(
@@ -307,6 +309,7 @@ def write_labels(
             **_made_of(codec, clips, options),
             "teacher": teachers.identity,
             "check": dataclasses.asdict(check),
+            "arithmetic": arithmetic(graph.device),
         },
         provenance={"videos": collection.place, **run, **teachers.provenance},
         num_teachers=len(teachers.uris),
@@ -361,9 +364,8 @@ def _write_set(
     teachers: Teachers,
     options: LabellingOptions,
     on_progress: OnProgress | None,
-    graph: Graph | None,
+    graph: Graph,
 ) -> LabellingSummary:
-    graph = graph or _on_ray(options)
     location = plan.location
     stamps = _stamps(collection.videos)
     with _alone_in(location):

@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -79,8 +79,22 @@ class Plan:
         return self.shard_pairs * height * width * _PIXEL_BYTES[self.codec.kind]
 
 
+Device = Literal["cpu", "cuda"]
+
+
+def arithmetic(device: Device) -> dict[str, str]:
+    """What a set says of how its flow was computed. Labels of a CPU and of a GPU, which multiplies with TF32
+    as torch has it by default, differ by up to a hundredth of a pixel, so they are never of one set."""
+    return {"device": device, "precision": "float32" if device == "cpu" else "tf32"}
+
+
 class Graph(Protocol):
     """What runs the stages."""
+
+    @property
+    def device(self) -> Device:
+        """What teachers compute on."""
+        ...
 
     @property
     def processes(self) -> Mapping[str, int]:

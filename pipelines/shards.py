@@ -19,7 +19,7 @@ from pipelines.cluster import (
     resources,
 )
 from pipelines.collection import Stamp, VideoSource
-from pipelines.labelling_stages import Plan, Reader, Teacher, Writer, group_tables
+from pipelines.labelling_stages import Device, Plan, Reader, Teacher, Writer, group_tables
 from pipelines.messages import Message, messages
 
 _MOST_TASKS = 1000
@@ -34,6 +34,11 @@ class RayGraph:
         self._num_teachers = num_teachers
         self._accelerator = accelerator
         self._room: LabellingRoom | None = None
+
+    @property
+    def device(self) -> Device:
+        """What teachers compute on, in the cluster as it is now."""
+        return "cuda" if self._room_now(has_teachers=True).gpus else "cpu"
 
     @property
     def processes(self) -> dict[str, int]:
@@ -52,12 +57,7 @@ class RayGraph:
         self, sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: Plan
     ) -> ray.data.Dataset:
         """What will write what is missing of these videos, and give messages, when its rows are asked for."""
-        self._room = room = labelling_room(
-            resources(),
-            has_teachers=bool(plan.teachers),
-            num_teachers=self._num_teachers,
-            accelerator=self._accelerator,
-        )
+        self._room = room = self._room_now(has_teachers=bool(plan.teachers))
         tables = group_tables(sources, stamps, _MOST_TASKS)
         data: ray.data.Dataset = ray.data.from_arrow(tables)
         context = data.context
@@ -83,6 +83,14 @@ class RayGraph:
                 **{**settings, "batch_size": 1},
             )
         return data.map_batches(Writer(plan), compute=_tasks(room.writers), num_cpus=WRITE_CPUS, **settings)
+
+    def _room_now(self, *, has_teachers: bool) -> LabellingRoom:
+        return labelling_room(
+            resources(),
+            has_teachers=has_teachers,
+            num_teachers=self._num_teachers,
+            accelerator=self._accelerator,
+        )
 
 
 def _tasks(most: int) -> ray.data.TaskPoolStrategy:

@@ -69,6 +69,12 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class OnGpu(BareGraph):
+    """Refused before it would compute anything."""
+
+    device = "cuda"
+
+
 def label(collection: Path, teacher: str, location: Path | str, **more: Any) -> LabellingSummary:
     options = {"clips": CLIPS, "check": CHECK, "options": OPTIONS} | more
     videos, teachers = Collection.find(str(collection)), Teachers.fetched([teacher])
@@ -191,6 +197,7 @@ def test_a_rerun_touches_nothing(labels: PairSet, collection: Path, teacher: tup
         ({"options": replace(OPTIONS, shard_pairs=6)}, "shard_pairs is 5 there and 6 here"),
         ({"clips": replace(CLIPS, stride=2)}, r"clips\.stride is 1 there and 2 here"),
         ({"check": OcclusionCheck(alpha2=1.0)}, r"check\.alpha2 is 0\.5 there and 1\.0 here"),
+        ({"graph": OnGpu()}, r"arithmetic\.device is cpu there and cuda here"),
     ],
 )
 def test_other_options_never_mix_into_a_set(
