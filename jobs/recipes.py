@@ -193,8 +193,8 @@ RECIPES: dict[str, Recipe] = {
         student_objective=StudentObjective(view="confidence", photometric=_FOUR_LEVELS),
     ),
     "chairs": Recipe(
-        description="Flying Chairs without its truth, where sintel and kitti start. A GPU and 8 cores; about "
-        "25 hours on an A100, estimated. We quote no score.",
+        description="Flying Chairs without its truth, where sintel and kitti start. A GPU and 24 cores; "
+        "about 2 hours on an H200, extrapolated. We quote no score.",
         # Here and below: a data set's sequences are of one shot each, and the papers leave no pair out.
         clips=EVERY_PAIR,
         networks=networks.full(),
@@ -208,8 +208,8 @@ RECIPES: dict[str, Recipe] = {
         finetune=_FINETUNE,
     ),
     "sintel": Recipe(
-        description="MPI-Sintel, from the chairs teacher (--init). A GPU and 8 cores; about 50 hours on an "
-        "A100, estimated. DDFlow's paper: EPE 2.92 on clean, 3.98 on final.",
+        description="MPI-Sintel, from the chairs teacher (--init). A GPU and 16 cores; about 5 hours on an "
+        "H200, extrapolated. DDFlow's paper: EPE 2.92 on clean, 3.98 on final.",
         clips=EVERY_PAIR,
         networks=networks.full(),
         augmentation=Challenge(crop=Crop(height=384, width=832), surroundings=64),
@@ -226,8 +226,8 @@ RECIPES: dict[str, Recipe] = {
         finetune=_FINETUNE,
     ),
     "kitti": Recipe(
-        description="KITTI multi-view, from the chairs teacher (--init). A GPU and 8 cores; about 50 hours on"
-        " an A100, estimated. DDFlow's paper: EPE 2.35 on 2012, 5.72 on 2015.",
+        description="KITTI multi-view, from the chairs teacher (--init). A GPU and 16 cores; about 5 hours on"
+        " an H200, extrapolated. DDFlow's paper: EPE 2.35 on 2012, 5.72 on 2015.",
         clips=EVERY_PAIR,
         networks=networks.full(),
         augmentation=Challenge(crop=Crop(height=320, width=896), surroundings=64),

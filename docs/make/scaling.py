@@ -159,7 +159,8 @@ def stages(pair: dict[str, float]) -> str:
         ("label: write", pairs, 0.0, pair["writing"]),
         ("train the student", distilled, pair["student"], pair["feeding"]),
     ):
-        hours, cores = count * operations / gpu_rate(PRECISION) / 3600, count * core / 3600
+        rate = gpu_rate("float32" if title.startswith("label") else PRECISION)
+        hours, cores = count * operations / rate / 3600, count * core / 3600
         # Cores beside a GPU come with it.
         cost = hours * GPU_PRICE + (0.0 if operations else cores * CORE_PRICE)
         rows.append((title, f"{count:.2g}", f"{hours:.2g}", f"{cores:.2g}", f"{cost:.2g} $"))
@@ -222,8 +223,9 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     pair, driver = per_pair(), driver_seconds()
-    gpu, student_gpu = (pair[name] / gpu_rate(PRECISION) for name in ("teacher", "student"))
-    rate = gpu_rate(PRECISION) / 1e12
+    # Labels are made in float32.
+    gpu, student_gpu = pair["teacher"] / gpu_rate("float32"), pair["student"] / gpu_rate(PRECISION)
+    rates = [gpu_rate(each) / 1e12 for each in (PRECISION, "float32")]
     weights, many = pair["weights"] / 4e6, GPUS[-1]
     shard, global_batch = LabellingOptions().shard_pairs, RECIPES["video"].student.global_batch
     costs = [
@@ -281,7 +283,8 @@ Every pair, by GPUs:
 Assumed:
 
 - {HOURS:.0e} hours of {FRAME_RATE} frames and {VIDEO_BITS / 1e6:g} Mbit a second;
-- {GPU} at {rate:.0f} TFLOP/s in {PRECISION}, as in the step that was measured;
+- {GPU} at {rates[0]:.0f} TFLOP/s in {PRECISION} for training and {rates[1]:.0f} in float32 for labels, as in
+  the step that was measured;
 - {GPU_CORES} cores and {NODE_NETWORK / 1e9:g} GB/s of network beside each GPU;
 - {GPU_PRICE:g} $ for an hour of a GPU with its cores, {CORE_PRICE:g} $ for one of a further core;
 - {STORE_PRICE:g} $ for a TB a month.
