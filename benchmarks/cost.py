@@ -22,7 +22,8 @@ from flowcore.objectives import Objective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
 from flowcore.scenes import SceneOptions, render_scene
-from pipelines.step import OptimiserStep, Precision, TrainingOptions
+from pipelines.step import OptimiserStep
+from pipelines.training_options import Precision, TrainingOptions
 
 GPU = "NVIDIA H200"
 MEASURED: dict[Precision, float] = {"float32": 0.0178, "bfloat16": 0.0138}

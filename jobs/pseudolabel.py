@@ -21,7 +21,8 @@ from jobs.report import example_picture, status_text, summary_text
 from jobs.stages import Pseudolabel
 from pipelines.cluster import connect
 from pipelines.collection import Collection, absolute_collection
-from pipelines.labelling import LabellingSummary, labelling_status, write_labels
+from pipelines.labelling import LabellingSummary, write_labels
+from pipelines.labelling_status import labelling_status
 from pipelines.pair_set import PairSet
 from pipelines.storage import absolute
 

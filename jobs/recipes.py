@@ -31,7 +31,7 @@ from flowcore.objectives import StudentObjective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.video import EVERY_PAIR, ClipOptions
 from jobs.options import REQUIRED
-from pipelines.step import TrainingOptions
+from pipelines.training_options import TrainingOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@ from collections import Counter
 from datetime import datetime, timedelta
 
 from flowcore.drawing import Picture, Prediction, comparison_panel
-from pipelines.labelling import LabellingStatus, LabellingSummary
+from pipelines.labelling import LabellingSummary
+from pipelines.labelling_status import LabellingStatus
 from pipelines.labels import decode_occlusion
 from pipelines.ledger import LEDGER_FILE
 from pipelines.pair_set import PairSet

@@ -20,9 +20,9 @@ from pipelines.filters import PairFilter
 from pipelines.labelling import LabellingOptions
 from pipelines.labels import DEFAULT_MAX_SPREAD
 from pipelines.pair_set import PairSet
-from pipelines.step import TrainingOptions
 from pipelines.storage import absolute, shared_folder
 from pipelines.teachers import Teachers
+from pipelines.training_options import TrainingOptions
 
 if TYPE_CHECKING:
     from pipelines.lineage import StageRun

@@ -304,9 +304,6 @@ def labelling_room(
     )
 
 
-_RESIZE_SECONDS = 60.0
-"""Seconds between two looks whether the cluster has room for more workers. Each worker that joins costs the
-steps since the last checkpoint."""
 _ELASTIC_CPUS = 2
 """CPUs of a worker without a GPU where the number of workers follows the cluster. They include those of its
 reading tasks, which ask for none: the workers would take every CPU, and the tasks would wait for ever."""
@@ -320,6 +317,8 @@ class TrainingRoom:
     workers: int
     min_workers: int | None
     uses_gpus: bool
+    resize_seconds: float
+    """Seconds between two looks whether the cluster has room for more workers."""
 
     @property
     def scaling(self) -> "ray.train.ScalingConfig":
@@ -333,7 +332,7 @@ class TrainingRoom:
             num_workers=(self.min_workers, self.workers),
             use_gpu=self.uses_gpus,
             resources_per_worker=None if self.uses_gpus else {"CPU": _ELASTIC_CPUS},
-            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
+            elastic_resize_monitor_interval_s=self.resize_seconds,
         )
 
     @property
@@ -354,7 +353,12 @@ class TrainingRoom:
 
 
 def training_room(
-    have: Mapping[str, float], *, workers: int, min_workers: int | None, accelerator: Accelerator
+    have: Mapping[str, float],
+    *,
+    workers: int,
+    min_workers: int | None,
+    accelerator: Accelerator,
+    resize_seconds: float,
 ) -> TrainingRoom:
     """The room for a training in a cluster that has these resources now.
 
@@ -368,7 +372,9 @@ def training_room(
                 f"{least} workers need {least} GPUs; this cluster has {gpus:g}. Choose "
                 "fewer workers, add nodes, or set accelerator to gpu to wait for an autoscaler"
             )
-        return TrainingRoom(workers=workers, min_workers=min_workers, uses_gpus=True)
+        return TrainingRoom(
+            workers=workers, min_workers=min_workers, uses_gpus=True, resize_seconds=resize_seconds
+        )
     needed = least + 1 if min_workers is None else least * _ELASTIC_CPUS
     # With no CPU at all, an autoscaler has yet to start the first node.
     if 0 < cpus < needed:
@@ -376,7 +382,9 @@ def training_room(
             f"{least} workers and the tasks that feed them need {needed:g} CPUs; this "
             f"cluster has {cpus:g}. Start Ray with more (logical) CPUs, or choose fewer workers"
         )
-    return TrainingRoom(workers=workers, min_workers=min_workers, uses_gpus=False)
+    return TrainingRoom(
+        workers=workers, min_workers=min_workers, uses_gpus=False, resize_seconds=resize_seconds
+    )
 
 
 def predicting_room() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote, urlsplit
 from pyarrow.fs import FileInfo, FileType
 
 from flowcore.datasets import SEQUENCES, DataSet, find_sequences
-from pipelines.storage import Folder, absolute, patient, refuse_secrets, split, storage_of
+from pipelines.storage import Folder, absolute, concurrently, patient, refuse_secrets, split, storage_of
 
 # fmt: off
 VIDEO_EXTENSIONS = frozenset({
@@ -143,6 +143,11 @@ def stamp_of(source: VideoSource) -> Stamp:
         return source.listed
     filesystem, path = storage_of(source.uri)
     return Stamp.of(filesystem.get_file_info([f"{path}/{name}" for name in source.frames] or [path]))
+
+
+def stamps_of(sources: Sequence[VideoSource]) -> dict[str, Stamp]:
+    """The stamps of videos by name, asked for concurrently."""
+    return dict(zip((source.name for source in sources), concurrently(stamp_of, sources), strict=True))
 
 
 def _lines(list_file: str) -> list[str]:

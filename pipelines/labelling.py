@@ -6,9 +6,8 @@ The work is that of `pipelines.labelling_stages`; here is what a run is asked fo
 import dataclasses
 import fcntl
 import os
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,20 +19,16 @@ from flowcore.datasets import DataSet
 from flowcore.formats import FrameCodec
 from flowcore.occlusion import OcclusionCheck
 from flowcore.video import SAMPLER_VERSION, ClipOptions
-from pipelines.collection import Collection, Stamp, VideoSource, find_videos, stamp_of
-from pipelines.labelling_progress import LabellingProgress, OnProgress, read_progress, reported
+from pipelines.collection import Collection, stamps_of
+from pipelines.labelling_progress import OnProgress, read_progress, reported
 from pipelines.labelling_stages import Graph, Plan, arithmetic
 from pipelines.ledger import (
-    MANIFEST_FILE,
     VideoRecord,
-    read_ledger,
-    read_manifest,
-    short_reason,
     with_less,
     with_pairs,
 )
-from pipelines.pair_set import SetDescription, describe_set, description_at
-from pipelines.storage import Folder, concurrently, storage_of
+from pipelines.pair_set import SetDescription, describe_set
+from pipelines.storage import Folder, storage_of
 from pipelines.tally import Tally
 from pipelines.teachers import Teachers
 
@@ -161,98 +156,6 @@ class LabellingSummary:
         return {f"{prefix}/{name}": float(value) for name, value in values.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class LabellingStatus:
-    """How far the labelling of a collection into a folder is, as its runs have told."""
-
-    state: Literal["not begun", "unfinished", "finished"]
-    videos: int
-    """In the collection now."""
-    finished: int
-    """Of them, those that gave pairs and need no more work."""
-    skipped: Mapping[str, int]
-    """Of them, those that gave no pair, by reason."""
-    pairs: int
-    """In the folder."""
-    pairs_per_second: float | None
-    """Of the last run that made pairs; None before there was one."""
-    seconds_left: float | None
-    """At that run's speed; None where that can't be told."""
-    last_written: float | None
-    """When the newest shard was written, in seconds since 1970; None without a shard."""
-    is_running: bool
-    """Whether a run has told something within the last minute and hasn't ended."""
-    last_report: float | None
-    """When a run has told last how far it is, in seconds since 1970; None before the first."""
-    failure: str
-    """Why the last run failed; empty if it didn't."""
-
-    @property
-    def left(self) -> int:
-        """Videos that a run of the same command has yet to look at, or is looking at."""
-        return self.videos - self.finished - sum(self.skipped.values())
-
-
-def labelling_status(location: str, videos: str | None = None) -> LabellingStatus:
-    """How far a folder is, without Ray and without a trace: what the last run has told, against the
-    collection as it is now.
-
-    videos: the collection; None for that of the folder's description, of which ValueError if there is none.
-    FileNotFoundError where the collection has no video. Until a run has ended well, a video that has changed
-    since it was labelled counts as before.
-    """
-    folder = Folder(location)
-    description = description_at(folder)
-    if videos is None:
-        if description is None or "videos" not in description.provenance:
-            raise ValueError(
-                f"{location} names no collection: its labels came as files, or nothing was labelled there "
-                "yet; add --videos"
-            )
-        videos = description.provenance["videos"]
-    stamps = _stamps(find_videos(videos))
-    progress = read_progress(location) or LabellingProgress()
-    finished, skipped, pairs = progress.finished, dict(progress.skipped), progress.pairs
-    bytes_done = progress.bytes_done
-    has_ended = progress.state == "finished" and folder.size(MANIFEST_FILE) is not None
-    if has_ended:
-        labelled = read_manifest(location)
-        pairs = sum(record.pairs for record in labelled)
-        current = _current([*labelled, *read_ledger(location)], stamps)
-        finished = sum(record.pairs > 0 for record in current)
-        skipped = dict(Counter(short_reason(record) for record in current if record.pairs == 0))
-        bytes_done = sum(stamps[record.video].size for record in current)
-    left = max(0, len(stamps) - finished - sum(skipped.values()))
-    seconds_left = None if left else 0.0
-    if left and progress.bytes_per_second:
-        bytes_left = sum(stamp.size for stamp in stamps.values()) - bytes_done
-        seconds_left = max(0.0, bytes_left) / progress.bytes_per_second
-    state: Literal["not begun", "unfinished", "finished"] = "unfinished"
-    if description is None:
-        state = "not begun"
-    elif has_ended and not left:
-        state = "finished"
-    return LabellingStatus(
-        state=state,
-        videos=len(stamps),
-        finished=finished,
-        skipped=skipped,
-        pairs=pairs,
-        pairs_per_second=progress.pairs_per_second,
-        seconds_left=seconds_left,
-        last_written=progress.last_shard,
-        is_running=progress.is_running(time.time()),
-        last_report=progress.reported or None,
-        failure=progress.failure,
-    )
-
-
-def _current(records: Sequence[VideoRecord], stamps: Mapping[str, Stamp]) -> list[VideoRecord]:
-    """One record a video, of those that tell of the content that the collection has now."""
-    by_video = {record.video: record for record in records if record.video in stamps}
-    return [record for video, record in by_video.items() if record.stamp == stamps[video].text]
-
-
 def write_pairs(
     collection: Collection,
     location: str,
@@ -367,7 +270,7 @@ def _write_set(
     graph: Graph,
 ) -> LabellingSummary:
     location = plan.location
-    stamps = _stamps(collection.videos)
+    stamps = stamps_of(collection.videos)
     with _alone_in(location):
         describe_set(location, description)
         Folder(location).sweep()
@@ -420,8 +323,3 @@ def _alone_in(location: str) -> Iterator[None]:
                 f"another run writes into {location}; wait for it or give another folder"
             ) from error
         yield
-
-
-def _stamps(sources: Sequence[VideoSource]) -> dict[str, Stamp]:
-    """By name."""
-    return dict(zip((source.name for source in sources), concurrently(stamp_of, sources), strict=True))

@@ -24,8 +24,8 @@ from pipelines.cluster import TrainingRoom, resources, training_room
 from pipelines.feed import hold_back
 from pipelines.held_back import SCORE, HeldBack, Validation
 from pipelines.pair_set import PairSet, one_of_each_size
-from pipelines.step import TrainingOptions
 from pipelines.storage import Folder, join
+from pipelines.training_options import TrainingOptions
 from pipelines.validation import Judge, TrainingStopped, score_of
 
 
@@ -116,7 +116,11 @@ def train(
     _require_fitting_crops(start.network, sources, indices)
     have = resources()
     room = training_room(
-        have, workers=options.workers, min_workers=options.min_workers, accelerator=options.accelerator
+        have,
+        workers=options.workers,
+        min_workers=options.min_workers,
+        accelerator=options.accelerator,
+        resize_seconds=options.resize_seconds,
     )
     validation = Validation(
         held_back=_held_back(judge, sources[0].pairs, indices[0], options, run.stage),

@@ -33,8 +33,9 @@ from pipelines.checkpoints import (
 )
 from pipelines.feed import Plan, batches, hold_back, part_of
 from pipelines.held_back import SCORE, Validation
-from pipelines.step import OptimiserStep, Taken, TrainingOptions
+from pipelines.step import OptimiserStep, Taken
 from pipelines.storage import patient
+from pipelines.training_options import TrainingOptions
 from pipelines.validation import Judge, Judging, TrainingStopped
 
 if TYPE_CHECKING:

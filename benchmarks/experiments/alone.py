@@ -24,7 +24,8 @@ from flowcore.pseudolabels import pseudo_labels
 from flowcore.scenes import Scene, SceneOptions, render_scene
 from flowcore.shapes import Mask, to_images
 from pipelines.held_back import REFEREE
-from pipelines.step import OptimiserStep, TrainingOptions
+from pipelines.step import OptimiserStep
+from pipelines.training_options import TrainingOptions
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TEST_PAIRS = 3

@@ -26,8 +26,8 @@ from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, finetune, pseudolabel, train_teacher
 from pipelines.checkpoints import fetch_model
 from pipelines.ledger import MANIFEST_FILE
-from pipelines.step import TrainingOptions
 from pipelines.storage import PROJECT_FOLDER, write_whole
+from pipelines.training_options import TrainingOptions
 from pipelines.validation import TrainingStopped
 
 RESULTS = PROJECT_FOLDER / "docs" / "results"

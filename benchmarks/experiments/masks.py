@@ -41,8 +41,9 @@ from flowcore.objectives import Estimator, Objective, Outcome, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
 from flowcore.shapes import to_images
-from pipelines.step import OptimiserStep, TrainingOptions
+from pipelines.step import OptimiserStep
 from pipelines.storage import write_whole
+from pipelines.training_options import TrainingOptions
 
 RECORDS = RESULTS / "masks"
 MASKS = {

@@ -35,8 +35,8 @@ from jobs.recipes import RECIPES
 from pipelines.checkpoints import fetch_model, load_model, save_model
 from pipelines.cluster import connect
 from pipelines.held_back import REFEREE
-from pipelines.step import TrainingOptions
 from pipelines.storage import PROJECT_FOLDER
+from pipelines.training_options import TrainingOptions
 from pipelines.worker import KEPT_FOLDER
 
 RESULTS = PROJECT_FOLDER / "docs" / "results" / "minutes"

@@ -26,7 +26,8 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.photometric import census_distance
 from flowcore.pseudolabels import pseudo_labels
-from pipelines.step import OptimiserStep, Precision, TrainingOptions
+from pipelines.step import OptimiserStep
+from pipelines.training_options import Precision, TrainingOptions
 
 _WARM, _TIMED = 6, 20
 _BATCHES = 4

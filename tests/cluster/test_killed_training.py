@@ -36,7 +36,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from flowcore.objectives import TeacherObjective
 from jobs.train_teacher import recipes, train_teacher
-from pipelines import cluster
 
 @dataclass(frozen=True, kw_only=True)
 class Deadly(TeacherObjective):
@@ -67,9 +66,8 @@ if __name__ == "__main__":
     _, stage = recipes()["smoke"]
     training = replace(
         stage.training, steps=steps, validate_every=validate_every, log_every=2,
-        workers=workers, min_workers=None if workers == 1 else 1,
+        workers=workers, min_workers=None if workers == 1 else 1, resize_seconds=2.0,
     )
-    cluster._RESIZE_SECONDS = 2.0
     stage = replace(
         stage, videos=videos, run_root=f"{folder}/runs", training=training, resume=resume,
         objective=Deadly(

@@ -20,9 +20,10 @@ from pipelines.collection import Collection
 from pipelines.held_back import HeldBack
 from pipelines.labelling import LabellingOptions, write_labels, write_pairs
 from pipelines.pair_set import PairSet
-from pipelines.step import OptimiserStep, TrainingOptions
+from pipelines.step import OptimiserStep
 from pipelines.teachers import Teachers
 from pipelines.training import Source
+from pipelines.training_options import TrainingOptions
 
 NETWORKS = RECIPES["smoke"].networks
 CHECK = OcclusionCheck()

@@ -25,15 +25,10 @@ from flowcore.video import ClipOptions
 from pipelines.checkpoints import fetch_model, model_digest
 from pipelines.cluster import labelling_room
 from pipelines.collection import Collection, find_videos, stamp_of
-from pipelines.labelling import (
-    LabellingOptions,
-    LabellingSummary,
-    labelling_status,
-    write_labels,
-    write_pairs,
-)
+from pipelines.labelling import LabellingOptions, LabellingSummary, write_labels, write_pairs
 from pipelines.labelling_progress import LabellingProgress
 from pipelines.labelling_stages import Plan
+from pipelines.labelling_status import labelling_status
 from pipelines.labels import decode_occlusion, decode_row
 from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE
 from pipelines.pair_set import DESCRIPTION_FILE, PairSet

@@ -13,7 +13,7 @@ from object_storage import Bucket
 
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, gallery, pseudolabel, train_teacher
-from pipelines.labelling import labelling_status
+from pipelines.labelling_status import labelling_status
 from pipelines.ledger import MANIFEST_FILE
 from pipelines.pair_set import PairSet
 from pipelines.storage import Folder

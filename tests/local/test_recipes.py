@@ -29,8 +29,9 @@ from pipelines.checkpoints import fetch_model, load_model, save_model
 from pipelines.collection import Collection
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.pair_set import PairSet
-from pipelines.step import OptimiserStep, TrainingOptions
+from pipelines.step import OptimiserStep
 from pipelines.training import Source
+from pipelines.training_options import TrainingOptions
 
 HEIGHT, WIDTH = 64, 96
 SMALLEST_FRAMES = {"chairs": (384, 512), "sintel": (436, 1024), "kitti": (370, 1224), "video": (384, 640)}

@@ -42,8 +42,8 @@ from pipelines.held_back import HeldBack
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.lineage import StageRun
 from pipelines.pair_set import PairSet, one_of_each_size
-from pipelines.step import TrainingOptions
 from pipelines.training import Source, Trained, train
+from pipelines.training_options import TrainingOptions
 from pipelines.validation import CollapseAlarm, Judge, TrainingStopped
 from pipelines.worker import KEPT_FOLDER
 

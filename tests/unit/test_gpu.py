@@ -17,7 +17,8 @@ from flowcore.objectives import StudentObjective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.photometric import census_distance
-from pipelines.step import OptimiserStep, TrainingOptions
+from pipelines.step import OptimiserStep
+from pipelines.training_options import TrainingOptions
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 TINY = PWCNetConfig(

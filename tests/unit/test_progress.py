@@ -39,3 +39,11 @@ def test_work_of_unknown_length_has_no_share() -> None:
     with bar("predict", "pair", log=log) as drawn:
         drawn.update(3)
     assert log.getvalue().splitlines()[-1].startswith("predict: 3 pairs in ")
+
+
+def test_what_is_left_takes_as_long_as_what_was_done_since_the_beginning() -> None:
+    log = io.StringIO()
+    with bar("labels", "video", 100, log=log) as drawn:
+        drawn.start_t -= 60
+        drawn.initial, drawn.n = 90, 91
+    assert log.getvalue().endswith("labels: 91 of 100 videos, 91% in 01:00 (09:00 left)\n")

@@ -21,7 +21,8 @@ from flowcore.objectives import Estimator, Objective, Outcome, SupervisedObjecti
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
 from flowcore.scenes import SceneOptions, render_scene
-from pipelines.step import OptimiserStep, TrainingOptions
+from pipelines.step import OptimiserStep
+from pipelines.training_options import TrainingOptions
 
 NETWORK = PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,), radius=2)
 CHECK = OcclusionCheck()

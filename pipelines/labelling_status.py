@@ -1,0 +1,105 @@
+"""How far is the labelling of a collection, whether a run goes on or not?"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pipelines.collection import Stamp, find_videos, stamps_of
+from pipelines.labelling_progress import LabellingProgress, read_progress
+from pipelines.ledger import MANIFEST_FILE, VideoRecord, read_ledger, read_manifest, short_reason
+from pipelines.pair_set import description_at
+from pipelines.storage import Folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabellingStatus:
+    """How far the labelling of a collection into a folder is, as its runs have told."""
+
+    state: Literal["not begun", "unfinished", "finished"]
+    videos: int
+    """In the collection now."""
+    finished: int
+    """Of them, those that gave pairs and need no more work."""
+    skipped: Mapping[str, int]
+    """Of them, those that gave no pair, by reason."""
+    pairs: int
+    """In the folder."""
+    pairs_per_second: float | None
+    """Of the last run that made pairs; None before there was one."""
+    seconds_left: float | None
+    """At that run's speed; None where that can't be told."""
+    last_written: float | None
+    """When the newest shard was written, in seconds since 1970; None without a shard."""
+    is_running: bool
+    """Whether a run has told something within the last minute and hasn't ended."""
+    last_report: float | None
+    """When a run has told last how far it is, in seconds since 1970; None before the first."""
+    failure: str
+    """Why the last run failed; empty if it didn't."""
+
+    @property
+    def left(self) -> int:
+        """Videos that a run of the same command has yet to look at, or is looking at."""
+        return self.videos - self.finished - sum(self.skipped.values())
+
+
+def labelling_status(location: str, videos: str | None = None) -> LabellingStatus:
+    """How far a folder is, without Ray and without a trace: what the last run has told, against the
+    collection as it is now.
+
+    videos: the collection; None for that of the folder's description, of which ValueError if there is none.
+    FileNotFoundError where the collection has no video. Until a run has ended well, a video that has changed
+    since it was labelled counts as before.
+    """
+    folder = Folder(location)
+    description = description_at(folder)
+    if videos is None:
+        if description is None or "videos" not in description.provenance:
+            raise ValueError(
+                f"{location} names no collection: its labels came as files, or nothing was labelled there "
+                "yet; add --videos"
+            )
+        videos = description.provenance["videos"]
+    stamps = stamps_of(find_videos(videos))
+    progress = read_progress(location) or LabellingProgress()
+    finished, skipped, pairs = progress.finished, dict(progress.skipped), progress.pairs
+    bytes_done = progress.bytes_done
+    has_ended = progress.state == "finished" and folder.size(MANIFEST_FILE) is not None
+    if has_ended:
+        labelled = read_manifest(location)
+        pairs = sum(record.pairs for record in labelled)
+        current = _current([*labelled, *read_ledger(location)], stamps)
+        finished = sum(record.pairs > 0 for record in current)
+        skipped = dict(Counter(short_reason(record) for record in current if record.pairs == 0))
+        bytes_done = sum(stamps[record.video].size for record in current)
+    left = max(0, len(stamps) - finished - sum(skipped.values()))
+    seconds_left = None if left else 0.0
+    if left and progress.bytes_per_second:
+        bytes_left = sum(stamp.size for stamp in stamps.values()) - bytes_done
+        seconds_left = max(0.0, bytes_left) / progress.bytes_per_second
+    state: Literal["not begun", "unfinished", "finished"] = "unfinished"
+    if description is None:
+        state = "not begun"
+    elif has_ended and not left:
+        state = "finished"
+    return LabellingStatus(
+        state=state,
+        videos=len(stamps),
+        finished=finished,
+        skipped=skipped,
+        pairs=pairs,
+        pairs_per_second=progress.pairs_per_second,
+        seconds_left=seconds_left,
+        last_written=progress.last_shard,
+        is_running=progress.is_running(time.time()),
+        last_report=progress.reported or None,
+        failure=progress.failure,
+    )
+
+
+def _current(records: Sequence[VideoRecord], stamps: Mapping[str, Stamp]) -> list[VideoRecord]:
+    """One record a video, of those that tell of the content that the collection has now."""
+    by_video = {record.video: record for record in records if record.video in stamps}
+    return [record for video, record in by_video.items() if record.stamp == stamps[video].text]

@@ -1,0 +1,155 @@
+"""How is a network trained? How long, how fast, and on how many workers."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from pipelines.cluster import Accelerator
+
+Decay = Literal["constant", "cosine", "halve"]
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How long, how fast and on how many workers a network is trained."""
+
+    steps: int
+    """Optimiser updates. More of them give a better network, up to a point that validation shows."""
+    global_batch: int = 4
+    """Pairs in a step, over all workers. A larger batch gives smoother gradients and takes more memory."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of Adam; `warmup` and `decay` scale it. Lower it if the loss isn't finite or the
+    network collapses."""
+    warmup: float = 0.0
+    """Share of the steps, in [0, 1), over which the learning rate rises linearly to its peak. Fresh weights
+    at a high rate like 0.1."""
+    decay: Decay = "constant"
+    """What the learning rate does after the warm-up: it stays, falls to 0 along a cosine, or is halved after
+    each quarter of the steps."""
+    clip_norm: float = 1.0
+    """Longest gradient; a longer one is scaled down to it. Lower it if single steps throw the network
+    back."""
+    ema_decay: float = 0.0
+    """Share of the weights' moving average that a step keeps, in [0, 1); the first steps keep less. The
+    average is then validated, stored and registered. 0 uses the weights themselves; 0.999 smooths them."""
+    max_skipped: int = 10
+    """Steps that may be skipped because their loss or gradient isn't finite; one more ends the training. The
+    artifacts of the run list the pairs of each one, in `skipped`."""
+    workers: int = 1
+    """Training processes, each with a GPU or CPU of its own. More of them make a step faster."""
+    min_workers: int | None = None
+    """Fewest training processes. Training starts as soon as this many fit, continues with those that are left
+    when a node is lost, and takes in more from the last checkpoint when a node joins. Global batches,
+    learning rate and pairs stay the same. None always uses `workers`."""
+    accumulate: int = 1
+    """Parts in which a worker processes its share of a global batch, one after the other. Raise it if memory
+    runs out: the gradient is the same, for a second forward pass."""
+    checkpoint_activations: bool = False
+    """Recompute activations in the backward pass instead of storing them. Turn it on if memory runs out with
+    large crops or recurrent networks: the gradient is the same, for about a second forward pass. FlowNet
+    gains little."""
+    precision: Precision = "float32"
+    """Precision of convolutions while training. Matching costs, flow, losses and validation stay float32. Try
+    bfloat16 on a GPU."""
+    channels_last: bool = False
+    """Store the channels of a pixel side by side in memory. Try it with bfloat16 on a GPU."""
+    compiled: bool = False
+    """Compile the network with torch.compile: some minutes at the start, then faster steps. On CPUs every
+    node needs a C++ compiler."""
+    accelerator: Accelerator = "auto"
+    """`auto` uses GPUs if the cluster has any now. `gpu` also waits for nodes that an autoscaler starts.
+    `cpu` leaves GPUs alone."""
+    readers: int = 2
+    """Processes that read and transform pairs for each worker. Raise it if `train/waiting_for_data` is well
+    above 0."""
+    seed: int = 0
+    """Decides fresh weights, the order of the pairs and every crop. The same seed gives the same network."""
+    log_every: int = 20
+    """Steps between two points of the logged curves; each is the mean over these steps."""
+    validate_every: int = 200
+    """Steps between two validations on the held-back pairs. Each validates a checkpoint while training
+    continues; training waits only if one hasn't ended when the next is due. It uses a GPU if the cluster has
+    more than workers, else half of a node's CPU cores. Raise it if `train/waiting_for_validation_seconds` is
+    high."""
+    patience: int | None = None
+    """Validations in a row without improvement after which training ends early; the best model is then the
+    result. None trains to the last step, whose model is the result."""
+    held_back_share: float = 0.05
+    """Share of the pairs that is held back for validation, in (0, 1): whole videos, which training never
+    sees."""
+    held_back_most: int = 64
+    """Most pairs of these videos that are validated on. Fewer make validation faster and its numbers
+    noisier."""
+    keep_checkpoints: int = 3
+    """Latest checkpoints to keep; with `patience`, the best ones and the latest. At least 2, since the last
+    one may turn out to have collapsed."""
+    keep_every: int | None = None
+    """Also keep for ever, in `kept` in the run's folder, the checkpoints of steps that are a multiple of
+    this. It is itself a multiple of `validate_every`. Set it to look back on how a network learnt."""
+    resize_seconds: float = 60.0
+    """With `min_workers`, seconds between two looks whether more workers fit. A worker that joins costs the
+    steps since the last checkpoint."""
+    max_failures: int = 3
+    """Dead workers to recover from before giving up. Nodes that are taken away with notice, such as spot
+    machines, don't count."""
+
+    def __post_init__(self) -> None:
+        counts = (
+            "steps",
+            "global_batch",
+            "workers",
+            "readers",
+            "log_every",
+            "validate_every",
+            "held_back_most",
+            "accumulate",
+        )
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.keep_checkpoints < 2:
+            raise ValueError(f"keep_checkpoints {self.keep_checkpoints} must be at least 2")
+        for name in ("learning_rate", "clip_norm", "resize_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} {getattr(self, name)} must be above 0")
+        for name in ("warmup", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must lie in [0, 1)")
+        if not 0 < self.held_back_share < 1:
+            raise ValueError(f"held_back_share {self.held_back_share} must lie between 0 and 1")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience {self.patience} must be at least 1, or None")
+        if self.keep_every is not None and (self.keep_every < 1 or self.keep_every % self.validate_every):
+            raise ValueError(
+                f"keep_every {self.keep_every} must be a multiple of validate_every {self.validate_every}"
+            )
+        if self.max_skipped < 0:
+            raise ValueError(f"max_skipped {self.max_skipped} must not be below 0")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            raise ValueError(f"min_workers {self.min_workers} must lie in 1..workers, {self.workers}")
+        if self.global_batch < self.workers * self.accumulate:
+            raise ValueError(
+                f"global_batch {self.global_batch} must be at least workers {self.workers} times accumulate "
+                f"{self.accumulate}, so that each part has a pair"
+            )
+        for name, known in (("decay", Decay), ("precision", Precision), ("accelerator", Accelerator)):
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r} must be one of {', '.join(get_args(known))}"
+                )
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        warm = round(self.warmup * self.steps)
+        if step < warm:
+            return self.learning_rate * ((step + 1) / warm)
+        match self.decay:
+            case "constant":
+                return self.learning_rate
+            case "cosine":
+                done = (1 - math.cos(math.pi * (step - warm) / (self.steps - warm))) / 2
+                return self.learning_rate * (1 - done)
+            case "halve":
+                quarters = sum(step >= round(quarter * self.steps / 4) for quarter in (1, 2, 3))
+                return self.learning_rate * 0.5**quarters
