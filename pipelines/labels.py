@@ -17,10 +17,12 @@ alone. With both, the same flow takes about half the bytes at full resolution.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float
@@ -33,7 +35,7 @@ from flowcore.pairs import FramePair
 from flowcore.pseudolabels import PseudoLabels, label_grid
 from flowcore.video import SAMPLER_VERSION
 
-FORMAT = 6
+FORMAT = 7
 """Version of the layout, of the rows' meaning and of what computes them. It rises, too, where the same
 teacher would give other numbers. A set of another version is refused."""
 FLOW_UNITS = 64
@@ -100,7 +102,8 @@ MEANINGS = {
     "height": "Height of the frames in pixels.",
     "width": "Width of the frames in pixels.",
     "image1": "The first frame, as a JPEG or PNG file.",
-    "image2": "The second frame, as a JPEG or PNG file.",
+    "image2": "The second frame, as a JPEG or PNG file; null where it is `image1` of the next row of its row "
+    "group.",
     "label_set": "Digest of what the set is made of; the same in every row.",
     "flow_fw": "Flow from the first frame to the second: 2 x ceil(height / s) x ceil(width / s) values, u "
     "first, where s is `flow_stride`. Each is its difference from the value above it, in 1/64 px.",
@@ -210,11 +213,37 @@ _ENCODINGS = dict.fromkeys(_MASKS, "PLAIN") | dict.fromkeys(_TRUTHS, "BYTE_STREA
 """Of the columns whose lists aren't delta coded."""
 
 
+def _stored_once(table: pa.Table, row_group_pairs: int) -> pa.Table:
+    """Without the second frames that are the next row's first one, in the same row group.
+
+    Consecutive pairs share their frames, and frames are most of a set's bytes. A row group can be read alone.
+    """
+    first, second = table["image1"].combine_chunks(), table["image2"].combine_chunks()
+    is_next = np.zeros(len(table), bool)
+    is_next[:-1] = pc.equal(second[:-1], first[1:]).to_numpy(zero_copy_only=False)
+    is_next[row_group_pairs - 1 :: row_group_pairs] = False
+    kept = pc.if_else(pa.array(is_next), pa.scalar(None, second.type), second)
+    return table.set_column(table.column_names.index("image2"), table.schema.field("image2"), kept)
+
+
+def with_second_frames(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a row group, each with its second frame; ValueError where one is nowhere."""
+    for row, following in pairwise([*rows, {"image1": None}]):
+        if row["image2"] is None:
+            row["image2"] = following["image1"]
+        if row["image1"] is None or row["image2"] is None:
+            raise ValueError(f"pair {row['pair_id']} lacks a frame, and none follows it: the file is damaged")
+    return rows
+
+
 def encode_shard(table: pa.Table, row_group_pairs: int) -> bytes:
     """The Parquet file of a table of PAIR_SCHEMA and what labels or truth add to it.
 
-    Flow is delta coded, flow and masks are zstd compressed; images are compressed already.
+    Flow is delta coded, flow and masks are zstd compressed; images are compressed already, and a frame that
+    two neighbours share is stored once.
     """
+    if "image2" in table.column_names:
+        table = _stored_once(table, row_group_pairs)
     names = table.column_names
     leaves = {
         name: f"{name}.list.element" for name in (*_FLOWS, *_SPREADS, *_TRUTHS, *_MASKS) if name in names

@@ -19,7 +19,7 @@ from numpy import ndarray
 
 from flowcore.pairs import FramePair
 from pipelines.filters import PairFilter
-from pipelines.labels import DEFAULT_MAX_SPREAD, FORMAT, PAIR_SCHEMA, decode_row
+from pipelines.labels import DEFAULT_MAX_SPREAD, FORMAT, PAIR_SCHEMA, decode_row, with_second_frames
 from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE, VideoRecord, read_ledger, read_manifest
 from pipelines.shard_files import (
     FRAME_COLUMNS,
@@ -258,14 +258,14 @@ class PairSet:
         return sum(self._of_files(self._num_pairs_of))
 
     @patient
-    def read_group(
-        self, file: str, row_group: int, columns: Sequence[str] | None = None
-    ) -> list[dict[str, Any]]:
-        """The rows of a row group of one of the `files`, by column; list columns are flat arrays."""
+    def read_group(self, file: str, row_group: int) -> list[dict[str, Any]]:
+        """The rows of a row group of one of the `files`, by column, each with both of its frames; list
+        columns are flat arrays. ValueError for a row without a second frame."""
         with self._opened(file) as parquet:
-            table = parquet.read_row_group(row_group, columns=None if columns is None else list(columns))
+            table = parquet.read_row_group(row_group)
         values = {name: row_values(table.column(name)) for name in table.column_names}
-        return [{name: each[row] for name, each in values.items()} for row in range(table.num_rows)]
+        rows = [{name: each[row] for name, each in values.items()} for row in range(table.num_rows)]
+        return with_second_frames(rows)
 
     def read(self, place: Mapping[str, Any]) -> dict[str, Any]:
         """The row at a place of the index."""

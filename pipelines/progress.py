@@ -25,6 +25,7 @@ class _Lines(tqdm):  # type: ignore[misc]
     def __init__(self, *, seconds: float, **options: Any) -> None:
         self._seconds = seconds
         self._told = -seconds
+        self._told_of: float | None = None
         super().__init__(**options)
 
     def __str__(self) -> str:
@@ -48,12 +49,13 @@ class _Lines(tqdm):  # type: ignore[misc]
 
     def close(self) -> None:
         if not self.disable:
-            self._tell()
+            if self.n != self._told_of:
+                self._tell()
             self.leave = False
         super().close()
 
     def _tell(self) -> None:
-        self._told = time.monotonic()
+        self._told, self._told_of = time.monotonic(), self.n
         self.fp.write(f"{self}\n")
         self.fp.flush()
 

@@ -56,9 +56,8 @@ def options(scenes: Path, project: Path) -> finetune.Finetune:
 
 
 def pairs_of(labels: PairSet) -> list[dict[str, object]]:
-    return [
-        row for file in labels.files for row in labels.read_group(file, 0, ["pair_id", "video", "label_set"])
-    ]
+    rows = (row for file in labels.files for row in labels.read_group(file, 0))
+    return [{name: row[name] for name in ("pair_id", "video", "label_set")} for row in rows]
 
 
 def test_a_truth_set_has_every_sample_once_with_its_flow_and_is_not_written_twice(

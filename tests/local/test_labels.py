@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -10,6 +11,7 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -25,6 +27,7 @@ from jobs import command, distill, export_labels, import_labels
 from pipelines.label_files import EXPORT_FILE, Layout
 from pipelines.labels import (
     FLOW_UNITS,
+    FORMAT,
     LABEL_SCHEMA,
     PAIR_SCHEMA,
     decode_occlusion,
@@ -40,6 +43,7 @@ from pipelines.pair_set import PairSet, SetDescription, SetKind, describe_set
 from pipelines.shard_files import shard_name
 from pipelines.storage import Folder
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 HALF_A_UNIT = 1 / 128
 DESCRIPTION = SetDescription(
     kind="labels",
@@ -191,8 +195,8 @@ def test_the_index_names_each_pair_once_and_where_it_is(tmp_path: Path) -> None:
         *((2, group, row) for group, rows in enumerate((3, 1)) for row in range(rows)),
     ]
     for entry in index:
-        rows = pairs.read_group(pairs.files[entry["file"]], entry["row_group"], ["pair_id"])
-        assert rows[entry["row"]] == {"pair_id": entry["pair_id"]}
+        rows = pairs.read_group(pairs.files[entry["file"]], entry["row_group"])
+        assert rows[entry["row"]]["pair_id"] == entry["pair_id"]
 
 
 def test_the_index_has_the_columns_that_were_asked_for_beside_each_pair(tmp_path: Path) -> None:
@@ -278,13 +282,53 @@ def test_a_label_on_which_teachers_disagree_is_not_trusted() -> None:
         assert ((confidence > 0) == (~occluded.reshape(48, 64) & (spread < tolerance))).all()
 
 
-def test_reading_some_columns_leaves_the_other_labels_out(tmp_path: Path) -> None:
-    write_set(tmp_path / "set", {"v": [shard(2, 16, 24, 4)[0]]})
+def of_consecutive_frames(num_pairs: int) -> tuple[pa.Table, list[bytes]]:
+    """Pairs of which each begins with the frame that the one before ends with, and all of their frames."""
+    frames = [
+        FrameCodec("png").encode(image)
+        for image in np.random.default_rng(0).integers(0, 256, (num_pairs + 1, 16, 24, 3), np.uint8)
+    ]
+    table, _ = shard(num_pairs, 16, 24, 4)
+    for name, images in (("image1", frames[:-1]), ("image2", frames[1:])):
+        table = table.set_column(table.column_names.index(name), PAIR_SCHEMA.field(name), pa.array(images))
+    return table, frames
+
+
+def test_a_frame_that_two_neighbours_share_is_stored_once_and_read_with_both(tmp_path: Path) -> None:
+    table, frames = of_consecutive_frames(7)
+    write_set(tmp_path / "set", {"v": [table]}, row_group_pairs=3)
     pairs = PairSet.open(str(tmp_path / "set"))
-    columns = ["pair_id", "height", "width", "image1", "image2", "occ_fw"]
-    pair = decode_row(pairs.read_group(pairs.files[0], 0, columns)[0])
-    assert pair.confidence_fw is not None
-    assert pair.flow_fw is None
+    rows = [row for group in range(3) for row in pairs.read_group(pairs.files[0], group)]
+    assert [row["image1"] for row in rows] == frames[:-1]
+    assert [row["image2"] for row in rows] == frames[1:]
+    # The last pair of a row group has both, so that the group can be read alone.
+    stored = pq.read_table(tmp_path / "set" / pairs.files[0])["image2"].to_pylist()
+    assert stored == [None, None, frames[3], None, None, frames[6], frames[7]]
+
+
+def test_another_second_frame_than_the_next_pairs_first_one_is_stored(tmp_path: Path) -> None:
+    table, _ = shard(4, 16, 24, 4)
+    write_set(tmp_path / "set", {"v": [table]}, row_group_pairs=4)
+    assert pq.read_table(tmp_path / "set" / "v" / "00000.parquet").column("image2").null_count == 0
+
+
+def test_sql_has_both_frames_of_each_pair(tmp_path: Path) -> None:
+    """As the page on other tools says."""
+    table, frames = of_consecutive_frames(7)
+    write_set(tmp_path / "set", {"v": [table]}, row_group_pairs=3)
+    page = (REPOSITORY / "docs" / "how-to" / "exchange.md").read_text()
+    (query,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    found = duckdb.sql(query.replace("runs/labels", str(tmp_path / "set"))).fetchall()
+    assert found == list(zip(table["pair_id"].to_pylist(), frames[:-1], frames[1:], strict=True))
+
+
+def test_a_pair_whose_second_frame_is_nowhere_is_refused(tmp_path: Path) -> None:
+    table, _ = shard(1, 16, 24, 4)
+    lost = pa.nulls(1, pa.binary())
+    write_set(tmp_path / "set", {"v": [table.set_column(table.column_names.index("image2"), "image2", lost)]})
+    pairs = PairSet.open(str(tmp_path / "set"))
+    with pytest.raises(ValueError, match="lacks a frame, and none follows it"):
+        pairs.read_group(pairs.files[0], 0)
 
 
 def test_the_pair_to_look_at_moves_more_than_nine_tenths_of_them_do(tmp_path: Path) -> None:
@@ -338,8 +382,8 @@ def test_an_unfinished_set_is_refused_with_the_command_that_finishes_it(tmp_path
 def test_a_set_of_another_version_is_refused(tmp_path: Path) -> None:
     write_set(tmp_path, {"v": [shard(2, 16, 24, 4)[0]]})
     path = tmp_path / "_label_set.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 7}))
-    with pytest.raises(ValueError, match="format 7"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT + 1}))
+    with pytest.raises(ValueError, match=f"format {FORMAT + 1}"):
         PairSet.open(str(tmp_path))
     path.write_text("{")
     with pytest.raises(ValueError, match="damaged"):

@@ -23,8 +23,8 @@ def test_however_often_something_moves_a_log_has_a_line_at_its_begin_and_at_its_
     assert last.endswith("pairs=40")
 
 
-def test_a_log_has_a_line_whenever_so_many_seconds_have_passed() -> None:
-    assert len(lines(seconds=0, updates=40)) == 42
+def test_a_log_has_a_line_whenever_so_many_seconds_have_passed_and_none_twice() -> None:
+    assert len(lines(seconds=0, updates=40)) == 41
 
 
 def test_a_line_draws_over_nothing_and_is_never_empty() -> None:
