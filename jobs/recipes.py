@@ -162,10 +162,10 @@ RECIPES: dict[str, Recipe] = {
         networks=networks.small(),
         augmentation=Challenge(crop=Crop(height=80, width=112), surroundings=16),
         check=_RANGE_MAP,
-        teacher=_in_minutes(1_200, learning_rate=1e-3),
-        teacher_objective=TeacherObjective(unmasked_steps=360),
+        teacher=_in_minutes(2_400, learning_rate=1e-3),
+        teacher_objective=TeacherObjective(unmasked_steps=720),
         challenge=Challenge(crop=Crop(height=64, width=96), surroundings=32),
-        student=_in_minutes(600, learning_rate=7e-4),
+        student=_in_minutes(800, learning_rate=7e-4),
         student_objective=StudentObjective(
             view="confidence", photometric_weight=1.0, distillation_weight=2.0
         ),

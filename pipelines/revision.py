@@ -65,12 +65,19 @@ def _git(project_folder: Path, *arguments: str) -> str | None:
         return None
 
 
+def _environment() -> list[str]:
+    """Where Python looks for what is installed, but not inside a package: Ray's import adds a folder of
+    copies that it keeps for itself, and what a run has must not depend on what was imported."""
+    installed = [Path(each) for each in sys.path if each.endswith(("site-packages", "dist-packages"))]
+    return [each for each in sys.path if not any(place in Path(each).parents for place in installed)]
+
+
 def code_files(project_folder: Path) -> dict[str, str]:
     """By artifact: how files differ from the revision, with code that it doesn't have, and every package
     installed."""
-    packages = {f"{each.metadata['Name']}=={each.version}" for each in importlib.metadata.distributions()} | {
-        f"python=={platform.python_version()}"
-    }
+    installed = importlib.metadata.distributions(path=_environment())
+    packages = {f"{each.metadata['Name']}=={each.version}" for each in installed}
+    packages.add(f"python=={platform.python_version()}")
     # -z: without it git quotes names that aren't ASCII
     unknown = _git(project_folder, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py") or ""
     new = [

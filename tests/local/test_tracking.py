@@ -608,6 +608,17 @@ def test_the_revision_is_read_from_git_or_told_or_unknown(
     assert "+name = 'J" in code
 
 
+def test_the_packages_of_a_run_are_the_same_whatever_was_imported() -> None:
+    program = (
+        "from pathlib import Path; from pipelines import revision; here = Path('.'); "
+        "before = revision.code_files(here)[revision.PACKAGES_FILE]; import ray.data; "
+        "after = revision.code_files(here)[revision.PACKAGES_FILE]; "
+        "print(before == after, 'torch==' in before)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout == "True True\n"
+
+
 LOGGING_BESIDE = """
 import sys
 from pipelines.tracking import Run
