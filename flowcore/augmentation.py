@@ -175,20 +175,20 @@ class Geometric:
     zoom: tuple[float, float] = (1.0, 1.5)
     """Smallest and largest zoom; above 1 enlarges."""
     squeeze: tuple[float, float] = (0.86, 1.16)
-    """x is scaled by zoom times this, y by zoom over this."""
+    """Smallest and largest change of the aspect ratio; 1 keeps it."""
     rotation: float = 0.2
-    """Radians, to either side."""
+    """Largest rotation in either direction, in radians."""
     translation: float = 0.2
-    """To either side, as a share of half the frame's width and height."""
+    """Largest shift in either direction, as a share of half the frame's width and height."""
     delta_zoom: tuple[float, float] = (0.985, 1.015)
-    """What the second frame has on top of the first one's."""
+    """Smallest and largest extra zoom of the second frame, as a factor."""
     delta_rotation: float = 0.015
-    """Radians, to either side, by which the second frame turns more than the first."""
+    """Largest extra rotation of the second frame in either direction, in radians."""
     delta_translation: float = 0.015
-    """How much further the second frame moves, to either side, as a share of half the frame's size."""
+    """Largest extra shift of the second frame, as a share of half the frame's width and height."""
     delta_exponent: float = 1.0
-    """A rotation or translation of the second frame is its largest times |s|^this, s uniform in [-1, 1]:
-    above 1, small ones are likelier than large ones."""
+    """Skews the second frame's extra rotation and shift towards small values: 1 draws them uniformly, larger
+    values make small ones likelier."""
     soft: bool = False
     """Confidence is sampled bilinearly and lies in [0, 1], in place of the nearest pixel's 0 or 1."""
 

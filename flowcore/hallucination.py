@@ -55,12 +55,12 @@ class SuperpixelNoise:
     segments: int = 200
     """Superpixels in a frame, about."""
     compactness: float = 30.0
-    """How much nearness counts against likeness in CIELAB. With the usual 10 rough texture breaks into
-    crumbs, and joining them leaves a quarter of the superpixels."""
+    """Compactness of SLIC: higher values give rounder superpixels. At the usual 10, rough texture breaks into
+    fragments, and joining them leaves a quarter of the superpixels."""
     filled: tuple[int, int] = (8, 15)
     """Fewest and most of them that become noise."""
     on_both: bool = False
-    """Also in the reference frame, others."""
+    """Also fill superpixels of the first frame, chosen independently."""
 
     def __post_init__(self) -> None:
         check_chance(self.chance)
@@ -135,7 +135,7 @@ class CopyPaste:
     """
 
     chance: float = 0.0
-    """Share of the pairs, in [0, 1], that get pieces of other pairs pasted over them."""
+    """Share of the pairs, in [0, 1], that get pieces of their own first frame pasted over them."""
     count: tuple[int, int] = (1, 3)
     """Fewest and most pieces."""
     radius: tuple[float, float] = (0.08, 0.3)
@@ -144,9 +144,9 @@ class CopyPaste:
     """The largest motion along either axis, as a share of the frame's height; small ones are likelier, by
     the square."""
     rotation: float = 0.2
-    """The largest rotation between the frames, radians; so too."""
+    """Largest rotation of a piece between the frames, in radians. Small ones are likelier."""
     zoom: tuple[float, float] = (0.9, 1.1)
-    """Between the frames."""
+    """Smallest and largest scale of a piece in the second frame, relative to the first."""
 
     def __post_init__(self) -> None:
         check_chance(self.chance)
@@ -242,8 +242,8 @@ class Challenge:
     rectangles: RectangleNoise = field(default_factory=RectangleNoise)
     surroundings: int = 0
     """Pixels of the frame on every side of the crop that the loss sees and the network doesn't: what leaves
-    the crop and not the frame then learns from the frames (full-image warping). As many as motion is long is
-    enough; they make the feed slower. Source: SMURF (Stone et al., CVPR 2021)."""
+    the crop and not the frame then learns from the frames (full-image warping). Set it to the
+    longest motion that you expect; more makes the feed slower. Source: SMURF (Stone et al., CVPR 2021)."""
 
     def __post_init__(self) -> None:
         if self.surroundings < 0:

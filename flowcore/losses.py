@@ -221,7 +221,7 @@ class Photometric:
     """
 
     distance: Literal["census", "rgb", "ssim"] = "census"
-    """What two frames differ in."""
+    """How two frames are compared."""
     level_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
     """Weight of each level's loss, finest level first; a network's further levels have none."""
     full_resolution: bool = True
@@ -234,7 +234,7 @@ class Photometric:
     """Weight of the edge-aware smoothness of the finest level's flow, in that level's pixels; 0 leaves it
     out, as DDFlow and SelFlow do. UFlow has 4.0 of order 1 and 2.0 of order 2."""
     smoothness_order: Literal[1, 2] = 1
-    """1 likes constant flow, 2 flow that changes evenly, for roads."""
+    """1 penalises any change of the flow, 2 only uneven change; take 2 for roads."""
     smoothness_edge: float = 10.0
     """How much an edge of the frame excuses a change of the flow: 10 in ARFlow, 150 in UFlow."""
 

@@ -123,7 +123,7 @@ class StudentObjective:
     of."""
     photometric: Photometric = field(default_factory=Photometric)
     photometric_weight: float | None = None
-    """Of L_p against the distillation; None takes 1 in the occlusion view and 0 in the confidence view."""
+    """Weight of the photometric loss. `none` means 1 in the occlusion view and 0 in the confidence view."""
     distillation_weight: float = 1.0
     """Weight of the distance to the teacher's flow. 0 learns from the frames alone."""
     unmasked_steps: int = 0

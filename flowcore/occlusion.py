@@ -27,7 +27,8 @@ class OcclusionCheck:
     """
 
     kind: Literal["forward-backward", "range-map"] = "forward-backward"
-    """What occluded pixels are told by: flows that don't agree, or pixels that nothing lands on."""
+    """How occluded pixels are found: where forward and backward flow disagree, or where no pixel of the other
+    frame lands."""
     alpha1: float = 0.01
     """Forward-backward: mismatch allowed as a share of the squared lengths of both flows. Raise it if fast
     motion is wrongly called occluded."""

@@ -96,7 +96,7 @@ class ClipOptions:
     """Frames whose standard deviation of grey (0 to 255) is below this are blank. Pairs with a blank frame
     are left out, and so are the pairs of a fade to or from one, up to 50 frames. 0 keeps all."""
     max_pairs_per_video: int | None = None
-    """Take only this many pairs from the start of each video; None takes all."""
+    """Take only this many pairs from the start of each video; `none` takes all."""
     min_size: tuple[int, int] = (32, 32)
     """Smallest (height, width) in px of a frame after scaling; videos with smaller frames are left out."""
 

@@ -1,6 +1,8 @@
 """What is the whole chain? Videos, a teacher, its labels, a student, and what both are worth."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +13,6 @@ from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, pseudolabel, recipes, train_teacher
 from jobs.stages import Evaluate
 from pipelines.pair_set import PairSet
-from pipelines.progress import StageClock
 
 if TYPE_CHECKING:
     from pipelines.evaluation import Errors
@@ -19,6 +20,27 @@ if TYPE_CHECKING:
 TRAINING_SCENES = range(25)
 TEST_SCENES = range(10_000, 10_040)
 """The seeds of the scenes that are rendered where there are no videos."""
+
+
+class StageClock:
+    """The seconds that each stage of a chain took; prints a line as one begins and as it ends."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, what: str) -> Iterator[None]:
+        """Times the block."""
+        print(f"\n== {name}: {what}", flush=True)
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 1)
+        print(f"== {name}: done in {self.seconds[name]:.1f} s", flush=True)
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """By stage, and in total."""
+        return self.seconds | {"total": round(sum(self.seconds.values()), 1)}
 
 
 def render(folder: Path, size: tuple[int, int]) -> None:
@@ -68,11 +90,11 @@ def judge(recipe: str, folder: Path, picture: Path, models: Mapping[str, str]) -
     return {name: result.total for name, result in results.items()}
 
 
-def draw(picture: Path, labels: Path, models: Mapping[str, str]) -> None:
+def draw(recipe: str, folder: Path, picture: Path, models: Mapping[str, str]) -> None:
     """Teacher and student on a pair of the label set."""
-    from pipelines.evaluation import DEFAULT_CHECK, load_estimator, predictions
+    from pipelines.evaluation import load_estimator, predictions
 
-    pair = PairSet.open(str(labels)).example()
+    pair = PairSet.open(str(folder / "labels")).example()
     estimators = {name: load_estimator(uri) for name, uri in models.items()}
-    both = predictions(pair.image1, pair.image2, estimators, DEFAULT_CHECK)
+    both = predictions(pair.image1, pair.image2, estimators, recipes.RECIPES[recipe].check)
     write_image(picture, comparison_panel(pair.image1, pair.image2, predictions=both))

@@ -9,16 +9,14 @@ look.
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from jobs.chain import TEST_SCENES, TRAINING_SCENES, draw, judge, render, train_both
+from jobs.chain import TEST_SCENES, TRAINING_SCENES, StageClock, draw, judge, render, train_both
 from jobs.command import run
 from jobs.recipes import RECIPES
 from pipelines.cluster import connect
 from pipelines.collection import Collection
-from pipelines.progress import StageClock
 from pipelines.storage import PROJECT_FOLDER, shared_folder
 
 if TYPE_CHECKING:
@@ -43,9 +41,8 @@ def main(options: Demo) -> None:
     from pipelines import tracking
     from pipelines.evaluation import table
 
-    name = f"demo-{time.strftime('%Y%m%d-%H%M%S')}-seed{options.seed}"
-    folder = shared_folder(options.run_root, "--run-root") / name
-    clock = StageClock()
+    stamp, clock = time.strftime("%Y%m%d-%H%M%S"), StageClock()
+    folder = shared_folder(options.run_root, "--run-root") / f"demo-{stamp}-seed{options.seed}"
     videos = Collection.find(options.videos).place if options.videos else str(folder / "videos")
     if not options.videos:
         with clock.stage("render", f"{len(TRAINING_SCENES)} videos and {len(TEST_SCENES)} test scenes"):
@@ -59,10 +56,10 @@ def main(options: Demo) -> None:
     ) as chain:
         models, pairs = train_both(options.recipe, options.seed, videos, folder, clock)
         summary: dict[str, object] = {"seed": options.seed, "models": models, "pairs": pairs}
-        errors: Mapping[str, Errors] = {}
+        errors: dict[str, Errors] = {}
         if options.videos:
             with clock.stage("picture", "teacher and student on your videos"):
-                draw(picture, folder / "labels", models)
+                draw(options.recipe, folder, picture, models)
         else:
             with clock.stage("evaluate", "zero flow, DIS, teacher and student on scenes never trained on"):
                 errors = judge(options.recipe, folder, picture, models)

@@ -25,7 +25,7 @@ def distill(stage: Distill, recipe: str) -> str:
     labels = stage.open(stage.labels)
     start = stage.starting_point_for(labels, recipe)
     connect()
-    # Imported now, because it takes seconds: what is wrong above is told before.
+    # Slow imports come after the checks above, so that a wrong option fails at once.
     from pipelines.lineage import lineage
     from pipelines.training import Source, train
     from pipelines.validation import CollapseAlarm

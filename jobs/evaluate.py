@@ -32,7 +32,7 @@ def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, Ev
     places = {name: absolute_estimator(uri, "--model") for name, uri in models.items()}
     estimators = {name: load_estimator(place) for name, place in places.items()}
     connect()
-    # Imported now, because it takes seconds: what is wrong above is told before.
+    # Slow imports come after the checks above, so that a wrong option fails at once.
     from pipelines.lineage import lineage
 
     recorded = {"truth": str(data_set), "pairs": len(samples), "check": stage.check}

@@ -26,7 +26,7 @@ def finetune(stage: Finetune, recipe: str) -> str:
     start = stage.starting_point()
     labels = None if stage.labels is None else stage.open(stage.labels)
     connect()
-    # Imported now, because it takes seconds: what is wrong above is told before.
+    # Slow imports come after the checks above, so that a wrong option fails at once.
     from pipelines.lineage import Made, lineage
     from pipelines.training import Source, train
     from pipelines.truth import truth_set

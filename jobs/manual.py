@@ -63,7 +63,7 @@ def _entry(option: Option) -> str:
 def _words(option: Option) -> str:
     if option.is_positional:
         return option.path.upper()
-    return f"{option.name} {option.value_text}".rstrip()
+    return f"{option.shown_name} {option.value_text}".rstrip()
 
 
 def _refilled(text: str) -> str:

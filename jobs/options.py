@@ -52,6 +52,17 @@ class Option:
         return self.kind is bool
 
     @property
+    def negation(self) -> str:
+        """What says no to a flag: `--network.no-refines`."""
+        return self.shown_name.replace("[no-]", "no-")
+
+    @property
+    def shown_name(self) -> str:
+        """As help shows it: of a flag `--network.[no-]refines`."""
+        parent, dot, last = self.name.removeprefix("--").rpartition(".")
+        return f"--{parent}{dot}[no-]{last}" if self.is_flag else self.name
+
+    @property
     def help(self) -> str:
         """What it does, its unit, and when to change it; empty without a docstring under its field."""
         return docstrings(self.owner).get(self.path.rpartition(".")[2], "")

@@ -79,9 +79,8 @@ def _given(known: Sequence[Option], arguments: Sequence[str]) -> Iterator[tuple[
         if option.is_positional:
             parser.add_argument(option.path, nargs="?")
         elif option.is_flag:
-            parent, dot, last = option.name.removeprefix("--").rpartition(".")
             parser.add_argument(option.name, dest=option.path, action="store_true")
-            parser.add_argument(f"--{parent}{dot}no-{last}", dest=option.path, action="store_false")
+            parser.add_argument(option.negation, dest=option.path, action="store_false")
         else:
             # `read` knows how many words each type takes, and says so.
             parser.add_argument(option.name, dest=option.path, nargs="*")

@@ -42,7 +42,7 @@ def main(stage: Predict) -> None:
     # One video needs no Ray, which takes seconds to start.
     if has_cluster():
         connect()
-    # Imported now, because it takes seconds: what is wrong above is told before.
+    # Slow imports come after the checks above, so that a wrong option fails at once.
     from pipelines.inference import PredictionOptions, predict
     from pipelines.lineage import lineage
 

@@ -32,7 +32,7 @@ def pseudolabel(stage: Pseudolabel, recipe: str) -> LabellingSummary:
     labels = absolute(stage.labels, "--labels")
     collection, teachers = Collection.find(stage.videos), stage.teachers()
     connect()
-    # Imported now, because it takes seconds: what is wrong above is told before.
+    # Slow imports come after the checks above, so that a wrong option fails at once.
     from pipelines.lineage import lineage
     from pipelines.progress import video_bar
 

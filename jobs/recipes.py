@@ -157,7 +157,7 @@ RECIPES: dict[str, Recipe] = {
         finetune=_briefly(),
     ),
     "demo": Recipe(
-        description="A small network for frames of about 96x128 px. Two CPU cores, a quarter of an hour.",
+        description="A small network for frames of about 96x128 px. Two CPU cores, five to fifteen minutes.",
         clips=ClipOptions(size=(96, 128), min_size=(96, 128)),
         networks=networks.small(),
         augmentation=Challenge(crop=Crop(height=80, width=112), surroundings=16),

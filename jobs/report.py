@@ -60,9 +60,9 @@ def summary_text(summary: LabellingSummary) -> str:
     if summary.verdict:
         busy = ", ".join(f"{name} {share:.0%}" for name, share in summary.busy.items())
         lines += [f"share of the time that each stage's processes worked: {busy}", summary.verdict]
-    lines.append(
-        f"{summary.pairs_per_second:.1f} pairs/s; {len(summary.ledger)} inputs gave less than they might:"
-    )
+    lines.append(f"{summary.pairs_per_second:.1f} pairs/s")
+    if summary.ledger:
+        lines.append(f"{len(summary.ledger)} inputs were skipped or cut short:")
     lines += [f"  {entry.video}: {entry.outcome}, {entry.reason}" for entry in summary.ledger]
     return "\n".join(lines)
 

@@ -171,7 +171,7 @@ class LabelledStage(TrainingStage):
     Write numbers, texts in single quotes, < <= > >= == !=, and, or, not, parentheses; SQL takes the same
     text."""
     max_spread: float = DEFAULT_MAX_SPREAD
-    """How many pixels several teachers may disagree by before a pixel of their label is not learnt from."""
+    """Ignore pixels of a label on which several teachers differ by this many pixels or more."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

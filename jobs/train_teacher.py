@@ -25,7 +25,7 @@ def train_teacher(stage: TrainTeacher, recipe: str) -> str:
     start.require(stage.network)
     collection = Collection.find(stage.videos)
     connect()
-    # Imported now, because it takes seconds: what is wrong above is told before.
+    # Slow imports come after the checks above, so that a wrong option fails at once.
     from pipelines.lineage import lineage
     from pipelines.progress import video_bar
     from pipelines.training import Source, train

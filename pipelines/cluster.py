@@ -77,7 +77,7 @@ def connect() -> None:
         with _known_address():
             start(
                 address="local",
-                num_cpus=max(_FEWEST_CPUS, _num_cores() + _SPARE_CPUS),
+                num_cpus=max(_FEWEST_CPUS, num_cores() + _SPARE_CPUS),
                 include_dashboard=False,
                 # By default Ray ends a process after one idle second. Its successor then imports for seconds,
                 # on cores that others are working on.
@@ -95,8 +95,8 @@ def _tell(what: str) -> None:
 
 
 def _require_listener(address: str) -> None:
-    """ConnectionError where nothing listens at RAY_ADDRESS, of which Ray itself would try to be sure for
-    minutes, or where a job server does. `auto` is Ray's to resolve."""
+    """Raises ConnectionError at once where RAY_ADDRESS leads nowhere, where Ray would retry for minutes, or
+    to a job server. Ray itself resolves `auto`."""
     if address.startswith("http"):
         raise ConnectionError(
             f"RAY_ADDRESS {address} is a job server's: type `ray job submit --working-dir . -- python ...`, "
@@ -150,7 +150,7 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -7,7 +7,6 @@ checkpoint is due, so that no clock decides where training ends.
 
 import hashlib
 import math
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from flowcore.objectives import validate_pair
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
 from pipelines.checkpoints import copy_model, load_model
+from pipelines.cluster import num_cores
 from pipelines.labels import decode_occlusion
 from pipelines.pair_set import PairSet
 from pipelines.validation import score_of
@@ -126,7 +126,7 @@ class Validation:
         """The numbers of `HeldBack.judge`, which are also logged with the picture, and SCORE except for fresh
         weights; nothing if the flow isn't finite."""
         # Half the node's cores, because others train and read there.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+        torch.set_num_threads(max(1, num_cores() // 2))
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
         with tempfile.TemporaryDirectory(prefix="distillflow-validation-") as folder:
             copy_model(checkpoint, Path(folder))

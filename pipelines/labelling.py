@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from uuid import uuid4
 
 from pyarrow.fs import LocalFileSystem
@@ -19,6 +19,7 @@ from flowcore.datasets import DataSet
 from flowcore.formats import FrameCodec
 from flowcore.occlusion import OcclusionCheck
 from flowcore.video import SAMPLER_VERSION, ClipOptions
+from pipelines.cluster import Accelerator
 from pipelines.collection import Collection, stamps_of
 from pipelines.labelling_progress import OnProgress, read_progress, reported
 from pipelines.labelling_stages import Graph, Plan, arithmetic
@@ -47,9 +48,9 @@ class LabellingOptions:
     max_bad_share: float = 0.5
     """Share of the videos, in [0, 1], that may give no pair; above it the run fails."""
     num_teachers: int | None = None
-    """Most processes that label. None takes one for each GPU, with `gpu` also of those that an autoscaler
-    brings; without GPUs it takes most of the CPUs."""
-    accelerator: Literal["auto", "gpu", "cpu"] = "auto"
+    """Largest number of labelling processes. `none` takes one for each GPU, with `gpu` also those that an
+    autoscaler adds; without GPUs it takes most of the CPUs."""
+    accelerator: Accelerator = "auto"
     """What teachers run on. `auto` takes GPUs if the cluster has any at the start; `gpu` waits for an
     autoscaler to bring them."""
 
@@ -61,8 +62,10 @@ class LabellingOptions:
         ):
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value} must be at least 1")
-        if self.accelerator not in ("auto", "gpu", "cpu"):
-            raise ValueError(f"accelerator {self.accelerator!r} must be 'auto', 'gpu' or 'cpu'")
+        if self.accelerator not in get_args(Accelerator):
+            raise ValueError(
+                f"accelerator {self.accelerator!r} must be one of {', '.join(get_args(Accelerator))}"
+            )
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"max_bad_share {self.max_bad_share} must be a share of the videos, in [0, 1]")
         if self.codec not in ("auto", "jpeg", "png"):

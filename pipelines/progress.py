@@ -135,27 +135,6 @@ def shown(description: str, total: int, unit: str) -> Iterator[Reporter]:
             ray.kill(board)
 
 
-class StageClock:
-    """The seconds that each stage of a chain took; prints a line as one begins and as it ends."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def stage(self, name: str, what: str) -> Iterator[None]:
-        """Times the block."""
-        print(f"\n== {name}: {what}", flush=True)
-        started = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - started, 1)
-        print(f"== {name}: done in {self.seconds[name]:.1f} s", flush=True)
-
-    @property
-    def summary(self) -> dict[str, float]:
-        """By stage, and in total."""
-        return self.seconds | {"total": round(sum(self.seconds.values()), 1)}
-
-
 @contextlib.contextmanager
 def video_bar(description: str) -> Iterator[Callable[[LabellingProgress], None]]:
     """A bar of the videos of a collection, for `on_progress` of `pipelines.labelling`."""

@@ -1,4 +1,4 @@
-"""What did an earlier run do, and did a repetition come out the same?"""
+"""How does a repetition compare with what an earlier run did?"""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -41,7 +41,7 @@ class TrainingOptions:
     min_workers: int | None = None
     """Fewest training processes. Training starts as soon as this many fit, continues with those that are left
     when a node is lost, and takes in more from the last checkpoint when a node joins. Global batches,
-    learning rate and pairs stay the same. None always uses `workers`."""
+    learning rate and pairs stay the same. `none` always uses `workers`."""
     accumulate: int = 1
     """Parts in which a worker processes its share of a global batch, one after the other. Raise it if memory
     runs out: the gradient is the same, for a second forward pass."""
@@ -53,7 +53,8 @@ class TrainingOptions:
     """Precision of convolutions while training. Matching costs, flow, losses and validation stay float32. Try
     bfloat16 on a GPU."""
     channels_last: bool = False
-    """Store the channels of a pixel side by side in memory. Try it with bfloat16 on a GPU."""
+    """Store the channels of a pixel side by side in memory. Try it with bfloat16 on a GPU, and with small
+    networks on CPUs."""
     compiled: bool = False
     """Compile the network with torch.compile: some minutes at the start, then faster steps. On CPUs every
     node needs a C++ compiler."""
@@ -74,7 +75,7 @@ class TrainingOptions:
     high."""
     patience: int | None = None
     """Validations in a row without improvement after which training ends early; the best model is then the
-    result. None trains to the last step, whose model is the result."""
+    result. `none` trains to the last step, whose model is the result."""
     held_back_share: float = 0.05
     """Share of the pairs that is held back for validation, in (0, 1): whole videos, which training never
     sees."""

@@ -5,7 +5,6 @@ checkpoint the worker first waits for the validation of the one before, and hear
 """
 
 import math
-import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ from pipelines.checkpoints import (
     save_model,
     save_training_state,
 )
+from pipelines.cluster import num_cores
 from pipelines.feed import Plan, batches, hold_back, part_of
 from pipelines.held_back import SCORE, Validation
 from pipelines.step import OptimiserStep, Taken
@@ -314,8 +314,7 @@ class _Worker:
 
 def _share_cores(workers: int) -> None:
     """Leaves each of the workers on this node its share of the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // workers))
+    torch.set_num_threads(max(1, num_cores() // workers))
 
 
 def _plan(source: "Source", options: TrainingOptions) -> Plan:

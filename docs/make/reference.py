@@ -71,7 +71,7 @@ def _option_row(option: Option, defaults: Mapping[str, Mapping[str, Option]]) ->
         if option.path in options and options[option.path].owner is option.owner
     }
     return [
-        f"`{option.path.upper() if option.is_positional else option.name}`",
+        f"`{option.path.upper() if option.is_positional else option.shown_name}`",
         f"`{option.value_text}`" if option.value_text else "",
         values.pop() if len(values) == 1 else "by recipe",
         option.help,

@@ -207,12 +207,12 @@ def test_help_shows_what_people_change_and_help_all_the_rest(job: str) -> None:
     assert set(common) <= {option.path for option in options}
     brief = manual("job", "What it does.", options, common, is_whole=False)
     whole = manual("job", "What it does.", options, common, is_whole=True)
-    shown = [option for option in options if f"  {option.name} " in brief]
+    shown = [option for option in options if f"  {option.shown_name} " in brief]
     assert len(shown) <= 13
     assert {option for option in options if option.default is REQUIRED and not option.is_positional} <= set(
         shown
     )
-    assert all(f"  {option.name} " in whole for option in options if not option.is_positional)
+    assert all(f"  {option.shown_name} " in whole for option in options if not option.is_positional)
     assert ("--help-all" in brief) == (len(options) > len(shown) + (job == "rerun"))
 
 

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from bare_graph import BareGraph
 from clips import contents, render, render_images, save_teacher, written
+from hypothesis import given
+from hypothesis import strategies as st
 from ray.data.block import BlockStats
 
 from flowcore.formats import FrameCodec
@@ -23,7 +25,7 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.shapes import to_images
 from flowcore.video import ClipOptions
 from pipelines.checkpoints import fetch_model, model_digest
-from pipelines.cluster import labelling_room
+from pipelines.cluster import READ_CPUS, TEACHER_CPUS, WRITE_CPUS, labelling_room
 from pipelines.collection import Collection, find_videos, stamp_of
 from pipelines.labelling import LabellingOptions, LabellingSummary, write_labels, write_pairs
 from pipelines.labelling_progress import LabellingProgress
@@ -173,7 +175,6 @@ def test_a_lost_shard_and_one_cut_short_come_back_the_same(
     assert contents(location) == contents(labels.location)
     assert summary.new_pairs == 5 + 6
     assert {path for path, _ in before.items() - written(location).items()} == {short}
-    assert summary.processes["labelling"] == 1
     assert all(0 < share <= 1 for share in summary.busy.values())
 
 
@@ -310,30 +311,25 @@ def test_a_finished_sets_status_accounts_for_every_video(labels: PairSet, collec
     assert reasons <= status.skipped.keys()
 
 
+@given(cpus=st.integers(2, 256), most=st.none() | st.integers(1, 64))
+def test_each_stage_has_a_process_and_one_of_each_fits_at_once(cpus: int, most: int | None) -> None:
+    have = {"CPU": float(cpus)}
+    room = labelling_room(have, has_teachers=True, num_teachers=most, accelerator="auto")
+    assert min(room.processes(have).values()) >= 1
+    assert READ_CPUS + room.least_teachers * TEACHER_CPUS + WRITE_CPUS <= cpus
+    assert most is None or room.processes(have)["labelling"] <= most
+
+
 @pytest.mark.parametrize(
-    ("options", "have", "expected"),
-    [
-        # an embedded Ray on two cores
-        ({}, {"CPU": 4.0}, (2, 2, 1, 0)),
-        ({}, {"CPU": 16.0, "GPU": 4.0}, (None, 4, 4, 1)),
-        # nodes that an autoscaler has yet to bring are not left out
-        ({"accelerator": "gpu"}, {}, (None, None, 8, 1)),
-        ({"accelerator": "gpu"}, {"CPU": 16.0, "GPU": 1.0}, (None, None, 8, 1)),
-        ({}, {}, (None, None, 8, 0)),
-        ({"accelerator": "gpu", "num_teachers": 3}, {}, (None, 3, 3, 1)),
-    ],
+    ("accelerator", "have"),
+    [("gpu", {}), ("gpu", {"CPU": 16.0, "GPU": 1.0}), ("auto", {"CPU": 64.0, "GPU": 8.0})],
 )
-def test_there_are_as_many_teachers_as_there_is_room_for_now_or_later(
-    options: dict[str, Any],
-    have: dict[str, float],
-    expected: tuple[int | None, int | None, int, int],
-) -> None:
-    room = labelling_room(
-        have, has_teachers=True, **({"num_teachers": None, "accelerator": "auto"} | options)
-    )
-    assert (room.readers, room.teachers, room.writers, room.gpus) == expected
-    grown = {"CPU": 64.0, "GPU": 8.0}
-    assert room.processes(grown)["labelling"] == (expected[1] or (8 if room.gpus else 64))
+def test_each_gpu_of_now_or_later_has_a_teacher(accelerator: Any, have: dict[str, float]) -> None:
+    room = labelling_room(have, has_teachers=True, num_teachers=None, accelerator=accelerator)
+    later = {"CPU": 64.0, "GPU": 8.0}
+    assert room.processes(later)["labelling"] == later["GPU"]
+    limited = labelling_room(have, has_teachers=True, num_teachers=3, accelerator=accelerator)
+    assert limited.processes(later)["labelling"] <= 3
 
 
 A_PLAN = Plan(
