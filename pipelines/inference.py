@@ -4,27 +4,17 @@ Unlike labelling, prediction leaves nothing out: static pairs and pairs across a
 frame is decoded and encoded once, and memory holds a few frames however long the video is.
 """
 
-import math
-import os
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from pathlib import Path, PurePosixPath
 from typing import Any
 
-import av
 import numpy as np
 import ray
 import torch
-from av.container import OutputContainer
-from pyarrow.fs import FileType, LocalFileSystem
 from torch import Tensor
 
-from flowcore.datasets import DataSet
-from flowcore.drawing import Picture, flow_colors
+from flowcore.drawing import flow_colors
 from flowcore.formats import FrameCodec, encode_flow, encode_image
 from flowcore.geometry import pad_to_multiple, upsample_flow
 from flowcore.networks import FlowNetwork
@@ -32,22 +22,15 @@ from flowcore.shapes import FlowArray, Frame, to_images
 from flowcore.video import EVERY_PAIR, VideoError, VideoReport
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.cluster import predicting_room
-from pipelines.collection import (
-    IMAGE_EXTENSIONS,
-    VIDEO_EXTENSIONS,
-    VideoSource,
-    absolute_collection,
-    find_videos,
-)
+from pipelines.collection import VideoSource
 from pipelines.decoding import DecoderProcess, EncodedChunk
+from pipelines.destinations import destinations, flow_name
+from pipelines.film import film
 from pipelines.progress import bar
-from pipelines.storage import Folder, absolute, join, patient, storage_of
-
-FILM_NAME = "flow.mp4"
+from pipelines.storage import Folder
 
 _EVERY_PAIR = replace(EVERY_PAIR, chunk_pairs=4, min_size=(1, 1))
 _LOSSLESS = FrameCodec("png")
-_DEFAULT_RATE = Fraction(25)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +69,7 @@ def predict(
     be able to read the videos and write the output. Raises FileNotFoundError where there is nothing to
     predict, ValueError where files would overwrite each other.
     """
-    folders = _folders(videos, output)
+    folders = destinations(videos, output)
     network, _ = load_model(fetch_model(model))
     is_counted = all(source.frames for source in folders)
     total = sum(len(source.frames) - 1 for source in folders) if is_counted else None
@@ -107,7 +90,7 @@ def predict_video(
     """Predicts one video; yields after each pair, and once more at the end if pairs are missing."""
     folder = Folder(location)
     num_pairs, scale = 0, 0.0
-    with DecoderProcess() as decoder, _film(folder) as film, _OneAhead() as writer:
+    with DecoderProcess() as decoder, film(folder) as shown, _OneAhead() as writer:
         try:
             for pair in _pairs(decoder, source, _StreamedFlow(network)):
                 files = {f"{pair.name}.flo": encode_flow(pair.flow, f"{pair.name}.flo")}
@@ -118,7 +101,7 @@ def predict_video(
                     if options.pictures:
                         files[f"{pair.name}.png"] = encode_image(colors, f"{pair.name}.png")
                     if options.video:
-                        film.add(np.concatenate([pair.image1, colors], axis=1), pair.seconds)
+                        shown.add(np.concatenate([pair.image1, colors], axis=1), pair.seconds)
                 writer.write(folder, files)
                 num_pairs += 1
                 yield PredictedVideo(source=source, folder=location, num_pairs=num_pairs)
@@ -184,7 +167,9 @@ def _pairs(decoder: DecoderProcess, source: VideoSource, estimate: "_StreamedFlo
             image = _LOSSLESS.decode(data)
             flow = estimate(image)
             if last is not None and flow is not None:
-                yield _Pair(name=_name(source, last[0]), image1=last[2], flow=flow, seconds=time - last[1])
+                yield _Pair(
+                    name=flow_name(source, last[0]), image1=last[2], flow=flow, seconds=time - last[1]
+                )
             last = index, time, image
 
 
@@ -224,55 +209,6 @@ class _StreamedFlow:
         return flow
 
 
-class _Film:
-    """An H.264 video, written picture by picture."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._container: OutputContainer | None = None
-        self._stream: av.VideoStream | None = None
-
-    def add(self, picture: Picture, seconds: float) -> None:
-        """`seconds` from this picture to the next; the first picture decides the film's rate."""
-        # H.264 has even sides.
-        even = np.pad(picture, [(0, side % 2) for side in picture.shape[:2]] + [(0, 0)], mode="edge")
-        if self._container is None or self._stream is None:
-            self._container = av.open(str(self._path), "w", format="mp4")
-            self._stream = self._container.add_stream("libx264", rate=_rate(seconds), options={"crf": "18"})
-            self._stream.height, self._stream.width = even.shape[:2]
-            self._stream.pix_fmt = "yuv420p"
-        frame = av.VideoFrame.from_ndarray(even, format="rgb24")
-        self._container.mux(self._stream.encode(frame))
-
-    def finish(self) -> None:
-        """Writes what the encoder still holds."""
-        if self._container is not None and self._stream is not None:
-            self._container.mux(self._stream.encode(None))
-
-    def close(self) -> None:
-        if self._container is not None:
-            self._container.close()
-
-
-@contextmanager
-def _film(folder: Folder) -> Iterator[_Film]:
-    """The folder's film, which appears complete or not at all; without a picture, none."""
-    with folder.writing(FILM_NAME) as path:
-        film = _Film(path)
-        try:
-            yield film
-            film.finish()
-        finally:
-            film.close()
-
-
-def _rate(seconds: float) -> Fraction:
-    """Pictures a second."""
-    if math.isnan(seconds) or seconds <= 0:
-        return _DEFAULT_RATE
-    return Fraction(1 / seconds).limit_denominator(1001)
-
-
 def _problem(source: VideoSource, report: VideoReport, failure: str | None) -> str | None:
     """Why pairs are missing, if any are."""
     reasons = []
@@ -300,82 +236,3 @@ def _started(
     running = [task.remote(held, source, folder, options) for source, folder in folders.items()]
     for references in running:
         yield (ray.get(reference) for reference in references)
-
-
-def _folders(videos: str, output: str) -> dict[VideoSource, str]:
-    """Where each video's flow goes."""
-    collection, target = absolute_collection(videos, "--videos"), absolute(output, "--output")
-    data_set = DataSet.parse(collection)
-    place = collection if data_set is None else data_set.root
-    if data_set is None:
-        _refuse_ambiguous(place)
-    sources = find_videos(collection)
-    if len(sources) == 1 and _rooted(sources[0].name) == _rooted(place):
-        folders = {sources[0]: target}
-    else:
-        names = _folder_names(sources, place)
-        folders = {source: join(target, name) for source, name in zip(sources, names, strict=True)}
-    for source, folder in folders.items():
-        if source.frames and _real(folder) == _real(source.uri):
-            raise ValueError(f"--output {folder} holds the images that are read; write to another folder")
-        stems = Counter(_name(source, index) for index in range(len(source.frames)))
-        if twice := ", ".join(stem for stem, count in stems.items() if count > 1):
-            raise ValueError(
-                f"{source.name} has several images named {twice}, and flow is named after images; keep one "
-                "kind of image in a folder"
-            )
-    return folders
-
-
-def _refuse_ambiguous(place: str) -> None:
-    """ValueError for one image, and for a folder that may be meant as a sequence or as a collection."""
-    filesystem, path = storage_of(place)
-    kind = patient(filesystem.get_file_info)(path).type
-    if kind == FileType.File and _extension(path) in IMAGE_EXTENSIONS:
-        raise ValueError(f"--videos {place} is one image and flow needs two; give the folder of the sequence")
-    if kind == FileType.Directory:
-        names = Folder(place).infos(recursive=False)
-        kinds = Counter(_extension(name) for name in names if not name.startswith("."))
-        num_images = sum(kinds[extension] for extension in IMAGE_EXTENSIONS)
-        num_videos = sum(kinds[extension] for extension in VIDEO_EXTENSIONS)
-        if num_images > 1 and num_videos:
-            raise ValueError(
-                f"--videos {place} holds {num_images} images and {num_videos} videos; give a video itself, "
-                "or a folder with only the images"
-            )
-
-
-def _rooted(location: str) -> str:
-    """The absolute path, on object storage from the bucket on."""
-    return "/" + storage_of(location)[1].lstrip("/")
-
-
-def _real(location: str) -> tuple[str, str]:
-    """The same for all paths of one folder."""
-    filesystem, path = storage_of(location)
-    is_local = isinstance(filesystem, LocalFileSystem)
-    return filesystem.type_name, os.path.realpath(path) if is_local else path
-
-
-def _folder_names(sources: list[VideoSource], place: str) -> list[str]:
-    """For each video of a collection, its path inside it, without the extension where that suffices."""
-    paths = [_rooted(source.name) for source in sources]
-    top = _rooted(place)
-    if not all(path.startswith(os.path.join(top, "")) for path in paths):
-        # Of a glob or a list file.
-        top = os.path.commonpath([os.path.dirname(path) for path in paths])
-    whole = [os.path.relpath(path, top) for path in paths]
-    short = [
-        name if source.frames else os.path.splitext(name)[0]
-        for name, source in zip(whole, sources, strict=True)
-    ]
-    counts = Counter(short)
-    return [brief if counts[brief] == 1 else name for brief, name in zip(short, whole, strict=True)]
-
-
-def _name(source: VideoSource, index: int) -> str:
-    return PurePosixPath(source.frames[index]).stem if source.frames else f"{index:06d}"
-
-
-def _extension(name: str) -> str:
-    return PurePosixPath(name).suffix[1:].lower()

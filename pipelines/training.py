@@ -21,9 +21,9 @@ from flowcore.objectives import Objective
 from pipelines import progress, worker
 from pipelines.checkpoints import StartingPoint, copy_model, vanishing_folder
 from pipelines.cluster import TrainingRoom, resources, training_room
-from pipelines.feed import hold_back
 from pipelines.held_back import SCORE, HeldBack, Validation
 from pipelines.pair_set import PairSet, one_of_each_size
+from pipelines.split import hold_back
 from pipelines.storage import Folder, join
 from pipelines.training_options import TrainingOptions
 from pipelines.validation import Judge, TrainingStopped, score_of

@@ -31,8 +31,9 @@ from pipelines.checkpoints import (
     save_training_state,
 )
 from pipelines.cluster import num_cores
-from pipelines.feed import Plan, batches, hold_back, part_of
+from pipelines.feed import Plan, batches
 from pipelines.held_back import SCORE, Validation
+from pipelines.split import hold_back, part_of
 from pipelines.step import OptimiserStep, Taken
 from pipelines.storage import patient
 from pipelines.training_options import TrainingOptions

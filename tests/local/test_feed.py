@@ -18,9 +18,10 @@ from flowcore.video import ClipOptions
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import save_model
 from pipelines.collection import Collection
-from pipelines.feed import Plan, batches, hold_back, part_of
+from pipelines.feed import Plan, batches
 from pipelines.labelling import LabellingOptions, write_labels
 from pipelines.pair_set import PairSet
+from pipelines.split import hold_back, part_of
 from pipelines.teachers import Teachers
 
 

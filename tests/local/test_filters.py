@@ -21,13 +21,14 @@ from jobs.command import run_training
 from pipelines import registry, tracking
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.collection import Collection
-from pipelines.feed import Plan, hold_back, part_of
+from pipelines.feed import Plan
 from pipelines.filters import PairFilter
 from pipelines.labelling import LabellingOptions, write_labels
 from pipelines.labels import LABEL_SCHEMA, PAIR_SCHEMA, encode_shard, pair_id
 from pipelines.ledger import VideoRecord, write_manifest
 from pipelines.pair_set import PairSet, SetDescription, describe_set
 from pipelines.shard_files import shard_name
+from pipelines.split import hold_back, part_of
 from pipelines.storage import Folder
 from pipelines.teachers import Teachers
 

@@ -37,11 +37,12 @@ from pipelines.checkpoints import (
     save_model,
 )
 from pipelines.collection import Collection
-from pipelines.feed import Plan, hold_back
+from pipelines.feed import Plan
 from pipelines.held_back import HeldBack
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.lineage import StageRun
 from pipelines.pair_set import PairSet, one_of_each_size
+from pipelines.split import hold_back
 from pipelines.training import Source, Trained, train
 from pipelines.training_options import TrainingOptions
 from pipelines.validation import CollapseAlarm, Judge, TrainingStopped
