@@ -17,11 +17,15 @@ from numpy import ndarray
 from flowcore.datasets import DataSet
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import Objective
+from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import FramePair
 from flowcore.scenes import Scene, SceneOptions, render_scene, write_video
 from flowcore.video import ChunkReader, ClipOptions, VideoError
 from pipelines.checkpoints import save_model
-from pipelines.collection import find_videos
+from pipelines.collection import Collection, find_videos
+from pipelines.labelling import LabellingOptions, LabellingSummary, write_labels
+from pipelines.labelling_progress import OnProgress
+from pipelines.teachers import Teachers
 
 _REAL_SETS = {
     "middlebury": "middlebury_flow",
@@ -102,3 +106,23 @@ def fresh_teacher(folder: Path, network: AnyNetworkConfig) -> str:
 def without_flow(pair: FramePair) -> FramePair:
     """The pair as unlabelled video gives it, but for its confidence."""
     return replace(pair, flow_fw=None, flow_bw=None)
+
+
+def label(
+    videos: str,
+    teacher: str,
+    location: Path | str,
+    clips: ClipOptions,
+    options: LabellingOptions | None = None,
+    on_progress: OnProgress | None = None,
+) -> LabellingSummary:
+    """Labels a collection on the Ray that runs, as `pseudolabel` does, without a run in MLflow."""
+    return write_labels(
+        Collection.find(videos),
+        Teachers.fetched([teacher]),
+        str(location),
+        clips,
+        OcclusionCheck(),
+        options or LabellingOptions(),
+        on_progress=on_progress,
+    )

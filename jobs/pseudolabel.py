@@ -49,8 +49,9 @@ def pseudolabel(stage: Pseudolabel, recipe: str) -> LabellingSummary:
                 on_progress=draw,
             )
         run.dataset("videos", collection.place, summary.digest, "labelling")
-        run.wrote(summary)
-        run.picture("pseudo-label", example_picture(PairSet.open(labels)), step=0)
+        pairs = PairSet.open(labels)
+        run.wrote(summary, pairs)
+        run.picture("pseudo-label", example_picture(pairs), step=0)
         return summary
 
 

@@ -59,34 +59,40 @@ def connect() -> None:
     debugs = is_debugging()
     if not debugs:
         _quieten()
-    start = functools.partial(
-        ray.init, logging_level=logging.INFO if debugs else logging.ERROR, log_to_driver=debugs
-    )
-    if ray.is_initialized():
-        pass
-    elif has_cluster():
-        # The workers of a Ray job find its copy of the code. Others look where the code is on this machine.
-        here = {"env_vars": {"PYTHONPATH": str(PROJECT_FOLDER)}}
-        _tell(f"joining Ray at {os.environ[_ADDRESS]}")
-        start(address=os.environ[_ADDRESS], runtime_env=None if is_shipped_copy() else here)
-    else:
-        # Ray's processes inherit it, so that the workers import the code that runs here.
-        inherited = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT_FOLDER), *([inherited] if inherited else [])])
-        _tell("starting Ray on this machine")
-        with _known_address():
-            start(
-                address="local",
-                num_cpus=max(_FEWEST_CPUS, num_cores() + _SPARE_CPUS),
-                include_dashboard=False,
-                # By default Ray ends a process after one idle second. Its successor then imports for seconds,
-                # on cores that others are working on.
-                _system_config={"idle_worker_killing_time_threshold_ms": _IDLE_SECONDS * 1000},
-            )
+    if not ray.is_initialized():
+        _start(debugs=debugs)
     let_ray_data_rest()
     context = ray.data.DataContext.get_current()
     context.raise_original_map_exception = True
     context.enable_progress_bars = debugs
+
+
+def _start(*, debugs: bool) -> None:
+    """Joins the cluster that there is, or starts an embedded Ray."""
+    import ray
+
+    start = functools.partial(
+        ray.init, logging_level=logging.INFO if debugs else logging.ERROR, log_to_driver=debugs
+    )
+    if has_cluster():
+        # The workers of a Ray job find its copy of the code. Others look where the code is on this machine.
+        here = {"env_vars": {"PYTHONPATH": str(PROJECT_FOLDER)}}
+        _tell(f"joining Ray at {os.environ[_ADDRESS]}")
+        start(address=os.environ[_ADDRESS], runtime_env=None if is_shipped_copy() else here)
+        return
+    # Ray's processes inherit it, so that the workers import the code that runs here.
+    inherited = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT_FOLDER), *([inherited] if inherited else [])])
+    _tell("starting Ray on this machine")
+    with _known_address():
+        start(
+            address="local",
+            num_cpus=max(_FEWEST_CPUS, num_cores() + _SPARE_CPUS),
+            include_dashboard=False,
+            # By default Ray ends a process after one idle second. Its successor then imports for seconds, on
+            # cores that others are working on.
+            _system_config={"idle_worker_killing_time_threshold_ms": _IDLE_SECONDS * 1000},
+        )
 
 
 def _tell(what: str) -> None:
@@ -365,6 +371,9 @@ def training_room(
     RuntimeError where the workers, or the tasks that feed them, would wait for ever.
     """
     cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
+    room = functools.partial(
+        TrainingRoom, workers=workers, min_workers=min_workers, resize_seconds=resize_seconds
+    )
     least = min_workers or workers
     if accelerator == "gpu" or (accelerator == "auto" and gpus):
         if accelerator == "auto" and gpus < least:
@@ -372,9 +381,7 @@ def training_room(
                 f"{least} workers need {least} GPUs; this cluster has {gpus:g}. Choose "
                 "fewer workers, add nodes, or set accelerator to gpu to wait for an autoscaler"
             )
-        return TrainingRoom(
-            workers=workers, min_workers=min_workers, uses_gpus=True, resize_seconds=resize_seconds
-        )
+        return room(uses_gpus=True)
     needed = least + 1 if min_workers is None else least * _ELASTIC_CPUS
     # With no CPU at all, an autoscaler has yet to start the first node.
     if 0 < cpus < needed:
@@ -382,9 +389,7 @@ def training_room(
             f"{least} workers and the tasks that feed them need {needed:g} CPUs; this "
             f"cluster has {cpus:g}. Start Ray with more (logical) CPUs, or choose fewer workers"
         )
-    return TrainingRoom(
-        workers=workers, min_workers=min_workers, uses_gpus=False, resize_seconds=resize_seconds
-    )
+    return room(uses_gpus=False)
 
 
 def predicting_room() -> dict[str, Any]:

@@ -83,8 +83,8 @@ Device = Literal["cpu", "cuda"]
 
 
 def arithmetic(device: Device) -> dict[str, str]:
-    """What a set says of how its flow was computed. Labels of a CPU and of a GPU, which multiplies with TF32
-    as torch has it by default, differ by up to a hundredth of a pixel, so they are never of one set."""
+    """What a set says of how its flow was computed, so that labels of a CPU and of a GPU never mix in it.
+    They differ by up to a hundredth of a pixel: a GPU multiplies with TF32, which is torch's default."""
     return {"device": device, "precision": "float32" if device == "cpu" else "tf32"}
 
 

@@ -47,13 +47,13 @@ class StageRun(Run):
             self.provenance.setdefault("label_set", pairs.label_set)
         self.link(name, pairs.description.provenance.get("run_id"))
 
-    def wrote(self, labels: "LabellingSummary") -> None:
-        """Records the label set that the run wrote, its ledger, and which runs made its teachers."""
+    def wrote(self, labels: "LabellingSummary", pairs: PairSet) -> None:
+        """Records the label set that the run wrote, its ledger, and which runs made its teachers. pairs: the
+        set, opened."""
         self.tag("label_set", labels.digest)
         self.tag("labels", labels.location)
         self.summary(labels.metrics("labels"))
         self.document("ledger.json", {"videos": [asdict(record) for record in labels.ledger]})
-        pairs = PairSet.open(labels.location)
         self.has_generation(pairs.generation)
         for name in teacher_names(pairs.description.num_teachers):
             self.link(name, pairs.description.provenance.get(f"{name}_run_id"))

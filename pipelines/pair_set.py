@@ -262,10 +262,7 @@ class PairSet:
         """The rows of a row group of one of the `files`, by column, each with both of its frames; list
         columns are flat arrays. ValueError for a row without a second frame."""
         with self._opened(file) as parquet:
-            table = parquet.read_row_group(row_group)
-        values = {name: row_values(table.column(name)) for name in table.column_names}
-        rows = [{name: each[row] for name, each in values.items()} for row in range(table.num_rows)]
-        return with_second_frames(rows)
+            return rows_of(parquet.read_row_group(row_group))
 
     def read(self, place: Mapping[str, Any]) -> dict[str, Any]:
         """The row at a place of the index."""
@@ -348,6 +345,14 @@ def one_of_each_size(index: pa.Table) -> list[dict[str, Any]]:
     sizes = index.group_by(["height", "width"], use_threads=False)
     firsts = sizes.aggregate([(name, "first") for name in ("file", "row_group", "row")])
     return cast(list[dict[str, Any]], firsts.rename_columns(_PLACE).to_pylist())
+
+
+def rows_of(row_group: pa.Table) -> list[dict[str, Any]]:
+    """See `PairSet.read_group`."""
+    values = {name: row_values(row_group.column(name)) for name in row_group.column_names}
+    return with_second_frames(
+        [{name: each[row] for name, each in values.items()} for row in range(row_group.num_rows)]
+    )
 
 
 def row_values(column: pa.ChunkedArray) -> list[Any]:

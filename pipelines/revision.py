@@ -66,7 +66,7 @@ def _git(project_folder: Path, *arguments: str) -> str | None:
 
 
 def _environment() -> list[str]:
-    """Where Python looks for what is installed, but not inside a package: Ray's import adds a folder of
+    """Where Python looks for what is installed, without folders inside a package. Ray's import adds one, of
     copies that it keeps for itself, and what a run has must not depend on what was imported."""
     installed = [Path(each) for each in sys.path if each.endswith(("site-packages", "dist-packages"))]
     return [each for each in sys.path if not any(place in Path(each).parents for place in installed)]

@@ -19,16 +19,13 @@ from pathlib import Path
 import psutil
 
 from benchmarks import report
-from benchmarks.inputs import fresh_teacher, render_long_videos
+from benchmarks.inputs import fresh_teacher, label, render_long_videos
 from benchmarks.processes import kind_of
-from flowcore.occlusion import OcclusionCheck
 from flowcore.video import ClipOptions
 from jobs.recipes import RECIPES
 from pipelines.cluster import connect
-from pipelines.collection import Collection
-from pipelines.labelling import LabellingOptions, write_labels
+from pipelines.labelling import LabellingOptions
 from pipelines.labelling_progress import LabellingProgress
-from pipelines.teachers import Teachers
 
 _SIZE = (64, 96)
 _FILE_PAIRS = 4
@@ -81,16 +78,7 @@ def main() -> None:
         videos = render_long_videos(folder / "videos", arguments.videos, frames, _SIZE)
         teacher = fresh_teacher(folder / "teacher", RECIPES["smoke"].network)
         connect()
-        labels, check = str(folder / "labels"), OcclusionCheck()
-        summary = write_labels(
-            Collection.find(videos),
-            Teachers.fetched([teacher]),
-            labels,
-            clips,
-            check,
-            options,
-            on_progress=look,
-        )
+        summary = label(videos, teacher, folder / "labels", clips, options, on_progress=look)
     if len(looks) <= 10:
         raise SystemExit(f"labelling ended after {summary.seconds:.0f} s; take more --files")
     tenths = [looks[tenth * (len(looks) - 1) // 10] for tenth in range(1, 11)]

@@ -11,18 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.inputs import fresh_teacher, render_videos
+from benchmarks.inputs import fresh_teacher, label, render_videos
 from flowcore.objectives import StudentObjective
-from flowcore.occlusion import OcclusionCheck
 from jobs.recipes import RECIPES
 from pipelines import tracking
 from pipelines.checkpoints import starting_point
 from pipelines.cluster import connect
-from pipelines.collection import Collection
-from pipelines.labelling import LabellingOptions, write_labels
 from pipelines.lineage import StageRun
 from pipelines.pair_set import PairSet
-from pipelines.teachers import Teachers
 from pipelines.training import Source, train
 from pipelines.validation import CollapseAlarm, Judge
 
@@ -39,15 +35,8 @@ def main() -> None:
         videos = render_videos(folder / "videos", 8)
         teacher = fresh_teacher(folder / "teacher", recipe.network)
         connect()
-        labels, check = str(folder / "labels"), OcclusionCheck()
-        write_labels(
-            Collection.find(videos),
-            Teachers.fetched([teacher]),
-            labels,
-            recipe.clips,
-            check,
-            LabellingOptions(),
-        )
+        labels = str(folder / "labels")
+        label(videos, teacher, labels, recipe.clips)
         source = Source(
             pairs=PairSet.open(labels), transformation=recipe.challenge, objective=StudentObjective()
         )

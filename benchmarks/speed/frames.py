@@ -9,7 +9,6 @@ time of writing it, and that of reading it back with both of its frames, not dec
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 from benchmarks import report
 from benchmarks.cost import cpu_seconds
 from pipelines.labels import encode_shard, with_second_frames
-from pipelines.pair_set import PairSet, row_values
+from pipelines.pair_set import PairSet, rows_of
 from pipelines.shard_files import opened_shard
 
 _ROUNDS = 3
@@ -46,12 +45,7 @@ def read(contents: Sequence[bytes]) -> None:
     for content in contents:
         parquet = pq.ParquetFile(pa.BufferReader(content))
         for group in range(parquet.num_row_groups):
-            table = parquet.read_row_group(group)
-            values = {name: row_values(table.column(name)) for name in table.column_names}
-            rows: list[dict[str, Any]] = [
-                {name: each[row] for name, each in values.items()} for row in range(table.num_rows)
-            ]
-            with_second_frames(rows)
+            rows_of(parquet.read_row_group(group))
 
 
 def main() -> None:

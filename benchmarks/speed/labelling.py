@@ -52,11 +52,9 @@ from flowcore.video import ClipOptions
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model
 from pipelines.cluster import connect
-from pipelines.collection import Collection
-from pipelines.labelling import LabellingOptions, LabellingSummary, write_labels
+from pipelines.labelling import LabellingOptions, LabellingSummary
 from pipelines.labelling_progress import LabellingProgress
 from pipelines.labels import label_columns
-from pipelines.teachers import Teachers
 
 _CHUNK_PAIRS = 16
 _SCRIPT_PAIRS = 8
@@ -227,16 +225,7 @@ def labelled(
             steps.append((time.monotonic(), progress.new_pairs))
             time_of.look()
 
-    check = OcclusionCheck()
-    summary = write_labels(
-        Collection.find(videos),
-        Teachers.fetched([teacher]),
-        str(location),
-        clips,
-        check,
-        options,
-        on_progress=note,
-    )
+    summary = label(videos, teacher, location, clips, options, on_progress=note)
     if len(steps) < 10:
         raise SystemExit("labelling ended after fewer than ten files; take more videos or pairs")
     # From when each of the teachers has had time to give one.
@@ -265,16 +254,7 @@ def first_label_seconds(
         if progress.new_pairs and not seconds:
             seconds.append(time.monotonic() - start)
 
-    check = OcclusionCheck()
-    write_labels(
-        Collection.find(video),
-        Teachers.fetched([teacher]),
-        str(location),
-        clips,
-        check,
-        options,
-        on_progress=note,
-    )
+    label(video, teacher, location, clips, options, on_progress=note)
     return seconds[0]
 
 

@@ -28,22 +28,18 @@ from numpy import ndarray
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import report
-from benchmarks.inputs import fresh_teacher, render_videos
+from benchmarks.inputs import fresh_teacher, label, render_videos
 from flowcore.augmentation import Colour, Crop, Geometric
 from flowcore.formats import read_flow, read_image, read_mask
 from flowcore.hallucination import Challenge, CopyPaste, RectangleNoise, SuperpixelNoise
-from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
 from flowcore.scenes import SceneOptions
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import fetch_model
 from pipelines.cluster import connect
-from pipelines.collection import Collection
 from pipelines.feed import Plan, batches
 from pipelines.label_files import EXPORT_FILE, export_labels
-from pipelines.labelling import LabellingOptions, write_labels
 from pipelines.pair_set import PairSet
-from pipelines.teachers import Teachers
 
 _HEIGHT, _WIDTH, _BATCH = 256, 320, 4
 _CROP = Challenge(crop=Crop(height=192, width=256))
@@ -178,14 +174,7 @@ def main() -> None:
             ("the network's stride", network),
         ):
             labels, files = folder / f"labels-{title}", folder / f"files-{title}"
-            write_labels(
-                Collection.find(videos),
-                Teachers.fetched([teacher]),
-                str(labels),
-                clips,
-                OcclusionCheck(),
-                LabellingOptions(),
-            )
+            label(videos, teacher, labels, clips)
             pairs = PairSet.open(str(labels))
             count = export_labels(pairs, str(files), "chairs2").pairs
             both = Files(files, count)

@@ -196,6 +196,7 @@ def test_killing_a_worker_and_then_the_driver_ends_in_the_same_weights(
     resumed = result_of(start(disturbed, videos, run_id, worker_dies_at=14, driver_dies_at=26))
 
     assert weights_digest(disturbed, resumed, monkeypatch) == weights_digest(undisturbed, calm, monkeypatch)
+    assert only_run(disturbed).info.run_id == run_id
     expect_each_step_once(disturbed, 40)
     assert max(logged(disturbed, "train/steps_done_again").values()) > 0
 

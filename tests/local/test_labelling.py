@@ -320,6 +320,11 @@ def test_each_stage_has_a_process_and_one_of_each_fits_at_once(cpus: int, most: 
     assert most is None or room.processes(have)["labelling"] <= most
 
 
+def test_cpus_that_an_autoscaler_has_yet_to_bring_are_not_left_out() -> None:
+    room = labelling_room({}, has_teachers=True, num_teachers=None, accelerator="auto")
+    assert room.processes({"CPU": 64.0})["labelling"] == 64
+
+
 @pytest.mark.parametrize(
     ("accelerator", "have"),
     [("gpu", {}), ("gpu", {"CPU": 16.0, "GPU": 1.0}), ("auto", {"CPU": 64.0, "GPU": 8.0})],
