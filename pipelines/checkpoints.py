@@ -206,7 +206,8 @@ def fetch_model(uri: str) -> Path:
     """The local folder of the model at `uri`; a remote one is copied to where it vanishes with the process.
 
     `uri` is a local path, a URI that pyarrow reads (s3://, gs://, file://), `runs:/<run id>/model`,
-    `models:/<name>@<alias>` or `models:/<name>/<version>`; FileNotFoundError where there is no model. Or it
+    `models:/<name>@<alias>` or `models:/<name>/<version>`; FileNotFoundError where there is no model, and
+    ConnectionError where that can't be told now. Or it
     is `opencv:<name>`, a classical method, or `torchvision:<name>` or `ptlflow:<name>`, that library's
     network with the weights that it publishes; raises what `ExternalConfig.build` and
     `ExternalNetwork.load_pretrained` raise.
@@ -224,9 +225,13 @@ def fetch_model(uri: str) -> Path:
     try:
         for name in (WEIGHTS_FILE, CARD_FILE):
             (folder / name).write_bytes(Folder(uri).read(name))
-    except (ArrowException, OSError) as error:
+    except (ArrowException, FileNotFoundError) as error:
         raise FileNotFoundError(
-            f"no model can be read at {uri} ({error}); {_CONTENTS}; check the address and the credentials"
+            f"there is no model at {uri} ({error}); {_CONTENTS}; check the address"
+        ) from error
+    except OSError as error:
+        raise ConnectionError(
+            f"the model at {uri} can't be read now ({error}); check the storage and its credentials"
         ) from error
     return folder
 

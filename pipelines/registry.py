@@ -46,8 +46,9 @@ def register(
     """Makes the run's artifact folder the next version of model `name`; twice the same gives one version.
 
     It becomes the champion where its loss is lower than the champion's on the same validation set, and where
-    there is none. judge: the loss there of the model at a URI, for a champion that another set judged; may
-    raise FileNotFoundError or ValueError where it can't be read, which ends its reign. ValueError for a loss
+    there is none. judge: the loss there of the model at a URI, for a champion that another set judged. That
+    it raises FileNotFoundError, as the model is gone, or ValueError, as it is no model of this version, ends
+    the champion's reign; whatever else it raises is passed on, and the alias stays. ValueError for a loss
     that isn't finite or a run without that folder.
     """
     if not math.isfinite(validation_loss):
@@ -74,19 +75,33 @@ def register(
     if version is None:
         source = f"{run.artifact_uri}/{folder}"
         version = client.create_model_version(name, source, run_id=run.run_id, tags=all_tags)
-    champion = _champion(client, name)
-    is_champion = (
-        champion is None
-        or str(champion.version) == str(version.version)
-        or validation_loss < _loss_of(champion, validation_digest, judge)
-    )
-    if is_champion:
-        client.set_registered_model_alias(name, CHAMPION, str(version.version))
+    is_champion = _is_crowned(client, version, judge)
     return RegisteredVersion(name=name, version=str(version.version), is_champion=is_champion)
 
 
+def _is_crowned(client: MlflowClient, version: ModelVersion, judge: Callable[[str], float]) -> bool:
+    """Makes a version the champion if it is better than the present one.
+
+    MLflow has no way to set an alias only where it is still what was read. The alias is therefore read again
+    after the comparison, which may have taken minutes, and what remains is the time of a request.
+    """
+    while True:
+        champion = _champion(client, version.name)
+        if champion is not None and _number(champion) != _number(version):
+            loss = _loss_of(champion, version.tags["validation.digest"], judge)
+            if float(version.tags["validation.loss"]) >= loss:
+                return False
+        if _number(_champion(client, version.name)) == _number(champion):
+            client.set_registered_model_alias(version.name, CHAMPION, str(version.version))
+            return True
+
+
+def _number(version: ModelVersion | None) -> str | None:
+    return None if version is None else str(version.version)
+
+
 def _loss_of(champion: ModelVersion, validation_digest: str, judge: Callable[[str], float]) -> float:
-    """A champion's loss on a validation set; infinite where it can't be read any more."""
+    """A champion's loss on a validation set; infinite where there is no such model any more."""
     if champion.tags.get("validation.digest") == validation_digest:
         return float(champion.tags["validation.loss"])
     uri = f"models:/{champion.name}/{champion.version}"
@@ -94,7 +109,7 @@ def _loss_of(champion: ModelVersion, validation_digest: str, judge: Callable[[st
     try:
         return judge(uri)
     except (FileNotFoundError, ValueError) as error:
-        print(f"it can't be read: {error}")
+        print(f"it is a model no longer: {error}")
         return math.inf
 
 
@@ -107,17 +122,34 @@ def download(uri: str, project_folder: Path = PROJECT_FOLDER) -> Path:
     """The local folder of a model in MLflow; read it only, since a local store answers with its own folder.
 
     `uri` is runs:/<run id>/<folder> (by default `model`), models:/<name>@<alias> or models:/<name>/<version>.
-    ValueError for another form, FileNotFoundError where there is no such model, ConnectionError.
+    ValueError for another form, FileNotFoundError where there is no such model, ConnectionError where that
+    can't be told, as MLflow or the store of its files doesn't answer.
     """
     _, source, store = _resolved(uri, project_folder)
     # Given models:/, MLflow 3.17 would ask the process's own registry, which is ./mlflow.db by default.
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=store))
-    except (MlflowException, OSError) as error:
-        raise FileNotFoundError(
-            f"MLflow knows {uri}, but its files can't be read at {without_secrets(source)} ({error}); "
-            "check the artifact store and its credentials"
+    # Each kind of store has its own exceptions.
+    except Exception as error:
+        place = without_secrets(source)
+        if _is_empty(source, store):
+            raise FileNotFoundError(
+                f"MLflow knows {uri}, but there are no files at {place}; train and register it again, or "
+                "restore them"
+            ) from error
+        raise ConnectionError(
+            f"MLflow knows {uri}, but its files can't be read at {place} now "
+            f"({without_secrets(str(error))}); check the artifact store and its credentials, then run the "
+            "same command again"
         ) from error
+
+
+def _is_empty(source: str, store: str) -> bool:
+    """True where an artifact store answers and has nothing at `source`."""
+    try:
+        return not mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=store)
+    except Exception:
+        return False
 
 
 def _resolved(uri: str, project_folder: Path) -> tuple[str | None, str, str]:

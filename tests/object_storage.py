@@ -61,13 +61,14 @@ class Bucket:
 
     def __init__(self, name: str, server: Server, port: int) -> None:
         self.server = server
-        self._name = name
+        self.name = name
+        self.endpoint = f"http://127.0.0.1:{port}"
         self._query = f"?region=us-east-1&scheme=http&endpoint_override=127.0.0.1:{port}"
         filesystem, _ = storage_of(f"s3://{name}/{self._query}&allow_bucket_creation=true")
         filesystem.create_dir(name)
 
     def uri(self, key: str = "") -> str:
-        return f"s3://{self._name}/{key}".rstrip("/") + self._query
+        return f"s3://{self.name}/{key}".rstrip("/") + self._query
 
     def fill(self, folder: Path) -> None:
         """Puts what is in a local folder there."""

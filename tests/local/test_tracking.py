@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
+from object_storage import Bucket
 
 from flowcore.networks import tiny
 from flowcore.occlusion import OcclusionCheck
@@ -386,6 +387,55 @@ def test_the_first_model_is_champion_and_only_a_better_one_on_the_same_data_repl
     assert champion.tags["validation.digest"] == "chairs"
 
 
+def test_a_champion_that_was_crowned_meanwhile_is_compared_too(project: Path) -> None:
+    first, second, third = (finished_run(project) for _ in range(3))
+    registry.register(first, "teacher", validation_loss=3.0, validation_digest="kitti", judge=unasked)
+
+    def judge(uri: str) -> float:
+        if uri == "models:/teacher/1":
+            registry.register(
+                second, "teacher", validation_loss=1.0, validation_digest="a", judge=lambda _: 3.0
+            )
+        return 3.0
+
+    outcome = registry.register(third, "teacher", validation_loss=2.0, validation_digest="a", judge=judge)
+    assert not outcome.is_champion
+    assert client(project).get_model_version_by_alias("teacher", "champion").run_id == second.run_id
+
+
+def test_a_fault_of_the_storage_costs_no_champion_its_place(
+    project: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint, name = bucket.endpoint, bucket.name
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    client(project).create_experiment(tracking.EXPERIMENT, artifact_location=f"s3://{name}/runs")
+    champion, challenger = finished_run(project), finished_run(project)
+    registry.register(champion, "teacher", validation_loss=1.0, validation_digest="kitti", judge=unasked)
+
+    def judge(uri: str) -> float:
+        bucket.server.refused_share = refused_share
+        try:
+            registry.download(uri, project)
+        finally:
+            bucket.server.reset()
+        return 1.0
+
+    def crowned() -> bool:
+        return registry.register(
+            challenger, "teacher", validation_loss=90.0, validation_digest="a", judge=judge
+        ).is_champion
+
+    refused_share = 1.0
+    with pytest.raises(ConnectionError, match=r"can't be read .* now"):
+        crowned()
+    assert client(project).get_model_version_by_alias("teacher", "champion").run_id == champion.run_id
+    refused_share = 0.0
+    assert not crowned()
+    bucket.remove(f"runs/{champion.run_id}/artifacts/model/model.safetensors")
+    assert crowned()
+
+
 def test_a_model_that_finds_nothing_visible_is_no_champion_for_that(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -466,7 +516,7 @@ def test_a_model_that_mlflow_does_not_have_is_named(project: Path, uri: str) -> 
 def test_a_run_without_a_model_is_named(project: Path) -> None:
     with tracking.start("distill", recipe="smoke", parameters={}, project_folder=project) as run:
         pass
-    with pytest.raises(FileNotFoundError, match="its files can't be read"):
+    with pytest.raises(FileNotFoundError, match="there are no files at"):
         registry.download(f"runs:/{run.run_id}/model", project)
 
 
