@@ -27,8 +27,8 @@ from flowcore.networks import FlowNetwork
 from flowcore.occlusion import OcclusionCheck
 from flowcore.shapes import FlowArray, Frame, to_images
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
-from pipelines.cluster import evaluating_processes
 from pipelines.progress import bar
+from pipelines.room import evaluating_processes
 from pipelines.storage import shared_folder
 
 DEFAULT_CHECK = OcclusionCheck()

@@ -27,7 +27,7 @@ from numpy import ndarray
 
 from flowcore.hallucination import Transformation
 from flowcore.pairs import Batch, stacked_arrays
-from pipelines.cluster import let_ray_data_rest
+from pipelines.cluster import feed_in_order
 from pipelines.pair_set import PairSet
 
 _STREAMS = 32
@@ -170,10 +170,7 @@ def batches(
     step. reader_cpus: what each reading task asks of Ray."""
     share = len(plan.places(rank, world_size))
     windows = plan.windows(start, stop, rank, world_size)
-    let_ray_data_rest()
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
+    feed_in_order()
     while round_ := list(islice(windows, _ROUND_WINDOWS)):
         dataset = ray.data.from_items(round_, override_num_blocks=len(round_)).map_batches(
             _WindowReader(pairs=pairs, transformation=transformation, block=_BLOCK_STEPS * share),

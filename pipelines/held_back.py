@@ -26,9 +26,9 @@ from flowcore.objectives import validate_pair
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
 from pipelines.checkpoints import copy_model, load_model
-from pipelines.cluster import num_cores
 from pipelines.labels import decode_occlusion
 from pipelines.pair_set import PairSet
+from pipelines.room import num_cores
 from pipelines.validation import score_of
 
 REFEREE = ExternalConfig(library="opencv", name="dis_medium")

@@ -21,12 +21,12 @@ from flowcore.networks import FlowNetwork
 from flowcore.shapes import FlowArray, Frame, to_images
 from flowcore.video import EVERY_PAIR, VideoError, VideoReport
 from pipelines.checkpoints import fetch_model, load_model
-from pipelines.cluster import predicting_room
 from pipelines.collection import VideoSource
 from pipelines.decoding import DecoderProcess, EncodedChunk
 from pipelines.destinations import destinations, flow_name
 from pipelines.film import film
 from pipelines.progress import bar
+from pipelines.room import predicting_room
 from pipelines.storage import Folder
 
 _EVERY_PAIR = replace(EVERY_PAIR, chunk_pairs=4, min_size=(1, 1))

@@ -8,7 +8,7 @@ import fcntl
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 from uuid import uuid4
@@ -19,16 +19,17 @@ from flowcore.datasets import DataSet
 from flowcore.formats import FrameCodec
 from flowcore.occlusion import OcclusionCheck
 from flowcore.video import SAMPLER_VERSION, ClipOptions
-from pipelines.cluster import Accelerator
 from pipelines.collection import Collection, stamps_of
 from pipelines.labelling_progress import OnProgress, read_progress, reported
 from pipelines.labelling_stages import Graph, Plan, arithmetic
 from pipelines.ledger import (
     VideoRecord,
+    failed_before,
     with_less,
     with_pairs,
 )
 from pipelines.pair_set import SetDescription, describe_set
+from pipelines.room import Accelerator
 from pipelines.storage import Folder, storage_of
 from pipelines.tally import Tally
 from pipelines.teachers import Teachers
@@ -46,7 +47,8 @@ class LabellingOptions:
     row_group_pairs: int = 8
     """Pairs in a row group of a file, which a reader gets together."""
     max_bad_share: float = 0.5
-    """Share of the videos, in [0, 1], that may give no pair; above it the run fails."""
+    """Share of the videos, in [0, 1], that may give no pair; above it the run fails, as soon as that is
+    certain."""
     num_teachers: int | None = None
     """Largest number of labelling processes. `none` takes one for each GPU, with `gpu` also those that an
     autoscaler adds; without GPUs it takes most of the CPUs."""
@@ -253,6 +255,7 @@ def _plan(
         row_group_pairs=options.row_group_pairs,
         teachers=teachers.models,
         check=check,
+        last=failed_before(location),
     )
 
 
@@ -277,17 +280,23 @@ def _write_set(
     with _alone_in(location):
         describe_set(location, description)
         Folder(location).sweep()
-        tally = Tally(plan.location, plan.run, plan.label_set, stamps, read_progress(location))
+        tally = Tally(
+            plan.location, plan.run, plan.label_set, stamps, read_progress(location), options.max_bad_share
+        )
         left = [source for source in collection.videos if not tally.is_done(source.name)]
         with reported(location, lambda: tally.progress):
             if left:
                 teachers.keep(location)
-                for message in graph.messages(left, stamps, plan):
-                    tally.add(message)
-                    if on_progress is not None:
-                        on_progress(tally.progress)
+                # Closed, as Ray would go on with the videos of a run that is given up.
+                with closing(graph.messages(left, stamps, plan)) as answers:
+                    for message in answers:
+                        tally.add(message)
+                        if on_progress is not None:
+                            on_progress(tally.progress)
+                        if tally.is_hopeless:
+                            break
             seconds = tally.seconds
-            records = tally.finish(options.max_bad_share)
+            records = tally.finish()
     videos_with_pairs = with_pairs(records)
     return LabellingSummary(
         location=location,

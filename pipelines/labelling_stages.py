@@ -9,8 +9,10 @@ blocks that were consumed before, by their number: a reader that left out what i
 shards.
 """
 
+import errno
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -26,6 +28,7 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.pseudolabels import pseudo_labels
 from flowcore.shapes import to_images
 from flowcore.video import ClipOptions, VideoError
+from pipelines.cluster import times_begun
 from pipelines.collection import Stamp, VideoSource
 from pipelines.copies import possible_copies
 from pipelines.decoding import DecoderProcess, EncodedChunk
@@ -42,6 +45,13 @@ _PIXEL_BYTES = {"jpeg": 1, "png": 3}
 _STEP_PIXELS = {"cpu": 200_000, "cuda": 4_000_000}
 """Pixels of the pairs that a network labels at once. On a CPU the light PWC-Net took 530 ms and 0.7 GB for a
 pair of 384x640 px alone, 744 ms each and 2.3 GB for sixteen at once; at 96x128 px sixteen were fastest."""
+
+_MOST_ATTEMPTS = 3
+"""Processes that may die over a shard before it is left out. When a process dies, Ray also begins those tasks
+again that only waited in it. The death of two may therefore be their neighbour's doing."""
+
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Why a disk takes no file."""
 
 _VIDEOS = pa.list_(
     pa.struct(
@@ -71,6 +81,8 @@ class Plan:
     """None of them where frames alone are wanted."""
     check: OcclusionCheck
     """Tells what is occluded by the teachers' flow."""
+    last: frozenset[str] = frozenset()
+    """Names of the videos that failed in the run before, which this one reads after all others."""
 
     @property
     def shard_bytes(self) -> int:
@@ -103,20 +115,25 @@ class Graph(Protocol):
 
     def messages(
         self, sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: Plan
-    ) -> Iterator[Message]:
+    ) -> Generator[Message, None, None]:
         """Writes what is missing of these videos; what comes out of the last stage, in no order."""
         ...
 
 
-def group_tables(sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], most: int) -> list[pa.Table]:
-    """What the reading tasks, at most so many, are given: videos that may be copies of each other a row."""
+def group_tables(
+    sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], last: Set[str], most: int
+) -> list[pa.Table]:
+    """What the reading tasks, at most so many, are given: videos that may be copies of each other a row.
+    Those named in `last` come at the end."""
     groups = pa.array(
         [
             [
                 {"uri": each.uri, "frames": each.frames, "scene": each.scene, "stamp": stamps[each.name].text}
                 for each in group
             ]
-            for group in possible_copies(sources, stamps)
+            for group in sorted(
+                possible_copies(sources, stamps), key=lambda group: any(each.name in last for each in group)
+            )
         ],
         _VIDEOS,
     )
@@ -180,10 +197,10 @@ class Reader:
                         started = time.monotonic()
         except VideoError as error:
             reason = str(error)
-        except OSError as error:
-            yield VideoEnded(
-                record=replace(_unread(source, stamp, error), frames_read=decoder.report.frames_read)
-            )
+        except (OSError, ValueError) as error:
+            # A ValueError is of a shard that is there and damaged.
+            record = _unread(source, stamp, error)
+            yield VideoEnded(record=replace(record, frames_read=decoder.report.frames_read))
             return
         if waiting:
             yield self._shard(source, folder, shards, waiting, time.monotonic() - started)
@@ -229,10 +246,29 @@ def _num_pairs(chunks: Sequence[EncodedChunk]) -> int:
     return sum(len(chunk.frames) - 1 for chunk in chunks)
 
 
-def _unread(source: VideoSource, stamp: str, error: VideoError | OSError) -> VideoRecord:
+def _unread(source: VideoSource, stamp: str, error: VideoError | OSError | ValueError) -> VideoRecord:
     """Of a video whose content isn't known, or isn't to be had now: another run tries again."""
-    outcome: Outcome = "nothing" if isinstance(error, VideoError) else "unreadable now"
+    outcome: Outcome = "failed"
+    if isinstance(error, VideoError):
+        outcome = "nothing"
+    elif isinstance(error, OSError):
+        outcome = "unreadable now"
     return VideoRecord(video=source.name, outcome=outcome, reason=str(error), stamp=stamp)
+
+
+def _attempt(stage: str, shard: Shard, work: Callable[[Shard], Shard]) -> Shard:
+    """What a stage makes of a shard. What it raises costs the video of that shard and no other; and so does
+    a shard over which one process after another dies, as when its frames are too large for the memory."""
+    if times_begun() >= _MOST_ATTEMPTS:
+        return shard.lighter(failure=f"{stage} ended its process {_MOST_ATTEMPTS} times: is memory short?")
+    try:
+        return work(shard)
+    except Exception as error:
+        # On a broken device, or a disk that takes nothing, every other video would fail as well.
+        if isinstance(error, torch.AcceleratorError) or getattr(error, "errno", None) in _REFUSALS:
+            raise
+        traceback.print_exc()
+        return shard.lighter(failure=f"{stage} failed: {type(error).__name__}: {error}")
 
 
 class Teacher:
@@ -251,7 +287,7 @@ class Teacher:
         for message in messages(table):
             match message:
                 case Shard() if message.chunks:
-                    yield self._labelled(message).to_arrow()
+                    yield _attempt("labelling", message, self._labelled).to_arrow()
                 case _:
                     yield message.to_arrow()
 
@@ -277,7 +313,7 @@ class Writer:
         for message in messages(table):
             match message:
                 case Shard() if message.chunks:
-                    yield self._written(message).to_arrow()
+                    yield _attempt("writing", message, self._written).to_arrow()
                 case _:
                     yield message.to_arrow()
 
@@ -290,18 +326,7 @@ class Writer:
             content = encode_shard(self._columns(shard), self.plan.row_group_pairs)
             Folder(self.plan.location).write(name, content)
             there = ShardSize(pairs=shard.pairs, bytes=len(content))
-        return Shard(
-            video=shard.video,
-            folder=shard.folder,
-            number=shard.number,
-            pairs=shard.pairs,
-            share=shard.share,
-            bytes=there.bytes,
-            is_new=True,
-            reading=shard.reading,
-            labelling=shard.labelling,
-            writing=time.monotonic() - started,
-        )
+        return shard.lighter(bytes=there.bytes, is_new=True, writing=time.monotonic() - started)
 
     def _columns(self, shard: Shard) -> pa.Table:
         stride = self.plan.clips.stride

@@ -19,7 +19,7 @@ LEDGER_FILE = "_ledger.json"
 VIDEO_FILE = "_video.json"
 """In a video's folder: what became of it; written after its last shard."""
 
-Outcome = Literal["done", "cut short", "nothing", "duplicate", "unreadable now"]
+Outcome = Literal["done", "cut short", "nothing", "duplicate", "unreadable now", "failed"]
 _LEDGER = (
     "video",
     "outcome",
@@ -49,7 +49,8 @@ class VideoRecord:
     video: str
     """Its name: see `pipelines.collection.VideoSource`."""
     outcome: Outcome
-    """`done` if it was read to its end. `unreadable now` is the storage's fault: another run tries again."""
+    """`done` if it was read to its end. `unreadable now` is the storage's fault; a shard of a `failed` one
+    couldn't be labelled or written. Another run tries both again, the failed ones last."""
     reason: str = ""
     """Why the outcome isn't `done`; empty if it is."""
     stamp: str = ""
@@ -107,6 +108,14 @@ def with_less(records: Iterable[VideoRecord]) -> list[VideoRecord]:
 def with_pairs(records: Iterable[VideoRecord]) -> list[VideoRecord]:
     """The records that the manifest lists: of the videos that gave pairs."""
     return sorted((each for each in records if each.pairs), key=lambda record: record.folder)
+
+
+def failed_before(location: str) -> frozenset[str]:
+    """The videos that failed in the last run that ended in a folder."""
+    try:
+        return frozenset(each.video for each in read_ledger(location) if each.outcome == "failed")
+    except FileNotFoundError:
+        return frozenset()
 
 
 def read_ledger(location: str) -> list[VideoRecord]:

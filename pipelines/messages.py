@@ -1,7 +1,7 @@
 """What do the stages of labelling tell each other? Each message is a row of a table, which Ray carries."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self, cast
 
 import pyarrow as pa
@@ -38,6 +38,12 @@ class Shard:
     """Seconds of work, as the next two."""
     labelling: float = 0.0
     writing: float = 0.0
+    failure: str = ""
+    """Why it wasn't labelled or written; empty if nothing went wrong."""
+
+    def lighter(self, **changes: Any) -> Self:
+        """The shard without what is big, on its way past the stages that are left."""
+        return replace(self, chunks=(), labels=LABEL_SCHEMA.empty_table(), **changes)
 
     def to_arrow(self) -> pa.Table:
         """A table of one row."""

@@ -1,15 +1,16 @@
 """How does Ray run the stages of labelling? As a graph of Ray Data, of as many processes as find room."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, cast
 
 import pyarrow as pa
 import ray.data
-from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.data._internal.execution.operators.map_operator import MapOperator
-from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
-from pipelines.cluster import (
+from pipelines.cluster import stream_rows
+from pipelines.collection import Stamp, VideoSource
+from pipelines.labelling_stages import Device, Plan, Reader, Teacher, Writer, group_tables
+from pipelines.messages import Message, messages
+from pipelines.room import (
     READ_CPUS,
     TEACHER_CPUS,
     WRITE_CPUS,
@@ -18,9 +19,6 @@ from pipelines.cluster import (
     labelling_room,
     resources,
 )
-from pipelines.collection import Stamp, VideoSource
-from pipelines.labelling_stages import Device, Plan, Reader, Teacher, Writer, group_tables
-from pipelines.messages import Message, messages
 
 _MOST_TASKS = 1000
 """Reading tasks of a run, as Ray's driver pays for each. In larger collections a task reads several
@@ -47,7 +45,7 @@ class RayGraph:
 
     def messages(
         self, sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: Plan
-    ) -> Iterator[Message]:
+    ) -> Generator[Message, None, None]:
         """Writes what is missing of these videos; what comes out of the last stage, in no order."""
         data = self.stages(sources, stamps, plan)
         for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -58,17 +56,10 @@ class RayGraph:
     ) -> ray.data.Dataset:
         """What will write what is missing of these videos, and give messages, when its rows are asked for."""
         self._room = room = self._room_now(has_teachers=bool(plan.teachers))
-        tables = group_tables(sources, stamps, _MOST_TASKS)
+        tables = group_tables(sources, stamps, plan.last, _MOST_TASKS)
         data: ray.data.Dataset = ray.data.from_arrow(tables)
-        context = data.context
-        # Each row a block: see `pipelines.labelling_stages`.
-        context.target_max_block_size = 1
-        context.execution_options.resource_limits = room.ahead(plan.shard_bytes)
-        context.custom_execution_callback_classes.append(_ForgetBlocks)
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        # An hour of a still scene gives no row; whether a decoder hangs is the decoder's to say.
-        context.execution_no_progress_timeout_s = -1
+        # Why each row is a block: see `pipelines.labelling_stages`.
+        stream_rows(data, room.ahead(plan.shard_bytes))
         settings: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
         readers = min(len(tables), room.readers or len(tables))
         data = data.map_batches(Reader(plan), compute=_tasks(readers), num_cpus=READ_CPUS, **settings)
@@ -97,14 +88,3 @@ def _tasks(most: int) -> ray.data.TaskPoolStrategy:
     """At most so many at once. Without a limit Ray starts a process for each small task that waits, and each
     imports for seconds: on two cores that stopped everything else for as long."""
     return ray.data.TaskPoolStrategy(size=most)
-
-
-class _ForgetBlocks(ExecutionCallback):
-    """Empties the lists of every block's statistics, which nobody reads here: they cost the driver 3 kB a
-    shard, gigabytes for a thousand hours of video."""
-
-    def on_execution_step(self, executor: StreamingExecutor) -> None:
-        for operator in executor._topology or ():
-            if isinstance(operator, MapOperator):
-                for statistics in operator.get_stats().values():
-                    cast(list[object], statistics).clear()

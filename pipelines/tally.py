@@ -11,6 +11,7 @@ from pipelines.collection import Stamp
 from pipelines.labelling_progress import LabellingProgress
 from pipelines.ledger import (
     LEDGER_FILE,
+    Outcome,
     VideoRecord,
     duplicate,
     short_reason,
@@ -24,6 +25,9 @@ from pipelines.pair_set import TEACHER_FOLDER, description_at
 from pipelines.shard_files import require_own, video_of_shards
 from pipelines.storage import STORAGE_THREADS, Folder, concurrently
 
+_BAD: tuple[Outcome, ...] = ("nothing", "unreadable now", "failed")
+"""Of a video that gave no pair and is no other one's copy."""
+
 
 @dataclass
 class _Begun:
@@ -34,12 +38,14 @@ class _Begun:
     pairs: int = 0
     bytes: int = 0
     share: float = 0.0
+    failure: str = ""
 
 
 class Tally:
     """What has become of each video of a collection, by the messages of the last stage.
 
-    stamps: of the collection's videos, by name. earlier: the last report of the run before.
+    stamps: of the collection's videos, by name. earlier: the last report of the run before. max_bad_share: of
+    the videos, that may give no pair.
     """
 
     def __init__(
@@ -49,11 +55,13 @@ class Tally:
         label_set: str,
         stamps: Mapping[str, Stamp],
         earlier: LabellingProgress | None,
+        max_bad_share: float,
     ) -> None:
         self._location = location
         self._run = run
         self._label_set = label_set
         self._stamps = stamps
+        self._max_bad_share = max_bad_share
         self._earlier = earlier or LabellingProgress()
         self._started = time.monotonic()
         self._threads = ThreadPoolExecutor(STORAGE_THREADS)
@@ -64,6 +72,7 @@ class Tally:
         self._begun: dict[str, _Begun] = {}
         self._writes: deque[Future[None]] = deque()
         self._finished = 0
+        self._num_bad = 0
         self._skipped: Counter[str] = Counter()
         self._bytes_done = 0.0
         self._pairs = 0
@@ -96,6 +105,11 @@ class Tally:
         """True if an earlier run finished it."""
         return video in self._accounted
 
+    @property
+    def is_hopeless(self) -> bool:
+        """True once more videos gave no pair than may."""
+        return self._num_bad > self._max_bad_share * len(self._stamps)
+
     def add(self, message: Message) -> None:
         """Takes note of a message that came out of the last stage."""
         match message:
@@ -111,9 +125,13 @@ class Tally:
             self.stage_seconds[stage] += getattr(shard, stage)
         begun = self._begun.setdefault(shard.folder, _Begun(shard.video))
         begun.shards += 1
+        begun.share = max(begun.share, shard.share)
+        if shard.failure:
+            begun.failure = begun.failure or shard.failure
+            self._close(shard.folder)
+            return
         begun.pairs += shard.pairs
         begun.bytes += shard.bytes
-        begun.share = max(begun.share, shard.share)
         self._pairs += shard.pairs
         if shard.is_new:
             self.new_pairs += shard.pairs
@@ -141,7 +159,13 @@ class Tally:
         if end is not None and begun.shards == end.shards:
             del self._ends[folder]
             self._begun.pop(folder, None)
-            self._keep(replace(end, pairs=begun.pairs, bytes=begun.bytes))
+            if begun.failure:
+                # It has no record of its own in the set, so that another run does what is missing.
+                self._account(
+                    VideoRecord(video=end.video, outcome="failed", reason=begun.failure, stamp=end.stamp)
+                )
+            else:
+                self._keep(replace(end, pairs=begun.pairs, bytes=begun.bytes))
 
     def _keep(self, record: VideoRecord) -> None:
         self._account(record)
@@ -151,6 +175,7 @@ class Tally:
 
     def _account(self, record: VideoRecord) -> None:
         self._accounted[record.video] = record
+        self._num_bad += record.outcome in _BAD
         self._bytes_done += self._stamps[record.video].size
         if record.pairs:
             self._finished += 1
@@ -185,14 +210,15 @@ class Tally:
             stage_shares={stage: seconds / work for stage, seconds in self.stage_seconds.items()},
         )
 
-    def finish(self, max_bad_share: float) -> list[VideoRecord]:
+    def finish(self) -> list[VideoRecord]:
         """Every video's record, once ledger and manifest are written; clears away what changed videos left.
 
         RuntimeError as `write_pairs`, with the ledger written.
         """
         for write in self._writes:
             write.result()
-        if lost := sorted(self._stamps.keys() - self._accounted.keys()):
+        lost = sorted(self._stamps.keys() - self._accounted.keys())
+        if lost and not self.is_hopeless:
             raise RuntimeError(
                 f"shards of {len(lost)} video(s), {lost[0]} the first, were lost on the way, as may happen "
                 "with a node; run the same command again"
@@ -204,7 +230,7 @@ class Tally:
         self._require_own_set(kept.values())
         records = [*(each for each in self._accounted.values() if not each.folder), *kept.values()]
         write_ledger(self._location, records)
-        self._require_enough(records, max_bad_share)
+        self._require_enough(records)
         # A reader that has the new manifest doesn't miss what is removed then.
         write_manifest(self._location, self._label_set, records)
         for folder in stale:
@@ -243,16 +269,14 @@ class Tally:
         for label_set in found:
             require_own(self._location, self._label_set, label_set)
 
-    def _require_enough(self, records: Sequence[VideoRecord], max_bad_share: float) -> None:
-        bad = [
-            record
-            for record in records
-            if record.video in self._stamps and record.outcome in ("nothing", "unreadable now")
-        ]
+    def _require_enough(self, records: Sequence[VideoRecord]) -> None:
+        bad = [record for record in self._accounted.values() if record.outcome in _BAD]
         has_pairs = any(record.pairs for record in records)
-        if has_pairs and len(bad) <= max_bad_share * len(self._stamps):
+        if has_pairs and not self.is_hopeless:
             return
-        why = f"above max_bad_share {max_bad_share:g}" if has_pairs else "and there is none at all"
+        why = "and there is none at all"
+        if self.is_hopeless and len(bad) < len(self._stamps):
+            why = f"above max_bad_share {self._max_bad_share:g}"
         examples = "; ".join(f"{record.video}: {record.reason}" for record in bad[:3])
         raise RuntimeError(
             f"{len(bad)} of {len(self._stamps)} videos gave no pair, {why} ({examples}); mend these inputs "

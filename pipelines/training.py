@@ -20,9 +20,9 @@ from flowcore.networks import NetworkConfig
 from flowcore.objectives import Objective
 from pipelines import progress, worker
 from pipelines.checkpoints import StartingPoint, copy_model, vanishing_folder
-from pipelines.cluster import TrainingRoom, resources, training_room
 from pipelines.held_back import SCORE, HeldBack, Validation
 from pipelines.pair_set import PairSet, one_of_each_size
+from pipelines.room import TrainingRoom, resources, training_room
 from pipelines.split import hold_back
 from pipelines.storage import Folder, join
 from pipelines.training_options import TrainingOptions

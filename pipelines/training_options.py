@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pipelines.cluster import Accelerator
+from pipelines.room import Accelerator
 
 Decay = Literal["constant", "cosine", "halve"]
 Precision = Literal["float32", "bfloat16"]

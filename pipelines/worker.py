@@ -30,9 +30,9 @@ from pipelines.checkpoints import (
     save_model,
     save_training_state,
 )
-from pipelines.cluster import num_cores
 from pipelines.feed import Plan, batches
 from pipelines.held_back import SCORE, Validation
+from pipelines.room import num_cores
 from pipelines.split import hold_back, part_of
 from pipelines.step import OptimiserStep, Taken
 from pipelines.storage import patient

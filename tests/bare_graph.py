@@ -1,6 +1,6 @@
 """The stages of labelling without Ray: one after the other, in the process of the test."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -26,11 +26,11 @@ class BareGraph:
 
     def messages(
         self, sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: Plan
-    ) -> Iterator[Message]:
+    ) -> Generator[Message, None, None]:
         self._meanwhile()
         read, write = Reader(plan), Writer(plan)
         label = Teacher(plan, "cpu") if plan.teachers else _unlabelled
-        for videos in reversed(group_tables(sources, stamps, len(sources))):
+        for videos in reversed(group_tables(sources, stamps, plan.last, len(sources))):
             for shard in read(videos):
                 for labelled in label(shard):
                     for written in write(labelled):

@@ -6,6 +6,7 @@
 import contextlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,9 @@ from pipelines.storage import Folder
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
+DEADLY_WIDTH = 96
+"""Frames of this width kill the process that labels them, as those do that need more memory than there is."""
+
 # It can stop at a step: however busy the machine is, it waits there for what the test does to it.
 DRIVER = """
 import os, signal, sys
@@ -40,6 +44,12 @@ from pipelines.collection import Collection
 from pipelines.labelling import LabellingOptions, write_labels
 from pipelines.teachers import Teachers
 
+class Deadly(OcclusionCheck):
+    def __call__(self, flow_fw, flow_bw):
+        if flow_fw.shape[-1] == WIDTH:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(flow_fw, flow_bw)
+
 if __name__ == "__main__":
     videos, teacher, labels, address, stop_at = sys.argv[1:]
     steps = 0
@@ -49,7 +59,7 @@ if __name__ == "__main__":
         if steps == int(stop_at):
             os.kill(os.getpid(), signal.SIGSTOP)
     options = LabellingOptions(shard_pairs=8, num_teachers=1)
-    clips, check = ClipOptions(chunk_pairs=4), OcclusionCheck()
+    clips, check = ClipOptions(chunk_pairs=4), Deadly()
     here = {"num_cpus": 3, "include_dashboard": False} if address == "local" else {}
     ray.init(address=address, log_to_driver=False, **here)
     collection, teachers = Collection.find(videos), Teachers.fetched([teacher])
@@ -87,7 +97,7 @@ class Driver:
         self, address: str, collection: Path, teacher: Path, labels: Path | str, stop_at: int
     ) -> None:
         script = teacher / "driver.py"
-        script.write_text(DRIVER)
+        script.write_text(DRIVER.replace("WIDTH", str(DEADLY_WIDTH)))
         self.process = subprocess.Popen(
             [sys.executable, str(script), str(collection), str(teacher), str(labels), address, str(stop_at)],
             stdout=subprocess.PIPE,
@@ -141,8 +151,14 @@ def node(cluster: Cluster) -> Any:
 def start(cluster: Cluster, node: Any, collection: Path, teacher: Path) -> Start:
     """Starts a driver that labels into a folder, in the cluster unless another address is given."""
 
-    def started(labels: Path | str, *, stop_at: int = 0, address: str = cluster.address) -> Driver:
-        return Driver(address, collection, teacher, labels, stop_at)
+    def started(
+        labels: Path | str,
+        *,
+        stop_at: int = 0,
+        address: str = cluster.address,
+        videos: Path = collection,
+    ) -> Driver:
+        return Driver(address, videos, teacher, labels, stop_at)
 
     return started
 
@@ -263,6 +279,21 @@ def test_killed_workers_cost_no_pair(
     driver.go_on()
     driver.finish()
     expect_the_same(labels, undisturbed)
+
+
+def test_a_video_over_which_processes_die_is_left_out_and_named(
+    tmp_path: Path, start: Start, collection: Path, undisturbed: Path
+) -> None:
+    videos, labels = tmp_path / "videos", tmp_path / "labels"
+    shutil.copytree(collection, videos)
+    deadly = SceneOptions(height=48, width=DEADLY_WIDTH, num_frames=30, camera_speed=3.0, layer_speed=2.0)
+    write_video(videos / "deadly.mp4", render_scene(7, deadly).frames)
+    start(labels, videos=videos).finish()
+    (failed,) = PairSet.open(str(labels)).ledger()
+    assert (Path(failed.video).name, failed.outcome) == ("deadly.mp4", "failed")
+    assert "labelling ended its process 3 times" in failed.reason
+    ids, expected = (PairSet.open(str(each)).index()["pair_id"].to_pylist() for each in (labels, undisturbed))
+    assert sorted(ids) == sorted(expected)
 
 
 def test_a_killed_node_costs_no_pair(

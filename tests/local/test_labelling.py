@@ -5,7 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from bare_graph import BareGraph
 from clips import contents, render, render_images, save_teacher, written
 from hypothesis import given
@@ -22,18 +24,19 @@ from ray.data.block import BlockStats
 from flowcore.formats import FrameCodec
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import OcclusionCheck
-from flowcore.shapes import to_images
+from flowcore.shapes import Flow, Mask, to_images
 from flowcore.video import ClipOptions
 from pipelines.checkpoints import fetch_model, model_digest
-from pipelines.cluster import READ_CPUS, TEACHER_CPUS, WRITE_CPUS, labelling_room
-from pipelines.collection import Collection, find_videos, stamp_of
+from pipelines.collection import Collection, Stamp, VideoSource, find_videos, stamp_of
 from pipelines.labelling import LabellingOptions, LabellingSummary, write_labels, write_pairs
 from pipelines.labelling_progress import LabellingProgress
-from pipelines.labelling_stages import Plan
+from pipelines.labelling_stages import Plan, group_tables
 from pipelines.labelling_status import labelling_status
 from pipelines.labels import decode_occlusion, decode_row
 from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE
+from pipelines.messages import Message
 from pipelines.pair_set import DESCRIPTION_FILE, PairSet
+from pipelines.room import READ_CPUS, TEACHER_CPUS, WRITE_CPUS, labelling_room
 from pipelines.shards import RayGraph
 from pipelines.teachers import Teachers
 
@@ -70,6 +73,30 @@ class OnGpu(BareGraph):
     """Refused before it would compute anything."""
 
     device = "cuda"
+
+
+class Planned(BareGraph):
+    """Notes in which order Ray would begin the videos."""
+
+    def messages(
+        self, sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: Plan
+    ) -> Generator[Message, None, None]:
+        tables = group_tables(sources, stamps, plan.last, len(sources))
+        groups = [group for table in tables for group in table["videos"].to_pylist()]
+        self.order = [Path(video["uri"]).name for group in groups for video in group]
+        yield from super().messages(sources, stamps, plan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeedsMemory(OcclusionCheck):
+    """Fails for frames of a width, as the system does where they need more memory than there is."""
+
+    width: int
+
+    def __call__(self, flow_fw: Flow, flow_bw: Flow) -> Mask:
+        if flow_fw.shape[-1] == self.width:
+            torch.empty(1 << 60)
+        return super().__call__(flow_fw, flow_bw)
 
 
 def label(collection: Path, teacher: str, location: Path | str, **more: Any) -> LabellingSummary:
@@ -176,6 +203,34 @@ def test_a_lost_shard_and_one_cut_short_come_back_the_same(
     assert summary.new_pairs == 5 + 6
     assert {path for path, _ in before.items() - written(location).items()} == {short}
     assert all(0 < share <= 1 for share in summary.busy.values())
+
+
+def test_a_video_that_cant_be_labelled_costs_itself_and_the_next_run_tries_it_last(
+    tmp_path: Path, collection: Path, teacher: tuple[str, FlowNetwork]
+) -> None:
+    options = {"check": NeedsMemory(width=59), "options": replace(OPTIONS, max_bad_share=1.0)}
+    label(collection, teacher[0], tmp_path, graph=BareGraph(), **options)
+    pairs = PairSet.open(str(tmp_path))
+    assert pairs.num_pairs() == 11 + 6
+    failed = {Path(each.video).name: each.reason for each in pairs.ledger() if each.outcome == "failed"}
+    assert failed.keys() == {"sequence"}
+    assert "labelling failed: RuntimeError" in failed["sequence"]
+    assert "allocate" in failed["sequence"]
+
+    again = Planned()
+    label(collection, teacher[0], tmp_path, graph=again, **options)
+    assert again.order[-1] == "sequence"
+    assert len(again.order) > 1
+
+
+def test_a_run_ends_as_soon_as_too_many_videos_are_bad(
+    tmp_path: Path, collection: Path, teacher: tuple[str, FlowNetwork]
+) -> None:
+    # Its graph begins with the smallest videos, which are the bad ones.
+    options = replace(OPTIONS, max_bad_share=0.1)
+    with pytest.raises(RuntimeError, match=r"1 of 7 videos gave no pair, above max_bad_share 0\.1"):
+        label(collection, teacher[0], tmp_path, options=options, graph=BareGraph())
+    assert not contents(tmp_path)
 
 
 def test_a_rerun_touches_nothing(labels: PairSet, collection: Path, teacher: tuple[str, FlowNetwork]) -> None:
