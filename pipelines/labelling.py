@@ -8,7 +8,7 @@ import fcntl
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 from uuid import uuid4
@@ -47,8 +47,7 @@ class LabellingOptions:
     row_group_pairs: int = 8
     """Pairs in a row group of a file, which a reader gets together."""
     max_bad_share: float = 0.5
-    """Share of the videos, in [0, 1], that may give no pair; above it the run fails, as soon as that is
-    certain."""
+    """Share of the videos, in [0, 1], that may give no pair; above it the run fails."""
     num_teachers: int | None = None
     """Largest number of labelling processes. `none` takes one for each GPU, with `gpu` also those that an
     autoscaler adds; without GPUs it takes most of the CPUs."""
@@ -280,23 +279,17 @@ def _write_set(
     with _alone_in(location):
         describe_set(location, description)
         Folder(location).sweep()
-        tally = Tally(
-            plan.location, plan.run, plan.label_set, stamps, read_progress(location), options.max_bad_share
-        )
+        tally = Tally(plan.location, plan.run, plan.label_set, stamps, read_progress(location))
         left = [source for source in collection.videos if not tally.is_done(source.name)]
         with reported(location, lambda: tally.progress):
             if left:
                 teachers.keep(location)
-                # Closed, as Ray would go on with the videos of a run that is given up.
-                with closing(graph.messages(left, stamps, plan)) as answers:
-                    for message in answers:
-                        tally.add(message)
-                        if on_progress is not None:
-                            on_progress(tally.progress)
-                        if tally.is_hopeless:
-                            break
+                for message in graph.messages(left, stamps, plan):
+                    tally.add(message)
+                    if on_progress is not None:
+                        on_progress(tally.progress)
             seconds = tally.seconds
-            records = tally.finish()
+            records = tally.finish(options.max_bad_share)
     videos_with_pairs = with_pairs(records)
     return LabellingSummary(
         location=location,

@@ -12,7 +12,7 @@ shards.
 import errno
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -115,7 +115,7 @@ class Graph(Protocol):
 
     def messages(
         self, sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: Plan
-    ) -> Generator[Message, None, None]:
+    ) -> Iterator[Message]:
         """Writes what is missing of these videos; what comes out of the last stage, in no order."""
         ...
 

@@ -1,6 +1,6 @@
 """How does Ray run the stages of labelling? As a graph of Ray Data, of as many processes as find room."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import pyarrow as pa
@@ -45,7 +45,7 @@ class RayGraph:
 
     def messages(
         self, sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: Plan
-    ) -> Generator[Message, None, None]:
+    ) -> Iterator[Message]:
         """Writes what is missing of these videos; what comes out of the last stage, in no order."""
         data = self.stages(sources, stamps, plan)
         for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

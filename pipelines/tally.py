@@ -44,8 +44,7 @@ class _Begun:
 class Tally:
     """What has become of each video of a collection, by the messages of the last stage.
 
-    stamps: of the collection's videos, by name. earlier: the last report of the run before. max_bad_share: of
-    the videos, that may give no pair.
+    stamps: of the collection's videos, by name. earlier: the last report of the run before.
     """
 
     def __init__(
@@ -55,13 +54,11 @@ class Tally:
         label_set: str,
         stamps: Mapping[str, Stamp],
         earlier: LabellingProgress | None,
-        max_bad_share: float,
     ) -> None:
         self._location = location
         self._run = run
         self._label_set = label_set
         self._stamps = stamps
-        self._max_bad_share = max_bad_share
         self._earlier = earlier or LabellingProgress()
         self._started = time.monotonic()
         self._threads = ThreadPoolExecutor(STORAGE_THREADS)
@@ -72,7 +69,6 @@ class Tally:
         self._begun: dict[str, _Begun] = {}
         self._writes: deque[Future[None]] = deque()
         self._finished = 0
-        self._num_bad = 0
         self._skipped: Counter[str] = Counter()
         self._bytes_done = 0.0
         self._pairs = 0
@@ -104,11 +100,6 @@ class Tally:
     def is_done(self, video: str) -> bool:
         """True if an earlier run finished it."""
         return video in self._accounted
-
-    @property
-    def is_hopeless(self) -> bool:
-        """True once more videos gave no pair than may."""
-        return self._num_bad > self._max_bad_share * len(self._stamps)
 
     def add(self, message: Message) -> None:
         """Takes note of a message that came out of the last stage."""
@@ -175,7 +166,6 @@ class Tally:
 
     def _account(self, record: VideoRecord) -> None:
         self._accounted[record.video] = record
-        self._num_bad += record.outcome in _BAD
         self._bytes_done += self._stamps[record.video].size
         if record.pairs:
             self._finished += 1
@@ -210,15 +200,14 @@ class Tally:
             stage_shares={stage: seconds / work for stage, seconds in self.stage_seconds.items()},
         )
 
-    def finish(self) -> list[VideoRecord]:
+    def finish(self, max_bad_share: float) -> list[VideoRecord]:
         """Every video's record, once ledger and manifest are written; clears away what changed videos left.
 
         RuntimeError as `write_pairs`, with the ledger written.
         """
         for write in self._writes:
             write.result()
-        lost = sorted(self._stamps.keys() - self._accounted.keys())
-        if lost and not self.is_hopeless:
+        if lost := sorted(self._stamps.keys() - self._accounted.keys()):
             raise RuntimeError(
                 f"shards of {len(lost)} video(s), {lost[0]} the first, were lost on the way, as may happen "
                 "with a node; run the same command again"
@@ -230,7 +219,7 @@ class Tally:
         self._require_own_set(kept.values())
         records = [*(each for each in self._accounted.values() if not each.folder), *kept.values()]
         write_ledger(self._location, records)
-        self._require_enough(records)
+        self._require_enough(records, max_bad_share)
         # A reader that has the new manifest doesn't miss what is removed then.
         write_manifest(self._location, self._label_set, records)
         for folder in stale:
@@ -269,14 +258,12 @@ class Tally:
         for label_set in found:
             require_own(self._location, self._label_set, label_set)
 
-    def _require_enough(self, records: Sequence[VideoRecord]) -> None:
+    def _require_enough(self, records: Sequence[VideoRecord], max_bad_share: float) -> None:
         bad = [record for record in self._accounted.values() if record.outcome in _BAD]
         has_pairs = any(record.pairs for record in records)
-        if has_pairs and not self.is_hopeless:
+        if has_pairs and len(bad) <= max_bad_share * len(self._stamps):
             return
-        why = "and there is none at all"
-        if self.is_hopeless and len(bad) < len(self._stamps):
-            why = f"above max_bad_share {self._max_bad_share:g}"
+        why = f"above max_bad_share {max_bad_share:g}" if has_pairs else "and there is none at all"
         examples = "; ".join(f"{record.video}: {record.reason}" for record in bad[:3])
         raise RuntimeError(
             f"{len(bad)} of {len(self._stamps)} videos gave no pair, {why} ({examples}); mend these inputs "

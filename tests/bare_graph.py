@@ -1,6 +1,6 @@
 """The stages of labelling without Ray: one after the other, in the process of the test."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -26,7 +26,7 @@ class BareGraph:
 
     def messages(
         self, sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: Plan
-    ) -> Generator[Message, None, None]:
+    ) -> Iterator[Message]:
         self._meanwhile()
         read, write = Reader(plan), Writer(plan)
         label = Teacher(plan, "cpu") if plan.teachers else _unlabelled
