@@ -57,7 +57,8 @@ class LabellingProgress:
 
     def is_running(self, now: float) -> bool:
         """Whether the run is still at work at a time in seconds since 1970."""
-        return self.state == "running" and now - self.reported < _LATE_AFTER
+        # A report from the future is of a clock that was set back since.
+        return self.state == "running" and abs(now - self.reported) < _LATE_AFTER
 
 
 OnProgress = Callable[[LabellingProgress], None]

@@ -50,7 +50,7 @@ _MOST_ATTEMPTS = 3
 """Processes that may die over a shard before it is left out. When a process dies, Ray also begins those tasks
 again that only waited in it. The death of two may therefore be their neighbour's doing."""
 
-_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_REFUSALS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """Why a disk takes no file."""
 
 _VIDEOS = pa.list_(

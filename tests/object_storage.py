@@ -1,6 +1,7 @@
 """A real S3 server for the tests, which can be made to behave as S3 does on a bad day."""
 
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from pipelines.storage import Folder, storage_of
 
 
 class Server:
-    """moto's S3, that refuses a share of the requests and cuts off a share of the answers, or a few."""
+    """moto's S3, that refuses a share of the requests and cuts off a share of the answers, or a few; that
+    sends slowly, and lists what was there when it was first asked."""
 
     def __init__(self) -> None:
         self.reset()
@@ -23,7 +25,10 @@ class Server:
 
     def reset(self) -> None:
         """A good day from now on."""
-        self.refused_share = self.cut_share = 0.0
+        self.refusal = "503 Slow Down"
+        self.refused_share = self.cut_share = self.pause = 0.0
+        self.lists_stale = False
+        self._lists: dict[str, tuple[Any, list[bytes]]] = {}
         self.cut_next = self.requests = self.refused = self.cut = 0
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -32,14 +37,28 @@ class Server:
         if dice < self.refused_share:
             self.refused += 1
             get_input_stream(environ).read()
-            body = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-            start_response("503 Slow Down", [("Content-Length", str(len(body)))])
+            code = self.refusal.partition(" ")[2].replace(" ", "")
+            body = f"<Error><Code>{code}</Code><Message>Not now.</Message></Error>".encode()
+            start_response(self.refusal, [("Content-Length", str(len(body)))])
             return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+        time.sleep(self.pause)
+        if self.lists_stale and "list-type=2" in environ["QUERY_STRING"]:
+            return self._listed(environ, start_response)
         answer = self._storage(environ, start_response)
         if self.cut_next > 0:
             self.cut_next -= 1
             return self._half(answer)
         return self._half(answer) if dice < self.refused_share + self.cut_share else answer
+
+    def _listed(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        query = environ["PATH_INFO"] + environ["QUERY_STRING"]
+        if query not in self._lists:
+            head: list[Any] = []
+            answer = list(self._storage(environ, lambda *line: head.append(line)))
+            self._lists[query] = head[0], answer
+        line, body = self._lists[query]
+        start_response(*line)
+        return body
 
     def _half(self, answer: Iterable[bytes]) -> Iterator[bytes]:
         self.cut += 1
