@@ -4,12 +4,13 @@ what was visible.
 A transformation is what `flowcore.augmentation` describes; a `Challenge` is all that is done to a pair.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, UInt8
 from numpy import ndarray
 
 from flowcore.augmentation import (
@@ -41,6 +42,11 @@ class Transformation(Protocol):
     def __call__(self, pair: FramePair, rng: np.random.Generator) -> FramePair: ...
 
 
+_SUPERPIXEL_PIXELS = 50
+"""Pixels of a superpixel from which on SLIC finds the edges of things. More make it slower, not better
+(`python -m benchmarks.speed.superpixels`)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SuperpixelNoise:
     """Some superpixels of the target frame become noise, uniform and independent for each pixel and channel.
@@ -50,8 +56,7 @@ class SuperpixelNoise:
     """
 
     chance: float = 0.0
-    """Share of the pairs, in [0, 1], that get superpixels of noise. It costs 0.6 s for a frame of 256x640
-    px."""
+    """Share of the pairs, in [0, 1], that get superpixels of noise."""
     segments: int = 200
     """Superpixels in a frame, about."""
     compactness: float = 30.0
@@ -76,14 +81,32 @@ class SuperpixelNoise:
         return replace(pair, image1=image1, image2=image2)
 
     def _noisy(self, image: ndarray, rng: np.random.Generator) -> ndarray:
-        # Imported here, as SciPy comes with it: half a second for each process of a job. It takes 6.9 ms for
-        # a frame of 96x128 px; a vectorised SLIC of our own took 9.7 ms.
-        from skimage.segmentation import slic
-
-        labels = slic(image, n_segments=self.segments, compactness=self.compactness, start_label=0)
+        labels = superpixels(image, self.segments, self.compactness)
         present = np.unique(labels)
         count = min(len(present), int(rng.integers(self.filled[0], self.filled[1] + 1)))
         return _filled(image, np.isin(labels, rng.choice(present, count, replace=False)), rng)
+
+
+def superpixels(
+    image: UInt8[ndarray, "height width 3"],
+    segments: int,
+    compactness: float,
+    pixels: int = _SUPERPIXEL_PIXELS,
+) -> Int[ndarray, "height width"]:
+    """The number of the superpixel that each pixel belongs to, of about `segments`, from 0.
+
+    SLIC (Achanta et al., TPAMI 2012) on the frame reduced by a whole number, so that `pixels` of each
+    superpixel are left or a few more.
+    """
+    # Imported here, as SciPy comes with it: half a second for each process of a job. It takes 6.9 ms for a
+    # frame of 96x128 px; a vectorised SLIC of our own took 9.7 ms.
+    from skimage.segmentation import slic
+
+    height, width = image.shape[:2]
+    factor = max(1, math.isqrt(height * width // (segments * pixels)))
+    reduced = cv2.resize(image, (width // factor, height // factor), interpolation=cv2.INTER_AREA)
+    labels = slic(reduced, n_segments=segments, compactness=compactness, start_label=0).astype(np.int32)
+    return np.asarray(cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,14 @@ from skimage.segmentation import slic
 
 from flowcore.augmentation import ChannelPermutation, Colour, Crop, Flips, Geometric, affine, warped
 from flowcore.geometry import backward_warp, flip_left_right, flip_up_down
-from flowcore.hallucination import Challenge, CopyPaste, RectangleNoise, SuperpixelNoise, Transformation
+from flowcore.hallucination import (
+    Challenge,
+    CopyPaste,
+    RectangleNoise,
+    SuperpixelNoise,
+    Transformation,
+    superpixels,
+)
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import FramePair
 from flowcore.scenes import SceneOptions, render_scene
@@ -304,6 +311,25 @@ def test_superpixel_noise_fills_whole_superpixels_in_the_number_asked_for() -> N
     # a pixel's noise may be its colour by chance
     assert sum(each > 0.99 for each in share) == 5
     assert sum(each > 0 for each in share) == 5
+
+
+def explained(image: np.ndarray, labels: np.ndarray) -> float:
+    """The share of the variance of the colours that superpixels of one colour each would keep."""
+    colours, which = image.reshape(-1, 3).astype(float), labels.reshape(-1)
+    count = np.maximum(np.bincount(which), 1)
+    means = np.stack([np.bincount(which, colours[:, channel]) / count for channel in range(3)], axis=1)
+    return float(means[which].var(axis=0).sum() / colours.var(axis=0).sum())
+
+
+def test_superpixels_of_a_large_frame_follow_its_edges_as_slic_on_all_its_pixels_does() -> None:
+    frame = render_scene(1, SceneOptions(height=240, width=320, num_frames=2)).frames[0]
+    ours = superpixels(frame, 100, 30.0)
+    assert ours.shape == (240, 320)
+    assert 60 < len(np.unique(ours)) < 140
+    whole = slic(frame, n_segments=100, compactness=30.0, start_label=0)
+    blocks = np.add.outer(np.arange(240) // 24 * 100, np.arange(320) // 32)
+    assert explained(frame, ours) > 0.97 * explained(frame, whole)
+    assert explained(frame, ours) > 1.1 * explained(frame, blocks)
 
 
 def test_superpixel_noise_on_both_frames_hides_other_places_in_each() -> None:
