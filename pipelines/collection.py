@@ -13,12 +13,23 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
-from urllib.parse import quote, unquote, urlsplit
 
 from pyarrow.fs import FileInfo, FileType
 
 from flowcore.datasets import SEQUENCES, DataSet, find_sequences
-from pipelines.storage import Folder, absolute, concurrently, patient, refuse_secrets, split, storage_of
+from pipelines.storage import (
+    Folder,
+    absolute,
+    concurrently,
+    extension,
+    is_remote,
+    is_uri,
+    join,
+    local,
+    patient,
+    split,
+    storage_of,
+)
 
 # fmt: off
 VIDEO_EXTENSIONS = frozenset({
@@ -65,7 +76,7 @@ class VideoSource:
     @property
     def name(self) -> str:
         """Unique within the collection: `uri`, with `scene` below it."""
-        return _within(self.uri, self.scene) if self.scene else self.uri
+        return join(self.uri, self.scene)
 
 
 def absolute_collection(collection: str, option: str) -> str:
@@ -120,10 +131,10 @@ def find_videos(collection: str) -> list[VideoSource]:
     data set and for a URI with a password.
     """
     data_set = DataSet.parse(collection)
-    place = _absolute(collection if data_set is None else data_set.root)
+    place = _place(collection if data_set is None else data_set.root)
     if data_set is not None:
         videos = _sequences_at(data_set.name, place)
-    elif _extension(place) == "txt":
+    elif extension(place) == "txt":
         videos = [video for line in _lines(place) for video in _videos_of_line(place, line)]
     else:
         videos = _videos_at(place)
@@ -159,19 +170,25 @@ def _lines(list_file: str) -> list[str]:
 def _videos_of_line(list_file: str, line: str) -> list[VideoSource]:
     base = split(list_file)[0]
     # A video's name may have a colon in it, and is relative to the list's folder, not to the working folder.
-    is_video = _extension(line) in VIDEO_EXTENSIONS or os.path.exists(_within(base, line))
+    is_video = extension(line) in VIDEO_EXTENSIONS or os.path.exists(_within(base, line))
     data_set = None if is_video else DataSet.parse(line)
     if data_set is not None:
-        return _sequences_at(data_set.name, _absolute_within(base, data_set.root))
-    place = _absolute_within(base, line)
-    if is_remote(place) and _extension(place) in VIDEO_EXTENSIONS:
+        return _sequences_at(data_set.name, _place(_within(base, data_set.root)))
+    place = _place(_within(base, line))
+    if is_remote(place) and extension(place) in VIDEO_EXTENSIONS:
         return [VideoSource(place)]
     return _videos_at(place)
 
 
-def _absolute_within(base: str, place: str) -> str:
-    is_relative = "://" not in place and not os.path.isabs(place)
-    return _absolute(_within(base, place) if is_relative else place)
+def _within(base: str, place: str) -> str:
+    """What a line of a list names, relative to the list's folder if it is a relative path."""
+    return place if is_uri(place) or os.path.isabs(place) else join(base, place.rstrip("/"))
+
+
+def _place(location: str) -> str:
+    """Where a collection lies, as the names of its videos begin: an absolute path without `..`, or a URI."""
+    place = local(absolute(location, "--videos"))
+    return place if is_remote(place) else os.path.normpath(place)
 
 
 def _videos_at(place: str) -> list[VideoSource]:
@@ -187,10 +204,7 @@ def _sequences_at(name: str, folder: str) -> list[VideoSource]:
         sequences = find_sequences(name, files, lambda file: Folder(folder).read(file).decode())
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{folder}: {error}") from None
-    return [
-        VideoSource(_within(folder, each.folder) if each.folder else folder, each.frames, each.name)
-        for each in sequences
-    ]
+    return [VideoSource(join(folder, each.folder), each.frames, each.name) for each in sequences]
 
 
 def _local_videos_at(path: str) -> list[VideoSource]:
@@ -238,7 +252,7 @@ def _remote_videos_at(uri: str) -> list[VideoSource]:
         names = [f"{video.uri}/{name}".lstrip("/") for name in video.frames] or [video.uri]
         # A key with two slashes in a row is listed under another name than the one made here.
         stamp = Stamp.of([files[name] for name in names]) if files.keys() >= set(names) else None
-        videos.append(VideoSource(_within(uri, video.uri), video.frames, listed=stamp))
+        videos.append(VideoSource(join(uri, video.uri), video.frames, listed=stamp))
     return videos
 
 
@@ -266,10 +280,10 @@ def _videos_among(files: Iterable[str]) -> list[VideoSource]:
             folders[folder].add(name)
     videos = []
     for folder, names in folders.items():
-        films = [name for name in names if _extension(name) in VIDEO_EXTENSIONS]
+        films = [name for name in names if extension(name) in VIDEO_EXTENSIONS]
         videos += [VideoSource(posixpath.join(folder, name)) for name in films]
         # Images beside videos are covers and thumbnails.
-        images = [name for name in names if _extension(name) in IMAGE_EXTENSIONS]
+        images = [name for name in names if extension(name) in IMAGE_EXTENSIONS]
         if len(images) >= 2 and not films:
             videos.append(VideoSource(folder, tuple(sorted(images, key=_natural_order))))
     return videos
@@ -279,30 +293,3 @@ def _natural_order(name: str) -> tuple[list[str | int], str]:
     """Sorts frame 2 before frame 10; every second part is a number."""
     parts = re.split(r"([0-9]+)", name)
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
-
-
-def _extension(place: str) -> str:
-    name = posixpath.basename(place.partition("?")[0] if is_remote(place) else place)
-    return posixpath.splitext(name)[1][1:].lower()
-
-
-def is_remote(place: str) -> bool:
-    """True for the URI of what isn't on a local disk."""
-    return "://" in place and not place.startswith("file://")
-
-
-def _absolute(place: str) -> str:
-    """`place` as an absolute path, or as it is if it is remote."""
-    if is_remote(place):
-        refuse_secrets(place, "the video")
-        return place
-    if place.startswith("file://"):
-        place = unquote(urlsplit(place, allow_fragments=False).path)
-    return os.path.abspath(os.path.expanduser(place))
-
-
-def _within(folder: str, name: str) -> str:
-    if not is_remote(folder):
-        return os.path.join(folder, name)
-    base, mark, query = folder.partition("?")
-    return f"{base.rstrip('/')}/{quote(name)}".rstrip("/") + mark + query

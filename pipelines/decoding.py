@@ -35,8 +35,8 @@ from flowcore.video import (
     VideoReport,
     content_digest,
 )
-from pipelines.collection import VideoSource, is_remote
-from pipelines.storage import join, patient, storage_of
+from pipelines.collection import VideoSource
+from pipelines.storage import is_remote, join, patient, storage_of
 
 _SIGN_OF_LIFE_SECONDS = 0.2
 """Shortest time between two signs of life of a process that has no chunk to send."""

@@ -14,7 +14,7 @@ from pipelines.collection import (
     absolute_collection,
     find_videos,
 )
-from pipelines.storage import Folder, absolute, join, patient, storage_of
+from pipelines.storage import Folder, absolute, extension, join, patient, storage_of
 
 
 def destinations(videos: str, output: str) -> dict[VideoSource, str]:
@@ -49,13 +49,13 @@ def _refuse_ambiguous(place: str) -> None:
     """ValueError for one image, and for a folder that may be meant as a sequence or as a collection."""
     filesystem, path = storage_of(place)
     kind = patient(filesystem.get_file_info)(path).type
-    if kind == FileType.File and _extension(path) in IMAGE_EXTENSIONS:
+    if kind == FileType.File and extension(path) in IMAGE_EXTENSIONS:
         raise ValueError(f"--videos {place} is one image and flow needs two; give the folder of the sequence")
     if kind == FileType.Directory:
         names = Folder(place).infos(recursive=False)
-        kinds = Counter(_extension(name) for name in names if not name.startswith("."))
-        num_images = sum(kinds[extension] for extension in IMAGE_EXTENSIONS)
-        num_videos = sum(kinds[extension] for extension in VIDEO_EXTENSIONS)
+        kinds = Counter(extension(name) for name in names if not name.startswith("."))
+        num_images = sum(kinds[each] for each in IMAGE_EXTENSIONS)
+        num_videos = sum(kinds[each] for each in VIDEO_EXTENSIONS)
         if num_images > 1 and num_videos:
             raise ValueError(
                 f"--videos {place} holds {num_images} images and {num_videos} videos; give a video itself, "
@@ -94,7 +94,3 @@ def _folder_names(sources: list[VideoSource], place: str) -> list[str]:
 def flow_name(source: VideoSource, index: int) -> str:
     """What the flow of a pair is named after: its first frame, by an image's stem or by its number."""
     return PurePosixPath(source.frames[index]).stem if source.frames else f"{index:06d}"
-
-
-def _extension(name: str) -> str:
-    return PurePosixPath(name).suffix[1:].lower()

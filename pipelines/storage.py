@@ -8,6 +8,7 @@ a location is written into labels, models and MLflow, so one that contains a pas
 
 import json
 import os
+import posixpath
 import re
 import shutil
 import time
@@ -109,12 +110,22 @@ def is_uri(location: str) -> bool:
     return "://" in location or is_mlflow_uri(location)
 
 
+def is_remote(location: str) -> bool:
+    """True for the URI of what isn't on a local disk."""
+    return "://" in location and not location.startswith("file://")
+
+
+def local(location: str) -> str:
+    """The path that a file:// URI names; any other location as it is."""
+    if not location.startswith("file://"):
+        return location
+    return unquote(urlsplit(location, allow_fragments=False).path)
+
+
 def shared_folder(location: str, option: str) -> Path:
     """As `absolute`, for a folder whose files other libraries open by path; ValueError for a URI of object
     storage."""
-    place = absolute(location, option)
-    if place.startswith("file://"):
-        return Path(storage_of(place)[1])
+    place = local(absolute(location, option))
     if is_uri(place):
         raise ValueError(
             f"{option} {place} is a URI, and this option needs a folder on a disk that all nodes share; copy "
@@ -124,7 +135,9 @@ def shared_folder(location: str, option: str) -> Path:
 
 
 def join(location: str, name: str) -> str:
-    """`name` inside the folder or URI `location`, whose query stays at its end."""
+    """`name` inside the folder or URI `location`, whose query stays at its end; without a name the folder."""
+    if not name:
+        return location
     if "://" not in location:
         return f"{location.rstrip('/')}/{name}"
     place, mark, query = location.partition("?")
@@ -141,6 +154,12 @@ def split(location: str) -> tuple[str, str]:
     if "://" not in location:
         return folder or "/", name
     return f"{folder}{mark}{query}", unquote(name)
+
+
+def extension(location: str) -> str:
+    """What a file's name ends with after its last dot, in lower case, such as `mp4`; empty without one."""
+    place = location.partition("?")[0] if is_remote(location) else location
+    return posixpath.splitext(place)[1][1:].lower()
 
 
 def patient(work: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

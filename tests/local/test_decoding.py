@@ -92,7 +92,8 @@ def test_a_folder_gives_its_videos_and_each_folder_of_images_sorted(tree: Path) 
 
 def test_a_relative_path_gives_absolute_ones(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree.parent)
-    assert find_videos("collection") == expected_of(str(tree))
+    for collection in ("collection", "collection/sub/..", f"{tree}/"):
+        assert find_videos(collection) == expected_of(str(tree))
 
 
 def test_globs_match_files_and_folders(tree: Path) -> None:
@@ -113,7 +114,8 @@ def test_a_file_that_is_named_itself_may_end_in_anything(tree: Path) -> None:
 def test_a_list_names_videos_folders_and_uris_each_taken_once(tree: Path) -> None:
     lists = tree.parent / "lists.txt"
     lists.write_text(
-        f"# comment\n\ncollection/b.mp4\n  {tree}/b.mp4  \ncollection/frames\ncollection/notes.md\n"
+        f"# comment\n\ncollection/b.mp4\n  {tree}/b.mp4  \nfile://{quote(str(tree))}/b.mp4\n"
+        "./collection/frames/\nlists/../collection/notes.md\n"
         "s3://bucket/never/asked.mp4\n"
     )
     assert find_videos(str(lists)) == [

@@ -94,6 +94,20 @@ def test_the_user_of_a_web_server_is_masked_as_it_may_be_a_token() -> None:
 )
 def test_a_name_goes_inside_a_folder_and_before_the_query_of_a_uri(location: str, joined: str) -> None:
     assert storage.join(location, "step") == joined
+    assert storage.join(location, "") == location
+
+
+@pytest.mark.parametrize(
+    ("location", "ending"),
+    [
+        ("/data/what?.MP4", "mp4"),
+        ("/data.d/.hidden", ""),
+        ("s3://bucket/a.tar.gz?endpoint_override=127.0.0.1:9000", "gz"),
+        ("file:///data/walk%20.png", "png"),
+    ],
+)
+def test_an_extension_is_of_the_name_and_not_of_a_folder_or_of_a_query(location: str, ending: str) -> None:
+    assert storage.extension(location) == ending
 
 
 @pytest.mark.parametrize(
