@@ -78,7 +78,8 @@ def train_both(
 
 def judge(recipe: str, folder: Path, picture: Path, models: Mapping[str, str]) -> "dict[str, Errors]":
     """The errors on the test scenes, by model; draws teacher and student on the student's median scene."""
-    from pipelines.evaluation import example, load_estimator
+    from pipelines.estimators import load_estimator
+    from pipelines.evaluation import example
 
     stage = Evaluate(
         model=("zero",), truth=f"scenes:{folder / 'scenes'}", check=recipes.RECIPES[recipe].check
@@ -92,7 +93,7 @@ def judge(recipe: str, folder: Path, picture: Path, models: Mapping[str, str]) -
 
 def draw(recipe: str, folder: Path, picture: Path, models: Mapping[str, str]) -> None:
     """Teacher and student on a pair of the label set."""
-    from pipelines.evaluation import load_estimator, predictions
+    from pipelines.estimators import load_estimator, predictions
 
     pair = PairSet.open(str(folder / "labels")).example()
     estimators = {name: load_estimator(uri) for name, uri in models.items()}

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, EvaluationResult]":
     """Runs the stage for models by name, whatever `stage.model` says; returns their results by name."""
-    from pipelines.evaluation import absolute_estimator, evaluate, example, load_estimator
+    from pipelines.estimators import absolute_estimator, load_estimator
+    from pipelines.evaluation import evaluate, example
 
     data_set = data_set_at(stage.truth, "--truth")
     samples = find_samples(data_set.name, Path(data_set.root))

@@ -7,14 +7,13 @@ and they are compared on the same pixels.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict
 
-import numpy as np
 import torch
 
 from flowcore import datasets
 from flowcore.datasets import DataSet, Sample, Truth
-from flowcore.drawing import Picture, Prediction, comparison_panel
+from flowcore.drawing import Picture, comparison_panel
 from flowcore.metrics import (
     FlowErrors,
     OcclusionCounts,
@@ -23,10 +22,8 @@ from flowcore.metrics import (
     flow_errors,
     occlusion_counts,
 )
-from flowcore.networks import FlowNetwork
 from flowcore.occlusion import OcclusionCheck
-from flowcore.shapes import FlowArray, Frame, to_images
-from pipelines.checkpoints import absolute_model, fetch_model, load_model
+from pipelines.estimators import Estimator, predictions
 from pipelines.progress import bar
 from pipelines.room import evaluating_processes
 from pipelines.storage import shared_folder
@@ -34,23 +31,8 @@ from pipelines.storage import shared_folder
 DEFAULT_CHECK = OcclusionCheck()
 """DDFlow's occlusion check."""
 
-ZERO = "zero"
-"""The name of the model that predicts no motion."""
 _PAIRS_PER_BLOCK = 16
 """A block costs Ray some 40 ms, a pair at least as much."""
-
-
-class Estimator(Protocol):
-    """Estimates flow from two frames; can be sent to another process."""
-
-    run_id: str | None
-    """The MLflow run that made it; None where no run is known."""
-
-    def __call__(self, image1: Frame, image2: Frame) -> tuple[FlowArray, FlowArray]:
-        """The flow from image1 to image2 and back, in pixels."""
-
-    def to(self, device: torch.device) -> None:
-        """Computes on this device from now on, if it can."""
 
 
 class ErrorSummary(TypedDict):
@@ -157,19 +139,6 @@ def evaluate(
     }
 
 
-def absolute_estimator(model: str, option: str) -> str:
-    """What `load_estimator` takes, with a path made absolute as `checkpoints.absolute_model` does."""
-    return model if model == ZERO else absolute_model(model, option)
-
-
-def load_estimator(model: str) -> Estimator:
-    """The estimator that a model's URI for `fetch_model` names, or `zero`."""
-    if model == ZERO:
-        return NoMotion()
-    network, info = load_model(fetch_model(model))
-    return NetworkEstimator(network, info.run_id)
-
-
 def pair_errors(estimator: Estimator, truth: Truth, check: OcclusionCheck) -> Errors:
     """The errors on one pair. The check finds the occluded pixels from the flow in both directions.
 
@@ -211,51 +180,6 @@ def example(sample: Sample, estimators: Mapping[str, Estimator], check: Occlusio
         occlusion=truth.occluded,
         predictions=predictions(truth.image1, truth.image2, estimators, check),
     )
-
-
-def predictions(
-    image1: Frame, image2: Frame, estimators: Mapping[str, Estimator], check: OcclusionCheck
-) -> dict[str, Prediction]:
-    """The flow and occlusion that each model estimates, for a `comparison_panel`."""
-    both = {name: estimator(image1, image2) for name, estimator in estimators.items()}
-    return {
-        name: Prediction(
-            flow_fw, check(torch.from_numpy(flow_fw)[None], torch.from_numpy(flow_bw)[None])[0, 0].numpy()
-        )
-        for name, (flow_fw, flow_bw) in both.items()
-    }
-
-
-class NoMotion:
-    """Estimates that nothing moves. Its EPE is the mean motion."""
-
-    run_id: str | None = None
-
-    def __call__(self, image1: Frame, image2: Frame) -> tuple[FlowArray, FlowArray]:
-        flow = np.zeros((2, *image1.shape[:2]), np.float32)
-        return flow, flow
-
-    def to(self, device: torch.device) -> None:
-        pass
-
-
-class NetworkEstimator:
-    """Estimates with a network."""
-
-    def __init__(self, network: FlowNetwork, run_id: str | None = None) -> None:
-        self.run_id = run_id
-        self._network = network.eval()
-        self._device = torch.device("cpu")
-
-    def __call__(self, image1: Frame, image2: Frame) -> tuple[FlowArray, FlowArray]:
-        flow_fw, flow_bw = self._network.estimate(
-            *(to_images(image[None], self._device) for image in (image1, image2))
-        )
-        return flow_fw[0].cpu().numpy(), flow_bw[0].cpu().numpy()
-
-    def to(self, device: torch.device) -> None:
-        self._device = device
-        self._network.to(device)
 
 
 class _Evaluator:

@@ -29,8 +29,8 @@ from flowcore.shapes import Flow, Mask, to_images
 from pipelines.labels import beside, decode_occlusion, label_columns
 from pipelines.ledger import write_ledger
 from pipelines.pair_set import PairSet, SetDescription
+from pipelines.sample_set import SAMPLE_CODEC, frame_pair, in_parts, sample_set
 from pipelines.storage import Folder, json_bytes
-from pipelines.truth import SAMPLE_CODEC, frame_pair, in_parts, sample_set
 
 Layout = Literal["chairs2", "chairs2-flo5", "kitti2015"]
 

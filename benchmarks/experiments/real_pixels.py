@@ -24,7 +24,8 @@ from flowcore.occlusion import OcclusionCheck
 from jobs import distill, evaluate, pseudolabel
 from pipelines.checkpoints import fetch_model, load_model, save_model
 from pipelines.cluster import connect
-from pipelines.evaluation import example, load_estimator, table
+from pipelines.estimators import load_estimator
+from pipelines.evaluation import example, table
 from pipelines.storage import PROJECT_FOLDER
 
 RESULTS = PROJECT_FOLDER / "docs" / "results" / "real-pixels"

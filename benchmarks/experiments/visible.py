@@ -30,7 +30,7 @@ from benchmarks.experiments.cells import (
 )
 from flowcore.datasets import Truth, find_samples, load
 from pipelines.cluster import connect
-from pipelines.evaluation import load_estimator
+from pipelines.estimators import load_estimator
 
 _NEAR_OCCLUDED, _NEAR_BORDER, _SLOW = 4, 8, 2.0
 """Pixels."""

@@ -17,14 +17,13 @@ from flowcore.metrics import FlowErrors, OcclusionCounts
 from flowcore.networks import PWCNetConfig
 from flowcore.scenes import SceneOptions, render_scene, write_truth
 from pipelines.checkpoints import save_model
+from pipelines.estimators import NoMotion, load_estimator
 from pipelines.evaluation import (
     DEFAULT_CHECK,
     Errors,
     EvaluationResult,
-    NoMotion,
     evaluate,
     example,
-    load_estimator,
     pair_errors,
     table,
 )

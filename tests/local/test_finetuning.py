@@ -18,7 +18,8 @@ from jobs import distill, finetune, pseudolabel, rerun
 from jobs.recipes import RECIPES
 from pipelines import recorded, registry, revision, tracking
 from pipelines.checkpoints import fetch_model, load_model, save_model
-from pipelines.evaluation import Errors, NetworkEstimator, pair_errors
+from pipelines.estimators import NetworkEstimator
+from pipelines.evaluation import Errors, pair_errors
 from pipelines.held_back import HeldBack
 from pipelines.ledger import MANIFEST_FILE
 from pipelines.pair_set import PairSet
