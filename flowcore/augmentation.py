@@ -32,7 +32,7 @@ class Crop:
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 1:
-            raise ValueError(f"crop ({self.height}, {self.width}) must be at least 1 px on each side")
+            raise ValueError(f"height {self.height} and width {self.width} must be at least 1 px")
 
     def __call__(self, pair: FramePair, rng: np.random.Generator) -> FramePair:
         """ValueError where the crop is larger than the frames."""
@@ -106,6 +106,10 @@ class Flips:
     up_down: float = 0.5
     """Share of the pairs, in [0, 1], that are mirrored top to bottom. Take 0 for road scenes."""
 
+    def __post_init__(self) -> None:
+        check_chance("left_right", self.left_right)
+        check_chance("up_down", self.up_down)
+
     def __call__(self, pair: FramePair, rng: np.random.Generator) -> FramePair:
         for chance, axis in ((self.left_right, 1), (self.up_down, 0)):
             if rng.random() < chance:
@@ -131,7 +135,7 @@ class ChannelPermutation:
     """Share of the pairs, in [0, 1], whose colour channels are shuffled."""
 
     def __post_init__(self) -> None:
-        check_chance(self.chance)
+        check_chance("chance", self.chance)
 
     def __call__(self, pair: FramePair, rng: np.random.Generator) -> FramePair:
         if not happens(self.chance, rng):
@@ -145,9 +149,9 @@ def happens(chance: float, rng: np.random.Generator) -> bool:
     return chance >= 1 or (chance > 0 and rng.random() < chance)
 
 
-def check_chance(chance: float) -> None:
+def check_chance(name: str, chance: float) -> None:
     if not 0 <= chance <= 1:
-        raise ValueError(f"chance {chance} must be a probability, in [0, 1]")
+        raise ValueError(f"{name} {chance} must be a probability, in [0, 1]")
 
 
 def check_range(name: str, values: tuple[int | float, int | float], least: int | float) -> None:
@@ -193,7 +197,7 @@ class Geometric:
     """Confidence is sampled bilinearly and lies in [0, 1], in place of the nearest pixel's 0 or 1."""
 
     def __post_init__(self) -> None:
-        check_chance(self.chance)
+        check_chance("chance", self.chance)
         for name in ("zoom", "squeeze", "delta_zoom"):
             check_range(name, getattr(self, name), 0.01)
 
@@ -340,8 +344,8 @@ class Colour:
     """The largest standard deviation of the noise, of values in [0, 1]."""
 
     def __post_init__(self) -> None:
-        check_chance(self.chance)
-        check_chance(self.blur_chance)
+        check_chance("chance", self.chance)
+        check_chance("blur_chance", self.blur_chance)
         check_range("gamma", self.gamma, 0.01)
         check_range("blur", self.blur, 0.01)
 

@@ -68,7 +68,7 @@ class SuperpixelNoise:
     """Also fill superpixels of the first frame, chosen independently."""
 
     def __post_init__(self) -> None:
-        check_chance(self.chance)
+        check_chance("chance", self.chance)
         check_range("filled", self.filled, 1)
         if self.segments < 2:
             raise ValueError(f"segments {self.segments} must be at least 2")
@@ -124,7 +124,7 @@ class RectangleNoise:
     """Smallest and largest side, as a share of the frame's."""
 
     def __post_init__(self) -> None:
-        check_chance(self.chance)
+        check_chance("chance", self.chance)
         check_range("count", self.count, 1)
         check_range("side", self.side, 0.0)
 
@@ -172,7 +172,7 @@ class CopyPaste:
     """Smallest and largest scale of a piece in the second frame, relative to the first."""
 
     def __post_init__(self) -> None:
-        check_chance(self.chance)
+        check_chance("chance", self.chance)
         check_range("count", self.count, 1)
         check_range("radius", self.radius, 0.01)
         check_range("zoom", self.zoom, 0.01)

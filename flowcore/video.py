@@ -113,7 +113,7 @@ class ClipOptions:
         if self.size is not None and _is_smaller(self.size, self.min_size):
             raise ValueError(
                 f"size {self.size} must not be below min_size {self.min_size}, both (height, width) in px: "
-                "raise size or lower min_size"
+                "raise the first or lower the second"
             )
         if self.cut_threshold is not None and not self.cut_threshold > 1:
             raise ValueError(

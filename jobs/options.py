@@ -8,6 +8,7 @@ docstring under it is its help, and its default is the recipe's.
 import ast
 import dataclasses
 import inspect
+import re
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,7 +45,7 @@ class Option:
     @property
     def name(self) -> str:
         """As it is typed: `--training.global-batch`."""
-        return f"--{self.path.replace('_', '-')}"
+        return _typed(self.path)
 
     @property
     def is_flag(self) -> bool:
@@ -90,7 +91,7 @@ def options_of(configuration: object) -> list[Option]:
 def configured(configuration: Any, values: Mapping[str, object]) -> Any:
     """The dataclass with these values by path in place of the defaults.
 
-    ValueError, with the options that it is about, for what the dataclasses refuse.
+    ValueError, with the options that it is about as they are typed, for what the dataclasses refuse.
     """
     return _built(configuration, values, "")
 
@@ -165,8 +166,24 @@ def _built(configuration: Any, values: Mapping[str, object], prefix: str) -> Any
     try:
         return _type_of(configuration)(**arguments)
     except ValueError as error:
-        place = prefix.removesuffix(".").replace("_", "-")
-        raise ValueError(f"--{place}: {error}" if place else str(error)) from None
+        raise ValueError(_as_typed(str(error), arguments, prefix)) from None
+
+
+def _typed(path: str) -> str:
+    """How the option at these fields is typed: `--training.global-batch` for `training.global_batch`."""
+    return f"--{path.replace('_', '-')}"
+
+
+def _as_typed(complaint: str, values: Mapping[str, object], prefix: str) -> str:
+    """A dataclass's complaint with its fields as flags. It names a field by its value: `steps 0 must be ...`.
+
+    A complaint that names none gets the name of the part before it.
+    """
+    named = complaint
+    for name, value in values.items():
+        shown = "|".join(re.escape(text) for text in (str(value), repr(value)))
+        named = re.sub(rf"(?<![\w.-]){name}(?= (?:{shown})(?!\w))", _typed(prefix + name), named)
+    return f"{_typed(prefix[:-1])}: {complaint}" if prefix and named == complaint else named
 
 
 def _read(kind: Any, words: list[str]) -> object:

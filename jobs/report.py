@@ -1,4 +1,4 @@
-"""How does a labelling run report what it does, in words and with a picture?"""
+"""How does a labelling run report what it does? In words, with a picture of one label."""
 
 from collections import Counter
 from datetime import datetime, timedelta

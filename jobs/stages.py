@@ -248,6 +248,8 @@ class Finetune(LabelledStage):
         super().__post_init__()
         if self.truth is not REQUIRED:
             data_set_at(self.truth, "--truth")
+        if not 0 < self.label_share <= 1:
+            raise ValueError(f"label_share {self.label_share} of the pairs must lie in (0, 1]")
         if self.where is not None and self.labels is None:
             raise ValueError(f"--where {self.where!r} is about pseudo-labels; give --labels too")
 

@@ -70,7 +70,7 @@ class LabellingOptions:
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"max_bad_share {self.max_bad_share} must be a share of the videos, in [0, 1]")
         if self.codec not in ("auto", "jpeg", "png"):
-            raise ValueError(f"codec {self.codec!r} must be 'auto', 'jpeg' or 'png'")
+            raise ValueError(f"codec {self.codec!r} must be one of auto, jpeg, png")
 
     def codec_for(self, videos: str) -> FrameCodec:
         """What the frames of a collection are stored with."""

@@ -111,7 +111,10 @@ def train(
     _require_checkpoint_of_resumed(run)
     unmasked_steps = sources[0].objective.unmasked_steps
     if unmasked_steps > options.steps:
-        raise ValueError(f"unmasked_steps {unmasked_steps} must lie in 0..steps, {options.steps}")
+        raise ValueError(
+            f"unmasked_steps {unmasked_steps} must be at most steps {options.steps}; lower "
+            "--objective.unmasked-steps or raise --training.steps"
+        )
     indices = [source.pairs.index() for source in sources]
     _require_fitting_crops(start.network, sources, indices)
     have = resources()

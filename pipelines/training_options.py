@@ -120,7 +120,7 @@ class TrainingOptions:
         if not 0 < self.held_back_share < 1:
             raise ValueError(f"held_back_share {self.held_back_share} must lie between 0 and 1")
         if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience {self.patience} must be at least 1, or None")
+            raise ValueError(f"patience {self.patience} must be at least 1, or none")
         if self.keep_every is not None and (self.keep_every < 1 or self.keep_every % self.validate_every):
             raise ValueError(
                 f"keep_every {self.keep_every} must be a multiple of validate_every {self.validate_every}"
@@ -128,7 +128,9 @@ class TrainingOptions:
         if self.max_skipped < 0:
             raise ValueError(f"max_skipped {self.max_skipped} must not be below 0")
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
-            raise ValueError(f"min_workers {self.min_workers} must lie in 1..workers, {self.workers}")
+            raise ValueError(
+                f"min_workers {self.min_workers} must be at least 1 and at most workers {self.workers}"
+            )
         if self.global_batch < self.workers * self.accumulate:
             raise ValueError(
                 f"global_batch {self.global_batch} must be at least workers {self.workers} times accumulate "

@@ -45,8 +45,8 @@ class PWCNetConfig(NetworkConfig):
     def __post_init__(self) -> None:
         if not 1 <= self.finest_level < len(self.encoder_widths):
             raise ValueError(
-                f"finest_level {self.finest_level} must lie in 1..{len(self.encoder_widths) - 1}, "
-                "below the number of encoder_widths"
+                f"finest_level {self.finest_level} must lie in 1..{len(self.encoder_widths) - 1}, below the "
+                f"number of levels of encoder_widths {self.encoder_widths}"
             )
         if len(self.context_widths) > 6:
             raise ValueError(f"context_widths {self.context_widths} must have at most 6 entries")

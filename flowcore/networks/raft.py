@@ -60,7 +60,7 @@ class RAFTConfig(NetworkConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
         if not self.encoder_widths:
-            raise ValueError("encoder_widths () must have at least one level")
+            raise ValueError(f"encoder_widths {self.encoder_widths} must have at least one level")
 
     def build(self) -> "RAFT":
         return RAFT(self)

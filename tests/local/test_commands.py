@@ -33,7 +33,7 @@ from jobs import (
 from jobs.command import run, run_recipe
 from jobs.manual import WIDTH, manual, recipe_list
 from jobs.options import REQUIRED, options_of
-from jobs.parsing import UsageError, parse_recipe
+from jobs.parsing import UsageError, parse, parse_recipe
 from pipelines import tracking
 from pipelines.checkpoints import save_model
 from pipelines.cluster import connect
@@ -142,7 +142,7 @@ def test_words_are_read_as_the_type_of_their_option(arguments: list[str], field:
         (["demo", "--videos", "a", "--height", "3"], ["perhaps you meant --window.height"]),
         (
             ["demo", "--videos", "a", "--window.height", "100"],
-            ["--window: height 100 must be a multiple of 64 px"],
+            ["error: --window.height 100 must be a multiple of 64 px"],
         ),
         (["demo", "--videos", "a", "--steps", "many"], ["--steps many: 'many' must be a whole number"]),
         (["demo", "--videos", "a", "--steps"], ["--steps: a value is missing"]),
@@ -162,6 +162,26 @@ def test_a_wrong_command_line_ends_with_2_and_says_what_is_right(
     written = capsys.readouterr().err
     for complaint in complaints:
         assert complaint in written
+
+
+def test_an_error_names_the_options_as_they_are_typed() -> None:
+    refused: dict[str, str] = {}
+    for job, defaults in JOBS.items():
+        required = [option.name for option in options_of(defaults) if option.default is REQUIRED]
+        needed = [word for name in required for word in (name, "sintel:/data")]
+        for option in options_of(defaults):
+            if option.value_text.removesuffix("|none") not in ("INT", "NUMBER", "INT INT", "NUMBER NUMBER"):
+                continue
+            typed = [*needed, option.name, *["-7"] * len(option.value_text.removesuffix("|none").split())]
+            try:
+                parse(defaults, typed, program="job", description="")
+            except UsageError as error:
+                refused[f"{job} {option.name}"] = str(error)
+    assert {typed for typed, error in refused.items() if typed.split()[-1] not in error} == set()
+    assert {typed for typed, error in refused.items() if "_" in error} == set()
+    training = ("steps", "keep-every", "min-workers", "global-batch", "held-back-share", "patience")
+    assert refused.keys() >= {f"train_teacher --training.{name}" for name in training}
+    assert refused.keys() >= {"finetune --label-share", "distill --challenge.flips.up-down"}
 
 
 OLD = {

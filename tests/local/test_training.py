@@ -358,7 +358,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_and_says_how_
 
 
 def test_more_unmasked_steps_than_steps_are_refused(pairs: PairSet, project: Path) -> None:
-    with pytest.raises(ValueError, match=r"unmasked_steps 5 must lie in 0\.\.steps, 4"):
+    with pytest.raises(ValueError, match="unmasked_steps 5 must be at most steps 4"):
         trained(source(pairs, TeacherObjective(unmasked_steps=5)), project)
 
 
