@@ -18,8 +18,6 @@ from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
 from jobs import distill, finetune
 from jobs.command import run_training
-from pipelines import registry, tracking
-from pipelines.checkpoints import fetch_model, load_model
 from pipelines.collection import Collection
 from pipelines.feed import Plan
 from pipelines.filters import PairFilter
@@ -308,39 +306,6 @@ def test_labels_that_a_teacher_wrote_are_filtered_as_sql_filters_them(labels: Pa
         ((median,),) = duckdb.sql(f"select median({column}) from {source}").fetchall()
         for text in (f"{column} <= {median:f}", f"not {column} < {median:f} or frame == 3"):
             assert kept(labels, text) == kept_by_sql(source, text) != []
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_a_student_learns_from_what_its_filter_keeps_and_says_so(
-    labels: PairSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    client = tracking.MlflowClient(tracking.tracking_uri())
-    _, options = distill.recipes()["smoke"]
-    training = replace(options.training, steps=2, validate_every=2)
-    options = replace(
-        options,
-        labels=labels.location,
-        run_root=str(tmp_path / "runs"),
-        init="fresh",
-        training=training,
-        objective=replace(options.objective, unmasked_steps=2),
-        where="frame < 3 and occluded <= 1",
-    )
-    uri = distill.distill(options, "smoke")
-    assert "keeps 6 of 16 pairs" in capsys.readouterr().out
-    run_id = registry.run_of(uri)
-    assert run_id is not None
-    data = client.get_run(run_id).data
-    assert data.params["where"] == options.where
-    assert (data.metrics["labels/pairs"], data.metrics["labels/pairs_kept"]) == (16, 6)
-    _, info = load_model(fetch_model(uri))
-    assert info.provenance["where"] == options.where
-
-    runs = len(client.search_runs([client.get_run(run_id).info.experiment_id]))
-    with pytest.raises(ValueError, match="keeps none of the 16 pairs"):
-        distill.distill(replace(options, where="frame < 0"), "smoke")
-    assert len(client.search_runs([client.get_run(run_id).info.experiment_id])) == runs
 
 
 def test_a_filter_without_labels_to_filter_is_refused() -> None:

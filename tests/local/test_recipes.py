@@ -1,8 +1,9 @@
-"""The recipes: what fits what, and steps of each on tiny folders laid out like the data sets."""
+"""The recipes: what fits what, and the first step of each stage on tiny folders laid out like the data sets.
 
-import json
-import sys
-from collections.abc import Callable, Iterator
+Labels are made in the test, and what a worker does first is done here: chains on Ray are in end_to_end.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,30 +11,29 @@ from typing import Any
 import duckdb
 import numpy as np
 import pytest
-import ray.cloudpickle
+import torch
 from bare_graph import BareGraph
-from mlflow.entities import Run
 
 from flowcore.augmentation import Crop
+from flowcore.datasets import find_samples, load
 from flowcore.formats import write_flow, write_image, write_mask
 from flowcore.hallucination import Challenge
-from flowcore.networks import tiny
-from flowcore.objectives import StudentObjective
-from flowcore.pairs import Batch
+from flowcore.networks import FlowNetwork, tiny
+from flowcore.objectives import Objective
+from flowcore.pairs import Batch, FramePair
 from flowcore.scenes import Scene, SceneOptions, render_scene, write_video
-from jobs import distill, finetune, pseudolabel, rerun, train_teacher
+from jobs import distill, finetune, pseudolabel, train_teacher
 from jobs.recipes import RECIPES
-from jobs.stages import LabelledStage
-from pipelines import registry, tracking
-from pipelines.checkpoints import fetch_model, load_model, save_model
+from jobs.stages import Distill, TrainingStage
+from pipelines.checkpoints import StartingPoint, model_digest, save_model
 from pipelines.collection import Collection
-from pipelines.labelling import LabellingOptions, write_pairs
+from pipelines.labelling import LabellingOptions, write_labels, write_pairs
 from pipelines.pair_set import PairSet
-from pipelines.step import OptimiserStep
-from pipelines.training import Source
-from pipelines.training_options import TrainingOptions
+from pipelines.step import OptimiserStep, Taken
+from pipelines.teachers import Teachers
 
 HEIGHT, WIDTH = 64, 96
+RAFT = tiny()["raft"]
 SMALLEST_FRAMES = {"chairs": (384, 512), "sintel": (436, 1024), "kitti": (370, 1224), "video": (384, 640)}
 
 
@@ -121,12 +121,12 @@ def write_kitti(root: Path) -> int:
     return 3 * 2
 
 
-def write_films(root: Path, num_frames: int = 5) -> int:
+def write_films(root: Path) -> int:
     """Returns the pairs of every second frame."""
     root.mkdir()
     for seed in (10, 11):
-        write_video(root / f"{seed}.mp4", rendered(seed, num_frames).frames)
-    return 2 * ((num_frames - 1) // 2)
+        write_video(root / f"{seed}.mp4", rendered(seed, 7).frames)
+    return 2 * 3
 
 
 SETS: dict[str, tuple[Callable[[Path], int], str]] = {
@@ -134,210 +134,186 @@ SETS: dict[str, tuple[Callable[[Path], int], str]] = {
     "sintel": (write_sintel, "sintel:"),
     "kitti": (write_kitti, "kitti2015:"),
     "video": (write_films, ""),
+    "laptop": (write_films, ""),
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A recipe's data set in a folder."""
+
+    recipe: str
+    folder: Path
+    num_pairs: int
+    """Of those that are learnt from."""
+
+    @property
+    def videos(self) -> str:
+        """As the recipe's stages name it."""
+        return f"{SETS[self.recipe][1]}{self.folder}"
+
+    def labels_of(self, teacher: str) -> PairSet:
+        """What a teacher writes beside the folder."""
+        _, stage = pseudolabel.recipes()[self.recipe]
+        collection, teachers = Collection.find(self.videos), Teachers.fetched([teacher])
+        location, clips = str(self.folder.parent / "labels"), replace(stage.clips, min_size=(56, 88))
+        write_labels(collection, teachers, location, clips, stage.check, stage.labelling, graph=BareGraph())
+        return PairSet.open(location)
+
+
+def data_of(recipe: str, folder: Path) -> Data:
+    write, _ = SETS[recipe]
+    return Data(recipe=recipe, folder=folder / "data", num_pairs=write(folder / "data"))
+
+
+@pytest.fixture(scope="module", params=SETS)
+def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Data:
+    return data_of(request.param, tmp_path_factory.mktemp(request.param))
+
+
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One MLflow store for all recipes, since making one takes seconds."""
-    folder = tmp_path_factory.mktemp("project")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        yield folder
+def frames(data: Data) -> PairSet:
+    """What the teacher of a recipe learns from."""
+    _, stage = train_teacher.recipes()[data.recipe]
+    location, clips = str(data.folder.parent / "frames"), replace(stage.clips, min_size=(56, 88))
+    write_pairs(Collection.find(data.videos), location, clips, LabellingOptions(), graph=BareGraph())
+    return PairSet.open(location)
 
 
-def few(training: TrainingOptions) -> TrainingOptions:
-    return replace(training, steps=2, global_batch=2, readers=1, validate_every=2)
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("teacher")
+    torch.manual_seed(0)
+    save_model(folder, RAFT.build(), {})
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def labels(data: Data, teacher: str) -> PairSet:
+    return data.labels_of(teacher)
+
+
+@pytest.fixture(scope="module")
+def labels_of_dis(tmp_path_factory: pytest.TempPathFactory) -> PairSet:
+    return data_of("laptop", tmp_path_factory.mktemp("dis")).labels_of("opencv:dis_medium")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learn:
+    objective: Objective
+    weight: float = 1.0
 
 
 def small(challenge: Challenge, height: int, width: int) -> Challenge:
     return replace(challenge, crop=Crop(height=height, width=width))
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_a_recipe_learns_from_its_data_set_s_folder(name: str, tmp_path: Path) -> None:
-    write, prefix = SETS[name]
-    num_pairs = write(tmp_path / name)
-    _, stage = train_teacher.recipes()[name]
-    videos, location = f"{prefix}{tmp_path / name}", str(tmp_path / "pairs")
-    clips = replace(stage.clips, min_size=(56, 88))
-    write_pairs(Collection.find(videos), location, clips, LabellingOptions(), graph=BareGraph())
-    pairs = PairSet.open(location)
-    assert pairs.index().num_rows == num_pairs
-    # What a worker does with its first batch.
-    transformation = small(stage.augmentation, 56, 88)
-    learned = Source(pairs=pairs, transformation=transformation, objective=stage.objective)
-    rows = pairs.read_group(pairs.files[0], 0)[:2]
-    batch = Batch.stack([transformation(pairs.decode(row), np.random.default_rng(0)) for row in rows])
-    step = OptimiserStep(tiny()["pwcnet"].build(), [learned], stage.check, few(stage.training))
-    assert step.take([batch]).skipped is None
+def first_pairs(pairs: PairSet) -> list[FramePair]:
+    return [pairs.decode(row) for row in pairs.read_group(pairs.files[0], 0)[:2]]
 
 
-@pytest.mark.usefixtures("ray_session")
-def test_a_recipe_leads_from_a_data_set_to_a_student_tuned_on_its_truth(project: Path) -> None:
-    root, labels, teacher = project / "kitti", str(project / "labels"), str(project / "teacher")
-    num_pairs = write_kitti(root)
-    videos = f"kitti2015:{root}"
-    # The jobs of RAFT; those of the other backbones are elsewhere.
-    save_model(Path(teacher), tiny()["raft"].build(), {"generation": "1", "run_id": "of-teacher"})
-    labelling = replace(pseudolabel.recipes()["kitti"][1], videos=videos, teacher=(teacher,), labels=labels)
-    summary = pseudolabel.pseudolabel(labelling, "kitti")
-    assert summary.num_pairs == num_pairs
-    assert not summary.ledger
-    sources = duckdb.sql(f"select distinct video from '{labels}/*/*.parquet'").fetchall()
-    assert len(sources) == summary.num_videos
-    second = distill.recipes()["kitti"][1]
-    student = distill.distill(
-        replace(
-            second,
-            labels=labels,
-            run_root=str(project / "runs"),
-            challenge=small(second.challenge, 48, 64),
-            training=few(second.training),
-            objective=StudentObjective(unmasked_steps=2),
-        ),
-        "kitti",
-    )
-    _, info = load_model(fetch_model(student))
-    # A student of an earlier round labelled for this one.
-    assert (info.generation, info.config) == (2, tiny()["raft"])
-    third = finetune.recipes()["kitti"][1]
-    ((first,),) = duckdb.sql(f"select min(video) from '{labels}/*/*.parquet'").fetchall()
-    where = f"video != '{first}'"
-    ((kept,),) = duckdb.sql(f"select count(*) from '{labels}/*/*.parquet' where {where}").fetchall()
-    assert 0 < kept < num_pairs
-    tuned = finetune.finetune(
-        replace(
-            third,
-            truth=videos,
-            run_root=str(project / "runs"),
-            init=student,
-            augmentation=small(third.augmentation, 56, 88),
-            # Every step learns from the labels, too.
-            labels=labels,
-            challenge=small(third.challenge, 48, 64),
-            student=StudentObjective(unmasked_steps=2),
-            unlabelled_weight=0.5,
-            where=where,
-            training=few(third.training),
-        ),
-        "kitti",
-    )
-    losses = {"train/loss/supervised", "train/loss/photometric", "train/loss/distillation"}
-    assert losses <= run_of(tuned).data.metrics.keys()
-    metrics = run_of(tuned).data.metrics
-    assert (metrics["labels/pairs"], metrics["labels/pairs_kept"]) == (num_pairs, kept)
-    _, info = load_model(fetch_model(tuned))
-    assert (info.generation, info.provenance["where"]) == (2, where)
-
-    # Back to where it comes from.
-    linked = run_of(tuned).data.tags
-    assert linked["from.init"] == run_of(student).info.run_id
-    made = run_of(student).data.tags
-    assert made["generation"] == "2"
-    assert made["from.labels"] == linked["from.labels"]
-    labelled = client().get_run(made["from.labels"]).data
-    assert labelled.tags["from.teacher"] == "of-teacher"
-    assert videos in json.dumps(labelled.tags | labelled.params)
+def batch(pairs: Sequence[FramePair], challenge: Challenge) -> Batch:
+    return Batch.stack([challenge(pair, np.random.default_rng(0)) for pair in pairs])
 
 
-def client() -> tracking.MlflowClient:
-    return tracking.MlflowClient(tracking.tracking_uri())
+def first_step(
+    stage: TrainingStage, network: FlowNetwork, lessons: Sequence[Learn], batches: Sequence[Batch]
+) -> Taken:
+    """What a worker does with its first batches."""
+    training = replace(stage.training, steps=2, global_batch=2)
+    return OptimiserStep(network, lessons, stage.check, training).take(batches)
 
 
-def run_of(uri: str) -> Run:
-    return client().get_run(str(registry.run_of(uri)))
+def test_a_recipe_finds_the_pairs_of_its_data_set_s_folder(data: Data, frames: PairSet) -> None:
+    assert frames.index().num_rows == data.num_pairs
 
 
-# Ray's workers have no test module to import it from.
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+def test_a_recipe_s_teacher_learns_from_its_data_set_s_folder(data: Data, frames: PairSet) -> None:
+    _, stage = train_teacher.recipes()[data.recipe]
+    seen = batch(first_pairs(frames), small(stage.augmentation, 56, 88))
+    taken = first_step(stage, tiny()["pwcnet"].build(), [Learn(objective=stage.objective)], [seen])
+    assert taken.skipped is None
 
 
-# The diff that adds a stage: a student that is asked for brighter frames than its teacher saw.
-@dataclass(frozen=True)
-class Brighter:
-    """Makes the first frame brighter by a factor."""
-
-    factor: float = 1.5
-
-    def __call__(self, pair: Any, generator: np.random.Generator) -> Any:
-        image1 = np.clip(pair.image1 * self.factor, 0, 255).astype(np.uint8)
-        return replace(pair, image1=image1)
+def test_a_recipe_s_teacher_labels_the_pairs_that_it_learnt_from(frames: PairSet, labels: PairSet) -> None:
+    learnt, labelled = (sorted(each.index()["pair_id"].to_pylist()) for each in (frames, labels))
+    assert labelled == learnt
+    assert labels.ledger() == []
 
 
-@dataclass(frozen=True, kw_only=True)
-class Brighten(LabelledStage):
-    """Options of brighten."""
-
-    labels: str
-    """Folder or URI of the labels."""
-    brighter: Brighter = Brighter()
-    """What makes the frames brighter."""
+def test_each_sequence_of_a_data_set_keeps_its_name_in_the_labels(labels: PairSet) -> None:
+    names = duckdb.sql(f"select distinct video from '{labels.location}/*/*.parquet'").fetchall()
+    assert len(names) == len(labels.videos())
 
 
-def brighten(stage: Brighten, recipe: str) -> str:
-    from pipelines.lineage import lineage
-    from pipelines.training import train
-    from pipelines.validation import CollapseAlarm
-
-    labels = stage.open(stage.labels)
-    start = stage.starting_point(default=labels.teacher)
-    made_from: Any = {"labels": labels, "init": start}
-    with lineage("brighten", recipe, stage, made_from, generation=labels.generation + 1) as run:
-        source = Source(pairs=labels, transformation=stage.brighter, objective=StudentObjective())
-        judge = stage.judge(run, CollapseAlarm(max_occluded=1.0))
-        return run.register(train(start, [source], stage.training, judge=judge, run=run), "flow-brighter")
+def student_of(recipe: str, labels: PairSet, **more: Any) -> Distill:
+    _, stage = distill.recipes()[recipe]
+    return replace(stage, labels=labels.location, run_root="/runs", **more)
 
 
-@pytest.mark.usefixtures("ray_session")
-def test_on_a_laptop_a_fresh_network_learns_from_labels_that_needed_no_training(project: Path) -> None:
-    films, labels = project / "my_films", str(project / "laptop-labels")
-    write_films(films, num_frames=7)
-    labelling = pseudolabel.recipes()["laptop"][1]
-    summary = pseudolabel.pseudolabel(
-        replace(
-            labelling,
-            videos=str(films),
-            teacher=("opencv:dis_medium",),
-            labels=labels,
-            clips=replace(labelling.clips, min_size=(56, 88)),
-        ),
-        "laptop",
-    )
-    # frames 0 and 2, 2 and 4, 4 and 6 of each
-    assert summary.num_pairs == 2 * 3
-    stage = distill.recipes()["laptop"][1]
-    student = distill.distill(
-        replace(
-            stage,
-            labels=labels,
-            run_root=str(project / "runs"),
-            init="fresh",
-            challenge=small(stage.challenge, 48, 64),
-            network=tiny()["pwcnet"],
-            training=few(stage.training),
-        ),
-        "laptop",
-    )
-    _, info = load_model(fetch_model(student))
-    assert (info.generation, info.config) == (1, tiny()["pwcnet"])
-    assert "init" not in info.provenance
-    assert "from.labels" in run_of(student).data.tags
-    assert "from.init" not in run_of(student).data.tags
+def test_a_recipe_s_student_begins_as_the_teacher_of_its_labels(
+    data: Data, labels: PairSet, teacher: str
+) -> None:
+    start = student_of(data.recipe, labels).starting_point_for(labels, data.recipe)
+    assert start.network == RAFT
+    assert start.info is not None
+    assert start.info.digest == model_digest(Path(teacher))
 
-    # A new stage goes on from there, and rerun finds it with the options that it had.
-    new = Brighten(
-        labels=labels,
-        run_root=str(project / "runs"),
-        network=tiny()["pwcnet"],
-        init=student,
-        training=few(stage.training),
-    )
-    uri = brighten(new, "laptop")
-    _, info = load_model(fetch_model(uri))
-    assert info.generation == 1
-    begun: list[Brighten] = []
-    stages: Any = {**rerun.STAGES, "brighten": (Brighten, lambda stage, _: begun.append(stage) or uri)}
-    again = rerun.rerun(rerun.Rerun(run_id=info.provenance["run_id"]), stages)
-    assert again == (uri, "the same: 1 losses equal to the last bit")
-    assert begun == [replace(new, init=f"runs:/{registry.run_of(student)}/model")]
+
+def taught(stage: Distill, start: StartingPoint) -> Taken:
+    """A student's first step."""
+    network = start.network.build()
+    network.load_state_dict(start.weights or network.state_dict())
+    seen = batch(first_pairs(stage.open(stage.labels)), small(stage.challenge, 48, 64))
+    return first_step(stage, network, [Learn(objective=stage.objective)], [seen])
+
+
+def test_a_recipe_s_student_learns_from_its_labels(data: Data, labels: PairSet) -> None:
+    stage = student_of(data.recipe, labels)
+    taken = taught(stage, stage.starting_point_for(labels, data.recipe))
+    assert "loss/distillation" in taken.facts
+
+
+def test_on_a_laptop_a_fresh_network_learns_from_labels_that_needed_no_training(
+    labels_of_dis: PairSet,
+) -> None:
+    stage = student_of("laptop", labels_of_dis, init="fresh", network=tiny()["pwcnet"])
+    start = stage.starting_point_for(labels_of_dis, "laptop")
+    assert start == StartingPoint(network=tiny()["pwcnet"])
+    assert "loss/distillation" in taught(stage, start).facts
+
+
+def test_labels_that_needed_no_training_leave_no_model_to_start_from(labels_of_dis: PairSet) -> None:
+    with pytest.raises(ValueError, match=r"is opencv:dis_medium, .* give --init fresh"):
+        student_of("laptop", labels_of_dis).starting_point_for(labels_of_dis, "laptop")
+
+
+def test_a_recipe_that_names_a_network_asks_for_fresh_weights(labels_of_dis: PairSet) -> None:
+    stage = student_of("smoke:flownets", labels_of_dis)
+    with pytest.raises(ValueError, match=r"smoke:flownets names a network, .* add --init fresh"):
+        stage.starting_point_for(labels_of_dis, "smoke:flownets")
+
+
+@pytest.mark.parametrize("data", ["chairs", "sintel", "kitti"], indirect=True)
+def test_each_step_of_a_recipe_s_fine_tuning_learns_from_truth_and_from_labels(
+    data: Data, labels: PairSet
+) -> None:
+    _, stage = finetune.recipes()[data.recipe]
+    stage = replace(stage, truth=data.videos, run_root="/runs", init="fresh", labels=labels.location)
+    samples = find_samples(stage.data_set().name, data.folder, to_learn_from=True)
+    truths = [
+        FramePair(
+            image1=truth.image1,
+            image2=truth.image2,
+            flow_fw=truth.flow,
+            confidence_fw=truth.valid.astype(np.float32),
+        )
+        for truth in map(load, samples[:2])
+    ]
+    seen = [
+        batch(truths, small(stage.augmentation, 56, 88)),
+        batch(first_pairs(labels), small(stage.challenge, 48, 64)),
+    ]
+    lessons = [Learn(objective=stage.objective), Learn(objective=stage.student)]
+    taken = first_step(stage, RAFT.build(), lessons, seen)
+    assert {"loss/supervised", "loss/distillation"} <= taken.facts.keys()
