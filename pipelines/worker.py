@@ -32,6 +32,7 @@ from pipelines.checkpoints import (
 )
 from pipelines.feed import Plan, batches
 from pipelines.held_back import SCORE, Validation
+from pipelines.logbook import Logbook
 from pipelines.room import num_cores
 from pipelines.split import hold_back, part_of
 from pipelines.step import OptimiserStep, Taken
@@ -125,7 +126,11 @@ class _Worker:
 
             self.log = Run.reopen(assignment.validation.tracking_uri, assignment.validation.run_id)
         self._resume()
-        self.skipped = self.optimiser.skipped
+        self.logbook = Logbook(
+            skipped=self.optimiser.skipped,
+            max_skipped=assignment.options.max_skipped,
+            on_skipped=self._note_skipped,
+        )
 
     def run(self) -> Ended:
         """Trains to the last step, or to where going on is useless."""
@@ -140,26 +145,24 @@ class _Worker:
         )
 
     def _train(self) -> None:
-        options, optimiser = self.assignment.options, self.optimiser
+        options, optimiser, logbook = self.assignment.options, self.optimiser, self.logbook
         if ray.train.get_checkpoint() is None:
             self._checkpoint()
         feed = zip(*self._feeds(), strict=True)
-        window = _Window()
         while optimiser.step < options.steps and not self.judging.is_out_of_patience:
-            window.begin()
+            logbook.begin()
             step_batches = next(feed)
             if not optimiser.is_at_work:
-                window.has_waited()
-            window.add(optimiser.take(step_batches), options.global_batch * len(step_batches))
+                logbook.has_waited()
+            logbook.add(optimiser.take(step_batches), options.global_batch * len(step_batches))
             is_last = optimiser.step == options.steps
             is_due = optimiser.step % options.validate_every == 0 or is_last
             is_news = optimiser.step % _NOTICE_STEPS == 0 and self._is_news()
             is_logged = optimiser.step % options.log_every == 0 or is_last
             if is_due or is_news or is_logged:
-                self._look_at(window)
+                logbook.look()
             if is_logged:
-                self._log_window(window.means())
-                window = _Window()
+                self._log_entry(logbook.entry())
             if is_due:
                 self._hear_verdict()
                 if not self.judging.is_out_of_patience:
@@ -224,30 +227,18 @@ class _Worker:
         before, self.notice = self.notice, ray.train.get_preemption_info()
         return self.notice is not None and self.notice != before
 
-    def _look_at(self, window: "_Window") -> None:
-        """Records the window's skipped steps; TrainingStopped for one too many."""
-        for taken in window.look():
-            if taken.skipped is not None:
-                self._skip(taken.step, taken.skipped)
-
-    def _skip(self, step: int, reason: str) -> None:
-        self.skipped += 1
-        most = self.assignment.options.max_skipped
+    def _note_skipped(self, taken: Taken) -> None:
         if self.log is not None:
-            pairs = [plan.pair_ids(step) for plan in self.plans]
-            self.log.document(f"skipped/step-{step:08d}.json", {"reason": reason, "pair_ids": pairs})
-        if self.skipped > most:
-            raise TrainingStopped(
-                f"{reason}, and max_skipped {most} such steps were skipped before it; lower learning_rate or "
-                "clip_norm, or look at the pairs, which the run's artifacts list in skipped"
-            )
+            pairs = [plan.pair_ids(taken.step) for plan in self.plans]
+            skipped = {"reason": taken.skipped, "pair_ids": pairs}
+            self.log.document(f"skipped/step-{taken.step:08d}.json", skipped)
 
     def _log(self, values: Mapping[str, float]) -> None:
         if self.log is not None:
             self.log.log(self.optimiser.step, values)
 
-    def _log_window(self, means: Mapping[str, float]) -> None:
-        logged = {**means, "skipped_steps": self.skipped, "workers": self.world_size}
+    def _log_entry(self, means: Mapping[str, float]) -> None:
+        logged = {**means, "skipped_steps": self.logbook.skipped, "workers": self.world_size}
         self._log({f"train/{key}": value for key, value in logged.items()})
         if self.rank == 0:
             self.assignment.reporter.report(self.optimiser.step, loss=means.get("loss", math.nan))
@@ -353,53 +344,3 @@ def _stored(
             f"the checkpoint of step {step} can't be written into --run-root: {error}; the one before is "
             f"whole: free space there, or mend the storage, and continue with --resume {run_id}"
         ) from error
-
-
-class _Window:
-    """Sums of what is logged together: a few steps, without what comes between them, such as validation.
-
-    Steps are looked at together, since each look waits for the GPU.
-    """
-
-    def __init__(self) -> None:
-        self._new: list[Taken] = []
-        self._sums: dict[str, float] = {}
-        self._steps = 0
-        self._pairs = 0
-        self._waited = 0.0
-        self._seconds = 0.0
-        self._began = 0.0
-
-    def begin(self) -> None:
-        """A step begins with waiting for its batches."""
-        self._began = time.monotonic()
-
-    def has_waited(self) -> None:
-        """The batches are here, and nothing else had to be done until they were."""
-        self._waited += time.monotonic() - self._began
-
-    def add(self, taken: Taken, pairs: int) -> None:
-        """The step has been taken."""
-        self._new.append(taken)
-        self._pairs += pairs
-        self._seconds += time.monotonic() - self._began
-
-    def look(self) -> list[Taken]:
-        """The steps since the last look."""
-        began = time.monotonic()
-        new, self._new = self._new, []
-        for taken in new:
-            for key, value in taken.facts.items():
-                self._sums[key] = self._sums.get(key, 0.0) + value
-            self._steps += taken.skipped is None
-        self._seconds += time.monotonic() - began
-        return new
-
-    def means(self) -> dict[str, float]:
-        """The facts' means over the steps that weren't skipped, with the speed."""
-        seconds = max(self._seconds, 1e-9)
-        return {
-            **{key: value / self._steps for key, value in self._sums.items()},
-            "pairs_per_second": self._pairs / seconds,
-            "waiting_for_data": self._waited / seconds,
-        }

@@ -1,4 +1,5 @@
-"""What every test shares: where the third-party data is, if it is there at all, and an S3 server."""
+"""What every test shares: where the third-party data is, if it is there at all, an empty MLflow database to
+copy, and an S3 server."""
 
 import os
 import threading
@@ -33,6 +34,17 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data is absent: no folder {folder}; set DISTILLFLOW_DATA to run this test")
     return folder
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database: MLflow needs seconds to make one and milliseconds to open it."""
+    # Imported here, as most tests need no MLflow.
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
 
 
 @pytest.fixture(scope="session")

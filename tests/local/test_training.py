@@ -1,9 +1,11 @@
 """The one training loop on real Ray, MLflow and Parquet: resuming, validation beside it, early ends, errors.
-What a step does to a network is in unit/test_step.py, what a judge says in unit/test_validation.py."""
+What a step does to a network is in unit/test_step.py, what a judge says in unit/test_validation.py, when
+too many steps were skipped in unit/test_logbook.py."""
 
 import json
 import math
 import re
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from bare_graph import BareGraph
+from mlflow.entities import Metric
 from ray import cloudpickle
 from ray.train import WorkerGroupError
 
@@ -107,20 +110,36 @@ def trained(
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("project")
+def project(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copy(empty_store, folder)
+    return folder
+
+
+def history(project: Path, run_id: str, metric: str) -> list[Metric]:
+    return tracking.MlflowClient(tracking.tracking_uri(project)).get_metric_history(run_id, metric)
+
+
+def steps_of(metrics: list[Metric]) -> list[int]:
+    return [metric.step for metric in metrics]
+
+
+SKIPPED = 2
 
 
 @dataclass(frozen=True)
 class Announcing:
-    """The teacher's objective; makes a file when a step begins."""
+    """The teacher's objective; makes a file when a step begins. The loss of one of them is no number."""
 
     file: Path
     unmasked_steps: int = 4
 
     def __call__(self, estimate: Estimator, batch: Batch, *, step: int, check: OcclusionCheck) -> Outcome:
         self.file.touch()
-        return TEACHER(estimate, batch, step=step, check=check)
+        outcome = TEACHER(estimate, batch, step=step, check=check)
+        if step != SKIPPED:
+            return outcome
+        return replace(outcome, terms=[replace(term, total=term.total * math.nan) for term in outcome.terms])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,30 +178,44 @@ def finished(pairs: PairSet, project: Path, failed: tuple[str, str]) -> tuple[Tr
     return trained(source(pairs, Announcing(file)), project, averaged, judge=found, resume=failed[1])
 
 
-def test_a_validation_that_fails_is_the_trainings_error_and_is_made_up_for_later(
+def test_a_validation_that_fails_is_the_trainings_error(failed: tuple[str, str]) -> None:
+    error, _ = failed
+    assert "no such pairs any more" in error
+
+
+def test_a_validation_that_failed_is_made_up_for_when_the_training_goes_on(
     project: Path, failed: tuple[str, str], finished: tuple[Trained, str]
 ) -> None:
-    error, run_id = failed
-    assert "no such pairs any more" in error
-    client = tracking.MlflowClient(tracking.tracking_uri(project))
-    history = client.get_metric_history(run_id, "validation/unmasked")
-    assert [metric.step for metric in history] == [0, 2, 4]
-    assert finished[0].validation["unmasked"] == history[-1].value
+    assert finished[1] == failed[1]
+    assert steps_of(history(project, failed[1], "validation/unmasked")) == [0, 2, 4]
 
 
 def test_a_training_is_one_run_with_every_loss_logged_once(
     project: Path, finished: tuple[Trained, str]
 ) -> None:
-    result, run_id = finished
+    losses = history(project, finished[1], "train/loss")
+    assert steps_of(losses) == [2, 4]
+    assert all(math.isfinite(metric.value) for metric in losses)
     client = tracking.MlflowClient(tracking.tracking_uri(project))
-    history = client.get_metric_history(run_id, "train/loss")
-    assert [metric.step for metric in history] == [2, 4]
-    assert all(math.isfinite(metric.value) for metric in history)
-    validations = client.get_metric_history(run_id, "validation/photometric")
-    assert [metric.step for metric in validations] == [0, 2, 4]
-    assert result.validation["photometric"] == pytest.approx(validations[-1].value)
-    assert client.get_run(run_id).info.status == "FINISHED"
-    assert {path.name for path in result.model.iterdir()} == {WEIGHTS_FILE, CARD_FILE}
+    assert client.get_run(finished[1]).info.status == "FINISHED"
+
+
+def test_a_trainings_numbers_are_those_of_its_last_validation(
+    project: Path, finished: tuple[Trained, str]
+) -> None:
+    result, run_id = finished
+    for name in ("unmasked", "photometric"):
+        assert result.validation[name] == history(project, run_id, f"validation/{name}")[-1].value
+
+
+def test_a_trained_model_is_weights_and_a_card_and_nothing_else(finished: tuple[Trained, str]) -> None:
+    assert {path.name for path in finished[0].model.iterdir()} == {WEIGHTS_FILE, CARD_FILE}
+
+
+def test_a_trainings_judge_gives_its_model_the_score_that_the_training_did(
+    finished: tuple[Trained, str],
+) -> None:
+    result, _ = finished
     assert result.judge.score(result.model) == pytest.approx(result.score)
 
 
@@ -197,43 +230,24 @@ def test_the_model_of_an_averaged_training_is_the_average(
     assert not torch.equal(average["encoder.0.0.0.weight"], weights["encoder.0.0.0.weight"])
 
 
-@dataclass(frozen=True)
-class Poisoned:
-    """The teacher's objective, whose loss is no number from the fourth step on."""
-
-    unmasked_steps: int = 4
-
-    def __call__(self, estimate: Estimator, batch: Batch, *, step: int, check: OcclusionCheck) -> Outcome:
-        outcome = TEACHER(estimate, batch, step=step, check=check)
-        if step < 3:
-            return outcome
-        return replace(outcome, terms=[replace(term, total=term.total * math.nan) for term in outcome.terms])
+def test_a_run_counts_the_steps_that_were_skipped(project: Path, finished: tuple[Trained, str]) -> None:
+    skipped = history(project, finished[1], "train/skipped_steps")
+    assert [(metric.step, metric.value) for metric in skipped] == [(2, 0), (4, 1)]
 
 
-def test_skipped_steps_are_named_and_one_too_many_ends_the_training(pairs: PairSet, project: Path) -> None:
-    options = replace(OPTIONS, steps=6, max_skipped=1)
-    with pytest.raises(TrainingStopped, match="the loss of step 4 is nan, and max_skipped 1") as stopped:
-        trained(source(pairs, Poisoned()), project, options)
-    (folder,) = re.findall(r"checkpoint is (\S+)\)", str(stopped.value))
-    assert folder.endswith("step-00000004")
-    network, _ = load_model(Path(folder))
-    assert all(torch.isfinite(weight).all() for weight in network.parameters())
-    client = tracking.MlflowClient(tracking.tracking_uri(project))
-    run_id = Path(folder).parent.name
-    history = client.get_metric_history(run_id, "train/skipped_steps")
-    assert [(metric.step, metric.value) for metric in history] == [(2, 0), (4, 1)]
-    # The mean of the one step that wasn't skipped.
-    assert math.isfinite(client.get_metric_history(run_id, "train/loss")[-1].value)
+def test_a_run_names_the_pairs_of_a_step_that_was_skipped(
+    pairs: PairSet, project: Path, finished: tuple[Trained, str]
+) -> None:
     index, _ = hold_back(pairs.index(), pairs.folders, OPTIONS.held_back_share, OPTIONS.held_back_most)
     plan = Plan(index=index, global_batch=OPTIONS.global_batch, seed=OPTIONS.seed)
     order = np.concatenate([plan.epoch(epoch) for epoch in range(2)])
-    for step in (3, 4):
-        name = f"skipped/step-{step:08d}.json"
-        skipped = json.loads(Path(client.download_artifacts(run_id, name, str(project))).read_text())
-        assert skipped == {
-            "reason": f"the loss of step {step} is nan",
-            "pair_ids": [index["pair_id"].take(order[4 * step : 4 * step + 4]).to_pylist()],
-        }
+    client = tracking.MlflowClient(tracking.tracking_uri(project))
+    name = f"skipped/step-{SKIPPED:08d}.json"
+    skipped = json.loads(Path(client.download_artifacts(finished[1], name, str(project))).read_text())
+    assert skipped == {
+        "reason": f"the loss of step {SKIPPED} is nan",
+        "pair_ids": [index["pair_id"].take(order[4 * SKIPPED : 4 * SKIPPED + 4]).to_pylist()],
+    }
 
 
 @dataclass(frozen=True)
@@ -247,32 +261,61 @@ class Unlearning:
         return replace(outcome, terms=[replace(term, weight=-term.weight) for term in outcome.terms])
 
 
-def test_out_of_patience_training_ends_early_with_its_best_model(pairs: PairSet, project: Path) -> None:
-    unwise = replace(OPTIONS, steps=40, patience=2, keep_checkpoints=2, keep_every=4)
-    result, run_id = trained(source(pairs, Unlearning()), project, unwise)
-    client = tracking.MlflowClient(tracking.tracking_uri(project))
-    history = client.get_metric_history(run_id, "validation/comparable")
-    scores = {metric.step: metric.value for metric in history if metric.step > 0}
-    best = min(scores, key=lambda step: scores[step])
+@dataclass(frozen=True, kw_only=True)
+class Unlearnt:
+    """What a training left that ran out of patience."""
+
+    result: Trained
+    run: Path
+    """The folder of its checkpoints."""
+    scores: dict[int, float]
+    """Of its checkpoints, by step."""
+
+    @property
+    def best(self) -> int:
+        return min(self.scores, key=lambda step: self.scores[step])
+
+
+UNWISE = replace(OPTIONS, steps=40, patience=2, keep_checkpoints=2, keep_every=4)
+
+
+@pytest.fixture(scope="module")
+def unlearnt(pairs: PairSet, project: Path) -> Unlearnt:
+    result, run_id = trained(source(pairs, Unlearning()), project, UNWISE)
+    scores = history(project, run_id, "validation/comparable")
+    return Unlearnt(
+        result=result,
+        run=project / "runs" / run_id,
+        scores={metric.step: metric.value for metric in scores if metric.step > 0},
+    )
+
+
+def test_out_of_patience_a_training_ends_before_its_last_step(unlearnt: Unlearnt) -> None:
+    last = max(unlearnt.scores)
+    assert last == unlearnt.best + 2 * UNWISE.validate_every < UNWISE.steps
     # That it got no better is known a validation later.
-    ended = max(scores) + unwise.validate_every
-    assert (result.score, result.step, result.ended_at) == (scores[best], best, ended)
-    assert max(scores) == best + 2 * unwise.validate_every < unwise.steps
-    assert client.get_run(run_id).info.status == "FINISHED"
-    stored = project / "runs" / run_id / f"step-{best:08d}"
+    assert unlearnt.result.ended_at == last + UNWISE.validate_every
+
+
+def test_a_training_with_patience_gives_its_best_model(unlearnt: Unlearnt) -> None:
+    result, best = unlearnt.result, unlearnt.best
+    assert (result.score, result.step) == (unlearnt.scores[best], best)
+    stored = unlearnt.run / f"step-{best:08d}"
     assert load_model(result.model)[1].digest == load_model(stored)[1].digest
-    last = stored.with_name(f"step-{max(scores):08d}")
-    folders = set(stored.parent.glob("step-*"))
+
+
+def test_the_best_checkpoints_and_the_latest_one_are_kept(unlearnt: Unlearnt) -> None:
+    folders = {folder.name for folder in unlearnt.run.glob("step-*")}
+    assert {f"step-{unlearnt.best:08d}", f"step-{max(unlearnt.scores):08d}"} <= folders
     # The best two, and the latest where it is another.
-    assert {stored, last} <= folders
     assert len(folders) <= 3
-    kept = sorted((stored.parent / KEPT_FOLDER).iterdir())
-    assert [folder.name for folder in kept] == [
-        f"step-{step:08d}" for step in sorted(scores) if step % 4 == 0
-    ]
-    assert [load_training_state(folder)["optimiser"]["step"] for folder in kept] == [
-        step for step in sorted(scores) if step % 4 == 0
-    ]
+
+
+def test_the_checkpoints_that_are_to_be_kept_for_ever_are_whole(unlearnt: Unlearnt) -> None:
+    kept = sorted((unlearnt.run / KEPT_FOLDER).iterdir())
+    steps = [step for step in sorted(unlearnt.scores) if step % 4 == 0]
+    assert [folder.name for folder in kept] == [f"step-{step:08d}" for step in steps]
+    assert [load_training_state(folder)["optimiser"]["step"] for folder in kept] == steps
 
 
 def test_a_checkpoint_whose_flow_is_not_finite_is_no_good_one(pairs: PairSet, project: Path) -> None:
@@ -309,40 +352,50 @@ def test_a_crop_that_does_not_fit_is_refused_before_training(
         trained(source(pairs, crop=crop), project)
 
 
-def test_a_crop_is_tried_on_every_size_of_frame(ray_session: None, tmp_path: Path, project: Path) -> None:
+@pytest.fixture(scope="module")
+def of_two_sizes(tmp_path_factory: pytest.TempPathFactory) -> PairSet:
+    folder = tmp_path_factory.mktemp("sizes")
     for seed in range(3):
         height = 40 if seed == 1 else 64
         scene = render_scene(seed, SceneOptions(height=height, width=80, num_frames=3))
-        write_video(tmp_path / "videos" / f"scene{seed}.mp4", scene.frames)
+        write_video(folder / "videos" / f"scene{seed}.mp4", scene.frames)
     write_pairs(
-        Collection.find(str(tmp_path / "videos")),
-        str(tmp_path / "set"),
+        Collection.find(str(folder / "videos")),
+        str(folder / "set"),
         ClipOptions(),
         LabellingOptions(),
         graph=BareGraph(),
     )
-    mixed = PairSet.open(str(tmp_path / "set"))
-    places = one_of_each_size(mixed.index())
+    return PairSet.open(str(folder / "set"))
+
+
+def test_there_is_a_pair_of_each_size_of_frame(of_two_sizes: PairSet) -> None:
+    places = one_of_each_size(of_two_sizes.index())
     assert sorted((place["height"], place["width"]) for place in places) == [(40, 80), (64, 80)]
-    assert all(mixed.read(place)["height"] == place["height"] for place in places)
+    assert all(of_two_sizes.read(place)["height"] == place["height"] for place in places)
+
+
+def test_a_crop_is_tried_on_every_size_of_frame(of_two_sizes: PairSet, project: Path) -> None:
     with pytest.raises(ValueError, match=r"larger than the frames \(40, 80\).*min_size"):
-        trained(source(mixed), project)
+        trained(source(of_two_sizes), project)
 
 
-def test_a_run_is_resumed_with_its_run_root_and_its_pairs_or_not_at_all(
-    pairs: PairSet,
-    project: Path,
-    tmp_path: Path,
-    finished: tuple[Trained, str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_run_is_resumed_with_its_run_root_or_not_at_all(
+    pairs: PairSet, project: Path, tmp_path: Path, finished: tuple[Trained, str]
 ) -> None:
     _, run_id = finished
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(project))
-    longer = replace(OPTIONS, steps=8, max_failures=0)
+    # Its runs are those of the project, its checkpoints not.
+    shutil.copy(project / "mlflow.db", tmp_path)
     with pytest.raises(FileNotFoundError, match=f"{run_id} has left no checkpoint in .*--run-root"):
-        trained(source(pairs), tmp_path, longer, resume=run_id)
+        trained(source(pairs), tmp_path, replace(OPTIONS, steps=8), resume=run_id)
+
+
+def test_a_run_is_resumed_with_its_pairs_or_not_at_all(
+    pairs: PairSet, project: Path, finished: tuple[Trained, str]
+) -> None:
+    others = replace(OPTIONS, steps=8, seed=1, max_failures=0)
     with pytest.raises(WorkerGroupError, match="the run began with other pairs, other labels of them"):
-        trained(source(pairs), project, replace(longer, seed=1), resume=run_id)
+        trained(source(pairs), project, others, resume=finished[1])
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_and_says_how_to_go_on(
