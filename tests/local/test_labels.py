@@ -5,7 +5,6 @@ import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import duckdb
 import numpy as np
@@ -17,14 +16,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from object_storage import Bucket
+from stored_pairs import DESCRIPTION, shard, write_set
 
-from flowcore.datasets import find_samples, load
-from flowcore.formats import FrameCodec, read_flow, read_mask, write_flow, write_image
+from flowcore.formats import FrameCodec
 from flowcore.geometry import upsample_flow
-from flowcore.pseudolabels import label_grid
-from jobs import command, distill, export_labels, import_labels
-from pipelines.label_files import EXPORT_FILE, Layout
 from pipelines.labels import (
     FLOW_UNITS,
     FORMAT,
@@ -33,77 +28,18 @@ from pipelines.labels import (
     decode_occlusion,
     decode_row,
     encode_shard,
-    masks,
     pair_id,
     quantized,
     stored_pixels,
 )
-from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE, VideoRecord, write_manifest
+from pipelines.ledger import MANIFEST_FILE, VideoRecord, write_manifest
 from pipelines.pair_set import PairSet, SetDescription, SetKind, describe_set
 from pipelines.shard_files import shard_name
 from pipelines.storage import Folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HALF_A_UNIT = 1 / 128
-DESCRIPTION = SetDescription(
-    kind="labels",
-    num_teachers=1,
-    made_of={"clips": {"size": (48, 64), "stride": 1}, "teacher": {"digest": "aa"}},
-    provenance={"teacher": "x"},
-)
 FRAMES = SetDescription(kind="frames", made_of={"clips": {}}, provenance={})
-
-
-def shard(
-    num_pairs: int, height: int, width: int, stride: int, video: str = "v"
-) -> tuple[pa.Table, torch.Tensor]:
-    """Pairs of a video, and the flows on their grid, [2 directions, pairs, 2, rows, columns]."""
-    rng = np.random.default_rng((num_pairs, height, width, stride))
-    grid = torch.from_numpy(
-        rng.normal(0, 30, (2, num_pairs, 2, *label_grid(height, width, stride))).astype(np.float32)
-    )
-    occluded = torch.from_numpy(rng.random((2, num_pairs, 1, height, width)) < 0.3)
-    images = [
-        FrameCodec("png").encode(image) for image in rng.integers(0, 256, (2, height, width, 3), np.uint8)
-    ]
-    values = {
-        "pair_id": [pair_id(video, (i, i + 1), 1, height, width) for i in range(num_pairs)],
-        "video": [video] * num_pairs,
-        "frame": range(num_pairs),
-        "stride": [1] * num_pairs,
-        "timestamp": [i / 25 for i in range(num_pairs)],
-        "height": [height] * num_pairs,
-        "width": [width] * num_pairs,
-        "image1": [images[0]] * num_pairs,
-        "image2": [images[1]] * num_pairs,
-        "label_set": [DESCRIPTION.digest] * num_pairs,
-        "flow_fw": quantized(grid[0]),
-        "flow_bw": quantized(grid[1]),
-        "flow_stride": [stride] * num_pairs,
-        "occ_fw": masks(occluded[0]),
-        "occ_bw": masks(occluded[1]),
-        **{name: [0.5] * num_pairs for name in LABEL_SCHEMA.names[5:11]},
-        "teacher": ["aa"] * num_pairs,
-    }
-    schema = pa.schema([*PAIR_SCHEMA, *LABEL_SCHEMA])
-    return pa.table({name: pa.array(values[name], schema.field(name).type) for name in values}).cast(
-        schema
-    ), grid
-
-
-def write_set(location: Path, shards: dict[str, list[pa.Table]], row_group_pairs: int = 3) -> None:
-    describe_set(str(location), DESCRIPTION)
-    folder = Folder(str(location))
-    videos = []
-    for video, tables in shards.items():
-        for number, table in enumerate(tables):
-            folder.write(shard_name(video, number), encode_shard(table, row_group_pairs))
-        folder.write(f"{video}/{VIDEO_FILE}", b"{}")
-        pairs = sum(len(table) for table in tables)
-        videos.append(
-            VideoRecord(video=video, outcome="done", folder=video, pairs=pairs, shards=len(tables), bytes=1)
-        )
-    write_manifest(str(location), DESCRIPTION.digest, videos)
 
 
 def upsampled(grid: NDArray[np.float64], stride: int, height: int, width: int) -> NDArray[np.float64]:
@@ -385,7 +321,11 @@ def test_a_set_of_another_version_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT + 1}))
     with pytest.raises(ValueError, match=f"format {FORMAT + 1}"):
         PairSet.open(str(tmp_path))
-    path.write_text("{")
+
+
+def test_a_set_whose_description_is_damaged_is_refused(tmp_path: Path) -> None:
+    write_set(tmp_path, {"v": [shard(2, 16, 24, 4)[0]]})
+    (tmp_path / "_label_set.json").write_text("{")
     with pytest.raises(ValueError, match="damaged"):
         PairSet.open(str(tmp_path))
 
@@ -438,180 +378,3 @@ def test_sweeping_takes_only_what_killed_writers_left(tmp_path: Path) -> None:
     folder.sweep()
     assert folder.files() == ["v/00000.parquet"]
     assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", "00000.parquet", "v"]
-
-
-def exported(labels: Path, *arguments: str) -> None:
-    command.run(export_labels.main, export_labels.ExportLabels, ["--labels", str(labels), *arguments])
-
-
-@pytest.mark.parametrize("layout", get_args(Layout))
-def test_an_export_is_read_back_as_the_data_set_whose_layout_it_has(tmp_path: Path, layout: str) -> None:
-    tables = [shard(4, 45, 62, 4)[0], shard(3, 48, 64, 1, video="w")[0]]
-    write_set(tmp_path / "labels", {"v": tables[:1], "w": tables[1:]})
-    exported(tmp_path / "labels", "--output", str(tmp_path / "files"), "--layout", layout)
-    benchmark = layout.removesuffix("-flo5")
-    samples = find_samples(benchmark, tmp_path / "files")
-    labels = PairSet.open(str(tmp_path / "labels"))
-    places = labels.index().to_pylist()
-    listed = json.loads((tmp_path / "files" / EXPORT_FILE).read_text())["pairs"]
-    assert len(samples) == 7
-    assert listed == [place["pair_id"] for place in places]
-    for sample, place in zip(samples, places, strict=True):
-        truth, row = load(sample), labels.read(place)
-        label = labels.decode(row)
-        assert label.flow_fw is not None
-        np.testing.assert_array_equal(truth.image1, label.image1)
-        np.testing.assert_array_equal(truth.image2, label.image2)
-        most = 1 / 128 if benchmark == "kitti2015" else 0.0
-        assert np.abs(truth.flow - label.flow_fw).max() <= most
-        assert truth.valid.all()
-        assert truth.occluded is not None
-        np.testing.assert_array_equal(truth.occluded.reshape(-1), row["occ_fw"])
-        if benchmark == "chairs2":
-            backward, _ = read_flow(str(sample.flow).replace("flow_01", "flow_10"))
-            np.testing.assert_array_equal(backward, label.flow_bw)
-            occluded = read_mask(Path(str(sample.occlusion).replace("occ_01", "occ_10")))
-            np.testing.assert_array_equal(occluded.reshape(-1), row["occ_bw"])
-
-
-def test_an_export_that_was_cut_off_is_finished_and_another_one_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_set(tmp_path / "labels", {"v": [shard(6, 33, 40, 4)[0]]})
-    output = ["--output", str(tmp_path / "files")]
-    (tmp_path / "files").mkdir()
-    (tmp_path / "files" / f".{EXPORT_FILE}.0.partial").write_bytes(b"")
-    exported(tmp_path / "labels", *output, "--where", "frame >= 2")
-    assert "4 pairs" in capsys.readouterr().out
-    kept = tmp_path / "files" / "0000001-flow_01.flo"
-    before = kept.stat().st_mtime_ns
-    (tmp_path / "files" / "0000003-flow_01.flo").unlink()
-    exported(tmp_path / "labels", *output, "--where", "frame >= 2")
-    assert "1 of them new" in capsys.readouterr().out
-    assert kept.stat().st_mtime_ns == before
-    for arguments in ([*output], [*output, "--where", "frame >= 2", "--layout", "kitti2015"]):
-        with pytest.raises(SystemExit):
-            exported(tmp_path / "labels", *arguments)
-        assert "holds the export of another label set, layout or filter" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        exported(tmp_path / "labels", "--output", str(tmp_path / "labels"))
-    assert "holds other files; give a new folder" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("layout", get_args(Layout))
-def test_an_export_to_object_storage_has_the_files_of_one_to_a_disk(
-    tmp_path: Path, bucket: Bucket, layout: str
-) -> None:
-    write_set(tmp_path / "labels", {"v": [shard(2, 33, 40, 4)[0]]})
-    here, there = tmp_path / "files", bucket.uri("files")
-    for output in (str(here), there, there):
-        exported(tmp_path / "labels", "--output", output, "--layout", layout)
-    on_disk = {str(path.relative_to(here)): path.read_bytes() for path in here.rglob("*.*")}
-    assert bucket.contents("files", "") == on_disk
-
-
-def test_flow_too_long_for_kitti_is_unknown_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table, _ = shard(1, 33, 40, 1)
-    far = torch.zeros(1, 2, 33, 40)
-    far[0, 0, 5, 6] = 600.0
-    position = table.column_names.index("flow_fw")
-    table = table.set_column(position, table.schema.field("flow_fw"), [quantized(far)])
-    write_set(tmp_path / "labels", {"v": [table]})
-    exported(tmp_path / "labels", "--output", str(tmp_path / "files"), "--layout", "kitti2015")
-    assert "1 pixels move too far" in capsys.readouterr().out
-    (sample,) = find_samples("kitti2015", tmp_path / "files")
-    assert [list(each) for each in np.nonzero(~load(sample).valid)] == [[5], [6]]
-
-
-def imported(files: Path, labels: Path) -> PairSet:
-    arguments = ["--files", str(files), "--labels", str(labels)]
-    command.run(import_labels.main, import_labels.ImportLabels, arguments)
-    return PairSet.open(str(labels))
-
-
-@pytest.mark.parametrize("layout", ["chairs2", "chairs2-flo5"])
-def test_what_was_exported_comes_back_as_a_label_set_of_the_same_pairs(
-    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str], layout: str
-) -> None:
-    # More than a file of the new set takes, of two sizes.
-    tables = [shard(15, 45, 62, 4)[0], shard(3, 48, 64, 1, video="w")[0]]
-    write_set(tmp_path / "labels", {"v": tables[:1], "w": tables[1:]})
-    exported(tmp_path / "labels", "--output", str(tmp_path / "files"), "--layout", layout)
-    ours = PairSet.open(str(tmp_path / "labels"))
-    theirs = imported(tmp_path / "files", tmp_path / "back")
-    assert theirs.quality_columns == ours.quality_columns
-    assert theirs.ledger() == []
-    places, others = (
-        {place["pair_id"]: place for place in each.index().to_pylist()} for each in (ours, theirs)
-    )
-    assert others.keys() == places.keys()
-    for pair, place in places.items():
-        one, other = ours.read(place), theirs.read(others[pair])
-        label, again = ours.decode(one), theirs.decode(other)
-        for frame, original in ((again.image1, label.image1), (again.image2, label.image2)):
-            np.testing.assert_array_equal(frame, original)
-        for flow, expected in ((again.flow_fw, label.flow_fw), (again.flow_bw, label.flow_bw)):
-            assert flow is not None
-            assert expected is not None
-            assert np.abs(flow - expected).max() <= HALF_A_UNIT
-        for mask in ("occ_fw", "occ_bw"):
-            np.testing.assert_array_equal(other[mask], one[mask])
-        lengths = np.hypot(*np.stack([label.flow_fw, label.flow_bw]).transpose(1, 0, 2, 3))
-        assert other["flow_max"] == pytest.approx(lengths.max(), rel=1e-5)
-        assert other["occluded"] == pytest.approx(np.mean([one["occ_fw"], one["occ_bw"]]))
-    # Again it only looks; of other files there is another set.
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "back").rglob("*.parquet")}
-    assert imported(tmp_path / "files", tmp_path / "back").label_set == theirs.label_set
-    assert {path: path.stat().st_mtime_ns for path in written} == written
-    capsys.readouterr()
-    mask = tmp_path / "files" / "0000003-occ_10.png"
-    mask.write_bytes((tmp_path / "files" / "0000004-occ_10.png").read_bytes())
-    with pytest.raises(SystemExit):
-        imported(tmp_path / "files", tmp_path / "back")
-    assert "is a set made otherwise: teacher.digest is" in capsys.readouterr().err
-    _, options = distill.recipes()["smoke"]
-    options = replace(options, labels=str(tmp_path / "back"), run_root=str(tmp_path / "runs"))
-    with pytest.raises(ValueError, match=r"came as files, without the teacher .* --init fresh"):
-        distill.distill(options, "smoke")
-
-
-def test_other_peoples_files_need_both_directions_and_no_masks(
-    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    files = tmp_path / "files"
-    flow = np.zeros((2, 40, 64), np.float32)
-    flow[0] = 8.0
-    files.mkdir()
-    for number in range(2):
-        for frame in range(2):
-            image = np.full((40, 64, 3), 50 * (number + frame), np.uint8)
-            write_image(files / f"{number:07d}-img_{frame}.png", image)
-        write_flow(files / f"{number:07d}-flow_01.flo", flow)
-    with pytest.raises(SystemExit):
-        imported(files, tmp_path / "labels")
-    assert "2 of 2 pairs in" in (told := capsys.readouterr().err)
-    assert "0000000-flow_10.flo; a label is of both directions" in told
-    assert "jobs/finetune.py --truth chairs2:" in told
-    known = np.ones((40, 64), bool)
-    known[20:24, 30:36] = False
-    for number in range(2):
-        write_flow(files / f"{number:07d}-flow_10.flo", -flow, known)
-    whole = (files / "0000001-flow_10.flo").read_bytes()
-    (files / "0000001-flow_10.flo").write_bytes(whole[:-4])
-    with pytest.raises(SystemExit):
-        imported(files, tmp_path / "labels")
-    assert "1 of 2 pairs in" in (told := capsys.readouterr().err)
-    assert "0000001-flow_10.flo is truncated" in told
-    assert not (tmp_path / "labels").exists()
-    (files / "0000001-flow_10.flo").write_bytes(whole)
-    pairs = imported(files, tmp_path / "labels")
-    for place in pairs.index().to_pylist():
-        row = pairs.read(place)
-        # What leaves the other frame is occluded, and so is what isn't known.
-        expected = np.zeros((40, 64), bool)
-        expected[:, 56:] = True
-        backward = ~known
-        backward[:, :8] = True
-        np.testing.assert_array_equal(row["occ_bw"].reshape(40, 64), backward)
-        assert row["occ_fw"].reshape(40, 64)[:, 56:].all()
-        assert row["flow_p50"] == 8.0
