@@ -1,5 +1,5 @@
 """Every network learns from frames, labels them, starts its student and is judged. Its jobs on Ray are
-PWC-Net's wherever no other is named, FlowNetS's in test_finetuning.py and RAFT's in test_recipes.py."""
+PWC-Net's wherever no other is named, FlowNetS's in test_distillation.py and RAFT's in test_new_stage.py."""
 
 from pathlib import Path
 

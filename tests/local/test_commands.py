@@ -1,9 +1,13 @@
 """The command line: what it accepts and explains, how a job ends, and jobs as a user types them."""
 
+import contextlib
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 import ray
 import torch
+from mlflow.entities import Run
 
 from flowcore.formats import read_flow, write_image
 from flowcore.networks import tiny
@@ -367,27 +372,29 @@ def test_ctrl_c_ends_the_job_without_a_traceback(capsys: pytest.CaptureFixture[s
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_an_error_in_a_worker_reads_as_one_in_the_driver(
-    ray_session: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def in_a_task(options: Options) -> None:
     @ray.remote
     def task() -> None:
         raise ValueError("frames of (10, 10) are too small")
 
-    def in_a_task(options: Options) -> None:
-        ray.get(task.remote())
+    ray.get(task.remote())
 
+
+def in_a_dataset(options: Options) -> None:
     def refuse(row: dict[str, int]) -> dict[str, int]:
         raise ValueError("frames of (10, 10) are too small")
 
-    def in_a_dataset(options: Options) -> None:
-        ray.data.from_items([1]).map(refuse).take_all()
+    ray.data.from_items([1]).map(refuse).take_all()
 
-    for main in (in_a_task, in_a_dataset):
-        with pytest.raises(SystemExit) as end:
-            run(main, Options, ["--videos", "a"])
-        assert end.value.code == 1
-        assert capsys.readouterr().err.endswith("error: frames of (10, 10) are too small\n")
+
+@pytest.mark.parametrize("main", [in_a_task, in_a_dataset])
+def test_an_error_in_a_worker_reads_as_one_in_the_driver(
+    main: Callable[[Options], None], ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(main, Options, ["--videos", "a"])
+    assert end.value.code == 1
+    assert capsys.readouterr().err.endswith("error: frames of (10, 10) are too small\n")
 
 
 def test_a_job_server_is_no_cluster_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -468,62 +475,128 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def test_predict_as_a_command(model: str, tmp_path: Path) -> None:
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+@pytest.fixture
+def predicting(
+    model: str, empty_store: Path, tmp_path: Path
+) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Types predict for a sequence of images in the folder: `images`, or `broken` with a damaged one."""
+    store = shutil.copy(empty_store, tmp_path)
     frames = render_scene(0, SceneOptions(height=37, width=53, num_frames=3)).frames
     for sequence in ("images", "broken"):
         (tmp_path / sequence).mkdir()
         for index, frame in enumerate(frames):
             write_image(tmp_path / sequence / f"{index}.png", frame)
     (tmp_path / "broken" / "1.png").write_bytes(b"")
-    script = str(REPOSITORY / "jobs" / "predict.py")
-    arguments = ["--model", model, "--output", "flow", "--pictures"]
-    ended = python(script, *arguments, "--videos", "images", cwd=tmp_path, MLFLOW_TRACKING_URI=store)
+
+    def predict(sequence: str) -> subprocess.CompletedProcess[str]:
+        arguments = ["--model", model, "--output", "flow", "--pictures", "--videos", sequence]
+        script = str(REPOSITORY / "jobs" / "predict.py")
+        return python(script, *arguments, cwd=tmp_path, MLFLOW_TRACKING_URI=f"sqlite:///{store}")
+
+    return predict
+
+
+def test_predict_writes_the_flow_and_its_picture_of_each_pair_and_says_where(
+    predicting: Callable[[str], subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    ended = predicting("images")
     assert ended.returncode == 0, ended.stderr
     assert sorted(path.name for path in (tmp_path / "flow").iterdir()) == ["0.flo", "0.png", "1.flo", "1.png"]
     assert read_flow(tmp_path / "flow" / "0.flo")[0].shape == (2, 37, 53)
     assert str(tmp_path / "flow") in ended.stdout
 
-    ended = python(script, *arguments, "--videos", "broken", cwd=tmp_path, MLFLOW_TRACKING_URI=store)
+
+def test_predict_ends_with_an_error_where_a_video_breaks_off(
+    predicting: Callable[[str], subprocess.CompletedProcess[str]],
+) -> None:
+    ended = predicting("broken")
     assert ended.returncode == 1
     assert "error: the flow of 1 of 1 videos is incomplete" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.usefixtures("ray_session")
-def test_evaluate_prints_a_table_and_records_each_model(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Path]:
+    """The current folder, with scenes in it."""
+    folder = tmp_path_factory.mktemp("project")
+    scene = render_scene(0, SceneOptions(height=48, width=64, num_frames=3))
+    write_truth(folder / "scenes" / "a", scene)
+    store = shutil.copy(empty_store, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+        patch.chdir(folder)
+        yield folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    told: str
+    numbers: dict[str, Any]
+    runs: dict[str, Run]
+    """By the model that they judge."""
+
+
+@pytest.fixture(scope="module")
+def evaluation(model: str, project: Path, ray_session: None) -> Evaluation:
+    """Of two models on the scenes."""
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        evaluate.main(
+            evaluate.Evaluate(model=(model, "zero"), truth="scenes:scenes", json="numbers/all.json")
+        )
+    client = tracking.MlflowClient(tracking.tracking_uri())
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
+    runs = client.search_runs([experiment.experiment_id])
+    return Evaluation(
+        told=told.getvalue(),
+        numbers=json.loads((project / "numbers" / "all.json").read_text()),
+        runs={run.data.params["model"]: run for run in runs},
+    )
+
+
+def test_evaluate_prints_a_table_of_its_models(evaluation: Evaluation) -> None:
+    assert "| scenes, 2 pairs " in evaluation.told
+
+
+def test_evaluate_writes_the_numbers_of_several_models_by_their_names(
+    model: str, evaluation: Evaluation
 ) -> None:
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    monkeypatch.chdir(tmp_path)
-    write_truth(tmp_path / "scenes" / "a", render_scene(0, SceneOptions(height=48, width=64, num_frames=3)))
-    stage = evaluate.Evaluate(model=(model, "zero"), truth="scenes:scenes", json="numbers/all.json")
-    evaluate.main(stage)
-    assert "| scenes, 2 pairs " in capsys.readouterr().out
-    numbers = json.loads((tmp_path / "numbers" / "all.json").read_text())
-    assert set(numbers) == {model, "zero"}
-    assert numbers["zero"]["pairs"] == 2
+    assert evaluation.numbers.keys() == {model, "zero"}
+    assert evaluation.numbers["zero"]["pairs"] == 2
 
-    client = tracking.MlflowClient(store)
-    (experiment,) = (e for e in client.search_experiments() if e.name == tracking.EXPERIMENT)
-    runs = {run.data.params["model"]: run for run in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == {model, "zero"}
-    for name, run_ in runs.items():
-        assert run_.info.status == "FINISHED"
-        assert run_.data.tags["stage"] == "evaluate"
-        assert run_.data.tags["input.truth"] == f"scenes:{tmp_path / 'scenes'}"
-        assert run_.data.metrics["scenes/epe/occ"] == pytest.approx(numbers[name]["epe"]["occ"])
-        pictures = [entry.path for entry in client.list_artifacts(run_.info.run_id, "images")]
-        assert any("median" in path for path in pictures)
-        assert any("worst" in path for path in pictures)
-    assert runs[model].data.tags["from.model"] == "the run that made it"
 
-    evaluate.main(replace(stage, model=("zero",)))
-    alone = json.loads((tmp_path / "numbers" / "all.json").read_text())
-    assert alone == numbers["zero"]
-    with pytest.raises(FileNotFoundError, match=f"there is no model folder {tmp_path / 'nothing'}"):
-        evaluate.main(replace(stage, model=("nothing",)))
+def test_evaluate_writes_the_numbers_of_one_model_alone(evaluation: Evaluation, project: Path) -> None:
+    evaluate.main(evaluate.Evaluate(model=("zero",), truth="scenes:scenes", json="numbers/one.json"))
+    assert json.loads((project / "numbers" / "one.json").read_text()) == evaluation.numbers["zero"]
+
+
+def test_evaluate_records_each_model_s_errors_in_a_run_of_its_own(model: str, evaluation: Evaluation) -> None:
+    assert evaluation.runs.keys() == {model, "zero"}
+    for name, judged in evaluation.runs.items():
+        assert judged.info.status == "FINISHED"
+        assert judged.data.tags["stage"] == "evaluate"
+        assert judged.data.metrics["scenes/epe/occ"] == pytest.approx(evaluation.numbers[name]["epe"]["occ"])
+
+
+def test_the_run_of_an_evaluation_leads_to_the_truth_and_to_the_run_of_its_model(
+    model: str, project: Path, evaluation: Evaluation
+) -> None:
+    for judged in evaluation.runs.values():
+        assert judged.data.tags["input.truth"] == f"scenes:{project / 'scenes'}"
+    assert evaluation.runs[model].data.tags["from.model"] == "the run that made it"
+
+
+def test_an_evaluation_shows_a_median_pair_and_the_worst_one(evaluation: Evaluation) -> None:
+    client = tracking.MlflowClient(tracking.tracking_uri())
+    for judged in evaluation.runs.values():
+        pictures = [entry.path for entry in client.list_artifacts(judged.info.run_id, "images")]
+        for kind in ("median", "worst"):
+            assert any(kind in path for path in pictures)
+
+
+def test_a_model_that_is_not_there_is_named_where_it_was_looked_for(project: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"there is no model folder {project / 'nothing'}"):
+        evaluate.main(evaluate.Evaluate(model=("nothing",), truth="scenes:scenes"))
 
 
 @pytest.mark.parametrize(

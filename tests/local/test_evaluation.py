@@ -240,13 +240,22 @@ def test_a_model_that_estimates_nan_is_named_with_the_pair(tmp_path: Path, ray_s
         evaluate({"broken": estimator}, DataSet("scenes", str(tmp_path / "scenes")))
 
 
-def test_what_cannot_be_evaluated_says_why(scenes: Path, tmp_path: Path) -> None:
+def test_a_folder_of_another_layout_is_refused_with_the_layout_that_is_expected(scenes: Path) -> None:
     with pytest.raises(FileNotFoundError, match="sintel is expected as training/"):
         evaluate({"zero": NoMotion()}, DataSet("sintel", str(scenes)))
-    with pytest.raises(FileNotFoundError, match="no model folder"):
-        load_estimator(str(tmp_path / "nothing"))
+
+
+def test_a_data_set_on_object_storage_is_refused() -> None:
     with pytest.raises(ValueError, match="--truth s3://bucket/scenes is a URI"):
         evaluate({"zero": NoMotion()}, DataSet("scenes", "s3://bucket/scenes"))
+
+
+def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no model folder"):
+        load_estimator(str(tmp_path / "nothing"))
+
+
+def test_frames_that_are_too_small_for_a_method_are_an_error_that_names_it() -> None:
     tiny = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match=r"opencv:dis_medium can't estimate flow for frames of \(8, 8\) px"):
         load_estimator("opencv:dis_medium")(tiny, tiny)

@@ -43,8 +43,6 @@ def killed(videos: str, location: str, most_shards: int) -> None:
 
 def test_before_labelling_has_begun_everything_is_left(tmp_path: Path) -> None:
     videos, location = rendered(tmp_path, 3, 3)
-    with pytest.raises(ValueError, match="nothing was labelled there yet; add --videos"):
-        labelling_status(location)
     status = labelling_status(location, videos)
     assert (status.state, status.videos, status.left, status.pairs) == ("not begun", 2, 2, 0)
     assert status.pairs_per_second is status.seconds_left is status.last_written is None
@@ -52,19 +50,40 @@ def test_before_labelling_has_begun_everything_is_left(tmp_path: Path) -> None:
     assert not Path(location).exists()
 
 
-def test_a_run_that_was_cut_off_leaves_how_far_it_was(tmp_path: Path) -> None:
+def test_before_labelling_has_begun_nobody_knows_of_which_videos(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing was labelled there yet; add --videos"):
+        labelling_status(str(tmp_path / "set"))
+
+
+@pytest.fixture
+def cut_off(tmp_path: Path) -> tuple[str, str]:
+    """(videos, their set): from the end, it has the second video's only shard and its end, and the first
+    one's first shard of two."""
     videos, location = rendered(tmp_path, 12, 7)
-    # From the end: the second video's only shard and its end, the first one's first shard of two.
     killed(videos, location, 3)
-    status = labelling_status(location)
+    return videos, location
+
+
+def test_a_run_that_was_cut_off_leaves_how_far_it_was(cut_off: tuple[str, str]) -> None:
+    status = labelling_status(cut_off[1])
     assert (status.state, status.videos, status.finished, status.left) == ("unfinished", 2, 1, 1)
     assert (status.pairs, status.is_running) == (12, False)
-    assert status.failure.startswith("KeyboardInterrupt")
+    assert status.last_written is not None
+
+
+def test_a_run_that_was_cut_off_leaves_why_it_ended(cut_off: tuple[str, str]) -> None:
+    assert labelling_status(cut_off[1]).failure.startswith("KeyboardInterrupt")
+
+
+def test_a_run_that_was_cut_off_leaves_how_long_the_rest_takes(cut_off: tuple[str, str]) -> None:
+    status = labelling_status(cut_off[1])
     assert status.pairs_per_second is not None
     assert status.seconds_left is not None
     assert status.seconds_left > 0
-    assert status.last_written is not None
-    # The next run begins with what is known.
+
+
+def test_the_next_run_begins_with_what_is_known(cut_off: tuple[str, str]) -> None:
+    videos, location = cut_off
     seen: list[LabellingStatus] = []
     write_pairs(
         Collection.find(videos),
@@ -74,8 +93,7 @@ def test_a_run_that_was_cut_off_leaves_how_far_it_was(tmp_path: Path) -> None:
         graph=BareGraph(),
         on_progress=lambda _: seen.append(labelling_status(location)),
     )
-    assert seen[0].finished == 1
-    assert seen[0].failure == ""
+    assert (seen[0].finished, seen[0].failure) == (1, "")
     assert labelling_status(location).state == "finished"
 
 
@@ -152,7 +170,10 @@ def test_the_last_report_is_the_blocks_end(tmp_path: Path) -> None:
     last = read_progress(str(tmp_path))
     assert last is not None
     assert (last.state, last.pairs) == ("finished", 7)
-    with pytest.raises(OSError, match="full"), reported(str(tmp_path), lambda: progress):
+
+
+def test_the_last_report_of_a_block_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="full"), reported(str(tmp_path), LabellingProgress):
         raise OSError("the disk is full")
     last = read_progress(str(tmp_path))
     assert last is not None

@@ -232,6 +232,13 @@ def test_a_collection_without_a_readable_video_fails_and_says_why(tmp_path: Path
         paired(tmp_path / "videos", tmp_path / "set")
     assert outcomes(tmp_path / "set") == {"a.mp4": "nothing"}
     assert not (tmp_path / "set" / MANIFEST_FILE).exists()
+
+
+def test_a_run_that_fails_leaves_why(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"nothing")
+    with pytest.raises(RuntimeError):
+        paired(tmp_path / "videos", tmp_path / "set")
     progress = read_progress(str(tmp_path / "set"))
     assert progress is not None
     assert progress.state == "failed"
@@ -283,26 +290,65 @@ def labelled(videos: Path, teachers: list[Path], location: Path) -> LabellingSum
     return write_labels(collection, fetched, str(location), CLIPS, check, OPTIONS, graph=BareGraph())
 
 
-def test_a_set_of_two_teachers_keeps_both_and_their_spread(tmp_path: Path) -> None:
-    render(tmp_path / "videos" / "only.mp4", 1, num_frames=4)
-    teachers = [tmp_path / "first", tmp_path / "second"]
-    # The first one doesn't say which run made it.
-    save_model(teachers[0], save_teacher(teachers[0], 0, 0.7), {})
-    save_teacher(teachers[1], 0, 0.65)
-    labelled(tmp_path / "videos", teachers, tmp_path / "set")
-    labels = PairSet.open(str(tmp_path / "set"))
-    row = labels.read_group(labels.files[0], 0)[0]
-    assert "teacher_run_id" not in labels.description.provenance
-    assert labels.description.provenance["teacher2_run_id"] == "0123"
-    assert "spread" in labels.quality_columns
-    assert row["spread_fw"].shape == (12 * 16,)
-    # A student starts where the first teacher is.
-    assert labels.teacher is not None
-    assert model_digest(fetch_model(labels.teacher)) == model_digest(teachers[0])
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two, of which the first one doesn't say which run made it."""
+    first, second = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("second")
+    save_model(first, save_teacher(first, 0, 0.7), {})
+    save_teacher(second, 0, 0.65)
+    return [first, second]
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("video")
+    render(folder / "only.mp4", 1, num_frames=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory, teachers: list[Path], video: Path) -> PairSet:
+    """Labels of both teachers."""
+    location = tmp_path_factory.mktemp("labels") / "set"
+    labelled(video, teachers, location)
+    return PairSet.open(str(location))
+
+
+def first_row(labels: PairSet) -> dict[str, Any]:
+    return labels.read_group(labels.files[0], 0)[0]
+
+
+def test_a_set_names_the_run_of_each_teacher_that_says_it(of_two: PairSet) -> None:
+    provenance = of_two.description.provenance
+    assert "teacher_run_id" not in provenance
+    assert provenance["teacher2_run_id"] == "0123"
+
+
+def test_a_label_of_two_teachers_names_both_and_has_their_spread(
+    of_two: PairSet, teachers: list[Path]
+) -> None:
+    row = first_row(of_two)
     assert row["teacher"] == "+".join(model_digest(each) for each in teachers)
-    assert labelled(tmp_path / "videos", teachers, tmp_path / "set").new_pairs == 0
+    assert "spread" in of_two.quality_columns
+    assert row["spread_fw"].shape == (12 * 16,)
+
+
+def test_a_student_of_two_teachers_begins_as_the_first_one(of_two: PairSet, teachers: list[Path]) -> None:
+    assert of_two.teacher is not None
+    assert model_digest(fetch_model(of_two.teacher)) == model_digest(teachers[0])
+
+
+def test_the_same_two_teachers_label_nothing_again(
+    of_two: PairSet, teachers: list[Path], video: Path
+) -> None:
+    assert labelled(video, teachers, Path(of_two.location)).new_pairs == 0
+
+
+def test_one_teacher_of_two_never_mixes_into_their_set(
+    of_two: PairSet, teachers: list[Path], video: Path
+) -> None:
     with pytest.raises(ValueError, match="teacher"):
-        labelled(tmp_path / "videos", teachers[:1], tmp_path / "set")
+        labelled(video, teachers[:1], Path(of_two.location))
 
 
 def test_odd_videos_end_in_the_set_or_in_the_ledger(tmp_path: Path, shared_data: Path) -> None:
@@ -333,17 +379,28 @@ def test_progress_counts_the_written_share_of_a_long_video(tmp_path: Path) -> No
         assert progress.bytes_done == pytest.approx(share * size, abs=0.05 * size)
 
 
-def test_the_ledger_and_the_manifest_say_what_a_reader_looks_for(tmp_path: Path) -> None:
-    render(tmp_path / "videos" / "good.mp4", 0, num_frames=5)
-    (tmp_path / "videos" / "bad.mp4").write_bytes(b"bad")
-    paired(tmp_path / "videos", tmp_path / "set")
-    (bad,) = json.loads((tmp_path / "set" / LEDGER_FILE).read_text())
-    assert bad.items() >= {"video": str(tmp_path / "videos" / "bad.mp4"), "outcome": "nothing"}.items()
+@pytest.fixture(scope="module")
+def good_and_bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the set of two videos, of which one is none."""
+    folder = tmp_path_factory.mktemp("good_and_bad")
+    render(folder / "videos" / "good.mp4", 0, num_frames=5)
+    (folder / "videos" / "bad.mp4").write_bytes(b"bad")
+    paired(folder / "videos", folder / "set")
+    return folder
+
+
+def test_the_ledger_says_which_video_gave_nothing_and_why(good_and_bad: Path) -> None:
+    (bad,) = json.loads((good_and_bad / "set" / LEDGER_FILE).read_text())
+    assert bad.items() >= {"video": str(good_and_bad / "videos" / "bad.mp4"), "outcome": "nothing"}.items()
     assert bad["reason"]
-    manifest = json.loads((tmp_path / "set" / MANIFEST_FILE).read_text())
+
+
+def test_the_manifest_says_which_video_gave_how_much(good_and_bad: Path) -> None:
+    manifest = json.loads((good_and_bad / "set" / MANIFEST_FILE).read_text())
     assert (manifest["num_videos"], manifest["num_pairs"]) == (1, 4)
     (good,) = manifest["videos"]
-    assert good.items() >= {"video": str(tmp_path / "videos" / "good.mp4"), "pairs": 4, "shards": 1}.items()
+    place = str(good_and_bad / "videos" / "good.mp4")
+    assert good.items() >= {"video": place, "pairs": 4, "shards": 1}.items()
 
 
 @pytest.mark.parametrize(

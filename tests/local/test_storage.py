@@ -40,6 +40,9 @@ def test_a_uri_with_one_slash_is_not_taken_for_a_path() -> None:
 
 def test_a_folder_on_a_disk_may_be_given_as_a_file_uri() -> None:
     assert storage.shared_folder("file:///data/my%20frames", "--truth") == Path("/data/my frames")
+
+
+def test_a_folder_on_object_storage_is_none_on_a_disk() -> None:
     with pytest.raises(ValueError, match=r"--truth s3://bucket/frames is a URI, and .* needs a folder"):
         storage.shared_folder("s3://bucket/frames", "--truth")
 
@@ -150,6 +153,9 @@ def test_a_missing_file_is_asked_for_once(bucket: Bucket) -> None:
     with pytest.raises(FileNotFoundError):
         folder.read("gone")
     assert bucket.server.requests - before == 1
+
+
+def test_a_missing_file_of_ours_is_looked_for_once() -> None:
     attempts = 0
 
     @storage.patient
