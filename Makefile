@@ -2,7 +2,8 @@
 
 PYTHON ?= python3
 SEED ?= 0
-# More arguments: make test ARGS="tests/unit -k census", make demo ARGS="--recipe smoke"
+RECIPE ?= demo
+# More arguments: make test ARGS="tests/unit -k census", make demo ARGS="--run-root my_runs"
 ARGS ?=
 
 VENV := .venv
@@ -13,7 +14,8 @@ INSTALLED := $(VENV)/.installed
 .PHONY: help install demo test docs lint types contract check format constraints
 
 help:
-	@echo "make demo [VIDEOS=folder] [SEED=0]  the whole chain, on rendered videos or on your own"
+	@echo "make demo [VIDEOS=folder] [SEED=0]  the whole chain, on rendered videos or on your own;"
+	@echo "                                    RECIPE=smoke takes a minute, RECIPE=video a GPU"
 	@echo "make test [ARGS=...]                the test suite"
 	@echo "make docs                           the documentation as a site, in $(SITE)"
 	@echo "make check                          lint, types and the architecture contract"
@@ -25,7 +27,7 @@ help:
 install: $(INSTALLED)
 
 demo: $(INSTALLED)
-	$(VENV)/bin/python jobs/demo.py $(if $(VIDEOS),--videos '$(VIDEOS)') --seed $(SEED) $(ARGS)
+	$(VENV)/bin/python jobs/demo.py $(RECIPE) $(if $(VIDEOS),--videos '$(VIDEOS)') --seed $(SEED) $(ARGS)
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -49,7 +49,7 @@ _SUPERPIXEL_PIXELS = 50
 
 @dataclass(frozen=True, kw_only=True)
 class SuperpixelNoise:
-    """Some superpixels of the target frame become noise, uniform and independent for each pixel and channel.
+    """Some superpixels of the second frame become noise, uniform and independent for each pixel and channel.
 
     What they covered is hidden from the student, along the edges of things, as if something had moved before
     them. The label stays. Source: SelFlow (Liu et al., CVPR 2019), "Occlusion Hallucination".
@@ -60,8 +60,8 @@ class SuperpixelNoise:
     segments: int = 200
     """Superpixels in a frame, about."""
     compactness: float = 30.0
-    """Compactness of SLIC: higher values give rounder superpixels. At the usual 10, rough texture breaks into
-    fragments, and joining them leaves a quarter of the superpixels."""
+    """How round superpixels are; higher values give rounder ones. At 10, rough texture breaks into fragments,
+    and joining them leaves a quarter of the superpixels."""
     filled: tuple[int, int] = (8, 15)
     """Fewest and most of them that become noise."""
     on_both: bool = False
@@ -111,9 +111,10 @@ def superpixels(
 
 @dataclass(frozen=True, kw_only=True)
 class RectangleNoise:
-    """Some rectangles of the target frame become noise; SelFlow's simpler variant of SuperpixelNoise.
+    """Some rectangles of the second frame become noise.
 
-    Their number and size are a choice: the sources are silent.
+    Source: SelFlow, which has them as a simpler variant of SuperpixelNoise. Their number and size are a
+    choice: the sources are silent.
     """
 
     chance: float = 0.0
@@ -148,7 +149,7 @@ def _filled(image: ndarray, where: Bool[ndarray, "height width"], rng: np.random
 
 @dataclass(frozen=True, kw_only=True)
 class CopyPaste:
-    """Pastes pieces of the reference frame over both frames, each turned, scaled and with a motion of its
+    """Pastes pieces of the first frame over both frames, each turned, scaled and with a motion of its
     own.
 
     What a piece covers in one frame alone is occluded for the student and not for the teacher, along an
@@ -164,8 +165,7 @@ class CopyPaste:
     radius: tuple[float, float] = (0.08, 0.3)
     """Smallest and largest mean radius, as a share of the frame's height."""
     translation: float = 0.3
-    """The largest motion along either axis, as a share of the frame's height; small ones are likelier, by
-    the square."""
+    """The largest motion along either axis, as a share of the frame's height; small ones are likelier."""
     rotation: float = 0.2
     """Largest rotation of a piece between the frames, in radians. Small ones are likelier."""
     zoom: tuple[float, float] = (0.9, 1.1)
@@ -252,7 +252,8 @@ class Challenge:
     """What is done to a pair before a network trains on it, in this order; a chance of 0 leaves a part out.
 
     Crop, flips and the channel permutation are the augmentation of both stages. Geometry comes first, from
-    the whole frames, so that little comes in from outside; noise last, so that nothing transforms it.
+    the whole frames, so that little comes in from outside; noise last, so that nothing transforms it. The
+    surroundings are the full-image warping of SMURF (Stone et al., CVPR 2021).
     """
 
     geometric: Geometric = field(default_factory=Geometric)
@@ -265,8 +266,8 @@ class Challenge:
     rectangles: RectangleNoise = field(default_factory=RectangleNoise)
     surroundings: int = 0
     """Pixels of the frame on every side of the crop that the loss sees and the network doesn't: what leaves
-    the crop and not the frame then learns from the frames (full-image warping). Set it to the
-    longest motion that you expect; more makes the feed slower. Source: SMURF (Stone et al., CVPR 2021)."""
+    the crop and not the frame then learns from the frames (full-image warping). Set it to the longest motion
+    that you expect; more makes the feed slower."""
 
     def __post_init__(self) -> None:
         if self.surroundings < 0:

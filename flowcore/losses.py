@@ -218,25 +218,30 @@ class Photometric:
     grids, with frames averaged down to them: fresh weights begin there. On these the pixels at the frame's
     sides count too, their patches filled by repetition: 3 px of a level left out are most of a small frame
     at stride 16, where nothing would teach the flow to point outwards.
+
+    Clean frames: SMURF (Stone et al., CVPR 2021); DDFlow looks at what the network sees. Smoothness, of which
+    `smoothness` names the sources: UFlow weighs order 1 by 4.0 and order 2 by 2.0.
     """
 
     distance: Literal["census", "rgb", "ssim"] = "census"
-    """How two frames are compared."""
+    """How two frames are compared: census by the order of neighbouring pixels, which changing light leaves
+    as it is; rgb by colours, for constant light; ssim by local statistics."""
     level_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
     """Weight of each level's loss, finest level first; a network's further levels have none."""
     full_resolution: bool = True
-    """Take the finest level's loss on full-resolution frames, as the papers do. Off takes it on the level's
-    own grid, which saves a tenth of a step's time and hides errors below a pixel or two."""
+    """Take the finest level's loss on full-resolution frames. Off takes it on the level's own grid, which
+    saves a tenth of a step's time and hides errors below a pixel or two."""
     clean: bool = True
-    """Look at the frames without noise and changed colours, and with what lies around the crop. Off looks at
-    what the network sees, as DDFlow does. Source: SMURF (Stone et al., CVPR 2021)."""
+    """Compare the frames without noise and changed colours, and with what lies around the crop. Off compares
+    what the network sees."""
     smoothness_weight: float = 1.0
-    """Weight of the edge-aware smoothness of the finest level's flow, in that level's pixels; 0 leaves it
-    out, as DDFlow and SelFlow do. UFlow has 4.0 of order 1 and 2.0 of order 2."""
+    """Weight of the smoothness of the finest level's flow, in that level's pixels; 0 leaves it out. Raise it
+    if the flow is noisy in smooth places."""
     smoothness_order: Literal[1, 2] = 1
     """1 penalises any change of the flow, 2 only uneven change; take 2 for roads."""
     smoothness_edge: float = 10.0
-    """How much an edge of the frame excuses a change of the flow: 10 in ARFlow, 150 in UFlow."""
+    """How much an edge of the frame excuses a change of the flow. Raise it if the flow is blurred
+    across the edges of things."""
 
     def __post_init__(self) -> None:
         if not self.level_weights or min(self.level_weights) < 0:

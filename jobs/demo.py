@@ -2,6 +2,7 @@
 
     make demo                    # on rendered videos, whose true flow is known
     make demo VIDEOS=my_videos   # on your own
+    python jobs/demo.py smoke    # the same with another recipe
 
 Everything lands in a new folder under runs/, every stage is a run in MLflow, and the last lines say where to
 look.
@@ -10,10 +11,10 @@ look.
 import json
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from jobs.chain import TEST_SCENES, TRAINING_SCENES, StageClock, draw, judge, render, train_both
-from jobs.command import run
+from jobs.command import run_recipe
 from jobs.recipes import RECIPES
 from pipelines.cluster import connect
 from pipelines.collection import Collection
@@ -31,13 +32,12 @@ class Demo:
     """Your own videos: a folder, glob, video, list file or URI. Without it, videos are rendered."""
     seed: int = 0
     """Decides weights, the order of pairs and crops. The rendered videos are always the same."""
-    recipe: Literal["smoke", "demo", "video"] = "demo"
-    """The recipe of every stage: smoke takes a minute and learns nothing, video needs a GPU."""
     run_root: str = str(PROJECT_FOLDER / "runs")
     """Where the demo makes its folder."""
 
 
-def main(options: Demo) -> None:
+def demo(options: Demo, recipe: str) -> None:
+    """Runs the chain; every stage has the recipe."""
     from pipelines import tracking
     from pipelines.evaluation import table
 
@@ -46,23 +46,21 @@ def main(options: Demo) -> None:
     videos = Collection.find(options.videos).place if options.videos else str(folder / "videos")
     if not options.videos:
         with clock.stage("render", f"{len(TRAINING_SCENES)} videos and {len(TEST_SCENES)} test scenes"):
-            render(folder, RECIPES[options.recipe].clips.size or (96, 128))
+            render(folder, RECIPES[recipe].clips.size or (96, 128))
     with clock.stage("start", "an embedded Ray"):
         connect()
     picture, numbers = folder / "comparison.png", folder / "summary.json"
     subject = f"seed {options.seed}"
-    with tracking.start(
-        "demo", recipe=options.recipe, parameters=options, subject=subject, is_chain=True
-    ) as chain:
-        models, pairs = train_both(options.recipe, options.seed, videos, folder, clock)
+    with tracking.start("demo", recipe=recipe, parameters=options, subject=subject, is_chain=True) as chain:
+        models, pairs = train_both(recipe, options.seed, videos, folder, clock)
         summary: dict[str, object] = {"seed": options.seed, "models": models, "pairs": pairs}
         errors: dict[str, Errors] = {}
         if options.videos:
             with clock.stage("picture", "teacher and student on your videos"):
-                draw(options.recipe, folder, picture, models)
+                draw(recipe, folder, picture, models)
         else:
             with clock.stage("evaluate", "zero flow, DIS, teacher and student on scenes never trained on"):
-                errors = judge(options.recipe, folder, picture, models)
+                errors = judge(recipe, folder, picture, models)
             summary["pairs"] = errors["student"].pairs
         for model, error in errors.items():
             sums = error.summary()
@@ -76,5 +74,10 @@ def main(options: Demo) -> None:
     print(f"every step: {tracking.ui_command()}")
 
 
+def recipes() -> dict[str, tuple[str, Demo]]:
+    """This job's options by recipe: those whose stages need nothing but videos."""
+    return {name: (RECIPES[name].description, Demo()) for name in ("smoke", "demo", "video")}
+
+
 if __name__ == "__main__":
-    run(main, Demo)
+    run_recipe(demo, recipes())

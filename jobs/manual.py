@@ -46,18 +46,25 @@ def manual(
     )
     shown.sort(key=lambda option: option.default is not REQUIRED)
     parts = [usage, _refilled(description)]
+    explained: dict[type, tuple[str, str]] = {}
     for group in dict.fromkeys(option.path.rpartition(".")[0] for option in shown):
         members = [option for option in shown if option.path.rpartition(".")[0] == group]
-        heading = f"{group.replace('_', '-')}: {first_sentence(members[0].group)}" if group else "options:"
-        parts.append("\n".join([_filled(heading, 0), *map(_entry, members)]))
+        part, text = group.replace("_", "-"), first_sentence(members[0].group)
+        # A part of a kind that came before has the options that are explained there.
+        first, its_text = explained.setdefault(members[0].owner, (part, text))
+        if part != first:
+            text = f"{text if text != its_text else ''} The same options as {first}.".strip()
+        entries = [_entry(option, is_explained=part == first) for option in members]
+        parts.append("\n".join([_filled(f"{part}: {text}" if group else "options:", 0), *entries]))
     if hidden := len(options) - len(shown):
         parts.append(f"--help-all shows {hidden} more options.")
     return "\n\n".join(parts)
 
 
-def _entry(option: Option) -> str:
+def _entry(option: Option, *, is_explained: bool) -> str:
     default = "required" if option.default is REQUIRED else f"default: {option.default_text}"
-    return f"  {_words(option)} ({default})\n{_filled(option.help, _HELP_COLUMN)}"
+    line = f"  {_words(option)} ({default})"
+    return f"{line}\n{_filled(option.help, _HELP_COLUMN)}" if is_explained else line
 
 
 def _words(option: Option) -> str:

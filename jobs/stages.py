@@ -67,13 +67,11 @@ class TrainingStage:
 
     common: ClassVar[tuple[str, ...]] = (
         "init",
-        "validate_on",
         "resume",
         "training.steps",
         "training.global_batch",
         "training.learning_rate",
         "training.workers",
-        "training.seed",
     )
     """The options that `--help` shows, beside those that must be given."""
 
@@ -222,7 +220,8 @@ class Finetune(LabelledStage):
     """Options of finetune."""
 
     truth: str
-    """The data set whose truth is learnt from, such as kitti2015:/data/kitti."""
+    """The data set whose truth is learnt from, NAME:FOLDER with one of the names sintel, kitti2012,
+    kitti2015, chairs, chairs2, middlebury, kitti2015-stereo, middlebury-stereo and scenes (rendered)."""
     init: str | None = field()
     """The model to start from, such as models:/flow-student@champion; `fresh` takes fresh weights of the
     recipe's network."""
@@ -268,8 +267,9 @@ class Evaluate:
     """One or several models: checkpoint folders or URIs, runs:/<run id>/model, models:/<name>@<alias>,
     opencv:<name>, torchvision:<name>, ptlflow:<name>, or `zero`, which answers that nothing moves."""
     truth: str
-    """The data set to judge by, such as sintel:/data/MPI-Sintel; all nodes must share the folder. `scenes:`
-    takes rendered scenes. Of a stereo set disparity is judged: its EPE, and D1 under the name Fl."""
+    """The data set to judge by, NAME:FOLDER with one of the names sintel, kitti2012, kitti2015, chairs,
+    chairs2, middlebury, kitti2015-stereo, middlebury-stereo and scenes (rendered). All nodes must share the
+    folder. Of a stereo set disparity is judged: its EPE, and D1 under the name Fl."""
     json: str | None = None
     """File to write the numbers to, a path or a URI: those of the model, or of several models by name."""
     check: OcclusionCheck = field(default_factory=OcclusionCheck)

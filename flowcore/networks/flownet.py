@@ -24,7 +24,8 @@ _CORRELATED_LEVEL = 3
 
 @dataclass(frozen=True, kw_only=True)
 class FlowNetConfig(NetworkConfig):
-    """Variant and widths of FlowNet; the defaults are the paper's FlowNetS.
+    """Variant and widths of FlowNet; the defaults are the paper's FlowNetS, but for `refines`. Encoder level
+    l has stride 2^l.
 
     Deviations from the paper's FlowNetC: features are normalised with `normalize_features`, and the
     correlation visits every displacement up to `radius`. The paper visits every second one up to 20; both
@@ -34,7 +35,7 @@ class FlowNetConfig(NetworkConfig):
     variant: Literal["simple", "correlated"] = "simple"
     """FlowNetS or FlowNetC."""
     encoder_widths: tuple[int, ...] = (64, 128, 256, 512, 512, 1024)
-    """Channels of each encoder level; level l has stride 2^l."""
+    """Channels of each encoder level, one level a width; each halves the resolution."""
     decoder_widths: tuple[int, ...] = (64, 128, 256, 512)
     """Channels of each decoder level, from level 2 on; two fewer than encoder levels."""
     redirected_width: int = 32
@@ -42,7 +43,8 @@ class FlowNetConfig(NetworkConfig):
     radius: int = 10
     """FlowNetC: reach of the correlation, in pixels at an eighth of the resolution."""
     refines: bool = True
-    """Each level adds to the flow of the level before. Off, it predicts the flow afresh, as in the paper."""
+    """Each level adds to the flow of the level before. Off, it predicts the flow afresh and learns more
+    slowly."""
 
     def __post_init__(self) -> None:
         if len(self.encoder_widths) < 4 or len(self.decoder_widths) != len(self.encoder_widths) - 2:

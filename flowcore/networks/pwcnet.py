@@ -22,22 +22,27 @@ from flowcore.shapes import Image
 @dataclass(frozen=True, kw_only=True)
 class PWCNetConfig(NetworkConfig):
     """Widths and depth of PWC-Net; the defaults are the light network of DDFlow and SelFlow, but for
-    `refines`."""
+    `refines`: their levels predict the flow afresh.
+
+    Encoder level l has stride 2^l. The convolutions of the context network have dilations 1, 2, 4, 8, 16, 1,
+    and 1 for the flow.
+    """
 
     encoder_widths: tuple[int, ...] = (16, 32, 64, 96, 128, 192)
-    """Channels of each encoder level, one level a width; level l has stride 2^l."""
+    """Channels of each encoder level, one level a width; each halves the resolution. Narrower levels are
+    faster and less accurate."""
     decoder_widths: tuple[int, ...] = (128, 128, 96, 64, 32)
     """Channels of the decoder's convolutions, the same at every level."""
     context_widths: tuple[int, ...] = (128, 128, 128, 96, 64, 32)
-    """Channels of the context network; its dilations are 1, 2, 4, 8, 16, 1, and 1 for the flow."""
+    """Channels of the context network, which refines the final flow: a convolution a width, at most 6."""
     finest_level: int = 2
-    """Level of the final flow, of stride 2^finest_level: 4 px by default. A level finer takes about three
-    times as long a step."""
+    """Level of the final flow: 2 gives a vector every 4 px. 1 gives one every 2 px, for about three times as
+    long a step."""
     radius: int = 4
     """Reach of the cost volume at each level, in that level's pixels."""
     refines: bool = True
-    """Each level adds to the flow of the level before. Off, it predicts the flow afresh, as in DDFlow, and
-    learns more slowly."""
+    """Each level adds to the flow of the level before. Off, it predicts the flow afresh and learns more
+    slowly."""
     learned_upsampling: bool = False
     """Doubles the finest flow's resolution with learned weights, in place of a level that is twice as fine.
     Labels then have four times the bytes."""

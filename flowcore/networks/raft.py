@@ -28,16 +28,17 @@ from flowcore.shapes import Image
 
 @dataclass(frozen=True, kw_only=True)
 class RAFTConfig(NetworkConfig):
-    """Size of RAFT; the defaults have the size of the paper's full network.
+    """Size of RAFT; the defaults have the size of the paper's full network. With n encoder levels the flow
+    has stride 2^n.
 
     Deviations from the paper: residual blocks have no normalisation layers, because batches of a few pairs
     give poor statistics. Features are normalised with `normalize_features`, because no truth teaches their
     scale. The learned upsampling only doubles the resolution, so that a loss at the flow's own resolution
-    trains it; the rest is bilinear.
+    trains it; the rest is bilinear. The paper's small variant has none.
     """
 
     encoder_widths: tuple[int, ...] = (64, 96, 128)
-    """Channels of each encoder level; with n levels the flow has stride 2^n."""
+    """Channels of each encoder level, one level a width; each halves the resolution of the flow."""
     feature_width: int = 256
     """Channels of the features that are compared."""
     hidden_width: int = 128
@@ -53,7 +54,7 @@ class RAFTConfig(NetworkConfig):
     radius: int = 4
     """Radius of the neighbourhood that is looked up, in pixels of each scale."""
     learned_upsampling: bool = True
-    """Doubles the flow's resolution with learned weights; off in the paper's small variant."""
+    """Doubles the flow's resolution with learned weights. Labels then have four times the bytes."""
 
     def __post_init__(self) -> None:
         for name in ("iterations", "scales", "radius", "feature_width", "hidden_width"):

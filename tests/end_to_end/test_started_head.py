@@ -51,9 +51,7 @@ def runs_by_stage(folder: Path) -> dict[str, list[Run]]:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_demo_ends_with_a_table_a_picture_and_the_same_numbers_as_json(tmp_path: Path) -> None:
-    demo = typed(
-        sys.executable, "jobs/demo.py", "--recipe", "smoke", "--run-root", str(tmp_path), folder=tmp_path
-    )
+    demo = typed(sys.executable, "jobs/demo.py", "smoke", "--run-root", str(tmp_path), folder=tmp_path)
     assert demo.returncode == 0, demo.stderr[-4000:]
     (folder,) = tmp_path.glob("demo-*")
     summary = json.loads((folder / "summary.json").read_text())
@@ -100,13 +98,21 @@ def test_the_demo_ends_with_a_table_a_picture_and_the_same_numbers_as_json(tmp_p
 
 def test_make_demo_hands_the_users_videos_and_arguments_on() -> None:
     made = subprocess.run(
-        ["make", "--dry-run", "demo", "VIDEOS=my videos", "SEED=3", "ARGS=--recipe smoke"],
+        [
+            "make",
+            "--dry-run",
+            "demo",
+            "VIDEOS=my videos",
+            "SEED=3",
+            "RECIPE=smoke",
+            "ARGS=--run-root my_runs",
+        ],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "python jobs/demo.py --videos 'my videos' --seed 3 --recipe smoke" in made.stdout
+    assert "python jobs/demo.py smoke --videos 'my videos' --seed 3 --run-root my_runs" in made.stdout
 
 
 @pytest.fixture(scope="module")

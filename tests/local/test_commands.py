@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import ray
 import torch
 from mlflow.entities import Run
 
+from flowcore.datasets import DATA_SETS
 from flowcore.formats import read_flow, write_image
 from flowcore.networks import tiny
 from flowcore.scenes import SceneOptions, render_scene, write_truth
@@ -45,7 +47,7 @@ from pipelines.cluster import connect
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 JOBS: dict[str, Any] = {
-    "demo": demo.Demo,
+    "demo": demo.recipes()["demo"][1],
     "evaluate": evaluate.Evaluate,
     "export_labels": export_labels.ExportLabels,
     "export_model": export_model.ExportModel,
@@ -233,7 +235,7 @@ def test_help_shows_what_people_change_and_help_all_the_rest(job: str) -> None:
     brief = manual("job", "What it does.", options, common, is_whole=False)
     whole = manual("job", "What it does.", options, common, is_whole=True)
     shown = [option for option in options if f"  {option.shown_name} " in brief]
-    assert len(shown) <= 13
+    assert len(shown) <= 10
     assert {option for option in options if option.default is REQUIRED and not option.is_positional} <= set(
         shown
     )
@@ -248,6 +250,26 @@ def test_help_is_plain_text_of_a_fixed_width(job: str) -> None:
     text = manual("job", description, options_of(JOBS[job]), (), is_whole=True)
     assert text.isascii()
     assert max(map(len, text.splitlines())) <= WIDTH
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_names_no_paper_and_no_formula(job: str) -> None:
+    text = manual("job", "What it does.", options_of(JOBS[job]), (), is_whole=True)
+    learned = r"DDFlow|SelFlow|DistillFlow|SMURF|UFlow|ARFlow|UnFlow|Source:|et al|\bpapers?\b|\^|~_"
+    assert re.findall(learned, text) == []
+
+
+def test_help_explains_the_options_of_two_equal_parts_once() -> None:
+    text = manual("job", "What it does.", options_of(JOBS["finetune"]), (), is_whole=True)
+    assert "challenge.colour: The same options as augmentation.colour.\n" in text
+    assert text.count("Largest relative change of brightness.") == 1
+
+
+@pytest.mark.parametrize("job", ["evaluate", "finetune"])
+def test_help_names_each_data_set_once(job: str) -> None:
+    text = manual("job", "What it does.", options_of(JOBS[job]), (), is_whole=True)
+    (names,) = re.findall(r"with one of the names (.*?)\(", " ".join(text.split()))
+    assert sorted(re.findall(r"[\w-]{4,}", names)) == sorted(DATA_SETS)
 
 
 @pytest.mark.parametrize("job", [train_teacher, pseudolabel, distill, finetune])
@@ -299,7 +321,7 @@ heavy = ("ray", "mlflow", "scipy", "skimage", "pandas", "pydantic")
 root, *names = sys.argv[1:]
 for name in names:
     path = f"{root}/jobs/{name}.py"
-    recipe = ["demo"] if name in ("train_teacher", "pseudolabel", "distill", "finetune") else []
+    recipe = ["demo"] if name in ("demo", "train_teacher", "pseudolabel", "distill", "finetune") else []
     for arguments, status in (["--help"], 0), ([*recipe, "--help-all"], 0), ([*recipe, "--modle", "x"], 2):
         sys.argv[:] = [path, *arguments]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
