@@ -17,8 +17,6 @@ import pytest
 import torch
 from bare_graph import BareGraph
 from clips import contents, render, render_images, save_teacher, written
-from hypothesis import given
-from hypothesis import strategies as st
 from ray.data.block import BlockStats
 
 from flowcore.formats import FrameCodec
@@ -36,7 +34,6 @@ from pipelines.labels import decode_occlusion, decode_row
 from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE
 from pipelines.messages import Message
 from pipelines.pair_set import DESCRIPTION_FILE, PairSet
-from pipelines.room import READ_CPUS, TEACHER_CPUS, WRITE_CPUS, labelling_room
 from pipelines.shards import RayGraph
 from pipelines.teachers import Teachers
 
@@ -157,14 +154,22 @@ def test_labels_are_the_teachers_output_on_the_stored_frames(
     assert sizes == {(48, 64, 3), (43, 59, 3)}
 
 
-def test_a_set_says_what_it_is_made_of(labels: PairSet, teacher: tuple[str, FlowNetwork]) -> None:
+def test_a_set_says_which_teacher_and_which_runs_made_it(
+    labels: PairSet, teacher: tuple[str, FlowNetwork]
+) -> None:
     assert labels.kind == "labels"
     provenance = labels.description.provenance
     assert provenance["teacher"] == teacher[0]
     assert (provenance["run_id"], provenance["teacher_run_id"]) == ("abcd", "0123")
+
+
+def test_a_set_keeps_its_teacher(labels: PairSet, teacher: tuple[str, FlowNetwork]) -> None:
     assert labels.teacher is not None
-    digest = model_digest(fetch_model(labels.teacher))
-    assert digest == model_digest(Path(teacher[0]))
+    assert model_digest(fetch_model(labels.teacher)) == model_digest(Path(teacher[0]))
+
+
+def test_each_label_names_its_teacher_and_its_set(labels: PairSet, teacher: tuple[str, FlowNetwork]) -> None:
+    digest = model_digest(Path(teacher[0]))
     table = pq.read_table(Path(labels.location) / labels.files[0])
     assert set(table.column("teacher").to_pylist()) == {digest}
     assert set(table.column("label_set").to_pylist()) == {labels.label_set}
@@ -184,25 +189,37 @@ def test_labels_dont_depend_on_the_order_or_on_who_reads_what(
     assert contents(tmp_path) == contents(labels.location)
 
 
-def test_a_lost_shard_and_one_cut_short_come_back_the_same(
-    tmp_path: Path, labels: PairSet, collection: Path, teacher: tuple[str, FlowNetwork]
-) -> None:
-    location = tmp_path / "set"
+@dataclass(frozen=True, kw_only=True)
+class Mended:
+    """A copy of the set that lost a shard and a half, labelled again."""
+
+    location: Path
+    summary: LabellingSummary
+    cut: Path
+    """The shard that was cut short."""
+    before: dict[Path, int]
+    """When each file was written that the second run found."""
+
+
+@pytest.fixture(scope="module")
+def mended(
+    tmp_path_factory: pytest.TempPathFactory,
+    labels: PairSet,
+    collection: Path,
+    teacher: tuple[str, FlowNetwork],
+) -> Mended:
+    location = tmp_path_factory.mktemp("mended") / "set"
     shutil.copytree(labels.location, location)
     folders = {Path(each.video).stem: location / each.folder for each in labels.videos()}
     (folders["first"] / "00001.parquet").unlink()
     # As a decoder that dies midway leaves it.
-    short = folders["second"] / "00000.parquet"
-    pq.write_table(pq.read_table(short).slice(0, 2), short)
+    cut = folders["second"] / "00000.parquet"
+    pq.write_table(pq.read_table(cut).slice(0, 2), cut)
     for name in ("first", "second"):
         (folders[name] / VIDEO_FILE).unlink()
     before = written(location)
-    options = replace(OPTIONS, num_teachers=1)
-    summary = label(collection, teacher[0], location, options=options)
-    assert contents(location) == contents(labels.location)
-    assert summary.new_pairs == 5 + 6
-    assert {path for path, _ in before.items() - written(location).items()} == {short}
-    assert all(0 < share <= 1 for share in summary.busy.values())
+    summary = label(collection, teacher[0], location, options=replace(OPTIONS, num_teachers=1))
+    return Mended(location=location, summary=summary, cut=cut, before=before)
 
 
 def test_a_video_that_cant_be_labelled_costs_itself_and_the_next_run_tries_it_last(
@@ -223,11 +240,38 @@ def test_a_video_that_cant_be_labelled_costs_itself_and_the_next_run_tries_it_la
     assert len(again.order) > 1
 
 
-def test_a_rerun_touches_nothing(labels: PairSet, collection: Path, teacher: tuple[str, FlowNetwork]) -> None:
+def test_a_lost_shard_and_one_cut_short_come_back_the_same(labels: PairSet, mended: Mended) -> None:
+    assert contents(mended.location) == contents(labels.location)
+
+
+def test_only_what_was_lost_is_written_again(mended: Mended) -> None:
+    assert mended.summary.new_pairs == 5 + 6
+    assert {path for path, _ in mended.before.items() - written(mended.location).items()} == {mended.cut}
+
+
+def test_each_stage_is_busy_for_a_share_of_the_run(mended: Mended) -> None:
+    assert all(0 < share <= 1 for share in mended.summary.busy.values())
+
+
+@pytest.fixture(scope="module")
+def rerun(
+    labels: PairSet, collection: Path, teacher: tuple[str, FlowNetwork]
+) -> tuple[LabellingSummary, dict[Path, int]]:
+    """(what labelling it all again says, when each file was written before)."""
     before = written(labels.location)
-    summary = label(collection, teacher[0], labels.location)
+    return label(collection, teacher[0], labels.location), before
+
+
+def test_a_rerun_touches_nothing(labels: PairSet, rerun: tuple[LabellingSummary, dict[Path, int]]) -> None:
+    summary, before = rerun
     assert (summary.new_pairs, summary.num_pairs) == (0, 22)
     assert written(labels.location) == before
+
+
+def test_a_rerun_still_counts_what_gave_nothing_and_has_no_verdict_on_its_speed(
+    rerun: tuple[LabellingSummary, dict[Path, int]],
+) -> None:
+    summary, _ = rerun
     assert summary.metrics("labels")["labels/ledger/duplicate"] == 1
     assert summary.verdict == ""
 
@@ -258,27 +302,49 @@ def test_another_teacher_never_mixes_into_a_set(tmp_path: Path, labels: PairSet,
     save_teacher(tmp_path / "other", 1)
     with pytest.raises(ValueError, match=r"teacher\.digest is \w+ there and \w+ here"):
         label(collection, str(tmp_path / "other"), labels.location)
+
+
+def test_frames_alone_never_mix_into_labels(labels: PairSet, collection: Path) -> None:
     with pytest.raises(ValueError, match=r"teacher\.digest is \w+ there and None here"):
         write_pairs(Collection.find(str(collection)), labels.location, CLIPS, OPTIONS)
 
 
-def test_frames_alone_have_the_same_pairs(tmp_path: Path, labels: PairSet, collection: Path) -> None:
-    seen: list[LabellingProgress] = []
+@pytest.fixture(scope="module")
+def unlabelled(
+    tmp_path_factory: pytest.TempPathFactory, collection: Path, ray_session: None
+) -> tuple[PairSet, list[LabellingProgress]]:
+    """(the frames of the collection alone, what the run told meanwhile)."""
+    location, seen = tmp_path_factory.mktemp("frames") / "set", list[LabellingProgress]()
     videos = Collection.find(str(collection))
-    write_pairs(videos, str(tmp_path / "set"), CLIPS, OPTIONS, on_progress=seen.append)
-    pairs = PairSet.open(str(tmp_path / "set"))
+    write_pairs(videos, str(location), CLIPS, OPTIONS, on_progress=seen.append)
+    return PairSet.open(str(location)), seen
+
+
+def test_frames_alone_have_the_same_pairs(
+    labels: PairSet, unlabelled: tuple[PairSet, list[LabellingProgress]]
+) -> None:
+    pairs, _ = unlabelled
     assert pairs.kind == "frames"
+    assert pairs.files == labels.files
     for file in pairs.files:
-        frames = pq.read_table(tmp_path / "set" / file)
+        frames = pq.read_table(Path(pairs.location) / file)
         both = pq.read_table(Path(labels.location) / file, columns=frames.column_names)
         # As pandas has it, an image's unknown time equals itself.
         assert frames.drop_columns("label_set").to_pandas().equals(both.drop_columns("label_set").to_pandas())
-    assert pairs.index().num_rows == labels.index().num_rows
-    last = seen[-1]
-    assert (last.videos_done, last.num_videos, last.new_pairs) == (7, 7, 22)
+
+
+def test_a_run_that_ends_has_told_that_everything_is_done(
+    unlabelled: tuple[PairSet, list[LabellingProgress]],
+) -> None:
+    _, seen = unlabelled
+    assert (seen[-1].videos_done, seen[-1].num_videos, seen[-1].new_pairs) == (7, 7, 22)
     assert {progress.videos_before for progress in seen} == {0}
-    assert sum(last.stage_shares.values()) == pytest.approx(1)
-    assert last.stage_shares["reading"] > 0 == last.stage_shares["labelling"]
+
+
+def test_a_run_tells_where_its_time_goes(unlabelled: tuple[PairSet, list[LabellingProgress]]) -> None:
+    shares = unlabelled[1][-1].stage_shares
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["reading"] > 0 == shares["labelling"]
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
@@ -356,69 +422,22 @@ def test_a_finished_sets_status_accounts_for_every_video(labels: PairSet, collec
     assert reasons <= status.skipped.keys()
 
 
-@given(cpus=st.integers(2, 256), most=st.none() | st.integers(1, 64))
-def test_each_stage_has_a_process_and_one_of_each_fits_at_once(cpus: int, most: int | None) -> None:
-    have = {"CPU": float(cpus)}
-    room = labelling_room(have, has_teachers=True, num_teachers=most, accelerator="auto")
-    assert min(room.processes(have).values()) >= 1
-    assert READ_CPUS + room.least_teachers * TEACHER_CPUS + WRITE_CPUS <= cpus
-    assert most is None or room.processes(have)["labelling"] <= most
-
-
-def test_cpus_that_an_autoscaler_has_yet_to_bring_are_not_left_out() -> None:
-    room = labelling_room({}, has_teachers=True, num_teachers=None, accelerator="auto")
-    assert room.processes({"CPU": 64.0})["labelling"] == 64
-
-
-@pytest.mark.parametrize(
-    ("accelerator", "have"),
-    [("gpu", {}), ("gpu", {"CPU": 16.0, "GPU": 1.0}), ("auto", {"CPU": 64.0, "GPU": 8.0})],
-)
-def test_each_gpu_of_now_or_later_has_a_teacher(accelerator: Any, have: dict[str, float]) -> None:
-    room = labelling_room(have, has_teachers=True, num_teachers=None, accelerator=accelerator)
-    later = {"CPU": 64.0, "GPU": 8.0}
-    assert room.processes(later)["labelling"] == later["GPU"]
-    limited = labelling_room(have, has_teachers=True, num_teachers=3, accelerator=accelerator)
-    assert limited.processes(later)["labelling"] <= 3
-
-
-A_PLAN = Plan(
-    run="",
-    location="",
-    label_set="",
-    clips=ClipOptions(size=(500, 1000)),
-    codec=FrameCodec(),
-    shard_pairs=64,
-    row_group_pairs=8,
-    teachers=(),
-    check=CHECK,
-)
-
-
 def test_ray_data_takes_the_stages_of_a_cluster_of_gpus(collection: Path, teacher: tuple[str, Any]) -> None:
     """It asks for more of a stage that has GPUs; nothing is run."""
     videos = find_videos(str(collection))
-    plan = replace(A_PLAN, teachers=(Path(teacher[0]),))
+    plan = Plan(
+        run="",
+        location="",
+        label_set="",
+        clips=CLIPS,
+        codec=FrameCodec(),
+        shard_pairs=64,
+        row_group_pairs=8,
+        teachers=(Path(teacher[0]),),
+        check=CHECK,
+    )
     stamps = {video.uri: stamp_of(video) for video in videos}
     assert RayGraph(None, "gpu").stages(videos, stamps, plan) is not None
-
-
-def test_readers_run_ahead_by_a_few_shards_where_their_number_is_known() -> None:
-    def ahead(have: dict[str, float], accelerator: Any, plan: Plan) -> float | None:
-        room = labelling_room(have, has_teachers=True, num_teachers=None, accelerator=accelerator)
-        return room.ahead(plan.shard_bytes).object_store_memory
-
-    plan = A_PLAN
-    few = ahead({"CPU": 4.0}, "auto", plan)
-    png = ahead({"CPU": 4.0}, "auto", replace(plan, codec=FrameCodec(kind="png")))
-    small = ahead({"CPU": 4.0}, "auto", replace(plan, clips=ClipOptions(size=(48, 64))))
-    assert few is not None
-    assert png is not None
-    assert small is not None
-    # Two readers, two teachers, one writer; a shard is of some 32 MB.
-    assert 20 * 32e6 <= few <= 100 * 32e6
-    assert png > few > small > 0
-    assert ahead({}, "gpu", plan) == float("inf")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Runs, their lineage and the registry, in a real MLflow store."""
 
-import multiprocessing
 import os
 import shlex
 import shutil
@@ -14,23 +13,28 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from bare_graph import BareGraph
+from clips import render, save_teacher
 from mlflow import MlflowClient
 from object_storage import Bucket
 
 from flowcore.networks import tiny
 from flowcore.occlusion import OcclusionCheck
+from flowcore.video import ClipOptions
 from pipelines import registry, revision, tracking
 from pipelines.checkpoints import ModelInfo, StartingPoint
+from pipelines.collection import Collection
 from pipelines.held_back import HeldBack
-from pipelines.lineage import lineage
+from pipelines.labelling import LabellingOptions, write_labels
+from pipelines.lineage import Made, StageRun, lineage
 from pipelines.pair_set import PairSet
+from pipelines.teachers import Teachers
 from pipelines.tracking import Run
 from pipelines.training import Trained
 
@@ -59,14 +63,6 @@ class Options:
 @dataclass(frozen=True, kw_only=True)
 class Resumable:
     resume: str | None = None
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database: MLflow needs seconds to make one and milliseconds to open it."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
 
 
 @pytest.fixture
@@ -104,37 +100,52 @@ def finished_run(project: Path, content: bytes = b"weights") -> Run:
     return run
 
 
-def first_run(folder: Path, ready: Barrier) -> None:
-    ready.wait()
-    with tracking.start("evaluate", parameters={}, project_folder=folder):
-        pass
+FIRST_RUN = """
+import sys
+from pathlib import Path
+from pipelines import tracking
+print("ready", flush=True)
+sys.stdin.readline()
+with tracking.start("evaluate", parameters={}, project_folder=Path(sys.argv[1])):
+    pass
+"""
 
 
 def test_jobs_that_start_at_once_share_a_database_that_is_not_there_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    context = multiprocessing.get_context("spawn")
-    ready = context.Barrier(3)
-    jobs = [context.Process(target=first_run, args=(tmp_path, ready)) for _ in range(3)]
+    command = [sys.executable, "-c", FIRST_RUN, str(tmp_path)]
+    jobs = [
+        subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
     for job in jobs:
-        job.start()
+        assert job.stdout is not None
+        assert job.stdout.readline() == "ready\n"
     for job in jobs:
-        job.join()
-    assert [job.exitcode for job in jobs] == [0, 0, 0]
+        assert job.stdin is not None
+        job.stdin.write("\n")
+        job.stdin.flush()
+    for job in jobs:
+        job.communicate()
+    assert [job.returncode for job in jobs] == [0, 0, 0]
     (experiment,) = client(tmp_path).search_experiments(filter_string="name != 'Default'")
     assert len(client(tmp_path).search_runs([experiment.experiment_id])) == 3
 
 
-def test_a_run_records_its_code_parameters_metrics_and_end(project: Path) -> None:
+@pytest.fixture
+def trained(project: Path) -> Run:
+    """A run that logged what a training logs."""
     with tracking.start("train teacher", recipe="smoke", parameters=Options(), project_folder=project) as run:
         run.log(10, {"train/loss/photometric": 2.0, "train/lr": 1e-4})
         run.log(20, {"train/loss/photometric": 1.0})
         run.summary({"sintel/clean/epe/occ": 29.5})
-    stored = client(project).get_run(run.run_id)
-    assert stored.info.status == "FINISHED"
-    assert stored.info.run_name == "train teacher smoke"
-    assert stored.data.params == {
+    return run
+
+
+def test_a_run_records_each_option_under_its_path(project: Path, trained: Run) -> None:
+    assert client(project).get_run(trained.run_id).data.params == {
         "steps": "100",
         "size": "(96, 128)",
         "optimiser": "Optimiser",
@@ -143,12 +154,25 @@ def test_a_run_records_its_code_parameters_metrics_and_end(project: Path) -> Non
         "objectives.0.radius": "3",
         "note": "short",
     }
-    assert stored.data.tags["stage"] == "train teacher"
-    assert stored.data.tags["recipe"] == "smoke"
-    assert stored.data.tags["command"]
-    assert stored.data.tags["version.torch"].startswith("2.")
-    assert history(run, "train/loss/photometric") == [(10, 2.0), (20, 1.0)]
-    assert history(run, "sintel/clean/epe/occ") == [(20, 29.5)]
+
+
+def test_a_run_records_its_stage_recipe_command_and_versions(project: Path, trained: Run) -> None:
+    tags = client(project).get_run(trained.run_id).data.tags
+    assert (tags["stage"], tags["recipe"]) == ("train teacher", "smoke")
+    assert tags["command"]
+    assert tags["version.torch"].startswith("2.")
+
+
+def test_a_run_that_ends_is_finished_and_named_after_its_stage_and_recipe(
+    project: Path, trained: Run
+) -> None:
+    info = client(project).get_run(trained.run_id).info
+    assert (info.status, info.run_name) == ("FINISHED", "train teacher smoke")
+
+
+def test_a_metric_is_logged_at_its_step_and_a_summary_at_the_last_one(trained: Run) -> None:
+    assert history(trained, "train/loss/photometric") == [(10, 2.0), (20, 1.0)]
+    assert history(trained, "sintel/clean/epe/occ") == [(20, 29.5)]
 
 
 def test_runs_inside_a_chain_are_its_children_and_those_after_it_are_not(project: Path) -> None:
@@ -350,10 +374,16 @@ def test_a_picture_of_a_step_is_stored_once_also_after_reopening(project: Path) 
         reopened = Run.reopen(run.uri, run.run_id)
         reopened.picture("held out/flow_fw", image, 10)
         reopened.picture("held out/flow_bw", image, 10)
-        with pytest.raises(ValueError, match=r"float64 \[8, 12, 3\] and must be uint8"):
-            run.picture("held out/flow_fw", image / 255, 11)
     stored = [entry.path for entry in client(project).list_artifacts(run.run_id, "images")]
     assert len([path for path in stored if path.endswith(".png")]) == 3
+
+
+def test_a_picture_of_other_than_bytes_is_refused(project: Path) -> None:
+    with (
+        tracking.start("distill", recipe="smoke", parameters={}, project_folder=project) as run,
+        pytest.raises(ValueError, match=r"float64 \[8, 12, 3\] and must be uint8"),
+    ):
+        run.picture("held out/flow_fw", np.zeros((8, 12, 3)), 11)
 
 
 def test_the_first_model_is_champion_and_only_a_better_one_on_the_same_data_replaces_it(
@@ -477,13 +507,17 @@ def test_registering_a_run_again_makes_no_second_version(project: Path) -> None:
     assert len(client(project).search_model_versions("name = 'teacher'")) == 1
 
 
-def test_a_diverged_or_missing_model_is_not_registered(project: Path) -> None:
+@pytest.mark.parametrize(
+    ("loss", "folder", "complaint"),
+    [(float("nan"), "model", "must be finite"), (1.0, "weights", "no artifact folder 'weights'")],
+)
+def test_a_diverged_or_missing_model_is_not_registered(
+    project: Path, loss: float, folder: str, complaint: str
+) -> None:
     run = finished_run(project)
-    with pytest.raises(ValueError, match="must be finite"):
-        registry.register(run, "teacher", validation_loss=float("nan"), validation_digest="a", judge=unasked)
-    with pytest.raises(ValueError, match="no artifact folder 'weights'"):
+    with pytest.raises(ValueError, match=complaint):
         registry.register(
-            run, "teacher", validation_loss=1.0, validation_digest="a", judge=unasked, folder="weights"
+            run, "teacher", validation_loss=loss, validation_digest="a", judge=unasked, folder=folder
         )
     assert client(project).search_registered_models() == []
 
@@ -526,7 +560,17 @@ def test_another_form_of_model_uri_is_refused(project: Path, uri: str) -> None:
         registry.download(uri, project)
 
 
-def test_a_run_is_linked_to_the_runs_that_made_what_it_reads(project: Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Descended:
+    """A student's run, and that of the teacher that it was made from."""
+
+    run: StageRun
+    teacher: Run
+    made_from: dict[str, Made]
+
+
+@pytest.fixture
+def descended(project: Path) -> Descended:
     teacher = finished_run(project)
     registry.register(teacher, "teacher", validation_loss=1.0, validation_digest="a", judge=unasked)
     start = StartingPoint(
@@ -534,29 +578,91 @@ def test_a_run_is_linked_to_the_runs_that_made_what_it_reads(project: Path) -> N
         info=ModelInfo(config=tiny()["pwcnet"], digest="d1", provenance={"run_id": "r1", "generation": "1"}),
         uri="/models/student",
     )
-    made_from = {"teacher": "models:/teacher@champion", "videos": "/videos", "init": start}
+    made_from: dict[str, Made] = {
+        "teacher": "models:/teacher@champion",
+        "videos": "/videos",
+        "init": start,
+    }
     with lineage(
         "distill", "smoke", {}, made_from, generation=start.generation + 1, project_folder=project
     ) as run:
-        assert run.provenance == {
-            "stage": "distill",
-            "recipe": "smoke",
-            "run_id": run.run_id,
-            "teacher": "models:/teacher@champion",
-            "videos": "/videos",
-            "init": "d1",
-            "generation": "2",
-        }
-    tags = client(project).get_run(run.run_id).data.tags
-    assert tags["from.teacher"] == teacher.run_id
+        pass
+    return Descended(run=run, teacher=teacher, made_from=made_from)
+
+
+def test_a_model_carries_what_it_was_made_from(descended: Descended) -> None:
+    assert descended.run.provenance == {
+        "stage": "distill",
+        "recipe": "smoke",
+        "run_id": descended.run.run_id,
+        "teacher": "models:/teacher@champion",
+        "videos": "/videos",
+        "init": "d1",
+        "generation": "2",
+    }
+
+
+def test_a_run_is_linked_to_the_runs_that_made_what_it_reads(project: Path, descended: Descended) -> None:
+    tags = client(project).get_run(descended.run.run_id).data.tags
+    assert tags["from.teacher"] == descended.teacher.run_id
     assert tags["from.init"] == "r1"
     assert "from.videos" not in tags
-    assert {name: tags[f"input.{name}"] for name in made_from} == {
+
+
+def test_a_run_names_the_places_of_what_it_reads(project: Path, descended: Descended) -> None:
+    tags = client(project).get_run(descended.run.run_id).data.tags
+    assert {name: tags[f"input.{name}"] for name in descended.made_from} == {
         "teacher": "models:/teacher@champion",
         "videos": "/videos",
         "init": "/models/student",
     }
-    assert tags["generation"] == "2"
+
+
+def test_a_run_has_its_generation(project: Path, descended: Descended) -> None:
+    assert client(project).get_run(descended.run.run_id).data.tags["generation"] == "2"
+
+
+@pytest.fixture
+def labelled(project: Path, tmp_path: Path) -> tuple[StageRun, PairSet]:
+    """(the run that labelled, its labels); run 0123 made the teacher."""
+    render(tmp_path / "videos" / "a.mp4", 0, num_frames=3)
+    save_teacher(tmp_path / "teacher")
+    collection = Collection.find(str(tmp_path / "videos"))
+    teachers, location = Teachers.fetched([str(tmp_path / "teacher")]), str(tmp_path / "labels")
+    made_from: dict[str, Made] = {"videos": collection.place, **teachers.places}
+    with lineage("pseudolabel", "smoke", {}, made_from, project_folder=project) as run:
+        summary = write_labels(
+            collection,
+            teachers,
+            location,
+            ClipOptions(),
+            OcclusionCheck(),
+            LabellingOptions(),
+            run_id=run.run_id,
+            graph=BareGraph(),
+        )
+        labels = PairSet.open(location)
+        run.wrote(summary, labels)
+    return run, labels
+
+
+def test_a_labelling_run_leads_back_to_the_videos_and_to_the_run_of_its_teacher(
+    project: Path, tmp_path: Path, labelled: tuple[StageRun, PairSet]
+) -> None:
+    tags = client(project).get_run(labelled[0].run_id).data.tags
+    assert tags["from.teacher"] == "0123"
+    assert tags["input.videos"] == str(tmp_path / "videos")
+
+
+def test_a_student_s_run_leads_back_to_the_run_that_labelled(
+    project: Path, labelled: tuple[StageRun, PairSet]
+) -> None:
+    labelling, labels = labelled
+    with lineage("distill", "smoke", {}, {"labels": labels}, project_folder=project) as run:
+        pass
+    tags = client(project).get_run(run.run_id).data.tags
+    assert tags["from.labels"] == labelling.run_id
+    assert tags["label_set"] == labels.label_set
 
 
 def test_fresh_weights_are_no_input(project: Path) -> None:
@@ -570,12 +676,17 @@ def test_a_run_that_can_be_resumed_says_how(project: Path, capsys: pytest.Captur
     with lineage("distill", "smoke", Resumable(), {}, project_folder=project) as run:
         pass
     assert f"jobs/distill.py with the same options and --resume {run.run_id}" in capsys.readouterr().out
+
+
+def test_a_stage_that_is_resumed_goes_on_with_its_run(project: Path) -> None:
+    with lineage("distill", "smoke", Resumable(), {}, project_folder=project) as run:
+        pass
     with lineage("distill", "smoke", Resumable(resume=run.run_id), {}, project_folder=project) as again:
         pass
     assert again.run_id == run.run_id
 
 
-def test_a_run_tells_when_and_how_it_began_and_an_unknown_one_nothing(project: Path) -> None:
+def test_a_run_tells_when_and_how_it_began(project: Path) -> None:
     before = datetime.now(UTC).replace(second=0, microsecond=0)
     with tracking.start("pseudolabel", parameters={}, project_folder=project) as run:
         pass
@@ -584,11 +695,17 @@ def test_a_run_tells_when_and_how_it_began_and_an_unknown_one_nothing(project: P
     assert before <= began <= datetime.now(UTC)
     assert told["command"] == shlex.join(sys.argv)[:5000]
     assert told["revision"] == "unknown"
+
+
+def test_nothing_is_told_of_an_unknown_run(project: Path) -> None:
     assert tracking.origin("0123", project) == {}
 
 
 def test_the_default_store_is_an_absolute_file_in_the_project_folder(project: Path) -> None:
     assert tracking.tracking_uri(project) == f"sqlite:///{project}/mlflow.db"
+
+
+def test_what_is_told_to_look_at_the_runs_can_be_typed(project: Path) -> None:
     command = shlex.split(tracking.ui_command(project))
     assert command[1:] == ["ui", "--backend-store-uri", f"sqlite:///{project}/mlflow.db"]
     assert shutil.which(command[0]) is not None
@@ -618,7 +735,7 @@ def test_a_store_that_depends_on_the_process_or_is_a_folder_is_refused(
 
 
 @pytest.mark.parametrize("listens", [True, False])
-def test_a_server_that_does_not_answer_is_named_within_seconds(
+def test_a_server_that_does_not_answer_is_named_without_its_password(
     monkeypatch: pytest.MonkeyPatch, listens: bool
 ) -> None:
     # Listening without accepting: the connection stands and no answer comes.
@@ -637,23 +754,37 @@ def test_a_server_that_does_not_answer_is_named_within_seconds(
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
-def test_the_revision_is_read_from_git_or_told_or_unknown(
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Of one commit."""
+    identity = ["-c", "user.name=n", "-c", "user.email=e@x"]
+    for arguments in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
+    return tmp_path
+
+
+def test_without_git_the_revision_is_what_one_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DISTILLFLOW_REVISION", raising=False)
     assert revision.revision_of(tmp_path) == ("unknown", "unknown")
     monkeypatch.setenv("DISTILLFLOW_REVISION", "abc")
     assert revision.revision_of(tmp_path) == ("abc", "unknown")
-    identity = ["-c", "user.name=n", "-c", "user.email=e@x"]
-    for arguments in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "first"]):
-        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
-    commit, is_dirty = revision.revision_of(tmp_path)
+
+
+def test_the_revision_is_that_of_git_and_a_new_file_makes_it_dirty(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILLFLOW_REVISION", "abc")
+    commit, is_dirty = revision.revision_of(repository)
     assert (len(commit), is_dirty) == (40, "false")
-    (tmp_path / "file").touch()
-    assert revision.revision_of(tmp_path) == (commit, "true")
-    # what git doesn't know is kept with the run, whatever it is called and holds
-    (tmp_path / "flow_für_alle.py").write_bytes(b"name = 'J\xf6rg'\n")
-    code = revision.code_files(tmp_path)[revision.DIFF_FILE]
+    (repository / "file").touch()
+    assert revision.revision_of(repository) == (commit, "true")
+
+
+def test_code_that_git_does_not_know_is_kept_whatever_it_is_called_and_holds(repository: Path) -> None:
+    (repository / "flow_für_alle.py").write_bytes(b"name = 'J\xf6rg'\n")
+    code = revision.code_files(repository)[revision.DIFF_FILE]
     assert "+++ b/flow_für_alle.py" in code
     assert "+name = 'J" in code
 
@@ -741,9 +872,9 @@ def _answers(address: str) -> bool:
         return False
 
 
-def test_runs_models_and_pictures_go_through_a_server(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def served(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run on the server that logged a loss and a picture, twice each, and stored a model."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "made").mkdir()
@@ -754,18 +885,36 @@ def test_runs_models_and_pictures_go_through_a_server(
         for _ in range(2):
             run.picture("held out/flow_fw", np.zeros((8, 12, 3), np.uint8), 1)
         run.artifact(tmp_path / "made", "model")
-    assert history(run, "loss") == [(1, 2.0)]
-    assert len(MlflowClient(server).list_artifacts(run.run_id, "images")) == 2
+    return run
+
+
+def test_a_server_keeps_a_metric_and_a_picture_once(server: str, served: Run) -> None:
+    assert history(served, "loss") == [(1, 2.0)]
+    assert len(MlflowClient(server).list_artifacts(served.run_id, "images")) == 2
+
+
+def test_a_model_goes_through_a_server(served: Run) -> None:
     outcomes = [
-        registry.register(run, "student", validation_loss=1.0, validation_digest="a", judge=unasked)
+        registry.register(served, "student", validation_loss=1.0, validation_digest="a", judge=unasked)
         for _ in range(2)
     ]
     assert outcomes[0] == outcomes[1]
-    downloaded = registry.download("models:/student@champion")
+    downloaded = registry.download(outcomes[0].uri)
     assert (downloaded / "model.safetensors").read_bytes() == b"weights"
-    assert registry.run_of("models:/student/1") == run.run_id
-    with pytest.raises(FileNotFoundError, match="has no models:/student@best"):
-        registry.download("models:/student@best")
-    assert run.url_hint.startswith(f"{server}/#/experiments/")
-    assert run.url_hint.endswith(f"/runs/{run.run_id}?workflowType=machine_learning")
+    assert registry.run_of(outcomes[0].uri) == served.run_id
+
+
+def test_a_model_that_a_server_does_not_have_is_named(served: Run) -> None:
+    with pytest.raises(FileNotFoundError, match="has no models:/nobody@champion"):
+        registry.download("models:/nobody@champion")
+
+
+def test_a_run_on_a_server_has_an_address(server: str, served: Run) -> None:
+    assert served.url_hint.startswith(f"{server}/#/experiments/")
+    assert served.url_hint.endswith(f"/runs/{served.run_id}?workflowType=machine_learning")
+
+
+def test_a_run_on_a_server_writes_nothing_into_the_current_folder(served: Run, tmp_path: Path) -> None:
+    registry.register(served, "other", validation_loss=1.0, validation_digest="a", judge=unasked)
+    registry.download("models:/other@champion")
     assert [path.name for path in tmp_path.iterdir()] == ["made"]

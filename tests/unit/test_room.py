@@ -1,0 +1,91 @@
+"""How many processes of each stage of labelling a cluster has room for, and how far they may run ahead."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowcore.formats import FrameCodec
+from flowcore.occlusion import OcclusionCheck
+from flowcore.video import ClipOptions
+from pipelines.room import READ_CPUS, TEACHER_CPUS, WRITE_CPUS, LabellingRoom, labelling_room
+from pipelines.labelling_stages import Plan
+
+LATER = {"CPU": 64.0, "GPU": 8.0}
+GPUS_OF_NOW_OR_LATER = pytest.mark.parametrize(
+    ("accelerator", "have"), [("gpu", {}), ("gpu", {"CPU": 16.0, "GPU": 1.0}), ("auto", LATER)]
+)
+PLAN = Plan(
+    run="",
+    location="",
+    label_set="",
+    clips=ClipOptions(size=(500, 1000)),
+    codec=FrameCodec(),
+    shard_pairs=64,
+    row_group_pairs=8,
+    teachers=(),
+    check=OcclusionCheck(),
+)
+
+
+def room_of(
+    have: dict[str, float], *, num_teachers: int | None = None, accelerator: Any = "auto"
+) -> LabellingRoom:
+    return labelling_room(have, has_teachers=True, num_teachers=num_teachers, accelerator=accelerator)
+
+
+@given(cpus=st.integers(2, 256), most=st.none() | st.integers(1, 64))
+def test_each_stage_has_a_process_and_one_of_each_fits_at_once(cpus: int, most: int | None) -> None:
+    have = {"CPU": float(cpus)}
+    room = room_of(have, num_teachers=most)
+    assert min(room.processes(have).values()) >= 1
+    assert READ_CPUS + room.least_teachers * TEACHER_CPUS + WRITE_CPUS <= cpus
+
+
+@given(cpus=st.integers(2, 256), most=st.integers(1, 64))
+def test_there_are_never_more_teachers_than_were_asked_for(cpus: int, most: int) -> None:
+    have = {"CPU": float(cpus)}
+    assert room_of(have, num_teachers=most).processes(have)["labelling"] <= most
+
+
+@GPUS_OF_NOW_OR_LATER
+def test_fewer_teachers_than_gpus_are_a_limit_too(accelerator: Any, have: dict[str, float]) -> None:
+    assert room_of(have, num_teachers=3, accelerator=accelerator).processes(LATER)["labelling"] <= 3
+
+
+@GPUS_OF_NOW_OR_LATER
+def test_each_gpu_of_now_or_later_has_a_teacher(accelerator: Any, have: dict[str, float]) -> None:
+    assert room_of(have, accelerator=accelerator).processes(LATER)["labelling"] == LATER["GPU"]
+
+
+def test_cpus_that_an_autoscaler_has_yet_to_bring_are_not_left_out() -> None:
+    room = room_of({})
+    assert room.processes({"CPU": 64.0})["labelling"] > room.processes({"CPU": 8.0})["labelling"]
+
+
+def ahead(plan: Plan, have: dict[str, float], accelerator: Any = "auto") -> float | None:
+    """The bytes that may wait between the stages."""
+    return room_of(have, accelerator=accelerator).ahead(plan.shard_bytes).object_store_memory
+
+
+def test_a_few_shards_for_each_process_may_wait_where_their_number_is_known() -> None:
+    have = {"CPU": 4.0}
+    processes = sum(room_of(have).processes(have).values())
+    # A shard is of some 32 MB.
+    assert 4 * 32e6 <= (ahead(PLAN, have) or 0) / processes <= 20 * 32e6
+
+
+def test_what_may_wait_grows_with_the_size_of_a_shard() -> None:
+    plans = (
+        replace(PLAN, clips=ClipOptions(size=(48, 64))),
+        PLAN,
+        replace(PLAN, codec=FrameCodec(kind="png")),
+    )
+    small, large, lossless = (ahead(plan, {"CPU": 4.0}) or 0 for plan in plans)
+    assert 0 < small < large < lossless
+
+
+def test_where_nobody_knows_how_many_readers_there_will_be_ray_s_own_limit_holds() -> None:
+    assert ahead(PLAN, {}, "gpu") == float("inf")
