@@ -4,8 +4,8 @@
 
 Trains and judges the cells of the ablation, networks that differ in one part of the method. A cell whose file
 is in docs/results/ablation isn't done again, so a run that was killed goes on where it was. Several processes
-may share the work if they take different seeds, best with a core each (taskset). At the end the tables are
-written to docs/results/ablation.md, with --print from the cells that are there.
+may share the work if they take different seeds, best with a core each (taskset). Prints the tables at the
+end, with --print from the cells that are there.
 
 Every student stands beside its teacher and beside the control: the teacher trained on without distillation,
 for the student's steps on the student's crops. The gap to the control is what distillation gives.
@@ -28,15 +28,10 @@ from benchmarks.experiments.cells import (
     LABEL_SHARES,
     OBJECTIVES,
     RECORDS,
-    RESULTS,
     SEEDS,
     STAGE_1,
     STAGE_1_SCENES,
-    STUDENT_STEPS,
-    TEACHER_STEPS,
-    TEST_SCENES,
     TRACKING_URI,
-    TRAINING_SCENES,
     WORK,
     Numbers,
     do,
@@ -199,8 +194,7 @@ def tables() -> str:
             ],
         ),
     ]
-    shown = [(title, [line for line in rows if len(line) > 2]) for title, rows in parts]
-    return "\n\n".join(f"## {title}\n\n{table(rows)}" for title, rows in shown if rows)
+    return "\n\n".join(f"## {title}\n\n{table(rows)}" for title, rows in parts)
 
 
 def below(name: str, other: str, key: str) -> tuple[bool | None, str]:
@@ -247,58 +241,6 @@ def claims() -> str:
     return "\n".join(f"- {verdicts[met]}: {claim} ({text})" for claim, met, text in lines)
 
 
-REASONS = """\
-- RGB beats census where the light is constant: there a pixel and its counterpart differ by interpolation
-  alone. The papers' videos aren't like that. In changing light the order is the papers'.
-- On the demo's scenes the mask does harm. The idea isn't at fault: masked by the true occlusion, a teacher
-  is as good as without a mask, because the loss of the few occluded pixels there misleads nobody. The check
-  is at fault: most of the pixels that it calls occluded are visible, as long as the flow is further off
-  than it forgives. Among large fast layers, which hide a sixth of the frame, the true mask helps on
-  occluded pixels, and so does the check's; visible pixels still pay for its mistakes
-  (`docs/results/masks.md`, `python -m benchmarks.experiments.masks`). There, in changing light, mask +
-  census is best on occluded pixels, as in the papers: on one of three kinds of scenes.
-- RGB with the mask in changing light collapses: the flow is so bad that the check finds nothing visible.
-- Rectangles and superpixels alone hardly help on occluded pixels, because they hide pixels in another way.
-  Four fifths of what is occluded on these scenes leaves the frame (7.5 % of the pixels; something covers
-  1.8 %). A crop hides 6.4 % of the pixels in that way; rectangles hide 11.2 % and superpixels 3.5 %, all by
-  covering them (`python -m benchmarks.experiments.hidden`). Why rectangles, and all transformations
-  together, cost visible pixels 4 % was not investigated.
-- On visible pixels PWC-Net's students gain under 3 %. The stereo student loses, and so does the student of
-  scenes with a moving camera alone once it is tested on moving objects. The cause is the weight of the
-  distillation, whose few pixels count as much as all others together: with a quarter of the weight visible
-  pixels gain, as they do in the confidence view with the photometric loss (`docs/results/visible.md`,
-  `python -m benchmarks.experiments.visible`). On moving objects this explains a third of the loss.
-"""
-
-
-def unfinished() -> str:
-    """A sentence about the cells that have no result for some seed."""
-    left = [name for name in CELLS if len(records_of(name)) < len(SEEDS)]
-    return f"Not run yet, or not for {len(SEEDS)} seeds: {', '.join(left)}.\n\n" if left else ""
-
-
-def page() -> str:
-    records = [record for name in CELLS for record in records_of(name).values()]
-    spent, count = sum(record["seconds"] for record in records), len(records)
-    return (
-        "# The ablation\n\n"
-        "Printed by `python -m benchmarks.experiments.ablation --print` from the cells in "
-        f"`docs/results/ablation`: {count} cells so far, {spent / 3600:.1f} hours of processes, two at once "
-        f"on two cores: {spent / 7200:.1f} hours.\n\n"
-        "The form of the method that it measures: a loss level by level, without smoothness, and levels that "
-        "predict the flow afresh, as in DDFlow. Held-back pairs were a split by pair, not by video.\n\n"
-        f"Rendered scenes of 96x128 px, small networks: {len(TRAINING_SCENES)} videos without labels, "
-        f"{len(TEST_SCENES)} other scenes for the test; {TEACHER_STEPS} steps for a teacher, "
-        f"{STUDENT_STEPS} for a student and for a control; EPE in px, mean ± standard deviation over seeds. "
-        "`against control` is the change of the error against the teacher trained on without distillation "
-        "for as many steps. FlowNetS has twice the teacher's steps, a learning rate of 1e-3 and no mask: "
-        "with the others' training it collapses when the mask begins.\n\n"
-        f"{tables()}\n\n{unfinished()}"
-        f"## What it was asked to show\n\nBeyond the spread of the seeds:\n\n{claims()}\n\n"
-        f"## Where it disagrees with the papers\n\n{REASONS}"
-    )
-
-
 def main() -> None:
     parser = report.parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="the first of the seeds alone")
@@ -310,7 +252,7 @@ def main() -> None:
         metavar="CELL",
         help="cells whose names begin so; a student comes with its teacher and labels",
     )
-    parser.add_argument("--print", action="store_true", help="only write the tables")
+    parser.add_argument("--print", action="store_true", help="only print the tables")
     arguments = parser.parse_args()
     seeds = arguments.seeds[:1] if arguments.quick else arguments.seeds
     names = [name for name in CELLS if any(name.startswith(only) for only in arguments.only)]
@@ -323,9 +265,7 @@ def main() -> None:
         for seed in seeds:
             for name in names:
                 do(name, seed)
-    text = page()
-    (RESULTS / "ablation.md").write_text(text)
-    print(text)
+    print(f"{tables()}\n\n{claims()}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Which quality column of a label set tells how wrong its labels are?
 
-    python -m benchmarks.experiments.calibration [--data DATA]
+    python -m benchmarks.experiments.calibration [--data DATA] [--print]
 
 Labels pairs whose truth is known as jobs/pseudolabel.py does: by a classical method, by a network that learnt
 from real clips, and by three teachers together. For every quality column, leaves out the worst quarter, half
@@ -10,21 +10,25 @@ EPE on the pixels that the label calls visible, from which a student learns. AUS
 column's curve and that of the error itself (sparsification), over the mean error: 0 is perfect.
 
 The pairs are 288 of rendered scenes of many speeds and of changing light, and with --data the real ones of
-the folder's Sintel, Middlebury, Chairs and KITTI. Writes docs/results/calibration.md and its picture.
+the folder's Sintel, Middlebury, Chairs and KITTI. Writes each pair's error and columns to
+docs/results/calibration; --print prints the tables of what is there.
 """
 
+import csv
+import itertools
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from numpy import ndarray
 from tqdm import tqdm
 
 from benchmarks import report
+from benchmarks.experiments.cells import RESULTS, file_name
+from benchmarks.experiments.real_pixels import STUDENT
 from benchmarks.inputs import real_sets
 from flowcore.datasets import find_samples, load
 from flowcore.metrics import endpoint_error
@@ -35,15 +39,16 @@ from flowcore.scenes import SceneOptions, render_scene
 from flowcore.shapes import to_images
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.labels import decode_flow, label_columns
-from pipelines.storage import PROJECT_FOLDER
+from pipelines.storage import write_whole
 
-PAGE = PROJECT_FOLDER / "docs" / "results" / "calibration.md"
-STUDENT = str(PROJECT_FOLDER / "docs" / "results" / "real-pixels" / "student")
+RECORDS = RESULTS / "calibration"
 TEACHERS = {
     "DIS": ("opencv:dis_medium",),
-    "the student of real clips": (STUDENT,),
-    "DIS, Farneback and the student": ("opencv:dis_medium", "opencv:farneback", STUDENT),
+    "the student of real clips": (str(STUDENT),),
+    "DIS, Farneback and the student": ("opencv:dis_medium", "opencv:farneback", str(STUDENT)),
 }
+KINDS = ("rendered", "real")
+"""Of pairs."""
 SCENES = range(30_000, 30_096)
 COLUMNS = ("forward_backward", "photometric", "occluded", "flow_p50", "flow_p99", "flow_max", "spread")
 """The last one only in several teachers' labels."""
@@ -129,6 +134,39 @@ def curves(pairs: Sequence[Judged]) -> dict[str, Curve]:
     return dict(sorted(found.items(), key=lambda item: item[1].ause))
 
 
+def record_file(kind: str, teacher: str) -> Path:
+    return RECORDS / f"{kind}.{file_name(teacher)}.tsv"
+
+
+def record(kind: str, teacher: str, pairs: Sequence[Judged]) -> None:
+    """Keeps labelled pairs: a line each, to five digits."""
+    rows = [{"error": pair.error, **pair.quality} for pair in pairs]
+    lines = [list(rows[0]), *([f"{value:.5g}" for value in row.values()] for row in rows)]
+    write_whole(record_file(kind, teacher), "".join("\t".join(line) + "\n" for line in lines).encode())
+
+
+def recorded() -> dict[tuple[str, str], list[Judged]]:
+    """The labelled pairs by (kind, teacher)."""
+    found = {}
+    for kind, teacher in itertools.product(KINDS, TEACHERS):
+        if (path := record_file(kind, teacher)).exists():
+            with path.open() as file:
+                lines = [
+                    {name: float(value) for name, value in line.items()}
+                    for line in csv.DictReader(file, delimiter="\t")
+                ]
+            found[kind, teacher] = [Judged(error=line.pop("error"), quality=line) for line in lines]
+    return found
+
+
+def tables() -> str:
+    """For each kind of pairs and each teacher."""
+    return "\n\n".join(
+        table(f"{kind}, {len(pairs)} pairs: {teacher}", curves(pairs))
+        for (kind, teacher), pairs in recorded().items()
+    )
+
+
 def table(title: str, found: dict[str, Curve]) -> str:
     rows = [
         (name, *(f"{curve.at(share):.2f}" for share in COVERAGES), f"{curve.ause:.2f}")
@@ -137,8 +175,9 @@ def table(title: str, found: dict[str, Curve]) -> str:
     return report.table([title, *(f"{share:.0%} kept" for share in COVERAGES), "AUSE"], rows)
 
 
-def summary(results: dict[tuple[str, str], dict[str, Curve]]) -> str:
+def summary() -> str:
     """Each column's areas, the smallest mean first."""
+    results = {key: curves(pairs) for key, pairs in recorded().items()}
     rows = []
     for name in COLUMNS:
         areas = [found[name].ause if name in found else None for found in results.values()]
@@ -156,67 +195,22 @@ def summary(results: dict[tuple[str, str], dict[str, Curve]]) -> str:
     )
 
 
-def draw(results: dict[tuple[str, str], dict[str, Curve]]) -> None:
-    kinds = list(dict.fromkeys(kind for kind, _ in results))
-    figure, axes = plt.subplots(
-        len(kinds), len(TEACHERS), figsize=(4 * len(TEACHERS), 3.2 * len(kinds)), squeeze=False
-    )
-    colours = {name: f"C{number}" for number, name in enumerate(COLUMNS)}
-    for axis, ((kind, teacher), found) in zip(axes.flat, results.items(), strict=True):
-        for name, curve in found.items():
-            coverage = np.arange(1, len(curve.errors) + 1) / len(curve.errors)
-            axis.plot(
-                coverage,
-                curve.errors,
-                label=name,
-                color=colours.get(name, "black"),
-                linestyle=":" if name == AT_RANDOM else "-",
-                linewidth=2 if name == ITSELF else 1,
-            )
-        axis.set(title=f"{kind}: {teacher}", xlabel="share of the pairs kept", ylim=(0, None))
-        axis.title.set_fontsize(9)
-    for row in axes:
-        row[0].set_ylabel("EPE of those kept, px")
-    handles = {
-        label: handle
-        for axis in axes.flat
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), fontsize=8)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
-    figure.savefig(PAGE.with_suffix(".png"), dpi=80)
-
-
 def main() -> None:
     parser = report.parser(__doc__)
     parser.add_argument("--data", type=Path, help="a folder of data sets with truth")
+    parser.add_argument("--print", action="store_true", help="only print the tables")
     arguments = parser.parse_args()
-    collections = {"rendered": list(rendered())}
-    if arguments.data is not None:
-        collections["real"] = list(real(arguments.data))
-    results = {}
-    for kind, pairs in collections.items():
-        for title, models in TEACHERS.items():
-            networks = [load_model(fetch_model(model))[0].eval() for model in models]
-            labelled = [judged(networks, pair) for pair in tqdm(pairs, desc=f"{kind}, {title}", unit="pair")]
-            results[kind, title] = curves(labelled)
-    draw(results)
-    parts = [
-        "# Which quality column tells a bad label\n\n"
-        "Printed by `python -m benchmarks.experiments.calibration"
-        f"{' --data DATA' if arguments.data else ''}`: EPE in px on the pixels that the label calls visible, "
-        "of the pairs that are kept by each column, best first. AUSE: the area between a column's curve and "
-        "that of leaving out the truly worst, over the mean error.",
-        summary(results),
-        f"![error against the share kept]({PAGE.stem}.png)",
-        *(
-            table(f"{kind}, {len(collections[kind])} pairs: {title}", found)
-            for (kind, title), found in results.items()
-        ),
-    ]
-    text = "\n\n".join(parts) + "\n"
-    PAGE.write_text(text)
-    print(text)
+    if not arguments.print:
+        kinds = {"rendered": rendered()}
+        if arguments.data is not None:
+            kinds["real"] = real(arguments.data)
+        for kind, found in kinds.items():
+            pairs = list(found)
+            for teacher, models in TEACHERS.items():
+                networks = [load_model(fetch_model(model))[0].eval() for model in models]
+                shown = tqdm(pairs, desc=f"{kind}, {teacher}", unit="pair")
+                record(kind, teacher, [judged(networks, pair) for pair in shown])
+    print(f"{summary()}\n\n{tables()}")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@
 Trains and judges networks that differ in one part, on rendered scenes without labels and on scenes never
 trained on, in this process, on a GPU if there is one. A network whose file is in docs/results/losses isn't
 trained again, so a run that was killed goes on where it was; several processes may share the work if they
-take different seeds. At the end the tables are written to docs/results/losses.md, with --print from the files
-that are there.
+take different seeds. Prints the tables at the end, with --print from the files that are there.
 
 Decoders have equal time, not equal steps: the steps of each are those that fit, by the CPU time of a step.
 """
@@ -313,42 +312,19 @@ def tables() -> str:
     return "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items())
 
 
-_SAYS = """\
-- The loss at full resolution is what helps most of the loss's parts, and smoothness beside it little; its two
-  orders are equal.
-- Crops cost nothing, and full-image warping makes them better on occluded pixels.
-- A clean loss is no better than one on hard frames here.
-- Levels that refine learn faster by more than any loss does. At equal time a finer level is better on visible
-  pixels and worse on occluded ones; learned upsampling costs nothing.
-- The range map finds what is occluded better than the forward-backward check, and its mask costs nothing. The
-  check's mask costs visible pixels much among large fast layers, and gives occluded ones a little there.
-- A good teacher leaves distillation little on occluded pixels, and it costs visible ones: less in the
-  confidence view, most under all challenges. FlowNets, whose teachers are worse, gain nothing at all. What
-  the ablation's students gain, they gain from teachers with the old loss.
-- `comparable`, the score of models, puts them in EPE's order; the error under a model's own mask doesn't.
-"""
-
-
 def main() -> None:
     parser = report.parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="0 1 2 by default")
     parser.add_argument(
         "--only", nargs="+", default=list(CELLS), metavar="CELL", help="names, or their beginnings"
     )
-    parser.add_argument("--print", action="store_true", help="only write the tables")
+    parser.add_argument("--print", action="store_true", help="only print the tables")
     arguments = parser.parse_args()
     if not arguments.print:
         for seed in arguments.seeds:
             for name in CELLS:
                 if any(name.startswith(each) for each in arguments.only):
                     do(name, seed)
-    devices = sorted({each["device"] for name in CELLS for each in records(name).values()})
-    RESULTS.joinpath("losses.md").write_text(
-        "# What each part of the loss gives\n\n"
-        "Printed by `python -m benchmarks.experiments.losses --print` from the trainings in "
-        f"`docs/results/losses` ({' and '.join(devices)}): batches of 4, mean ± standard deviation over "
-        f"seeds; EPE in px on scenes never trained on.\n\n{_SAYS}\n{tables()}\n"
-    )
     print(tables())
 
 

@@ -7,41 +7,33 @@ Trains the ablation's teacher with the census loss in this process, with the los
 nothing, by the forward-backward check, by a check that forgives 2 px of disagreement, and by the true
 occlusion of the rendered scenes, which is known nowhere else. If the truth helps and the check doesn't, the
 check's mistakes are what costs. Prints the errors on the ablation's test scenes and how well the check then
-finds their occlusion. Each training is written to docs/results/masks when it is done and isn't done again;
-the table is written to docs/results/masks.md, with --print from the trainings that are there.
+finds their occlusion. Each training is written to docs/results/masks when it is done and isn't done again.
+Prints the table at the end, with --print from the trainings that are there.
 """
 
 import itertools
 import json
-import os
 import time
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from benchmarks import report
-from benchmarks.experiments.alone import scene
+from benchmarks.experiments import alone
 from benchmarks.experiments.cells import (
-    KINDS,
     LEVEL_BY_LEVEL,
     NETWORKS,
     RESULTS,
     TEACHER_STEPS,
-    TEST_SCENES,
-    TRAINING_SCENES,
     UNMASKED_STEPS,
     teacher_options,
 )
-from benchmarks.inputs import Lesson, true_pair, without_flow
+from benchmarks.inputs import without_flow
 from benchmarks.report import mean_and_spread
-from flowcore.metrics import FlowErrors, OcclusionCounts, flow_errors, occlusion_counts
 from flowcore.networks import FlowNetwork
 from flowcore.objectives import Estimator, Objective, Outcome, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
-from flowcore.pairs import Batch, FramePair
-from flowcore.shapes import to_images
-from pipelines.step import OptimiserStep
+from flowcore.pairs import Batch
 from pipelines.storage import write_whole
 from pipelines.training_options import TrainingOptions
 
@@ -55,14 +47,6 @@ MASKS = {
 CHECKS = {"check": OcclusionCheck(), "lenient": OcclusionCheck(alpha2=4.0)}
 SCENES = {"mixed": "the demo's", "objects": "many layers", "fast": "large fast layers"}
 """The kinds that are trained on, see `cells.KINDS`."""
-TEST_PAIRS = 3
-REASON = """\
-On the demo's scenes, a tenth of whose pixels are occluded, the true mask gives nothing: the photometric loss
-of occluded pixels doesn't mislead its neighbours. What the check's mask costs there is its mistakes, as most
-of what it flags is visible; forgiving 2 px takes most of the cost away, and longer training half of it. Among
-large fast layers, which hide a sixth of the frame, the true mask helps on occluded pixels with every seed,
-and so does the check's, whose mistakes visible pixels still pay for.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,40 +88,15 @@ def objective(mask: str, schedule: Schedule) -> Objective:
     return TeacherObjective(photometric=LEVEL_BY_LEVEL, unmasked_steps=unmasked_steps)
 
 
-def training_pairs(kind: str) -> list[FramePair]:
-    """Without flow; their confidence is the true visibility."""
-    scenes = [scene(seed, KINDS[kind]) for seed in TRAINING_SCENES]
-    return [without_flow(true_pair(each, frame)) for each in scenes for frame in range(len(each.occ_fw))]
-
-
 def trained(kind: str, mask: str, schedule: Schedule) -> FlowNetwork:
     options = schedule.options
-    augmentation = teacher_options("pwcnet").augmentation
-    pairs = training_pairs(kind)
+    # Their confidence is the true visibility.
+    pairs = [without_flow(pair) for pair in alone.true_pairs(kind)]
     torch.manual_seed(options.seed)
-    lessons = [Lesson(objective=objective(mask, schedule))]
+    network = NETWORKS["pwcnet"].build()
+    augmentation = teacher_options("pwcnet").augmentation
     check = CHECKS.get(mask, OcclusionCheck())
-    step = OptimiserStep(NETWORKS["pwcnet"].build(), lessons, check, options)
-    rng = np.random.default_rng(options.seed)
-    order = np.concatenate([rng.permutation(len(pairs)) for _ in range(options.steps)])
-    for places in order.reshape(-1, options.global_batch)[: options.steps]:
-        step.take([Batch.stack([augmentation(pairs[place], rng) for place in places])])
-    return step.result.eval()
-
-
-def judged(network: FlowNetwork, kind: str) -> dict[str, float]:
-    """Errors on the test scenes, and precision and recall of the check."""
-    errors, counts = FlowErrors(), OcclusionCounts()
-    for seed in TEST_SCENES:
-        truth = scene(seed, replace(KINDS[kind], num_frames=TEST_PAIRS + 1))
-        frames = to_images(truth.frames)
-        forward, backward = network.estimate(frames[:-1], frames[1:])
-        occluded = torch.from_numpy(truth.occ_fw)[:, None]
-        valid = torch.ones_like(occluded)
-        errors += flow_errors(forward, torch.from_numpy(truth.flow_fw).float(), valid, occluded)
-        counts += occlusion_counts(OcclusionCheck()(forward, backward), occluded, valid)
-    found = {"precision": counts.precision, "recall": counts.recall}
-    return {key: value for key, value in (*errors.epe.items(), *found.items()) if value is not None}
+    return alone.trained(network, pairs, augmentation, objective(mask, schedule), check, options)
 
 
 def do(kind: str, mask: str, schedule: Schedule) -> None:
@@ -146,14 +105,15 @@ def do(kind: str, mask: str, schedule: Schedule) -> None:
     if path.exists():
         return
     started = time.monotonic()
-    numbers = judged(trained(kind, mask, schedule), kind)
+    numbers = alone.judged(trained(kind, mask, schedule), kind, OcclusionCheck())
     seconds = round(time.monotonic() - started)
     record = {"kind": kind, "mask": mask, **vars(schedule), **numbers, "seconds": seconds}
     write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
     print(record, flush=True)
 
 
-def page() -> str:
+def table() -> str:
+    """Of the trainings that are there."""
     records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
     errors_of = ("EPE all", "noc", "occ", "occ against no mask", "precision", "recall")
     rows = []
@@ -178,14 +138,7 @@ def page() -> str:
                 mean_and_spread([each[key] for each in found.values()]) for key in ("precision", "recall")
             ]
             rows.append((SCENES[kind], steps, MASKS[mask], len(found), *errors, change, *counts))
-    return (
-        "# What the occlusion mask costs and gives\n\n"
-        "Printed by `python -m benchmarks.experiments.masks --print` from the trainings in "
-        "`docs/results/masks`: the ablation's teacher (census loss) on its scenes, in one process; EPE in "
-        "px, mean ± standard deviation over seeds; precision and recall of the forward-backward check on the "
-        f"test scenes, whose occlusion is what the network's own flow makes it.\n\n{REASON}\n"
-        f"{report.table(['scenes', 'steps', 'loss', 'seeds', *errors_of], rows)}\n"
-    )
+    return report.table(["scenes", "steps", "loss", "seeds", *errors_of], rows)
 
 
 def main() -> None:
@@ -196,18 +149,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a training for each")
     parser.add_argument("--masks", nargs="+", choices=list(MASKS), default=list(MASKS), help="of the loss")
     parser.add_argument("--kinds", nargs="+", choices=list(SCENES), default=list(SCENES), help="of scenes")
-    parser.add_argument("--print", action="store_true", help="only write the table")
+    parser.add_argument("--print", action="store_true", help="only print the table")
     arguments = parser.parse_args()
     if not arguments.print:
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
         for seed in arguments.seeds:
             for steps in arguments.steps:
                 for kind in arguments.kinds:
                     for mask in arguments.masks:
                         do(kind, mask, Schedule(steps=steps, seed=seed))
-    text = page()
-    RESULTS.joinpath("masks.md").write_text(text)
-    print(text)
+    print(table())
 
 
 if __name__ == "__main__":

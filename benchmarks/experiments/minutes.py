@@ -9,8 +9,8 @@ the student. OUT gets the models, and some of the teacher on its way. A later tr
 
 `judge` looks at the errors of OUT's models on pairs with truth, which nothing was chosen by, and compares the
 last of them with the network of docs/results/real-pixels without truth, on videos that it didn't learn from.
-DATA holds `clips`, `clips_more` and data sets with truth, each in its own layout. `print` writes the page
-from what `judge` found.
+DATA holds `clips`, `clips_more` and data sets with truth, each in its own layout. `print` prints the tables
+of what `judge` found.
 """
 
 import argparse
@@ -25,12 +25,13 @@ import numpy as np
 import torch
 
 from benchmarks import report
-from benchmarks.inputs import read_chunks, real_sets
+from benchmarks.experiments.real_pixels import STUDENT, errors_on_real_pairs
+from benchmarks.inputs import read_chunks
 from flowcore.objectives import validate_pair
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.shapes import to_images
-from jobs import distill, evaluate, pseudolabel, train_teacher
+from jobs import distill, pseudolabel, train_teacher
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import fetch_model, load_model, save_model
 from pipelines.cluster import connect
@@ -41,7 +42,6 @@ from pipelines.worker import KEPT_FOLDER
 
 RESULTS = PROJECT_FOLDER / "docs" / "results" / "minutes"
 NETWORK, ERRORS, VIDEOS = RESULTS / "network", RESULTS / "errors.json", RESULTS / "videos.tsv"
-LAPTOP = PROJECT_FOLDER / "docs" / "results" / "real-pixels" / "student"
 _UNMASKED = 0.3
 _LOOKS = 4
 """Validations of a training, each of which keeps its model."""
@@ -112,17 +112,9 @@ def judge(data: Path, out: Path) -> dict[str, Any]:
     """Errors by set and model, and the error without truth of the last model and of the laptop's."""
     steps = {f"teacher, {int(each.name[5:])} steps": str(each) for each in sorted(out.glob("step-*"))}
     last = {name: str(out / name) for name in ("teacher", "student") if (out / name).exists()}
-    models = {"DIS": "opencv:dis_medium", "laptop's student": str(LAPTOP), **steps, **last}
-    errors: dict[str, Any] = {}
-    for data_set in real_sets(data):
-        stage = evaluate.Evaluate(model=("zero",), truth=str(data_set))
-        results = evaluate.evaluate_models(models, stage)
-        for group, found in next(iter(results.values())).groups.items():
-            errors[f"{group}, {found.pairs} pairs"] = {
-                name: result.groups[group].summary() for name, result in results.items()
-            }
+    models = {"DIS": "opencv:dis_medium", "laptop's student": str(STUDENT), **steps, **last}
     compared = {name: models[name] for name in ("laptop's student", *list(last)[-1:])}
-    return {"errors": errors, "unseen": unseen(data, compared)}
+    return {"errors": errors_on_real_pairs(data, models), "unseen": unseen(data, compared)}
 
 
 @torch.no_grad()
@@ -155,51 +147,29 @@ def unseen(data: Path, models: dict[str, str]) -> dict[str, Any]:
 _REGIONS = ("all", "noc", "occ")
 
 
-def page() -> str:
-    found = json.loads(ERRORS.read_text())
+def errors() -> str:
+    """On pairs with truth."""
     rows = []
-    for group, models in found["errors"].items():
+    for group, models in json.loads(ERRORS.read_text())["errors"].items():
         for name, numbers in models.items():
             epe = [
                 "-" if numbers["epe"][each] is None else f"{numbers['epe'][each]:.2f}" for each in _REGIONS
             ]
             rows.append([group, name, *epe, f"{100 * numbers['fl']:.2f}"])
-    scores = [[name, f"{score:.4f}"] for name, score in found["unseen"]["scores"].items()]
+    return report.table(["pairs", "model", "EPE all", "noc", "occ", "Fl %"], rows, texts=2)
+
+
+def scores() -> str:
+    """Without truth."""
+    found = json.loads(ERRORS.read_text())["unseen"]["scores"]
+    return report.table(["model", "error"], [[name, f"{score:.4f}"] for name, score in found.items()])
+
+
+def videos() -> str:
+    """What it learnt from."""
     with VIDEOS.open() as file:
-        videos = [
-            [row["file"], row["licence"], row["source"]] for row in csv.DictReader(file, delimiter="\t")
-        ]
-    return (
-        f"{_PROSE}\n"
-        "## On pairs with truth\n\n"
-        "EPE in pixels at the pairs' own size; noc and occ where the set tells what is occluded. Looked at "
-        "after the training; nothing was chosen by it.\n\n"
-        f"{report.table(['pairs', 'model', 'EPE all', 'noc', 'occ', 'Fl %'], rows, texts=2)}\n\n"
-        "## Without truth\n\n"
-        "The error by which models are compared, the census distance of the pixels that DIS finds visible, "
-        f"on a pair of each of {found['unseen']['videos']} videos that the teacher didn't learn from, though "
-        "the laptop's student did from a few; lower is better.\n\n"
-        f"{report.table(['model', 'error'], scores)}\n\n"
-        "## What it learnt from\n\n"
-        "Videos whose repositories give them under a licence that lets a model of them be given away.\n\n"
-        f"{report.table(['video', 'licence, as the source states it', 'source'], videos, texts=3)}\n"
-    )
-
-
-_PROSE = """\
-# A network of minutes on a GPU
-
-Printed by `python -m benchmarks.experiments.minutes print` from what `... minutes judge` found. The recipe
-`video`, seed 0, by `python -m benchmarks.experiments.minutes train VIDEOS OUT --steps 12000 4000`: 12,000
-steps of 8 pairs from fresh weights, on one H200 with 16 cores, in 7 minutes, while 9 other trainings shared
-the card for most of them. No labels, no truth, and no weights from elsewhere. The student was not trained:
-labelling ended with an error of ours on that GPU, which is mended.
-
-The network is in `docs/results/minutes/network`: `evaluate`, `predict` and `pseudolabel` take that folder,
-and so does `--init`, for more minutes. It wins against OpenCV's DIS (medium) on Chairs and on the occluded
-pixels of Sintel. On visible pixels, on Middlebury and on KITTI's one pair it loses, most of all on Sintel
-final, one of whose pairs moves by more than 100 px.
-"""
+        rows = [[row["file"], row["licence"], row["source"]] for row in csv.DictReader(file, delimiter="\t")]
+    return report.table(["video", "licence, as the source states it", "source"], rows, texts=3)
 
 
 def main() -> None:
@@ -216,7 +186,7 @@ def main() -> None:
     judging = commands.add_parser("judge", help="errors of what was trained")
     judging.add_argument("data", type=Path, help="a folder of clips and data sets")
     judging.add_argument("out", type=Path, help="the folder that train wrote")
-    commands.add_parser("print", help="only write the page")
+    commands.add_parser("print", help="only print the tables")
     arguments = parser.parse_args()
     if arguments.command == "train":
         connect()
@@ -226,8 +196,7 @@ def main() -> None:
         connect()
         found = judge(arguments.data, arguments.out)
         ERRORS.write_text(json.dumps(found, indent=1) + "\n")
-    RESULTS.with_suffix(".md").write_text(page())
-    print(page())
+    print("\n\n".join([errors(), scores(), videos()]))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from docs.make.results import filled
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(
     ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
@@ -14,6 +16,10 @@ SCRIPTS = sorted(
     for path in (REPOSITORY / folder).rglob("*.py")
     if 'if __name__ == "__main__":' in path.read_text()
 )
+
+PAGES = [
+    path for path in (REPOSITORY / "docs" / "results").glob("*.md") if "<!-- benchmarks" in path.read_text()
+]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -37,3 +43,11 @@ def test_every_script_that_a_page_or_a_docstring_names_exists() -> None:
     assert modules <= set(SCRIPTS)
     files = {name for text in texts for name in re.findall(r"\b(?:benchmarks|docs/make)/[\w/]+\.py\b", text)}
     assert {name for name in files if not (REPOSITORY / name).exists()} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tables_of_a_page_are_those_of_the_records_beside_it(page: Path) -> None:
+    text = page.read_text()
+    emptied = re.sub(r"(<!-- benchmarks\S+ -->\n\n).*?(\n\n<!-- end)", r"\1\2", text, flags=re.DOTALL)
+    assert len(emptied) < len(text)
+    assert filled(emptied) == text

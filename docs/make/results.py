@@ -1,0 +1,39 @@
+"""How do the tables of docs/results get into its pages? Each stands between two marks, of which the first one
+names the function of an experiment that makes the table from the records.
+
+    python -m docs.make.results
+
+The rest of a page is written by hand.
+"""
+
+import re
+from importlib import import_module
+
+from benchmarks import report
+from pipelines.storage import PROJECT_FOLDER
+
+RESULTS = PROJECT_FOLDER / "docs" / "results"
+_PART = re.compile(r"(<!-- (benchmarks\.[\w.]+)\.(\w+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
+
+
+def filled(page: str) -> str:
+    """A page with its tables as the records say now."""
+
+    def renewed(part: re.Match[str]) -> str:
+        begin, module, function, end = part.groups()
+        return f"{begin}{getattr(import_module(module), function)()}{end}"
+
+    return _PART.sub(renewed, page)
+
+
+def main() -> None:
+    report.parser(__doc__).parse_args()
+    for path in sorted(RESULTS.glob("*.md")):
+        page = path.read_text()
+        if (renewed := filled(page)) != page:
+            path.write_text(renewed)
+            print(path)
+
+
+if __name__ == "__main__":
+    main()
