@@ -38,8 +38,8 @@ network."""
 
 
 @pytest.fixture(autouse=True)
-def own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+def own_runs(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_store, tmp_path)}")
 
 
 def error_of(job: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> str:
@@ -65,7 +65,7 @@ class Payload:
 
 
 @pytest.fixture(scope="module")
-def labels_of_some(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+def labels_of_some(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, ray_session: None) -> Path:
     """A label set of a list of files: a video, and what is none."""
     folder = tmp_path_factory.mktemp("labelled")
     write_video(folder / "honest.mp4", render_scene(0, SCENE).frames)
@@ -76,7 +76,7 @@ def labels_of_some(tmp_path_factory: pytest.TempPathFactory, ray_session: None) 
     videos, labels = str(folder / "videos.txt"), folder / "labels"
     arguments = ["--videos", videos, "--teacher", "opencv:dis_ultrafast", "--labels", str(labels)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_store, folder)}")
         recipes = pseudolabel.recipes()
         run_recipe(pseudolabel.main, recipes, ["smoke", *arguments, "--labelling.max-bad-share", "1"])
     return labels

@@ -3,13 +3,15 @@
 Nothing is on a disk that another node could not see, but MLflow, which is a server there.
 """
 
-from dataclasses import replace
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from object_storage import Bucket
+from object_storage import Bucket, Server
 
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, gallery, pseudolabel, train_teacher
@@ -23,11 +25,36 @@ pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(1800)]
 SCENE = SceneOptions(height=64, width=96, num_frames=9, camera_speed=3.0, layer_speed=2.0)
 
 
-@pytest.fixture
-def collection(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Path]:
+    """The current folder: with videos, and with the runs."""
+    folder = tmp_path_factory.mktemp("folder")
     for seed in range(3):
-        write_video(tmp_path / "videos" / f"scene {seed}.mp4", render_scene(seed, SCENE).frames)
-    return tmp_path / "videos"
+        write_video(folder / "videos" / f"scene {seed}.mp4", render_scene(seed, SCENE).frames)
+    store = shutil.copy(empty_store, tmp_path_factory.mktemp("store"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_server: tuple[Server, int], folder: Path) -> Iterator[Bucket]:
+    """With the videos, on a bad day."""
+    server, port = s3_server
+    server.reset()
+    bucket = Bucket("chain", server, port)
+    bucket.fill(folder)
+    server.refused_share, server.cut_share = 0.1, 0.03
+    yield bucket
+    server.reset()
+
+
+@pytest.fixture(scope="module")
+def teacher(bucket: Bucket, ray_session: None) -> str:
+    _, options = train_teacher.recipes()["smoke"]
+    options = replace(options, videos=bucket.uri("videos"), run_root=bucket.uri("runs"))
+    return train_teacher.train_teacher(options, "smoke")
 
 
 def labelled(videos: str, teacher: str, labels: str) -> pseudolabel.LabellingSummary:
@@ -37,6 +64,18 @@ def labelled(videos: str, teacher: str, labels: str) -> pseudolabel.LabellingSum
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    location: str
+    summary: pseudolabel.LabellingSummary
+
+
+@pytest.fixture(scope="module")
+def labels(bucket: Bucket, teacher: str) -> Labels:
+    location = bucket.uri("labels")
+    return Labels(location=location, summary=labelled(bucket.uri("videos"), teacher, location))
+
+
 def rows(labels: str) -> str:
     """Without the one column that tells where the set was made; as a text, in which nan equals nan."""
     pairs = PairSet.open(labels)
@@ -44,39 +83,52 @@ def rows(labels: str) -> str:
     return repr(pa.concat_tables(content).drop_columns("video").sort_by("pair_id").to_pylist())
 
 
-def test_the_chain_runs_on_object_storage_and_gives_the_labels_that_a_disk_gets(
-    tmp_path: Path, collection: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.chdir(tmp_path)
-    bucket.fill(tmp_path)
-    bucket.server.refused_share, bucket.server.cut_share = 0.1, 0.03
-    videos, runs, labels = (bucket.uri(name) for name in ("videos", "runs", "labels"))
-
-    _, options = train_teacher.recipes()["smoke"]
-    teacher = train_teacher.train_teacher(replace(options, videos=videos, run_root=runs), "smoke")
-
-    summary = labelled(videos, teacher, labels)
+def test_a_busy_object_storage_costs_no_pair(labels: Labels) -> None:
+    summary = labels.summary
     assert (summary.new_pairs, summary.num_videos, summary.ledger) == (24, 3, ())
-    on_disk = labelled(str(collection), teacher, str(tmp_path / "labels"))
-    assert rows(labels) == rows(on_disk.location)
+
+
+def test_object_storage_gets_the_labels_that_a_disk_gets(folder: Path, teacher: str, labels: Labels) -> None:
+    on_disk = labelled(str(folder / "videos"), teacher, str(folder / "labels"))
+    assert rows(labels.location) == rows(on_disk.location)
+
+
+def test_a_rerun_on_object_storage_finishes_a_set_and_writes_nothing_again(
+    bucket: Bucket, teacher: str, labels: Labels
+) -> None:
     before = bucket.contents("labels", ".parquet")
     bucket.remove(f"labels/{MANIFEST_FILE}")
-    assert labelling_status(labels).state == "unfinished"
-    assert labelled(videos, teacher, labels).new_pairs == 0
+    assert labelling_status(labels.location).state == "unfinished"
+    assert labelled(bucket.uri("videos"), teacher, labels.location).new_pairs == 0
     assert bucket.contents("labels", ".parquet") == before
-    assert labelling_status(labels).state == "finished"
+    assert labelling_status(labels.location).state == "finished"
 
-    gallery.main(gallery.Gallery(labels=labels, output=bucket.uri("pages/gallery.html")))
+
+def test_a_page_about_labels_on_object_storage_is_written_there(bucket: Bucket, labels: Labels) -> None:
+    gallery.main(gallery.Gallery(labels=labels.location, output=bucket.uri("pages/gallery.html")))
     assert b"scene%202.mp4" in Folder(bucket.uri("pages")).read("gallery.html")
 
-    _, distilling = distill.recipes()["smoke"]
-    student = distill.distill(replace(distilling, labels=labels, run_root=runs), "smoke")
-    write_truth(tmp_path / "truth" / "scene9", render_scene(9, replace(SCENE, num_frames=2)))
-    judged = bucket.uri("numbers/scenes.json")
-    evaluate.main(evaluate.Evaluate(model=(student,), truth=f"scenes:{tmp_path / 'truth'}", json=judged))
-    assert b'"epe"' in Folder(bucket.uri("numbers")).read("scenes.json")
+
+@pytest.fixture(scope="module")
+def judged(bucket: Bucket, folder: Path, labels: Labels) -> bytes:
+    """The errors of a student of the labels, as they lie on the object storage."""
+    _, options = distill.recipes()["smoke"]
+    student = distill.distill(replace(options, labels=labels.location, run_root=bucket.uri("runs")), "smoke")
+    write_truth(folder / "truth" / "scene9", render_scene(9, replace(SCENE, num_frames=2)))
+    numbers = bucket.uri("numbers/scenes.json")
+    evaluate.main(evaluate.Evaluate(model=(student,), truth=f"scenes:{folder / 'truth'}", json=numbers))
+    return Folder(bucket.uri("numbers")).read("scenes.json")
+
+
+def test_a_student_of_labels_on_object_storage_is_judged(judged: bytes) -> None:
+    assert b'"epe"' in judged
+
+
+def test_the_storage_was_busy_while_the_chain_ran(bucket: Bucket, judged: bytes) -> None:
     assert bucket.server.refused > 0
     assert bucket.server.cut > 0
-    # A URI that is taken for a path makes a folder here.
-    assert not list(tmp_path.glob("s3:*"))
+
+
+def test_no_uri_is_taken_for_a_path(folder: Path, judged: bytes) -> None:
+    # It would make a folder here.
+    assert not list(folder.glob("s3:*"))
