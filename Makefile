@@ -8,10 +8,16 @@ ARGS ?=
 
 VENV := .venv
 SITE := build/docs
-# Changes when the environment was last brought in line with pyproject.toml and constraints.txt.
+# Changes when the environment was last brought in line with pyproject.toml and uv.lock.
 INSTALLED := $(VENV)/.installed
+# Nothing is installed but what a hash is known of, and nothing that runs code of its own to be built.
+PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --require-hashes --only-binary :all:
+# The one on the PATH, else the locked one, which pip installs.
+UV = $(shell uv --version >/dev/null 2>&1 && echo uv || echo $(VENV)/bin/uv)
+# What only torch's CUDA build brings.
+CUDA = $(shell sed -n -E 's/^name = "((cuda|nvidia)-.*|triton)"$$/--no-install-package \1/p' uv.lock)
 
-.PHONY: help install demo test docs lint types contract check format constraints
+.PHONY: help install demo test docs lint types contract check format audit lock
 
 help:
 	@echo "make demo [VIDEOS=folder] [SEED=0]  the whole chain, on rendered videos or on your own;"
@@ -21,7 +27,8 @@ help:
 	@echo "make check                          lint, types and the architecture contract"
 	@echo "make format                         rewrite the code as the linter wants it"
 	@echo "make install                        only the environment, in $(VENV)"
-	@echo "make constraints                    renew the pinned versions in constraints.txt"
+	@echo "make audit                          known vulnerabilities of the locked packages"
+	@echo "make lock [ARGS=--upgrade]          renew uv.lock and what is made from it"
 	@echo "Another Python (3.11 or newer): make PYTHON=python3.12 ..."
 
 install: $(INSTALLED)
@@ -54,8 +61,15 @@ format: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check --fix-only --quiet .
 	$(VENV)/bin/python -m ruff format .
 
-# An environment that an interrupted run left without pip is made anew.
-$(INSTALLED): pyproject.toml constraints.txt
+# uv's status is 1 where it found something, and 2 where nobody answered: then there is nothing to say.
+audit: $(INSTALLED)
+	@answer=$$($(VENV)/bin/uv audit --frozen --preview-features audit-command $(ARGS) 2>&1); status=$$?; \
+	echo "$$answer"; \
+	if [ $$status = 2 ] && echo "$$answer" | grep -q -E 'error sending request|HTTP status \w+ error'; \
+	then echo "audit skipped: the vulnerability service can't be reached from here"; else exit $$status; fi
+
+# An environment that an interrupted run left without pip is made anew. What else was installed there stays.
+$(INSTALLED): pyproject.toml uv.lock torch-cpu.txt
 	@$(VENV)/bin/python -c 'import pip' >/dev/null 2>&1 || { \
 	command -v '$(PYTHON)' >/dev/null || { \
 		echo "no command '$(PYTHON)'; install Python 3.11 or newer, or name it: make PYTHON=python3.12 ..."; \
@@ -64,18 +78,20 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "'$(PYTHON)' is older than Python 3.11; name a newer one: make PYTHON=python3.12 ..."; exit 1; }; \
 	'$(PYTHON)' -m venv --clear $(VENV) || { \
 		echo "'$(PYTHON)' has no working venv; on Debian and Ubuntu: apt install python3-venv"; exit 1; }; }
-	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(UV) --version 2>/dev/null || { \
+	$(VENV)/bin/python -c 'import tomllib; \
+		[uv] = [each for each in tomllib.load(open("uv.lock", "rb"))["package"] if each["name"] == "uv"]; \
+		print("uv==" + uv["version"], *("--hash=" + wheel["hash"] for wheel in uv["wheels"]))' \
+		> $(VENV)/uv.txt && $(PIP) -r $(VENV)/uv.txt; }
+	@if $(PIP) --no-deps -r torch-cpu.txt 2>/dev/null; then without="--no-install-package torch $(CUDA)"; \
+	else echo "pip's settings lead to no file of torch-cpu.txt: torch comes from PyPI, with CUDA"; fi; \
+	export UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never; \
+	$(UV) sync --frozen --inexact --no-install-project --no-build --extra dev $$without && \
+	$(UV) pip install --python $(VENV)/bin/python --no-deps --no-build-isolation -e .
 	@touch $@
 
-# The newest versions that fit pyproject.toml, from a throwaway environment. Left out: this project, what comes
-# with every environment, and the CUDA libraries that only torch's Linux build brings.
-constraints:
-	rm -rf $(VENV)-renew
-	'$(PYTHON)' -m venv $(VENV)-renew
-	$(VENV)-renew/bin/python -m pip install --disable-pip-version-check -e '.[dev]'
-	@{ echo "# Every package that an install brings, for pip install -c. Renewed by: make constraints"; \
-	echo "# Resolved with $$($(VENV)-renew/bin/python --version), for 3.11 and newer."; \
-	$(VENV)-renew/bin/python -m pip freeze --exclude distillflow-ray --exclude setuptools \
-		| sed 's/+[a-z0-9.]*$$//' | grep -v -E '^(nvidia-|cuda-|triton)'; } > constraints.txt.new
-	mv constraints.txt.new constraints.txt
-	rm -rf $(VENV)-renew
+# Adds what pyproject.toml asks for anew; ARGS=--upgrade moves all to their newest versions. torch-cpu.txt is
+# edited by hand when torch moves.
+lock: $(INSTALLED)
+	$(VENV)/bin/uv lock $(ARGS)
+	$(VENV)/bin/uv export --frozen --no-emit-project --quiet --output-file requirements.txt

@@ -1,4 +1,4 @@
-"""The project's own files: the architecture, the pins, and the cluster."""
+"""The project's own files: the architecture, the packages, and the cluster."""
 
 import json
 import re
@@ -14,20 +14,11 @@ import pytest
 import ray
 import yaml
 from importlinter.cli import lint_imports
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 CLUSTER_FILE = REPOSITORY / "ray_cluster.yaml"
-
-
-def pinned_versions() -> dict[str, str]:
-    """Package -> version, as constraints.txt says; the same names as PyPI compares."""
-    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
-    pins = (line.split("==") for line in lines if line and not line.startswith("#"))
-    return {canonicalize_name(name): version for name, version in pins}
 
 
 def cluster() -> dict[str, Any]:
@@ -90,34 +81,22 @@ def test_every_file_that_the_code_reads_is_installed_with_it() -> None:
     assert beside == [f"{package}/{name}" for package, names in installed.items() for name in names]
 
 
-def test_every_dependency_is_pinned_within_its_bounds() -> None:
-    pins = pinned_versions()
-    # The other extras aren't part of the tested set; these two are, under the project's own name.
-    extras = PROJECT["project"]["optional-dependencies"]
-    for line in [*PROJECT["project"]["dependencies"], *extras["dev"], *extras["docs"], *extras["onnx"]]:
-        requirement = Requirement(line)
-        if requirement.name == PROJECT["project"]["name"]:
-            assert requirement.extras == {"docs", "onnx"}
-            continue
-        assert pins[canonicalize_name(requirement.name)] in requirement.specifier, line
-
-
-def test_pins_hold_on_every_platform() -> None:
-    # No local builds (+cpu), files or addresses, and nothing that only torch's CUDA build brings.
-    for line in (REPOSITORY / "constraints.txt").read_text().splitlines():
-        assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line), line
-        assert not line.startswith(("nvidia-", "cuda-", "triton", "pip==", "setuptools==")), line
-
-
 def test_the_cluster_file_is_one_that_ray_accepts() -> None:
     schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
     jsonschema.validate(cluster(), schema)
     validate_config(prepare_config(cluster()))
 
 
-def test_the_cluster_runs_the_pinned_ray() -> None:
+def test_the_cluster_runs_the_locked_ray() -> None:
     images = set(re.findall(r"rayproject/ray:([0-9.]+)-py", CLUSTER_FILE.read_text()))
-    assert images == {pinned_versions()["ray"]}
+    locked = tomllib.loads((REPOSITORY / "uv.lock").read_text())["package"]
+    assert images == {package["version"] for package in locked if package["name"] == "ray"}
+
+
+def test_the_cluster_installs_nothing_that_the_lock_does_not_know() -> None:
+    installs = [line for line in cluster()["setup_commands"] if "pip install" in line]
+    assert installs == ["pip install --require-hashes --only-binary :all: -r ~/distillflow/requirements.txt"]
+    assert cluster()["file_mounts"]["~/distillflow/requirements.txt"] == "requirements.txt"
 
 
 def test_the_cluster_scales_cpu_and_gpu_workers_down_to_nothing() -> None:
