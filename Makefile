@@ -95,3 +95,6 @@ $(INSTALLED): pyproject.toml uv.lock torch-cpu.txt
 lock: $(INSTALLED)
 	$(VENV)/bin/uv lock $(ARGS)
 	$(VENV)/bin/uv export --frozen --no-emit-project --quiet --output-file requirements.txt
+	$(MAKE) install
+	$(VENV)/bin/python -m docs.make.licences > $(VENV)/licences.md
+	mv $(VENV)/licences.md docs/reference/licences.md

@@ -1,4 +1,4 @@
-"""What an install brings: known by hashes, and asked about at the audit."""
+"""What an install brings: known by hashes, asked about at the audit, its licences listed."""
 
 import http.server
 import json
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import tomllib
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,8 +18,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from uv import find_uv_bin
 
+from docs.make.licences import bundled_libraries
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+LICENCES = (REPOSITORY / "docs" / "reference" / "licences.md").read_text()
 LOCKED: list[dict[str, Any]] = [
     package
     for package in tomllib.loads((REPOSITORY / "uv.lock").read_text())["package"]
@@ -175,3 +179,46 @@ def test_an_audit_skips_where_there_is_no_service() -> None:
     audit = make("audit", f"ARGS=--service-url http://127.0.0.1:{port}/")
     assert audit.returncode == 0, audit.stdout
     assert "audit skipped" in audit.stdout
+
+
+def listed_licences() -> dict[tuple[str, str], str]:
+    """(package, version) -> licence; the name of a direct dependency is bold."""
+    rows = re.findall(r"^\| (\S+) \| (\d\S*) \| (.*?) \|", LICENCES.partition("## Packages")[2], re.MULTILINE)
+    return {(name, version): licence for name, version, licence in rows}
+
+
+def test_the_licence_of_every_locked_package_is_listed() -> None:
+    listed = listed_licences()
+    locked = {(package["name"], package["version"]) for package in LOCKED}
+    assert {(name.strip("*"), version) for name, version in listed} == locked
+    assert all(listed.values())
+
+
+def test_every_installed_dependency_is_listed_and_the_direct_ones_are_marked() -> None:
+    listed = {name for name, _ in listed_licences()}
+    direct = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    assert {f"**{name}**" for name in direct} <= listed
+    installed: set[str] = set()
+    waiting = {*direct}
+    while waiting:
+        name = waiting.pop()
+        try:
+            brings = [Requirement(line) for line in requires(name) or []]
+        except PackageNotFoundError:
+            # An extra's, or another platform's.
+            continue
+        installed.add(name)
+        always = [each for each in brings if each.marker is None or each.marker.evaluate({"extra": ""})]
+        waiting |= {canonicalize_name(each.name) for each in always} - installed
+    assert len(installed) > len(direct)
+    assert installed <= {name.strip("*") for name in listed}
+
+
+def test_every_library_inside_a_wheel_is_listed() -> None:
+    section = LICENCES.partition("## Libraries")[2].partition("##")[0]
+    listed = {
+        name: set(libraries.split(", ")) for name, libraries in re.findall(r"\| (\S+) \| (.+) \|", section)
+    }
+    for name, libraries in bundled_libraries().items():
+        assert set(libraries) <= listed[name], name
+    assert {"libx264", "libx265", "libavcodec"} <= listed["av"]
