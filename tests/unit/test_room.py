@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from flowcore.formats import FrameCodec
 from flowcore.occlusion import OcclusionCheck
 from flowcore.video import ClipOptions
-from pipelines.room import READ_CPUS, TEACHER_CPUS, WRITE_CPUS, LabellingRoom, labelling_room
 from pipelines.labelling_stages import Plan
+from pipelines.room import READ_CPUS, TEACHER_CPUS, WRITE_CPUS, LabellingRoom, labelling_room
 
 LATER = {"CPU": 64.0, "GPU": 8.0}
 GPUS_OF_NOW_OR_LATER = pytest.mark.parametrize(
