@@ -1,52 +1,17 @@
 """The tutorial's commands, as its page shows them."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import pytest
-from mlflow import MlflowClient
+from terminal import REPOSITORY, client_of, typed
 
 from flowcore.scenes import SceneOptions, render_scene, write_video
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
 NUM_FRAMES = 9
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_tutorial_goes_from_videos_to_a_student_and_its_flow(tmp_path: Path) -> None:
-    for name in ("jobs", "docs"):
-        (tmp_path / name).symlink_to(REPOSITORY / name)
-    for seed in range(2):
-        scene = render_scene(seed, SceneOptions(height=72, width=120, num_frames=NUM_FRAMES))
-        write_video(tmp_path / "my_videos" / f"scene{seed}.mp4", scene.frames)
-
-    typed = subprocess.run(
-        ["bash", "-eu", "-c", bash_blocks(REPOSITORY / "docs" / "tutorial.md")],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(REPOSITORY),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert typed.returncode == 0, f"{typed.stdout[-3000:]} {typed.stderr[-3000:]}"
-    for flow in ("first-flow", "flow"):
-        for kind in (".flo", ".png"):
-            assert len(list((tmp_path / "runs" / flow).rglob(f"*{kind}"))) == 2 * (NUM_FRAMES - 1)
-    picture = next((tmp_path / "runs" / "first-flow").rglob("*.png"))
-    assert cv2.imread(str(picture)).std() > 10
-    assert "<html" in (tmp_path / "runs" / "gallery.html").read_text()
-    assert_metrics_are_documented(tmp_path)
 
 
 def bash_blocks(page: Path) -> str:
@@ -54,12 +19,39 @@ def bash_blocks(page: Path) -> str:
     return "\n".join(re.findall(r"^```bash\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL))
 
 
-def assert_metrics_are_documented(folder: Path) -> None:
-    """Every metric of the runs is on the reference's page, but for those that MLflow logs of the machine."""
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a reader who typed what the page says."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name in ("jobs", "docs"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    for seed in range(2):
+        scene = render_scene(seed, SceneOptions(height=72, width=120, num_frames=NUM_FRAMES))
+        write_video(folder / "my_videos" / f"scene{seed}.mp4", scene.frames)
+    commands = bash_blocks(REPOSITORY / "docs" / "tutorial.md")
+    ended = typed(*("bash", "-eu", "-c", commands), folder=folder, cwd=folder, PYTHONPATH=str(REPOSITORY))
+    assert ended.returncode == 0, f"{ended.stdout[-3000:]} {ended.stderr[-3000:]}"
+    return folder
+
+
+@pytest.mark.parametrize("flow", ["first-flow", "flow"])
+def test_the_tutorial_ends_in_the_flow_of_every_pair_and_its_picture(followed: Path, flow: str) -> None:
+    for kind in (".flo", ".png"):
+        assert len(list((followed / "runs" / flow).rglob(f"*{kind}"))) == 2 * (NUM_FRAMES - 1)
+    picture = next((followed / "runs" / flow).rglob("*.png"))
+    assert cv2.imread(str(picture)).std() > 10
+
+
+def test_the_tutorial_makes_a_page_of_its_labels(followed: Path) -> None:
+    assert "<html" in (followed / "runs" / "gallery.html").read_text()
+
+
+def test_every_metric_of_the_tutorial_s_runs_is_documented(followed: Path) -> None:
+    """But for those that MLflow logs of the machine."""
     page = (REPOSITORY / "docs" / "reference" / "metrics.md").read_text()
     documented = re.findall(r"`([a-z][\w/<>.]+)`", page)
     patterns = [re.sub(r"<\w+>", r"[\\w-]+", name).replace("...", ".+") for name in documented]
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    client = client_of(followed)
     (experiment,) = (each for each in client.search_experiments() if each.name == "distillflow")
     logged = {name for run in client.search_runs([experiment.experiment_id]) for name in run.data.metrics}
     undocumented = {

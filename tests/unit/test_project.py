@@ -118,3 +118,14 @@ def test_every_file_that_the_cluster_mounts_is_here() -> None:
     mounted = [local for local in cluster()["file_mounts"].values() if not local.startswith("~")]
     assert mounted
     assert all((REPOSITORY / local).is_file() for local in mounted)
+
+
+def test_make_demo_hands_the_users_videos_and_arguments_on() -> None:
+    made = subprocess.run(
+        ["make", "--dry-run", "demo", "VIDEOS=my videos", "SEED=3", "RECIPE=smoke", "ARGS=--run-root my_runs"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "python jobs/demo.py smoke --videos 'my videos' --seed 3 --run-root my_runs" in made.stdout
