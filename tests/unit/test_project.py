@@ -122,7 +122,15 @@ def test_every_file_that_the_cluster_mounts_is_here() -> None:
 
 def test_make_demo_hands_the_users_videos_and_arguments_on() -> None:
     made = subprocess.run(
-        ["make", "--dry-run", "demo", "VIDEOS=my videos", "SEED=3", "RECIPE=smoke", "ARGS=--run-root my_runs"],
+        [
+            "make",
+            "--dry-run",
+            "demo",
+            "VIDEOS=my videos",
+            "SEED=3",
+            "RECIPE=smoke",
+            "ARGS=--run-root my_runs",
+        ],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
