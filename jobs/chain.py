@@ -12,6 +12,7 @@ from flowcore.formats import write_image
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, pseudolabel, recipes, train_teacher
 from jobs.stages import Evaluate
+from pipelines.disclosure import tell
 from pipelines.pair_set import PairSet
 
 if TYPE_CHECKING:
@@ -31,11 +32,11 @@ class StageClock:
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:
         """Times the block."""
-        print(f"\n== {name}: {what}", flush=True)
+        tell(f"\n== {name}: {what}")
         started = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - started, 1)
-        print(f"== {name}: done in {self.seconds[name]:.1f} s", flush=True)
+        tell(f"== {name}: done in {self.seconds[name]:.1f} s")
 
     @property
     def summary(self) -> dict[str, float]:

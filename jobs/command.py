@@ -2,7 +2,8 @@
 
 An error that the user can mend is a message on stderr without a traceback, even where a worker on another
 node raised it; DISTILLFLOW_DEBUG=1 shows the traceback and the workers' output. Exit status 2 for a command
-line that is wrong, 1 for another error.
+line that is wrong, 1 for another error. What is printed goes through `disclosure.tell`, tracebacks too: an
+error repeats names that strangers chose, and locations.
 
 What takes seconds to import (Ray, MLflow) is imported by the work, after the command line was read.
 """
@@ -14,6 +15,7 @@ from typing import NoReturn, TypeVar
 
 from jobs.parsing import HelpAsked, Recipes, UsageError, parse, parse_recipe
 from pipelines.cluster import is_debugging
+from pipelines.disclosure import tell
 
 Options = TypeVar("Options")
 
@@ -55,7 +57,7 @@ def run_training(
         uri = stage(options, recipe)
         from pipelines.tracking import ui_command
 
-        print(f"{result}: {uri}\nlook at it: {ui_command()}")
+        tell(f"{result}: {uri}\nlook at it: {ui_command()}")
 
     main.__module__ = stage.__module__
     run_recipe(main, recipes, arguments)
@@ -68,7 +70,7 @@ def _parsed(read: Callable[[], Parsed]) -> Parsed:
     try:
         return read()
     except HelpAsked as help_text:
-        print(help_text)
+        tell(str(help_text))
         raise SystemExit(0) from None
     except UsageError as error:
         _fail(error, status=2)
@@ -78,19 +80,17 @@ def _call(work: Callable[[], None]) -> None:
     try:
         work()
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+        tell("error: interrupted", to=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         cause = _root_cause(error)
-        if not _is_expected(cause):
-            raise
-        if is_debugging():
-            traceback.print_exc()
+        if is_debugging() or not _is_expected(cause):
+            tell(traceback.format_exc(), to=sys.stderr)
         _fail(cause, status=1)
 
 
 def _fail(error: BaseException, *, status: int) -> NoReturn:
-    print(f"error: {_message(error)}", file=sys.stderr)
+    tell(f"error: {_message(error)}", to=sys.stderr)
     raise SystemExit(status) from None
 
 

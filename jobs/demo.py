@@ -18,6 +18,7 @@ from jobs.command import run_recipe
 from jobs.recipes import RECIPES
 from pipelines.cluster import connect
 from pipelines.collection import Collection
+from pipelines.disclosure import tell
 from pipelines.storage import PROJECT_FOLDER, shared_folder
 
 if TYPE_CHECKING:
@@ -69,9 +70,9 @@ def demo(options: Demo, recipe: str) -> None:
         numbers.write_text(json.dumps(summary | {"seconds": clock.summary}, indent=2) + "\n")
         for file in (numbers, picture):
             chain.artifact(file)
-    print(f"\n{table(subject, errors) if errors else ''}\n\npicture: {picture}")
-    print(f"numbers: {numbers}\nlabels:  {folder / 'labels'}\nstudent: {models['student']}")
-    print(f"every step: {tracking.ui_command()}")
+    tell(f"\n{table(subject, errors) if errors else ''}\n\npicture: {picture}")
+    tell(f"numbers: {numbers}\nlabels:  {folder / 'labels'}\nstudent: {models['student']}")
+    tell(f"every step: {tracking.ui_command()}")
 
 
 def recipes() -> dict[str, tuple[str, Demo]]:

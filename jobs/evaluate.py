@@ -17,6 +17,7 @@ from flowcore.datasets import find_samples, samples_digest
 from jobs.command import run
 from jobs.stages import Evaluate, data_set_at
 from pipelines.cluster import connect
+from pipelines.disclosure import tell
 from pipelines.storage import Folder, absolute, is_mlflow_uri, join, split
 
 if TYPE_CHECKING:
@@ -65,16 +66,16 @@ def main(stage: Evaluate) -> None:
     results = evaluate_models({model: model for model in stage.model}, stage)
     for group, errors in next(iter(results.values())).groups.items():
         rows = {name: result.groups[group] for name, result in results.items()}
-        print(table(f"{group}, {errors.pairs} pairs", rows) + "\n")
+        tell(table(f"{group}, {errors.pairs} pairs", rows) + "\n")
     if numbers is not None:
         summaries = {name: result.summary() for name, result in results.items()}
         content = summaries if len(summaries) > 1 else next(iter(summaries.values()))
         folder, name = numbers
         Folder(folder).write(name, (json.dumps(content, indent=2) + "\n").encode())
-        print(f"numbers: {join(folder, name)}")
+        tell(f"numbers: {join(folder, name)}")
     from pipelines.tracking import ui_command
 
-    print(f"look at it: {ui_command()}")
+    tell(f"look at it: {ui_command()}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ makes chairs2 a label set again. If the job is killed, the same command again wr
 from dataclasses import dataclass, replace
 
 from jobs.command import run
+from pipelines.disclosure import tell
 from pipelines.filters import PairFilter
 from pipelines.label_files import Layout, export_labels
 from pipelines.pair_set import PairSet
@@ -48,9 +49,9 @@ def main(stage: ExportLabels) -> None:
             drawn.update(done - drawn.n)
 
         summary = export_labels(pairs, output, stage.layout, on_progress=draw)
-    print(f"{summary.pairs} pairs in {output}, {summary.new_pairs} of them new")
+    tell(f"{summary.pairs} pairs in {output}, {summary.new_pairs} of them new")
     if summary.unknown_pixels:
-        print(f"{summary.unknown_pixels} pixels move too far for KITTI's PNG and count as unknown there")
+        tell(f"{summary.unknown_pixels} pixels move too far for KITTI's PNG and count as unknown there")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 from flowcore.networks.exported import SMALLEST_SIDE, disagreement, require_exportable, write_graph
 from jobs.command import run
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
+from pipelines.disclosure import tell
 from pipelines.storage import Folder, absolute, split
 
 _TOLERANCE = 0.01
@@ -35,7 +36,7 @@ def main(stage: ExportModel) -> None:
     folder, name = split(output)
     network, info = load_model(fetch_model(absolute_model(stage.model, "--model")))
     require_exportable(network, Path(name))
-    print("tracing the network and checking the file, which takes up to two minutes", flush=True)
+    tell("tracing the network and checking the file, which takes up to two minutes")
     with Folder(folder).writing(name) as path:
         write_graph(network, path, {"digest": info.digest, "provenance": dict(info.provenance)})
         error = disagreement(network, path)
@@ -45,9 +46,9 @@ def main(stage: ExportModel) -> None:
                 "not kept; please report this with the model"
             )
         size = path.stat().st_size
-    print(f"{output}: {size / 1e6:.1f} MB, at most {error:.1e} px from the network's own flow")
+    tell(f"{output}: {size / 1e6:.1f} MB, at most {error:.1e} px from the network's own flow")
     sides = f"both sides multiples of {network.multiple} px and at least {SMALLEST_SIDE} px"
-    print(f"frames: RGB in [0, 1], {sides}")
+    tell(f"frames: RGB in [0, 1], {sides}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.command import run
+from pipelines.disclosure import tell
 from pipelines.gallery import gallery_page
 from pipelines.grades import GalleryOptions, GradedSet
 from pipelines.pair_set import PairSet
@@ -54,7 +55,7 @@ def main(stage: Gallery) -> None:
             copy = Path(copies) / name
             copy.write_bytes(page)
             run.artifact(copy)
-    print(f"gallery: {output}\nlook at it: {tracking.ui_command()}")
+    tell(f"gallery: {output}\nlook at it: {tracking.ui_command()}")
 
 
 if __name__ == "__main__":

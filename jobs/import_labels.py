@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from flowcore.occlusion import OcclusionCheck
 from jobs.command import run
 from pipelines.cluster import connect
+from pipelines.disclosure import tell
 from pipelines.storage import absolute, shared_folder
 
 
@@ -35,7 +36,7 @@ def main(stage: ImportLabels) -> None:
     folder, labels = shared_folder(stage.files, "--files"), absolute(stage.labels, "--labels")
     connect()
     pairs = import_labels(folder, labels, stage.check)
-    print(f"labels: {pairs.location}\n{pairs.num_pairs()} pairs of {folder}")
+    tell(f"labels: {pairs.location}\n{pairs.num_pairs()} pairs of {folder}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from pipelines.disclosure import require_storable
+
 REQUIRED: Any = object()
 """Stands in a recipe for what the user must give."""
 
@@ -97,7 +99,13 @@ def configured(configuration: Any, values: Mapping[str, object]) -> Any:
 
 
 def read(option: Option, words: Sequence[str]) -> object:
-    """The value of an option in a command line's words; ValueError for words of another kind."""
+    """The value of an option in a command line's words.
+
+    ValueError for words of another kind, and as `disclosure.require_storable`: whatever an option says is
+    stored with what is made from it, and this is the one door that all of them come through.
+    """
+    for word in words:
+        require_storable(word, option.name)
     is_list = get_origin(option.kind) is tuple and get_args(option.kind)[-1] is Ellipsis
     try:
         if not words and not is_list:

@@ -97,7 +97,9 @@ def _given(known: Sequence[Option], arguments: Sequence[str]) -> Iterator[tuple[
     for option in known:
         if option.path in given:
             words = getattr(given, option.path)
-            yield option, read(option, words) if isinstance(words, list) else words
+            if option.is_positional:
+                words = [words]
+            yield option, words if option.is_flag else read(option, words)
 
 
 def _excused(options: Any, values: dict[str, object]) -> dict[str, object]:

@@ -14,6 +14,7 @@ from jobs.command import run
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
 from pipelines.cluster import connect, has_cluster
 from pipelines.collection import absolute_collection
+from pipelines.disclosure import plain, tell
 from pipelines.storage import absolute
 
 
@@ -57,9 +58,10 @@ def main(stage: Predict) -> None:
         numbers["pairs_per_second"] = num_pairs / seconds
         run.summary({f"predict/{name}": number for name, number in numbers.items()})
         for prediction in predictions:
-            print(f"{prediction.source.name}: flow of {prediction.num_pairs} pairs in {prediction.folder}")
+            name, place = plain(prediction.source.name), plain(prediction.folder)
+            tell(f"{name}: flow of {prediction.num_pairs} pairs in {place}")
         if problems := [prediction for prediction in predictions if prediction.problem is not None]:
-            reasons = "\n".join(f"{prediction.source.name}: {prediction.problem}" for prediction in problems)
+            reasons = "\n".join(plain(f"{each.source.name}: {each.problem}") for each in problems)
             raise ValueError(
                 f"the flow of {len(problems)} of {len(predictions)} videos is incomplete; repair or remove "
                 f"these:\n{reasons}"

@@ -21,6 +21,7 @@ from jobs.report import example_picture, status_text, summary_text
 from jobs.stages import Pseudolabel
 from pipelines.cluster import connect
 from pipelines.collection import Collection, absolute_collection
+from pipelines.disclosure import tell
 from pipelines.labelling import LabellingSummary, write_labels
 from pipelines.labelling_status import labelling_status
 from pipelines.pair_set import PairSet
@@ -28,7 +29,8 @@ from pipelines.storage import absolute
 
 
 def pseudolabel(stage: Pseudolabel, recipe: str) -> LabellingSummary:
-    """Runs the stage; returns what was written."""
+    """Runs the stage; returns what was written. OSError, once it is recorded, where the storage didn't give
+    every video."""
     labels = absolute(stage.labels, "--labels")
     collection, teachers = Collection.find(stage.videos), stage.teachers()
     connect()
@@ -52,6 +54,7 @@ def pseudolabel(stage: Pseudolabel, recipe: str) -> LabellingSummary:
         pairs = PairSet.open(labels)
         run.wrote(summary, pairs)
         run.picture("pseudo-label", example_picture(pairs), step=0)
+        summary.require_all_read()
         return summary
 
 
@@ -59,12 +62,12 @@ def main(stage: Pseudolabel, recipe: str) -> None:
     if stage.status:
         labels = absolute(stage.labels, "--labels")
         videos = absolute_collection(stage.videos, "--videos") if stage.videos else None
-        print(status_text(labels, labelling_status(labels, videos), datetime.now()))
+        tell(status_text(labels, labelling_status(labels, videos), datetime.now()))
         return
-    print(summary_text(pseudolabel(stage, recipe)))
+    tell(summary_text(pseudolabel(stage, recipe)))
     from pipelines.tracking import ui_command
 
-    print(f"look at it: {ui_command()}")
+    tell(f"look at it: {ui_command()}")
 
 
 def recipes() -> dict[str, tuple[str, Pseudolabel]]:

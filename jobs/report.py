@@ -4,6 +4,7 @@ from collections import Counter
 from datetime import datetime, timedelta
 
 from flowcore.drawing import Picture, Prediction, comparison_panel
+from pipelines.disclosure import plain
 from pipelines.labelling import LabellingSummary
 from pipelines.labelling_status import LabellingStatus
 from pipelines.labels import decode_occlusion
@@ -23,7 +24,7 @@ def status_text(labels: str, status: LabellingStatus, now: datetime) -> str:
         ("  skipped", sum(status.skipped.values())),
     ]
     reasons = Counter(status.skipped).most_common()
-    lines += [(f"{count:>9}", reason) for reason, count in reasons[:_MOST_REASONS]]
+    lines += [(f"{count:>9}", plain(reason)) for reason, count in reasons[:_MOST_REASONS]]
     if others := sum(count for _, count in reasons[_MOST_REASONS:]):
         lines.append((f"{others:>9}", f"for other reasons, see {LEDGER_FILE}"))
     speed = status.pairs_per_second
@@ -63,7 +64,9 @@ def summary_text(summary: LabellingSummary) -> str:
     lines.append(f"{summary.pairs_per_second:.1f} pairs/s")
     if summary.ledger:
         lines.append(f"{len(summary.ledger)} inputs were skipped or cut short:")
-    lines += [f"  {entry.video}: {entry.outcome}, {entry.reason}" for entry in summary.ledger]
+    for entry in summary.ledger:
+        # Strangers choose these: a line end would begin a line that looks like one of ours.
+        lines.append(f"  {plain(entry.video)}: {entry.outcome}, {plain(entry.reason)}")
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from jobs.finetune import finetune
 from jobs.options import Positional
 from jobs.stages import Distill, Finetune, TrainTeacher
 from jobs.train_teacher import train_teacher
+from pipelines.disclosure import tell
 from pipelines.storage import is_mlflow_uri
 
 STAGES: Mapping[str, tuple[type, Callable[[Any, str], str]]] = {
@@ -73,7 +74,7 @@ def main(options: Rerun) -> None:
     uri, text = rerun(options)
     from pipelines.tracking import ui_command
 
-    print(f"model: {uri}\n{text}\nlook at it: {ui_command()}")
+    tell(f"model: {uri}\n{text}\nlook at it: {ui_command()}")
 
 
 if __name__ == "__main__":

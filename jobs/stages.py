@@ -123,8 +123,8 @@ class Pseudolabel:
 
     videos: str
     """The videos: a folder (searched through), glob, video, list file or URI, or a data set such as
-    sintel:/data/MPI-Sintel. With --status, the collection that is counted; without it the one that is
-    labelled in --labels."""
+    sintel:/data/MPI-Sintel. With --status, the collection that is counted; without it, what the last run into
+    --labels found."""
     teacher: tuple[str, ...]
     """One or several models: checkpoint folders, runs:/<run id>/model, models:/<name>@<alias>, opencv:<name>,
     torchvision:<name> or ptlflow:<name>."""

@@ -44,6 +44,7 @@ def train_teacher(stage: TrainTeacher, recipe: str) -> str:
         with video_bar("frame pairs") as draw:
             written = write_pairs(collection, location, stage.clips, LabellingOptions(), on_progress=draw)
         run.summary(written.metrics("pairs"))
+        written.require_all_read()
         pairs = PairSet.open(location)
         run.reads("videos", collection.place, pairs, "training")
         source = Source(pairs=pairs, transformation=stage.augmentation, objective=stage.objective)

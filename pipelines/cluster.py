@@ -12,8 +12,10 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from pipelines.disclosure import tell
 from pipelines.room import num_cores
 from pipelines.storage import PROJECT_FOLDER, is_shipped_copy
 
@@ -75,7 +77,7 @@ def _start(*, debugs: bool) -> None:
     inherited = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT_FOLDER), *([inherited] if inherited else [])])
     _tell("starting Ray on this machine")
-    with _known_address():
+    with _known_address(), _own_token():
         start(
             address="local",
             num_cpus=max(_FEWEST_CPUS, num_cores() + _SPARE_CPUS),
@@ -98,7 +100,7 @@ def times_begun() -> int:
 
 def _tell(what: str) -> None:
     """Says what the next seconds are spent on."""
-    print(f"{what} ...", file=sys.stderr, flush=True)
+    tell(f"{what} ...", to=sys.stderr)
 
 
 def _require_listener(address: str) -> None:
@@ -144,6 +146,21 @@ def _known_address() -> Iterator[None]:
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _own_token() -> Iterator[None]:
+    """Nobody else reads the token that Ray writes in the block, where there is none yet: whoever has it runs
+    code in this cluster and in each that is started with it. Ray leaves its file readable by all."""
+    token = Path.home() / ".ray" / "auth_token"
+    with contextlib.suppress(OSError):
+        token.parent.mkdir(mode=0o700)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if token.stat().st_mode & 0o077:
+                token.chmod(0o600)
 
 
 def _quieten() -> None:

@@ -17,6 +17,7 @@ from typing import Self
 from pyarrow.fs import FileInfo, FileType
 
 from flowcore.datasets import SEQUENCES, DataSet, find_sequences
+from pipelines.disclosure import is_text
 from pipelines.storage import (
     Folder,
     absolute,
@@ -75,8 +76,22 @@ class VideoSource:
 
     @property
     def name(self) -> str:
-        """Unique within the collection: `uri`, with `scene` below it."""
-        return join(self.uri, self.scene)
+        """Unique within the collection: `uri`, with `scene` below it. Where that isn't UTF-8, as a URI with
+        the bytes that aren't as %FF, which no other video is called."""
+        place = join(self.uri, self.scene)
+        if is_text(place):
+            return place
+        if is_remote(place):
+            return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", place)
+        return f"file://{quote(os.fsencode(place))}"
+
+    @property
+    def misnomer(self) -> str:
+        """Why it isn't opened, whatever it holds; empty where it may be. Labels, ledgers and pages are texts,
+        and they tell of a video by its name."""
+        if not is_text(self.uri + self.scene):
+            return "its name isn't UTF-8; rename it"
+        return "" if all(map(is_text, self.frames)) else "the name of a frame isn't UTF-8; rename it"
 
 
 def absolute_collection(collection: str, option: str) -> str:
@@ -125,10 +140,11 @@ def find_videos(collection: str) -> list[VideoSource]:
     - a data set such as kitti2015:/data/kitti, whose videos are the sequences that
       `flowcore.datasets.find_sequences` finds in the folder or URI.
 
-    A list's URIs with a video's extension are trusted: the storage isn't asked about each.
+    A list's URIs with a video's extension are trusted: the storage isn't asked about each. What has a
+    `misnomer` is among the videos, to be accounted for.
 
     Raises FileNotFoundError where there is no such collection or no video in it, ValueError for an unknown
-    data set and for a URI with a password.
+    data set and for a URI with a secret in it.
     """
     data_set = DataSet.parse(collection)
     place = _place(collection if data_set is None else data_set.root)
@@ -152,6 +168,9 @@ def stamp_of(source: VideoSource) -> Stamp:
     """The stamp of the video's files as they were when listed; if they weren't, as they are now."""
     if source.listed is not None:
         return source.listed
+    if source.misnomer:
+        # pyarrow takes no such names.
+        return Stamp(size=0, text="")
     filesystem, path = storage_of(source.uri)
     return Stamp.of(filesystem.get_file_info([f"{path}/{name}" for name in source.frames] or [path]))
 
@@ -162,9 +181,14 @@ def stamps_of(sources: Sequence[VideoSource]) -> dict[str, Stamp]:
 
 
 def _lines(list_file: str) -> list[str]:
-    folder, name = split(list_file)
-    lines = (line.strip() for line in Folder(folder).read(name).decode("utf-8-sig").splitlines())
+    lines = (line.strip() for line in _content(list_file).splitlines())
     return [line for line in lines if line and not line.startswith("#")]
+
+
+def _content(list_file: str) -> str:
+    folder, name = split(list_file)
+    # As Python has the names of files: what isn't UTF-8 in a line costs that line's video alone.
+    return Folder(folder).read(name).decode("utf-8-sig", errors="surrogateescape")
 
 
 def _videos_of_line(list_file: str, line: str) -> list[VideoSource]:
@@ -175,7 +199,7 @@ def _videos_of_line(list_file: str, line: str) -> list[VideoSource]:
     if data_set is not None:
         return _sequences_at(data_set.name, _place(_within(base, data_set.root)))
     place = _place(_within(base, line))
-    if is_remote(place) and extension(place) in VIDEO_EXTENSIONS:
+    if is_remote(place) and (extension(place) in VIDEO_EXTENSIONS or not is_text(place)):
         return [VideoSource(place)]
     return _videos_at(place)
 

@@ -48,6 +48,9 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 _NEGATED = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
 _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
 _PASSED_BY_NAN = (">", ">=", "!=")
+_LONGEST = 4000
+_DEEPEST = 50
+_NESTING = re.compile(r"'[^']*'|\b(?:not|and|or)\b|[-+~(){}\[\]]")
 _NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _REMEDY = (
     "write comparisons of a column, such as occluded < 0.6 and not (video == 'a.mp4' or photometric > 4)"
@@ -136,12 +139,31 @@ class PairFilter:
 def _parsed(text: str) -> _Comparison | _Junction:
     # A text of several lines is one condition in SQL.
     text = text.replace("\n", " ").strip()
+    _require_small(text)
     try:
         tree = ast.parse(text, mode="eval")
     except SyntaxError as error:
         # Python gives the text's end the offset 0.
         raise _refusal(text, error.offset - 1 if error.offset else len(text), error.msg) from None
     return _condition(text, tree.body, is_negated=False)
+
+
+def _require_small(text: str) -> None:
+    """ValueError for a text that Python's parser would take seconds or its whole stack for."""
+    if len(text) > _LONGEST:
+        raise ValueError(f"where: {len(text)} characters, and at most {_LONGEST} are read; {_REMEDY}")
+    parentheses = signs = 0
+    for found in _NESTING.finditer(text):
+        if found[0] in ("and", "or"):
+            signs = 0
+        elif found[0] in ("not", *"-+~"):
+            signs += 1
+        elif found[0][0] in "([{":
+            parentheses += 1
+        elif found[0][0] in ")]}":
+            parentheses -= 1
+        if parentheses + signs > _DEEPEST:
+            raise _refusal(text, found.start(), f"more than {_DEEPEST} conditions within each other")
 
 
 def _condition(text: str, node: ast.expr, *, is_negated: bool) -> _Comparison | _Junction:

@@ -88,6 +88,9 @@ def predict_video(
     network: FlowNetwork, source: VideoSource, location: str, options: PredictionOptions
 ) -> Iterator[PredictedVideo]:
     """Predicts one video; yields after each pair, and once more at the end if pairs are missing."""
+    if source.misnomer:
+        yield PredictedVideo(source=source, folder=location, problem=source.misnomer)
+        return
     folder = Folder(location)
     num_pairs, scale = 0, 0.0
     with DecoderProcess() as decoder, film(folder) as shown, _OneAhead() as writer:

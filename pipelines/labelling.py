@@ -28,6 +28,7 @@ from pipelines.ledger import (
     with_less,
     with_pairs,
 )
+from pipelines.messages import VideoEnded
 from pipelines.pair_set import SetDescription, describe_set
 from pipelines.room import Accelerator
 from pipelines.storage import Folder, storage_of
@@ -47,7 +48,8 @@ class LabellingOptions:
     row_group_pairs: int = 8
     """Pairs in a row group of a file, which a reader gets together."""
     max_bad_share: float = 0.5
-    """Share of the videos, in [0, 1], that may give no pair; above it the run fails."""
+    """Share of the videos, in [0, 1], that may give no pair; above it the run fails. It fails for any that
+    the storage didn't give, after it has done the others."""
     num_teachers: int | None = None
     """Largest number of labelling processes. `none` takes one for each GPU, with `gpu` also those that an
     autoscaler adds; without GPUs it takes most of the CPUs."""
@@ -115,6 +117,18 @@ class LabellingSummary:
     """The videos that gave less than they might."""
     left_out: Mapping[str, int]
     """Pairs of the set's videos that aren't in it, by reason."""
+    unread: tuple[VideoRecord, ...] = ()
+    """Of the collection, the videos that the storage didn't give; the same run again tries them."""
+
+    def require_all_read(self) -> None:
+        """OSError where the storage didn't give every video, which says nothing of the video itself."""
+        if self.unread:
+            examples = "; ".join(f"{record.video}: {record.reason}" for record in self.unread[:3])
+            raise OSError(
+                f"{len(self.unread)} videos can't be read now ({examples}). {self.location} has the others' "
+                "pairs. Run the same command again, which tries only these; if it is no passing fault, "
+                "mend their storage or leave them out"
+            )
 
     @property
     def pairs_per_second(self) -> float:
@@ -173,6 +187,7 @@ def write_pairs(
 
     graph: what reads and writes; None takes Ray, which has to be running. Raises ValueError where the folder
     is another set's, and RuntimeError, with the ledger written, if nothing or too little came of the inputs.
+    What the storage didn't give is no bad input: see `LabellingSummary.require_all_read`.
     """
     codec = options.codec_for(collection.place)
     description = SetDescription(
@@ -280,6 +295,10 @@ def _write_set(
         describe_set(location, description)
         Folder(location).sweep()
         tally = Tally(plan.location, plan.run, plan.label_set, stamps, read_progress(location))
+        for source in collection.videos:
+            if source.misnomer:
+                record = VideoRecord(video=source.name, outcome="nothing", reason=source.misnomer)
+                tally.add(VideoEnded(record=record))
         left = [source for source in collection.videos if not tally.is_done(source.name)]
         with reported(location, lambda: tally.progress):
             if left:
@@ -303,6 +322,9 @@ def _write_set(
         stage_seconds=tally.stage_seconds,
         processes=graph.processes,
         ledger=tuple(with_less(records)),
+        unread=tuple(
+            record for record in records if record.video in stamps and record.outcome == "unreadable now"
+        ),
         left_out={
             reason: sum(getattr(record, reason) for record in records)
             for reason in ("cuts", "static_pairs", "faded_pairs")

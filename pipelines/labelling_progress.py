@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from threading import Event, Thread
 from typing import Literal
 
+from pipelines.disclosure import storable
 from pipelines.storage import Folder, json_bytes
 
 PROGRESS_FILE = "_progress.json"
@@ -48,6 +49,8 @@ class LabellingProgress:
     """Pairs that were made a second, by this run or, until it makes some, by the one before."""
     bytes_done: float = 0.0
     """Of the collection's files, those of the videos that are done; of one that is begun its share."""
+    bytes: float = 0.0
+    """Of all of the collection's files."""
     bytes_per_second: float | None = None
     """Of the collection's files, by the run that `pairs_per_second` tells of."""
     last_shard: float | None = None
@@ -95,7 +98,7 @@ def reported(location: str, progress: Callable[[], LabellingProgress]) -> Iterat
         yield
     except BaseException as error:
         _end(ended, reporter)
-        failure = f"{type(error).__name__}: {error}"
+        failure = storable(f"{type(error).__name__}: {error}")
         with suppress(OSError):
             _write(location, replace(progress(), state="failed", failure=failure))
         raise

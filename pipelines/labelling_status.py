@@ -19,7 +19,7 @@ class LabellingStatus:
 
     state: Literal["not begun", "unfinished", "finished"]
     videos: int
-    """In the collection now."""
+    """In the collection, as it is now or as the last run found it."""
     finished: int
     """Of them, those that gave pairs and need no more work."""
     skipped: Mapping[str, int]
@@ -49,36 +49,39 @@ def labelling_status(location: str, videos: str | None = None) -> LabellingStatu
     """How far a folder is, without Ray and without a trace: what the last run has told, against the
     collection as it is now.
 
-    videos: the collection; None for that of the folder's description, of which ValueError if there is none.
-    FileNotFoundError where the collection has no video. Until a run has ended well, a video that has changed
-    since it was labelled counts as before.
+    videos: the collection; None for what the last run found in it, of which ValueError if there was none. The
+    place that the set names is never looked at: whoever made the set may have named any host, and a request
+    there would be signed with the user's key. FileNotFoundError where the collection has no video. Until a
+    run has ended well, a video that has changed since it was labelled counts as before.
     """
     folder = Folder(location)
     description = description_at(folder)
-    if videos is None:
-        if description is None or "videos" not in description.provenance:
-            raise ValueError(
-                f"{location} names no collection: its labels came as files, or nothing was labelled there "
-                "yet; add --videos"
-            )
-        videos = description.provenance["videos"]
-    stamps = stamps_of(find_videos(videos))
-    progress = read_progress(location) or LabellingProgress()
+    told = read_progress(location)
+    if videos is None and told is None:
+        raise ValueError(
+            f"no run has told how far {location} is: its labels came as files, or nothing was labelled there "
+            "yet; add --videos"
+        )
+    progress = told or LabellingProgress()
+    stamps = None if videos is None else stamps_of(find_videos(videos))
+    num_videos, num_bytes = progress.num_videos, progress.bytes
     finished, skipped, pairs = progress.finished, dict(progress.skipped), progress.pairs
     bytes_done = progress.bytes_done
     has_ended = progress.state == "finished" and folder.size(MANIFEST_FILE) is not None
+    labelled = read_manifest(location) if has_ended else []
     if has_ended:
-        labelled = read_manifest(location)
         pairs = sum(record.pairs for record in labelled)
+    if stamps is not None:
+        num_videos, num_bytes = len(stamps), float(sum(stamp.size for stamp in stamps.values()))
+    if stamps is not None and has_ended:
         current = _current([*labelled, *read_ledger(location)], stamps)
         finished = sum(record.pairs > 0 for record in current)
         skipped = dict(Counter(short_reason(record) for record in current if record.pairs == 0))
         bytes_done = sum(stamps[record.video].size for record in current)
-    left = max(0, len(stamps) - finished - sum(skipped.values()))
+    left = max(0, num_videos - finished - sum(skipped.values()))
     seconds_left = None if left else 0.0
     if left and progress.bytes_per_second:
-        bytes_left = sum(stamp.size for stamp in stamps.values()) - bytes_done
-        seconds_left = max(0.0, bytes_left) / progress.bytes_per_second
+        seconds_left = max(0.0, num_bytes - bytes_done) / progress.bytes_per_second
     state: Literal["not begun", "unfinished", "finished"] = "unfinished"
     if description is None:
         state = "not begun"
@@ -86,7 +89,7 @@ def labelling_status(location: str, videos: str | None = None) -> LabellingStatu
         state = "finished"
     return LabellingStatus(
         state=state,
-        videos=len(stamps),
+        videos=num_videos,
         finished=finished,
         skipped=skipped,
         pairs=pairs,
@@ -100,6 +103,8 @@ def labelling_status(location: str, videos: str | None = None) -> LabellingStatu
 
 
 def _current(records: Sequence[VideoRecord], stamps: Mapping[str, Stamp]) -> list[VideoRecord]:
-    """One record a video, of those that tell of the content that the collection has now."""
-    by_video = {record.video: record for record in records if record.video in stamps}
+    """One record a video, of those that tell of the content that the collection has now. What the storage
+    didn't give has yet to be looked at."""
+    known = (record for record in records if record.outcome != "unreadable now")
+    by_video = {record.video: record for record in known if record.video in stamps}
     return [record for video, record in by_video.items() if record.stamp == stamps[video].text]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pipelines.disclosure import storable
 from pipelines.labels import FORMAT
 from pipelines.storage import Folder, json_bytes
 
@@ -34,12 +35,6 @@ _LEDGER = (
 """What the ledger says of a video."""
 _MANIFEST = ("video", "outcome", "stamp", "folder", "pairs", "shards", "bytes")
 """What the manifest says of a video."""
-
-_REASONS = {
-    "duplicate": "has the content of another video",
-    "unreadable now": "unreadable then; a run of the same command tries again",
-}
-"""What a status says of the outcomes whose own reasons name a file each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +69,10 @@ class VideoRecord:
     run: str = ""
     """The run that wrote the record."""
 
+    def __post_init__(self) -> None:
+        # A library's error may repeat a URI with the secrets that the environment gave it.
+        object.__setattr__(self, "reason", storable(self.reason))
+
 
 def duplicate(video: str, original: str, stamp: str) -> VideoRecord:
     """The record of a video that has the content of another."""
@@ -83,7 +82,7 @@ def duplicate(video: str, original: str, stamp: str) -> VideoRecord:
 
 def short_reason(record: VideoRecord) -> str:
     """Why a video gave no pair, in words that many videos share."""
-    return _REASONS.get(record.outcome, record.reason)
+    return "has the content of another video" if record.outcome == "duplicate" else record.reason
 
 
 def video_record(location: str, folder: str) -> VideoRecord | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checkpoints import StartingPoint, fetch_model
+from pipelines.disclosure import tell
 from pipelines.pair_set import PairSet
 from pipelines.registry import register, run_of
 from pipelines.storage import PROJECT_FOLDER, absolute, is_mlflow_uri
@@ -70,7 +71,7 @@ class StageRun(Run):
         final = {"step": trained.step, **trained.validation}
         self.summary({f"final/{key}": value for key, value in final.items()})
         if trained.step < trained.ended_at:
-            print(
+            tell(
                 f"training ended at step {trained.ended_at} because validation got no better (patience); the "
                 f"model is that of step {trained.step}"
             )
@@ -82,7 +83,7 @@ class StageRun(Run):
             judge=lambda uri: trained.judge.score(fetch_model(uri)),
         )
         if not version.is_champion:
-            print(
+            tell(
                 f"models:/{name}@champion stays the earlier version, whose error on the held-back pairs is "
                 "no higher"
             )
@@ -124,7 +125,7 @@ def lineage(
         provenance = {"stage": stage, "run_id": run.run_id} | ({} if recipe is None else {"recipe": recipe})
         stage_run = StageRun(run, stage, root, provenance)
         if hasattr(configuration, "resume"):
-            print(
+            tell(
                 f"run {run.run_id}: {run.url_hint}\n"
                 f"if it is killed: jobs/{stage}.py with the same options and --resume {run.run_id}"
             )
@@ -145,7 +146,7 @@ def kept_pairs(pairs: PairSet) -> dict[str, float]:
     if pairs.where is None:
         return {}
     kept, found = pairs.index().num_rows, pairs.num_pairs()
-    print(f"--where {pairs.where.text!r} keeps {kept} of {found} pairs")
+    tell(f"--where {pairs.where.text!r} keeps {kept} of {found} pairs")
     return {"labels/pairs": found, "labels/pairs_kept": kept}
 
 

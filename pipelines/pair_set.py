@@ -18,6 +18,7 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from flowcore.pairs import FramePair
+from pipelines.disclosure import storable
 from pipelines.filters import PairFilter
 from pipelines.labels import DEFAULT_MAX_SPREAD, FORMAT, PAIR_SCHEMA, decode_row, with_second_frames
 from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE, VideoRecord, read_ledger, read_manifest
@@ -67,6 +68,11 @@ class SetDescription:
     """Texts that name where that came from, such as the teacher's URI; they may differ between runs."""
     num_teachers: int = 0
     """How many teachers' labels the rows hold; several leave their spread beside them."""
+
+    def __post_init__(self) -> None:
+        # Those of a stranger's set are shown in a gallery, and stored with the run.
+        masked = {name: storable(str(text)) for name, text in self.provenance.items()}
+        object.__setattr__(self, "provenance", masked)
 
     @property
     def digest(self) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Set
 
-from pipelines.storage import without_secrets
+from pipelines.disclosure import storable
 
 _LONGEST_SUBJECT = 100
 """Characters in a run's name beside its stage and recipe."""
@@ -38,6 +38,6 @@ def differing(parameters: object, defaults: object, without: Set[str]) -> str:
 
 
 def shortened(text: str, longest: int = _LONGEST_TEXT) -> str:
-    text = without_secrets(text)
+    text = storable(text)
     note = f"... ({len(text)} characters)"
     return text if len(text) <= longest else text[: longest - len(note)] + note

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from pipelines.disclosure import tell
 from pipelines.labelling_progress import LabellingProgress
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -56,8 +57,7 @@ class _Lines(tqdm):  # type: ignore[misc]
 
     def _tell(self) -> None:
         self._told, self._told_of = time.monotonic(), self.n
-        self.fp.write(f"{self}\n")
-        self.fp.flush()
+        tell(str(self), to=self.fp)
 
 
 def bar(

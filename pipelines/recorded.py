@@ -6,8 +6,9 @@ from pathlib import Path
 import mlflow.artifacts
 from mlflow.exceptions import MlflowException
 
+from pipelines.disclosure import without_secrets
 from pipelines.revision import DIFF_FILE, PACKAGES_FILE, code_files, revision_of
-from pipelines.storage import PROJECT_FOLDER, without_secrets
+from pipelines.storage import PROJECT_FOLDER
 from pipelines.tracking import ABSENT, OPTIONS_FILE, client_of, impatient, tracking_uri, unreachable
 
 

@@ -1,6 +1,8 @@
 """Which code runs?"""
 
+import contextlib
 import difflib
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -11,9 +13,13 @@ from pathlib import Path
 
 import cv2
 
+from pipelines.disclosure import code_without_secrets, storable
 from pipelines.storage import is_shipped_copy
 
 _PACKAGES = ("torch", "ray", "numpy", "pyarrow", "av", "mlflow")
+_CODE = ("*.py", "*.jinja", "pyproject.toml", "uv.lock")
+_LONGEST_DIFF = 1_000_000
+"""Characters."""
 DIFF_FILE = "repeat/uncommitted.diff"
 PACKAGES_FILE = "repeat/packages.txt"
 """Artifacts of a run that tell its code: with its tags and options, what is needed to do the same again."""
@@ -50,17 +56,18 @@ def revision_of(project_folder: Path) -> tuple[str, str]:
     )
     if revision is None or changes is None:
         return told, "unknown"
-    return revision.strip(), str(changes.strip() != "").lower()
+    return revision.decode().strip(), str(changes.strip() != b"").lower()
 
 
-def _git(project_folder: Path, *arguments: str) -> str | None:
-    """What a git command prints about the project; None without git or a repository of its own."""
+def _git(project_folder: Path, *arguments: str) -> bytes | None:
+    """What a git command prints about the project, in the encodings of its files and of their names; None
+    without git or a repository of its own."""
     # Without a .git of its own, git would answer for a repository that the folder happens to lie in.
     if not (project_folder / ".git").exists():
         return None
     command = ["git", "-C", str(project_folder), *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -73,24 +80,43 @@ def _environment() -> list[str]:
 
 
 def code_files(project_folder: Path) -> dict[str, str]:
-    """By artifact: how files differ from the revision, with code that it doesn't have, and every package
-    installed."""
-    installed = importlib.metadata.distributions(path=_environment())
-    packages = {f"{each.metadata['Name']}=={each.version}" for each in installed}
-    packages.add(f"python=={platform.python_version()}")
+    """By artifact: how the code differs from the revision, with code that it doesn't have, and every package
+    installed.
+
+    Of the project's files only those that are code, since the others may hold anything; without secrets, and
+    cut where it is long.
+    """
+    changes = _git(project_folder, "diff", "--no-ext-diff", "--no-textconv", "HEAD", "--", *_CODE) or b""
     # -z: without it git quotes names that aren't ASCII
-    unknown = _git(project_folder, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py") or ""
-    new = [
-        line
-        for name in unknown.split("\0")[:-1]
-        for line in difflib.unified_diff(
-            [],
-            (project_folder / name).read_text(errors="replace").splitlines(keepends=True),
-            "/dev/null",
-            f"b/{name}",
-        )
-    ]
-    return {
-        DIFF_FILE: (_git(project_folder, "diff", "HEAD") or "") + "".join(new),
-        PACKAGES_FILE: "\n".join(sorted(packages)),
-    }
+    unknown = _git(project_folder, "ls-files", "-z", "--others", "--exclude-standard", "--", *_CODE) or b""
+    names = [os.fsdecode(name) for name in unknown.split(b"\0")[:-1]]
+    diff = changes.decode(errors="replace") + "".join(_added(project_folder, name) for name in names)
+    diff = storable(code_without_secrets(diff))
+    if len(diff) > _LONGEST_DIFF:
+        digest = hashlib.blake2b(diff.encode(), digest_size=8).hexdigest()
+        diff = f"{diff[:_LONGEST_DIFF]}\n... {len(diff)} characters, of digest {digest}\n"
+    return {DIFF_FILE: diff, PACKAGES_FILE: "\n".join(sorted(_packages()))}
+
+
+def _added(project_folder: Path, name: str) -> str:
+    """The diff that adds a file which git doesn't know."""
+    path = project_folder / name
+    # A link may lead to what is no code, and opening a pipe would block for ever.
+    if path.is_symlink() or not path.is_file():
+        return ""
+    if path.stat().st_size > _LONGEST_DIFF:
+        return f"+++ b/{name}, which is too long to be shown\n"
+    content = path.read_text(errors="replace").splitlines(keepends=True)
+    return "".join(difflib.unified_diff([], content, "/dev/null", f"b/{name}"))
+
+
+def _packages() -> set[str]:
+    """What is installed, as name==version."""
+    packages = {f"python=={platform.python_version()}"}
+    for each in importlib.metadata.distributions(path=_environment()):
+        # What an interrupted install leaves has no readable metadata; which error that is, is the finder's
+        # choice, of which a package may bring its own.
+        with contextlib.suppress(ValueError, LookupError, OSError):
+            if each.metadata["Name"]:
+                packages.add(f"{each.metadata['Name']}=={each.version}")
+    return packages

@@ -3,7 +3,7 @@ takes one goes through this module.
 
 Two choices aren't obvious. Under `ray job submit` the working folder is a copy of the repository that
 vanishes with the job and lies elsewhere on every node, so a relative path is refused instead of resolved. And
-a location is written into labels, models and MLflow, so one that contains a password is refused.
+a location is written into labels, models and MLflow, so one with a secret in it is refused.
 """
 
 import json
@@ -25,6 +25,9 @@ from uuid import uuid4
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
+from pipelines.disclosure import require_storable
+from pipelines.disclosure import without_secrets as without_secrets
+
 Arguments = ParamSpec("Arguments")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -40,37 +43,6 @@ PARTIAL = ".partial"
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 """The repository's root, or Ray's copy of it."""
 
-_URI = re.compile(r"""[a-z][a-z0-9+.-]*://[^\s"']+""", re.IGNORECASE)
-_SECRETS = (
-    # user:password@host, also with a slash in the password that should be %2F; but not host:9000/a@b
-    (re.compile(r"(?<=://)[^/?#@\[]*:(?!\d*(?:[/?#]|$))(?:[^/?#]*|.*?)@"), "***@"),
-    # The user of a web server may be a token; of Azure and Google it is a container or `anonymous`.
-    (re.compile(r"(https?://)[^/?#@]+@", re.IGNORECASE), r"\1***@"),
-    # client_secret of Azure, sig of its signed URIs, and similar names of others
-    (re.compile(r"([?&](?:sig|[\w-]*(?:secret|token|password)[\w-]*)=)[^&]+", re.IGNORECASE), r"\1***"),
-)
-
-
-def without_secrets(text: str) -> str:
-    """`text` with the passwords and tokens of all URIs in it replaced by ***."""
-    return _URI.sub(lambda uri: _masked(uri[0]), text)
-
-
-def _masked(uri: str) -> str:
-    for secret, replacement in _SECRETS:
-        uri = secret.sub(replacement, uri)
-    return uri
-
-
-def refuse_secrets(location: str, option: str) -> None:
-    """ValueError for a URI that contains a password or a token; see `absolute` for `option`."""
-    masked = without_secrets(location)
-    if masked != location:
-        raise ValueError(
-            f"{option} {masked} contains a password, which would be stored with everything made from it: "
-            "leave it out, and set the storage's environment variables or role instead"
-        )
-
 
 def is_shipped_copy(folder: Path = PROJECT_FOLDER) -> bool:
     """True where `folder` is, or lies in, the copy of a working folder that Ray 2.60 unpacks for a job."""
@@ -81,10 +53,10 @@ def absolute(location: str, option: str) -> str:
     """`location` as every process of the job can read it: a URI as it is, a local path made absolute.
 
     `option` is the option that the user gave it under, for the error. ValueError for a relative path under a
-    Ray job, and for a URI with a password.
+    Ray job, and as `disclosure.require_storable`.
     """
+    require_storable(location, option)
     if is_uri(location):
-        refuse_secrets(location, option)
         return location
     if re.match(r"[a-z][a-z0-9+.-]*:/", location):
         raise ValueError(
@@ -97,7 +69,9 @@ def absolute(location: str, option: str) -> str:
             f"{option} {location!r} is a relative path, and under a Ray job the working folder is a copy "
             "that vanishes; give an absolute path that all nodes share, or a URI such as s3://bucket/folder"
         )
-    return str(path.absolute())
+    place = str(path.absolute())
+    require_storable(place, option)
+    return place
 
 
 def is_mlflow_uri(uri: str) -> bool:
@@ -207,8 +181,8 @@ def write_whole(path: str | Path, content: bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The name is unique, so that two writers of one file never share a partial one.
-    partial = path.with_name(f".{path.name}.{uuid4().hex}{PARTIAL}")
+    # Two writers of one file never share a partial one. With the file's own name in it, it could be too long.
+    partial = path.with_name(f".{uuid4().hex}{PARTIAL}")
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -259,17 +233,15 @@ class Folder:
     def infos(self, *, within: str = "", recursive: bool = True) -> dict[str, FileInfo]:
         """Every file in it, or in a folder of it, by name, with its size and when it was written."""
         filesystem, root = storage_of(self.location)
-        found = filesystem.get_file_info(
-            FileSelector(f"{root}/{within}", allow_not_found=True, recursive=recursive)
-        )
-        return {info.path[len(root) :].strip("/"): info for info in found if info.type == FileType.File}
+        found = _entries(filesystem, f"{root}/{within}", recursive=recursive)
+        return {path[len(root) :].strip("/"): info for path, info in found if info.type == FileType.File}
 
     @patient
     def folders(self) -> list[str]:
         """The names of the folders in it, sorted."""
         filesystem, root = storage_of(self.location)
-        found = filesystem.get_file_info(FileSelector(root, allow_not_found=True))
-        return sorted(info.base_name for info in found if info.type == FileType.Directory)
+        found = _entries(filesystem, root, recursive=False)
+        return sorted(info.base_name for _, info in found if info.type == FileType.Directory)
 
     @patient
     def size(self, name: str) -> int | None:
@@ -339,6 +311,16 @@ class Folder:
             subfolders[:] = [name for name in subfolders if not _is_partial(name)]
             for name in filter(_is_partial, names):
                 os.unlink(os.path.join(folder, name))
+
+
+def _entries(filesystem: FileSystem, root: str, *, recursive: bool) -> Iterator[tuple[str, FileInfo]]:
+    """What is in a folder, by path; without names that aren't UTF-8, of which nothing is written here."""
+    for info in filesystem.get_file_info(FileSelector(root, allow_not_found=True, recursive=recursive)):
+        try:
+            path = info.path
+        except UnicodeDecodeError:
+            continue
+        yield path, info
 
 
 def _is_partial(name: str) -> bool:

@@ -11,7 +11,6 @@ from pipelines.collection import Stamp
 from pipelines.labelling_progress import LabellingProgress
 from pipelines.ledger import (
     LEDGER_FILE,
-    Outcome,
     VideoRecord,
     duplicate,
     short_reason,
@@ -24,9 +23,6 @@ from pipelines.messages import STAGES, Message, Shard, VideoEnded
 from pipelines.pair_set import TEACHER_FOLDER, description_at
 from pipelines.shard_files import require_own, video_of_shards
 from pipelines.storage import STORAGE_THREADS, Folder, concurrently
-
-_BAD: tuple[Outcome, ...] = ("nothing", "unreadable now", "failed")
-"""Of a video that gave no pair and is no other one's copy."""
 
 
 @dataclass
@@ -169,7 +165,7 @@ class Tally:
         self._bytes_done += self._stamps[record.video].size
         if record.pairs:
             self._finished += 1
-        else:
+        elif record.outcome != "unreadable now":
             self._skipped[short_reason(record)] += 1
 
     @property
@@ -194,6 +190,7 @@ class Tally:
             pairs=self._pairs,
             new_pairs=self.new_pairs,
             pairs_per_second=pairs_per_second,
+            bytes=float(sum(stamp.size for stamp in self._stamps.values())),
             bytes_done=bytes_done,
             bytes_per_second=bytes_per_second,
             last_shard=self._last_shard,
@@ -259,13 +256,17 @@ class Tally:
             require_own(self._location, self._label_set, label_set)
 
     def _require_enough(self, records: Sequence[VideoRecord], max_bad_share: float) -> None:
-        bad = [record for record in self._accounted.values() if record.outcome in _BAD]
+        ours = [record for record in records if record.video in self._stamps]
+        unread = [record for record in ours if record.outcome == "unreadable now"]
+        bad = [record for record in ours if record.outcome in ("nothing", "failed")]
         has_pairs = any(record.pairs for record in records)
         if has_pairs and len(bad) <= max_bad_share * len(self._stamps):
             return
         why = f"above max_bad_share {max_bad_share:g}" if has_pairs else "and there is none at all"
-        examples = "; ".join(f"{record.video}: {record.reason}" for record in bad[:3])
+        without = bad if has_pairs else [*unread, *bad]
+        examples = "; ".join(f"{record.video}: {record.reason}" for record in without[:3])
         raise RuntimeError(
-            f"{len(bad)} of {len(self._stamps)} videos gave no pair, {why} ({examples}); mend these inputs "
-            f"or leave them out, {self._location}/{LEDGER_FILE} has all"
+            f"{len(without)} of {len(self._stamps)} videos gave no pair, {why} ({examples}); mend these "
+            f"inputs or leave them out, {self._location}/{LEDGER_FILE} has all"
+            + (f". {len(unread)} can't be read now: the same command tries again" if unread else "")
         )

@@ -30,9 +30,10 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pydantic import TypeAdapter
 
+from pipelines.disclosure import require_one_password, storable, without_secrets
 from pipelines.parameters import differing, flattened, shortened
 from pipelines.revision import code_files, code_tags
-from pipelines.storage import PROJECT_FOLDER, is_shipped_copy, without_secrets
+from pipelines.storage import PROJECT_FOLDER, is_shipped_copy, json_bytes
 
 EXPERIMENT = "distillflow"
 _TRAINING_PAGES = "?workflowType=machine_learning"
@@ -48,9 +49,10 @@ def tracking_uri(project_folder: Path = PROJECT_FOLDER) -> str:
     """Where runs are recorded: MLFLOW_TRACKING_URI, or a SQLite file in the project folder.
 
     ValueError for what would be another place in another process: a relative file, or the project folder
-    where it is the copy that Ray made for a job.
+    where it is the copy that Ray made for a job. ValueError as `disclosure.require_one_password`.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    require_one_password(uri, "MLFLOW_TRACKING_URI")
     if not uri:
         if is_shipped_copy(project_folder):
             raise ValueError(
@@ -73,12 +75,13 @@ def tracking_uri(project_folder: Path = PROJECT_FOLDER) -> str:
 
 
 def ui_command(project_folder: Path = PROJECT_FOLDER) -> str:
-    """The line to type to look at the runs; for a server, its address."""
+    """The line to type to look at the runs; for a server, its address. Without a password in either."""
     uri = tracking_uri(project_folder)
     if uri.startswith("http"):
         return without_secrets(uri)
     program = "mlflow" if shutil.which("mlflow") else str(Path(sys.executable).parent / "mlflow")
-    return shlex.join([program, "ui", "--backend-store-uri", uri])
+    shown = shlex.quote(uri) if without_secrets(uri) == uri else '"$MLFLOW_TRACKING_URI"'
+    return f"{shlex.join([program, 'ui', '--backend-store-uri'])} {shown}"
 
 
 class Run:
@@ -191,7 +194,7 @@ class Run:
 
     def document(self, path: str, values: Mapping[str, object]) -> None:
         """Stores JSON as the run's artifact `path`."""
-        self.client.log_dict(self.run_id, dict(values), path)
+        self.client.log_text(self.run_id, json_bytes(dict(values)).decode(), path)
 
     def finish(self, status: str = "FINISHED") -> None:
         """Ends the run as FINISHED, FAILED or KILLED."""
@@ -230,7 +233,7 @@ def start(
     code = {name: shortened(value) for name, value in code_tags(project_folder).items()}
     if dataclasses.is_dataclass(parameters):
         options = TypeAdapter(type(parameters)).dump_json(parameters, indent=1).decode()
-        files = {OPTIONS_FILE: without_secrets(options), **code_files(project_folder)}
+        files = {OPTIONS_FILE: storable(options), **code_files(project_folder)}
     else:
         files = {}
     if resume_run_id is None:
@@ -240,7 +243,7 @@ def start(
         name = stage if recipe in (None, stage) else f"{stage} {recipe}"
         subject = subject or differing(parameters, defaults, {"run_root", "resume", *(inputs or {})})
         name = f"{name}: {subject}" if subject else name
-        run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
+        run_id = client.create_run(experiment_id, tags=tags, run_name=storable(name)).info.run_id
     else:
         run_id = resume_run_id
         _resume(client, run_id, stage, uri)
@@ -369,6 +372,9 @@ def _resume(client: MlflowClient, run_id: str, stage: str, uri: str) -> None:
 def client_of(uri: str) -> MlflowClient:
     """Speaks to the store; a SQLite file's tables are made by the first one who opens it, while others
     wait."""
+    if without_secrets(uri) != uri:
+        # MLflow itself prints the address of each run that ends.
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     file = _sqlite_file(uri)
     if file is None:
         return MlflowClient(uri)

@@ -16,7 +16,7 @@ from pipelines.storage import Folder, storage_of
 
 class Server:
     """moto's S3, that refuses a share of the requests and cuts off a share of the answers, or a few; that
-    sends slowly, and lists what was there when it was first asked."""
+    sends slowly, lists what was there when it was first asked, and denies what has `denied` in its name."""
 
     def __init__(self) -> None:
         self.reset()
@@ -30,9 +30,13 @@ class Server:
         self.lists_stale = False
         self._lists: dict[str, tuple[Any, list[bytes]]] = {}
         self.cut_next = self.requests = self.refused = self.cut = 0
+        self.denied = ""
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         self.requests += 1
+        if self.denied and self.denied in environ["PATH_INFO"]:
+            start_response("403 Forbidden", [("Content-Length", "0")])
+            return []
         dice = self._dice.random()
         if dice < self.refused_share:
             self.refused += 1

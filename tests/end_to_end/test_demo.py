@@ -1,6 +1,7 @@
 """The demo as a user types it: its table, its picture, its numbers, and what its runs say of each other."""
 
 import json
+import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,9 @@ class Demo:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     project = tmp_path_factory.mktemp("project")
+    (project / "home" / ".ray").mkdir(parents=True)
     command = [sys.executable, "jobs/demo.py", "smoke", "--run-root", str(project)]
-    ended = typed(*command, folder=project)
+    ended = typed(*command, folder=project, HOME=str(project / "home"))
     assert ended.returncode == 0, ended.stderr[-4000:]
     (folder,) = project.glob("demo-*")
     return Demo(
@@ -48,6 +50,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
         summary=json.loads((folder / "summary.json").read_text()),
         runs=runs_by_stage(project),
     )
+
+
+def test_the_key_to_the_embedded_ray_is_the_user_s_alone(demo: Demo) -> None:
+    # Whoever has it runs code there.
+    assert stat.S_IMODE((demo.project / "home" / ".ray" / "auth_token").stat().st_mode) == 0o600
 
 
 def test_the_demo_s_table_and_its_json_have_the_same_numbers(demo: Demo) -> None:

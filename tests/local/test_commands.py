@@ -373,9 +373,15 @@ def test_a_file_that_the_system_refuses_is_named(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().err == f"error: {tmp_path}: Is a directory\n"
 
 
-def test_a_bug_keeps_its_traceback() -> None:
-    with pytest.raises(KeyError):
-        failing(KeyError("learning_rate"))
+def test_a_bug_has_its_traceback_without_the_secrets_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        failing(KeyError("s3://key:hush@bucket\x1b[2J"))
+    assert end.value.code == 1
+    told = capsys.readouterr().err
+    assert "Traceback" in told
+    assert "KeyError" in told
+    assert "hush" not in told
+    assert "\x1b" not in told
 
 
 def test_the_traceback_is_there_for_who_asks(

@@ -66,13 +66,14 @@ class Payload:
 
 @pytest.fixture(scope="module")
 def labels_of_some(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, ray_session: None) -> Path:
-    """A label set of a list of files: a video, and what is none."""
+    """A label set of a list of files: a video, what is none, and a name that isn't UTF-8."""
     folder = tmp_path_factory.mktemp("labelled")
     write_video(folder / "honest.mp4", render_scene(0, SCENE).frames)
     write_video(folder / "secret.ts", render_scene(1, SCENE).frames)
     for name, content in NO_VIDEOS.items():
         (folder / name).write_text(content)
-    (folder / "videos.txt").write_text("\n".join(["honest.mp4", *NO_VIDEOS]))
+    (folder / "videos.txt").write_bytes("\n".join(["honest.mp4", *NO_VIDEOS]).encode() + b"\ncaf\xe9.mp4")
+    shutil.copy(folder / "honest.mp4", os.fsdecode(os.fsencode(folder) + b"/caf\xe9.mp4"))
     videos, labels = str(folder / "videos.txt"), folder / "labels"
     arguments = ["--videos", videos, "--teacher", "opencv:dis_ultrafast", "--labels", str(labels)]
     with pytest.MonkeyPatch.context() as patch:
@@ -217,6 +218,7 @@ def test_a_list_of_files_and_a_playlist_are_no_videos_whatever_their_names(label
     assert [Path(video.video).name for video in pairs.videos()] == ["honest.mp4"]
     assert pairs.num_pairs() == SCENE.num_frames - 1
     reasons = {Path(entry.video).name: entry.reason for entry in pairs.ledger()}
+    assert reasons.pop("caf%E9.mp4") == "its name isn't UTF-8; rename it"
     assert reasons.keys() == NO_VIDEOS.keys()
     for reason in reasons.values():
         assert "can't be opened as a video: Invalid argument; the formats that are read are asf, " in reason
@@ -247,7 +249,8 @@ def test_what_lies_on_object_storage_opens_nothing_either(
 
 
 def test_a_job_runs_whichever_package_brings_opencv(tmp_path: Path) -> None:
-    """In an environment of links to this one's packages, in which OpenCV came as opencv-python-headless."""
+    """In an environment of links to this one's packages, in which OpenCV came as opencv-python-headless and
+    an install was interrupted."""
     packages = tmp_path / "packages"
     packages.mkdir()
     installed = importlib.metadata.distribution("opencv-python")
@@ -260,6 +263,9 @@ def test_a_job_runs_whichever_package_brings_opencv(tmp_path: Path) -> None:
     text = (headless / "METADATA").read_text()
     (headless / "METADATA").write_text(text.replace("Name: opencv-python", "Name: opencv-python-headless"))
 
+    for name, content in (("empty", b""), ("broken", b"Name: \xff\n")):
+        (packages / f"{name}-1.0.dist-info").mkdir()
+        (packages / f"{name}-1.0.dist-info" / "METADATA").write_bytes(content)
     # -S leaves out this environment's own packages.
     question = "import importlib.metadata as found; found.version('opencv-python')"
     assert "PackageNotFoundError" in python("-S", "-c", question, path=[packages]).stderr

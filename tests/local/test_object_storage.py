@@ -83,6 +83,21 @@ def rows(labels: str) -> str:
     return repr(pa.concat_tables(content).drop_columns("video").sort_by("pair_id").to_pylist())
 
 
+def test_what_the_storage_does_not_give_fails_the_run_and_is_asked_for_again(
+    bucket: Bucket, teacher: str
+) -> None:
+    videos, location = bucket.uri("videos"), bucket.uri("labels of most")
+    # It is no bad input: the run fails, with the others done, and is run again.
+    bucket.server.denied = "scene 2"
+    with pytest.raises(OSError, match=r"1 videos can't be read now \(.*scene%202.*\)"):
+        labelled(videos, teacher, location)
+    status = labelling_status(location)
+    assert (status.state, status.finished, status.left, status.pairs) == ("unfinished", 2, 1, 16)
+    assert PairSet.open(location).num_pairs() == 16
+    bucket.server.denied = ""
+    assert labelled(videos, teacher, location).new_pairs == 8
+
+
 def test_a_busy_object_storage_costs_no_pair(labels: Labels) -> None:
     summary = labels.summary
     assert (summary.new_pairs, summary.num_videos, summary.ledger) == (24, 3, ())

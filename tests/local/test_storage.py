@@ -47,45 +47,6 @@ def test_a_folder_on_object_storage_is_none_on_a_disk() -> None:
         storage.shared_folder("s3://bucket/frames", "--truth")
 
 
-SECRETS = [
-    ("s3://key:hush@bucket/a", "s3://***@bucket/a"),
-    ("s3://key:hush/hush@bucket/a@b", "s3://***@bucket/a@b"),
-    ("s3://key:8080hush@bucket", "s3://***@bucket"),
-    ("abfs://account:hush%2Fhush@box/a?enable_tls=false", "abfs://***@box/a?enable_tls=false"),
-    ("abfs://box/a?client_id=me&client_secret=hush", "abfs://box/a?client_id=me&client_secret=***"),
-    ("abfs://box/a?sig=hush&sv=1", "abfs://box/a?sig=***&sv=1"),
-]
-PUBLIC = [
-    "s3://bucket/a:b@c.mp4",
-    "s3://bucket/a?region=us-east-1&scheme=http&endpoint_override=127.0.0.1:9000",
-    "gs://anonymous@bucket/a",
-    "abfss://container@account.dfs.core.windows.net/a",
-    "file:///data/me:you@home",
-    "/data/me:you@home?sig=1",
-    "models:/flow-student@champion",
-]
-
-
-@pytest.mark.parametrize(("location", "shown"), SECRETS)
-def test_a_password_is_refused_as_an_option_and_masked_in_a_text(location: str, shown: str) -> None:
-    with pytest.raises(ValueError, match=r"--labels .* contains a password") as refused:
-        storage.absolute(location, "--labels")
-    assert shown in str(refused.value)
-    assert "hush" not in str(refused.value)
-    assert storage.without_secrets(f'{{"a": "{location}", "b": "x@y"}}') == f'{{"a": "{shown}", "b": "x@y"}}'
-
-
-@pytest.mark.parametrize("location", PUBLIC)
-def test_a_location_without_a_password_is_neither_refused_nor_masked(location: str) -> None:
-    assert storage.absolute(location, "--labels") == location
-    assert storage.without_secrets(f"made of {location}, x@y") == f"made of {location}, x@y"
-
-
-def test_the_user_of_a_web_server_is_masked_as_it_may_be_a_token() -> None:
-    assert storage.without_secrets("https://hush@host:5000/a") == "https://***@host:5000/a"
-    assert storage.without_secrets("http://host:5000/a@b") == "http://host:5000/a@b"
-
-
 @pytest.mark.parametrize(
     ("location", "joined"),
     [

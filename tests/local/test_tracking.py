@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +23,15 @@ import pytest
 from bare_graph import BareGraph
 from clips import render, save_teacher
 from mlflow import MlflowClient
+from mlflow.artifacts import load_text
 from object_storage import Bucket
 
 from flowcore.networks import tiny
 from flowcore.occlusion import OcclusionCheck
+from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
+from jobs import predict
+from jobs.command import run as run_job
 from pipelines import registry, revision, tracking
 from pipelines.checkpoints import ModelInfo, StartingPoint
 from pipelines.collection import Collection
@@ -870,6 +875,25 @@ def _answers(address: str) -> bool:
             return True
     except (urllib.error.URLError, OSError):
         return False
+
+
+def test_the_password_in_a_server_s_address_is_kept_nowhere(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A word that isn't in this file, whose changes the run keeps.
+    secret = uuid4().hex
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.replace("://", f"://me:{secret}@"))
+    write_video(tmp_path / "a.mp4", render_scene(0, SceneOptions(height=64, width=96, num_frames=3)).frames)
+    words = ["--videos", str(tmp_path / "a.mp4"), "--output", str(tmp_path / "flow"), "--model"]
+    run_job(predict.main, predict.Predict, [*words, "opencv:dis_ultrafast"])
+    with pytest.raises(SystemExit):
+        run_job(predict.main, predict.Predict, [*words, "models:/none@champion"])
+    assert secret not in "".join(capsys.readouterr())
+    stored = MlflowClient(server)
+    (run,) = stored.search_runs([each.experiment_id for each in stored.search_experiments()])
+    assert secret not in str(run.to_dictionary())
+    for name in ("options.json", "uncommitted.diff", "packages.txt"):
+        assert secret not in load_text(f"{run.info.artifact_uri}/repeat/{name}")
 
 
 @pytest.fixture
