@@ -141,19 +141,12 @@ def samples_digest(samples: Sequence[Sample]) -> str:
 
 def load(sample: Sample) -> Truth:
     """Reads a sample's files. Raises ValueError if they differ in size, FileNotFoundError if one is gone."""
-    image1, image2 = read_image(sample.image1), read_image(sample.image2)
-    flow, valid = _read_truth(sample, sample.flow, image1.shape[:2])
+    image1 = read_image(sample.image1)
+    size = image1.shape[:2]
+    image2 = read_image(sample.image2, size)
+    flow, valid = _read_truth(sample, sample.flow, size)
     occluded = _read_occlusion(sample, flow, valid)
-    invalid = np.zeros_like(valid) if sample.invalid is None else read_mask(sample.invalid)
-    sizes = {
-        "image1": image1.shape[:2],
-        "image2": image2.shape[:2],
-        "flow": valid.shape,
-        "occlusion": valid.shape if occluded is None else occluded.shape,
-        "invalid": invalid.shape,
-    }
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"the files of {sample.group} {sample.name} differ in (height, width): {sizes}")
+    invalid = np.zeros_like(valid) if sample.invalid is None else read_mask(sample.invalid, size)
     known = valid & ~invalid
     return Truth(
         image1=image1,
@@ -230,13 +223,13 @@ def _sequences(files: Iterable[str], pattern: str) -> list[FrameSequence]:
 
 
 def _read_truth(
-    sample: Sample, path: Path, size: tuple[int, int] | None = None
+    sample: Sample, path: Path, size: tuple[int, int]
 ) -> tuple[Float[np.ndarray, "2 height width"], Bool[np.ndarray, "height width"]]:
     """Flow, of this size (height, width), and where it is known. What is at x in the left frame is at
     x - disparity in the right one."""
     if sample.disparity_scale is None:
         return read_flow(path, size)
-    disparity, known = read_disparity(path, sample.disparity_scale)
+    disparity, known = read_disparity(path, sample.disparity_scale, size)
     return np.stack([-disparity, np.zeros_like(disparity)]), known
 
 
@@ -246,18 +239,13 @@ def _read_occlusion(
     """True = occluded, by the sample's files; meaningful where `valid`. None where no file tells."""
     occluded: np.ndarray | None = None
     if sample.occlusion is not None:
-        occluded = read_mask(sample.occlusion)
+        occluded = read_mask(sample.occlusion, valid.shape)
     elif sample.visible is not None:
-        occluded = (read_image(sample.visible) != 255).any(axis=2)
+        occluded = (read_image(sample.visible, valid.shape) != 255).any(axis=2)
     elif sample.flow_noc is not None:
         occluded = valid & ~_read_truth(sample, sample.flow_noc, valid.shape)[1]
     elif sample.disparity_right is not None:
-        of_right, _ = _read_truth(sample, sample.disparity_right)
-        if of_right.shape != flow.shape:
-            raise ValueError(
-                f"the disparities of {sample.group} {sample.name} differ in (height, width): "
-                f"left {flow.shape[1:]}, right {of_right.shape[1:]}"
-            )
+        of_right, _ = _read_truth(sample, sample.disparity_right, valid.shape)
         occluded = _behind_nearer(-flow[0], -of_right[0])
     return occluded
 

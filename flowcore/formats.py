@@ -10,7 +10,7 @@ import io
 import math
 import re
 import uuid
-import zlib
+import zipfile
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -20,6 +20,9 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from flowcore.flo5 import decode_flo5, encode_flo5
+from flowcore.image_size import MOST_PIXELS, RefusedError, image_size, require_size
+
 FLOW_SUFFIXES = (".flo", ".flo5", ".pfm", ".png")
 
 _FLO_MAGIC = np.float32(202021.25).tobytes()  # spells PIEH
@@ -28,19 +31,15 @@ _UNKNOWN = 1e10
 _PNG_UNITS_PER_PIXEL = 64
 _PNG_ZERO = 2**15
 _PNG_MAX = 2**16 - 1
-_MOST_PIXELS = 2**26
-"""Of flow whose file is compressed, so that the file's size doesn't bound it: 8192x8192, twice a frame of 8K
-video."""
-_GZIP, _LZF = 1, 32000
-"""HDF5's numbers of the filters that compress."""
-_MOST_UNPACKED = {_GZIP: 1032, _LZF: 88}
-"""Bytes at most that a filter makes of one."""
-_HARMLESS_FILTERS = {2, 3}
-"""HDF5's numbers of shuffling and checksums, which change no size."""
-_MOST_CHUNK_BYTES = 2**28
-"""Memory that HDF5 may need to unpack one chunk of a data set."""
-_MOST_NPZ_BYTES = 8 * _MOST_PIXELS
-_PFM_HEADER = re.compile(rb"(PF|Pf)\s+(\d+)\s+(\d+)\s+([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s")
+_MOST_VALUE_BYTES = 32
+"""Of a pixel in a file, at most: two numbers of HDF5's longest kind."""
+_SPARE_BYTES = 2**24
+"""Of a file beside its pixels, such as a camera's notes."""
+# A frame is what its pixels are, not what a camera noted of how it was held.
+_FRAME = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_PFM_HEADER = re.compile(
+    rb"(PF|Pf)\s{1,9}(\d{1,9})\s{1,9}(\d{1,9})\s{1,9}([-+]?(?:\d{1,40}\.?\d{0,40}|\.\d{1,40})(?:[eE][-+]?\d{1,3})?)\s"
+)
 
 
 def read_flow(
@@ -54,16 +53,11 @@ def read_flow(
     """
     path = Path(path)
     suffix = _flow_suffix(path)
-    content = path.read_bytes()
+    content = _content(path, size)
     if suffix == ".png":
-        flow, valid = _decode_kitti(content, path)
-        _require_size(path, valid.shape, size)
-        return flow, valid
-    if suffix == ".flo5":
-        flow = _decode_flo5(content, path, size)
-    else:
-        flow = {".flo": _decode_flo, ".pfm": _decode_flow_pfm}[suffix](content, path)
-        _require_size(path, flow.shape[1:], size)
+        return _decode_kitti(content, path, size)
+    decode = {".flo": _decode_flo, ".flo5": decode_flo5, ".pfm": _decode_flow_pfm}[suffix]
+    flow = decode(content, path, size)
     valid = (np.abs(flow) <= _UNKNOWN_ABOVE).all(axis=0)  # false for NaN too
     return np.where(valid, flow, np.float32(0)), valid
 
@@ -107,14 +101,18 @@ def encode_flow(
     if suffix == ".png":
         return _encode_kitti(flow, known, name)
     flow = np.where(known, flow, np.float32(np.nan if suffix == ".flo5" else _UNKNOWN))
-    encode = {".flo": _encode_flo, ".flo5": _encode_flo5, ".pfm": _encode_flow_pfm}[suffix]
+    encode = {".flo": _encode_flo, ".flo5": encode_flo5, ".pfm": _encode_flow_pfm}[suffix]
     return encode(flow)
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
+def read_image(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
     """The image as 8-bit RGB. Grey becomes three equal channels, 16 bits become the upper 8, alpha is
-    dropped."""
-    bgr = _decode_image(path.read_bytes(), path, cv2.IMREAD_COLOR)
+    dropped.
+
+    PNG, JPEG, PGM or PPM, whatever the file's name. size: the (height, width) that it must have. ValueError
+    for anything else, and for more than `MOST_PIXELS`.
+    """
+    bgr = _decode_image(_content(path, size), path, cv2.IMREAD_COLOR, size)
     return np.ascontiguousarray(bgr[..., ::-1])
 
 
@@ -131,28 +129,28 @@ def encode_image(image: UInt8[np.ndarray, "height width 3"], name: str | PathLik
 
 
 def read_disparity(
-    path: Path, scale: float = 1.0
+    path: Path, scale: float = 1.0, size: tuple[int, int] | None = None
 ) -> tuple[Float[np.ndarray, "height width"], Bool[np.ndarray, "height width"]]:
     """Disparity in pixels and where it is known; zero where it isn't.
 
     The file (.png, .pgm, .pfm or .npz) holds disparity times `scale`: 256 for KITTI's 16-bit PNG, 4 for
     Middlebury 2003, 1 for .pfm and for .npz, which must hold one array. Unknown values are 0 (KITTI,
-    Middlebury 2003) or infinite (Middlebury 2014). Raises ValueError for content that isn't of that format or
-    is truncated.
+    Middlebury 2003) or infinite (Middlebury 2014). size: the (height, width) that it must have. Raises
+    ValueError for content that isn't of that format, is truncated or has another size.
     """
-    content = path.read_bytes()
+    content = _content(path, size)
     if path.suffix.lower() == ".npz":
-        values = _decode_npz(content, path)
+        values = _decode_npz(content, path, size)
     else:
-        values = _decode_image(content, path, cv2.IMREAD_UNCHANGED)
+        values = _decode_image(content, path, cv2.IMREAD_UNCHANGED, size)
     disparity = (values if values.ndim == 2 else values[..., 0]).astype(np.float32) / np.float32(scale)
     known = np.isfinite(disparity) & (disparity > 0)
     return np.where(known, disparity, np.float32(0)), known
 
 
-def read_mask(path: Path) -> Bool[np.ndarray, "height width"]:
-    """True where red, green or blue isn't zero, at any bit depth."""
-    bgr = _decode_image(path.read_bytes(), path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+def read_mask(path: Path, size: tuple[int, int] | None = None) -> Bool[np.ndarray, "height width"]:
+    """True where red, green or blue isn't zero, at any bit depth; raises as `read_image`."""
+    bgr = _decode_image(_content(path, size), path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, size)
     mask: np.ndarray = (bgr != 0).any(axis=2)
     return mask
 
@@ -181,13 +179,24 @@ def _flow_suffix(path: Path) -> str:
     return suffix
 
 
-def _decode_flo(content: bytes, path: Path) -> Float[np.ndarray, "2 height width"]:
+def _content(path: Path, size: tuple[int, int] | None) -> bytes:
+    """The bytes of a file of this (height, width); ValueError for more than any format takes for it."""
+    pixels = MOST_PIXELS if size is None else size[0] * size[1]
+    most, found = pixels * _MOST_VALUE_BYTES + _SPARE_BYTES, path.stat().st_size
+    if found > most:
+        raise ValueError(f"{path} has {found} bytes, and {pixels} pixels take at most {most}")
+    return path.read_bytes()
+
+
+def _decode_flo(
+    content: bytes, path: Path, size: tuple[int, int] | None
+) -> Float[np.ndarray, "2 height width"]:
     if content[:4] != _FLO_MAGIC:
         raise ValueError(f"{path} starts with {content[:4]!r}; a .flo file starts with {_FLO_MAGIC!r}")
     if len(content) < 12:
         raise ValueError(f"{path} is truncated: {len(content)} bytes, a .flo header has 12")
     width, height = (int(side) for side in np.frombuffer(content, "<i4", count=2, offset=4))
-    values = _decode_values(content, path, offset=12, dtype="<f4", shape=(height, width, 2))
+    values = _decode_values(content, path, size, offset=12, dtype="<f4", shape=(height, width, 2))
     return np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
@@ -197,119 +206,9 @@ def _encode_flo(flow: Float[np.ndarray, "2 height width"]) -> bytes:
     return _FLO_MAGIC + size + flow.transpose(1, 2, 0).astype("<f4").tobytes()
 
 
-class _RefusedFlowError(ValueError):
-    """What a file holds as flow isn't to be read; the message names the file."""
-
-
-def _require_size(path: Path, found: tuple[int, ...], size: tuple[int, int] | None) -> None:
-    if size is not None and found != size:
-        raise _RefusedFlowError(
-            f"the flow in {path} is {found[0]}x{found[1]} px (height x width) and its frames are "
-            f"{size[0]}x{size[1]} px; they must be of one size"
-        )
-
-
-def _decode_flo5(
+def _decode_flow_pfm(
     content: bytes, path: Path, size: tuple[int, int] | None
 ) -> Float[np.ndarray, "2 height width"]:
-    # It takes a tenth of a second to import, and few read this format.
-    import h5py
-
-    try:
-        with h5py.File(io.BytesIO(content)) as file:
-            link = file.get("flow", getlink=True)
-            if link is not None and not isinstance(link, h5py.HardLink):
-                raise _RefusedFlowError(f"the flow in {path} is a link; the file must hold the flow itself")
-            dataset = file["flow"]
-            if problem := _why_not_plain(dataset) or _why_too_large(dataset, len(content)):
-                raise _RefusedFlowError(f"the flow in {path} {problem}")
-            _require_size(path, dataset.shape[:2], size)
-            values = np.asarray(dataset, np.float32)
-    except _RefusedFlowError:
-        raise
-    except (OSError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} is not an HDF5 file with a data set 'flow', as .flo5 is: {error}"
-        ) from error
-    return np.ascontiguousarray(values.transpose(2, 0, 1))
-
-
-def _why_not_plain(dataset: Any) -> str:
-    """What makes an HDF5 object something else than floats [height, width, 2] in the file itself; empty if
-    nothing does."""
-    if not hasattr(dataset, "shape"):
-        return "is no data set"
-    if dataset.is_virtual or dataset.external is not None:
-        return "is stored in other files; the file must hold the flow itself"
-    if dataset.dtype.kind != "f":
-        return f"is of {dataset.dtype}; it must be of floats"
-    if dataset.ndim != 3 or dataset.shape[2] != 2 or dataset.size == 0:
-        return f"has shape {dataset.shape}; it must be [height, width, 2]"
-    filters = _filters(dataset)
-    others = [each for each in filters if each not in _HARMLESS_FILTERS]
-    if len(others) > 1 or not _MOST_UNPACKED.keys() >= {*others}:
-        return f"went through HDF5's filters {filters}; compress it with gzip or LZF once, or not at all"
-    return ""
-
-
-def _why_too_large(dataset: Any, file_bytes: int) -> str:
-    """What makes a plain data set ask for more memory than its file accounts for; empty if nothing does.
-
-    HDF5 allocates what a header says, fills in what isn't stored, and unpacks a chunk to its end, which may
-    be far beyond the chunk's size.
-    """
-    height, width, _ = dataset.shape
-    if height * width > _MOST_PIXELS:
-        return f"is {height}x{width} px (height x width); flow of more than {_MOST_PIXELS} pixels isn't read"
-    filters = _filters(dataset)
-    packer = next((each for each in filters if each in _MOST_UNPACKED), None)
-    ratio = 1 if packer is None else _MOST_UNPACKED[packer]
-    lacking = f"is {height}x{width} px (height x width), and the file doesn't hold so many"
-    if dataset.nbytes > ratio * file_bytes:
-        return lacking
-    if dataset.chunks is None:
-        return "" if dataset.id.get_storage_size() == dataset.nbytes else lacking
-    chunks: list[Any] = []
-    dataset.id.chunk_iter(chunks.append)
-    sides = zip(dataset.shape, dataset.chunks, strict=True)
-    if len(chunks) < math.prod(-(-whole // part) for whole, part in sides):
-        return lacking
-    chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
-    if chunk_bytes > max(dataset.nbytes, _MOST_CHUNK_BYTES):
-        return f"is stored in chunks of {dataset.chunks}, more than the flow itself"
-    if packer is None:
-        return ""
-    for chunk in chunks:
-        # Noise, which no filter makes smaller, is stored as it is.
-        is_packed = not chunk.filter_mask >> filters.index(packer) & 1
-        is_suspect = is_packed and chunk.size * ratio > _MOST_CHUNK_BYTES
-        if is_suspect and (packer != _GZIP or not _unzips_within(dataset, chunk, chunk_bytes)):
-            return f"has a chunk of {chunk.size} bytes that may unpack to more than {chunk_bytes}"
-    return ""
-
-
-def _filters(dataset: Any) -> list[int]:
-    """HDF5's numbers of what each chunk went through, in this order."""
-    properties = dataset.id.get_create_plist()
-    return [properties.get_filter(index)[0] for index in range(properties.get_nfilters())]
-
-
-def _unzips_within(dataset: Any, chunk: Any, most: int) -> bool:
-    """Whether a gzip chunk unpacks to at most so many bytes."""
-    _, content = dataset.id.read_direct_chunk(chunk.chunk_offset)
-    return len(zlib.decompressobj().decompress(content, most + 1)) <= most
-
-
-def _encode_flo5(flow: Float[np.ndarray, "2 height width"]) -> bytes:
-    import h5py
-
-    content = io.BytesIO()
-    with h5py.File(content, "w") as file:
-        file.create_dataset("flow", data=flow.transpose(1, 2, 0), compression="gzip", compression_opts=5)
-    return content.getvalue()
-
-
-def _decode_flow_pfm(content: bytes, path: Path) -> Float[np.ndarray, "2 height width"]:
     header = _PFM_HEADER.match(content)
     if header is None:
         raise ValueError(
@@ -326,7 +225,7 @@ def _decode_flow_pfm(content: bytes, path: Path) -> Float[np.ndarray, "2 height 
         )
     dtype: Literal["<f4", ">f4"] = "<f4" if float(scale) < 0 else ">f4"
     values = _decode_values(
-        content, path, offset=header.end(), dtype=dtype, shape=(int(height), int(width), 3)
+        content, path, size, offset=header.end(), dtype=dtype, shape=(int(height), int(width), 3)
     )
     bottom_up = values[::-1]
     return np.ascontiguousarray(bottom_up[..., :2].transpose(2, 0, 1), dtype=np.float32)
@@ -340,11 +239,18 @@ def _encode_flow_pfm(flow: Float[np.ndarray, "2 height width"]) -> bytes:
 
 
 def _decode_values(
-    content: bytes, path: Path, *, offset: int, dtype: Literal["<f4", ">f4"], shape: tuple[int, int, int]
+    content: bytes,
+    path: Path,
+    size: tuple[int, int] | None,
+    *,
+    offset: int,
+    dtype: Literal["<f4", ">f4"],
+    shape: tuple[int, int, int],
 ) -> Float[np.ndarray, "height width channels"]:
     height, width, channels = shape
     if min(height, width) < 1:
         raise ValueError(f"{path} says it is {height} px high and {width} px wide; both must be positive")
+    require_size(path, (height, width), size)
     expected, found = height * width * channels * 4, len(content) - offset
     if found < expected:
         raise ValueError(f"{path} is truncated: {found} bytes of values, {height}x{width} needs {expected}")
@@ -356,9 +262,9 @@ def _decode_values(
 
 
 def _decode_kitti(
-    content: bytes, path: Path
+    content: bytes, path: Path, size: tuple[int, int] | None
 ) -> tuple[Float[np.ndarray, "2 height width"], Bool[np.ndarray, "height width"]]:
-    bgr = _decode_image(content, path, cv2.IMREAD_UNCHANGED)
+    bgr = _decode_image(content, path, cv2.IMREAD_UNCHANGED, size)
     if bgr.dtype != np.uint16 or bgr.ndim != 3 or bgr.shape[2] != 3:
         raise ValueError(
             f"{path} is {bgr.dtype} {bgr.shape}; a flow PNG (KITTI) is uint16 [height, width, 3]"
@@ -382,23 +288,40 @@ def _encode_kitti(
     return _encode_image(path, bgr)
 
 
-def _decode_npz(content: bytes, path: Path) -> np.ndarray:
+def _decode_npz(content: bytes, path: Path, size: tuple[int, int] | None) -> np.ndarray:
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            unpacked = sum(each.file_size for each in arrays.zip.infolist())
-            if unpacked > _MOST_NPZ_BYTES:
-                raise ValueError(f"it unpacks to {unpacked} bytes; at most {_MOST_NPZ_BYTES} are read")
-            (values,) = map(np.asarray, arrays.values())
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            (member,) = archive.infolist()
+            with archive.open(member) as file:
+                shape, _, dtype = _npy_header(file)
+                if len(shape) != 2 or dtype.kind not in "fiu":
+                    raise RefusedError(f"{path} holds {dtype} {shape}; it must be numbers [height, width]")
+                require_size(path, shape, size)
+                if file.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+                    raise ValueError(f"its header says {shape}, and {member.file_size} bytes are there")
+            with archive.open(member) as file:
+                return np.lib.format.read_array(file, allow_pickle=False)
+    except RefusedError:
+        raise
     except Exception as error:  # zipfile, zlib and NumPy's header parsers raise errors of their own
         raise ValueError(f"{path} is truncated or is not an .npz file with one array: {error}") from error
-    if values.ndim != 2 or values.dtype.kind not in "fiu":
-        raise ValueError(f"{path} holds {values.dtype} {values.shape}; it must be numbers [height, width]")
-    return values
 
 
-def _decode_image(content: bytes, path: Path, mode: int) -> np.ndarray:
-    # OpenCV asserts on an empty buffer; for any other broken file it returns None.
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), mode) if content else None
+def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """(shape, whether it lies column by column, type) of an array in NumPy's format."""
+    if np.lib.format.read_magic(file) == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)
+
+
+def _decode_image(content: bytes, path: Path, mode: int, size: tuple[int, int] | None) -> np.ndarray:
+    try:
+        require_size(path, image_size(content), size)
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), mode)
+    except RefusedError:
+        raise
+    except (ValueError, cv2.error) as error:
+        raise ValueError(f"{path} is not an image: {error}") from error
     if image is None:
         raise ValueError(
             f"{path} ({len(content)} bytes) is truncated or is not an image that OpenCV can decode"
@@ -454,9 +377,22 @@ class FrameCodec:
         assert written, "OpenCV refused to encode"
         return data.tobytes()
 
-    def decode(self, data: bytes) -> UInt8[np.ndarray, "height width 3"]:
-        """The RGB image that `data` holds; ValueError if it holds none."""
-        image: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    def decode(self, data: bytes, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
+        """The RGB image that `data` holds; ValueError if it holds none.
+
+        size: the (height, width) that it must have, of data from others. It is compared with the header
+        before memory is asked for.
+        """
+        problem = "aren't an image"
+        image: np.ndarray | None = None
+        try:
+            found = size if size is None else image_size(data)
+            if found == size:
+                image = cv2.imdecode(np.frombuffer(data, np.uint8), _FRAME)
+            else:
+                problem = f"are an image of {found} px (height, width) where {size} px belong"
+        except (ValueError, cv2.error) as error:
+            problem += f" ({error})"
         if image is None:
-            raise ValueError(f"{len(data)} bytes aren't an image: the frame's row is damaged, write it again")
+            raise ValueError(f"{len(data)} bytes {problem}: the frame's row is damaged, write it again")
         return image

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
+from urllib.parse import quote
 
 from pyarrow.fs import FileInfo, FileType
 

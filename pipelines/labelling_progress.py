@@ -4,7 +4,6 @@ A killed run leaves its last report. That it no longer runs is told by the repor
 writes every few seconds whether or not a shard was finished.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,12 +11,18 @@ from dataclasses import asdict, dataclass, field, replace
 from threading import Event, Thread
 from typing import Literal
 
+from flowcore.records import LIST_BYTES, record
 from pipelines.disclosure import storable
+from pipelines.set_files import read_record, told_of
 from pipelines.storage import Folder, json_bytes
 
 PROGRESS_FILE = "_progress.json"
 """How far the latest run in the folder is."""
 _SECONDS_BETWEEN_REPORTS = 5.0
+_MOST = 1e19
+"""Of any of its numbers, bytes among them."""
+_LAST_TIME = 2.0**37
+"""Seconds since 1970 that a calendar still has a date for, in the year 6325."""
 _LATE_AFTER = 60.0
 """Seconds without a report after which a run counts as killed."""
 
@@ -58,6 +63,13 @@ class LabellingProgress:
     stage_shares: Mapping[str, float] = field(default_factory=dict)
     """Shares of this run's work so far, by stage; they add up to 1 once there is some."""
 
+    def __post_init__(self) -> None:
+        numbers = [each for each in vars(self).values() if isinstance(each, int | float)]
+        if not all(0 <= each <= _MOST for each in [*numbers, *self.skipped.values()]):
+            raise ValueError("it has a number that is no count and no share")
+        if max(self.reported, self.last_shard or 0.0) > _LAST_TIME:
+            raise ValueError("it has a time that no calendar has")
+
     def is_running(self, now: float) -> bool:
         """Whether the run is still at work at a time in seconds since 1970."""
         # A report from the future is of a clock that was set back since.
@@ -68,11 +80,14 @@ OnProgress = Callable[[LabellingProgress], None]
 
 
 def read_progress(location: str) -> LabellingProgress | None:
-    """The last report of the latest run in a folder; None where there was no run."""
+    """The last report of the latest run in a folder; None where there was no run, ValueError where it is
+    damaged."""
     try:
-        return LabellingProgress(**json.loads(Folder(location).read(PROGRESS_FILE)))
+        values = read_record(location, PROGRESS_FILE, LIST_BYTES)
     except FileNotFoundError:
         return None
+    with told_of(location, PROGRESS_FILE):
+        return record(LabellingProgress, values)
 
 
 def _write(location: str, progress: LabellingProgress) -> None:

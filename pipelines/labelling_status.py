@@ -12,6 +12,9 @@ from pipelines.ledger import MANIFEST_FILE, VideoRecord, read_ledger, read_manif
 from pipelines.pair_set import description_at
 from pipelines.storage import Folder
 
+_LONGEST = 3e9
+"""Seconds that are told, a century: the speed may be anything."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabellingStatus:
@@ -81,7 +84,7 @@ def labelling_status(location: str, videos: str | None = None) -> LabellingStatu
     left = max(0, num_videos - finished - sum(skipped.values()))
     seconds_left = None if left else 0.0
     if left and progress.bytes_per_second:
-        seconds_left = max(0.0, num_bytes - bytes_done) / progress.bytes_per_second
+        seconds_left = min(max(0.0, num_bytes - bytes_done) / progress.bytes_per_second, _LONGEST)
     state: Literal["not begun", "unfinished", "finished"] = "unfinished"
     if description is None:
         state = "not begun"

@@ -16,6 +16,8 @@ alone. With both, the same flow takes about half the bytes at full resolution.
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, cast
@@ -31,6 +33,7 @@ from torch import Tensor
 
 from flowcore.formats import FrameCodec
 from flowcore.geometry import upsample_flow
+from flowcore.image_size import MOST_PIXELS
 from flowcore.pairs import FramePair
 from flowcore.pseudolabels import PseudoLabels, label_grid
 from flowcore.video import SAMPLER_VERSION
@@ -40,6 +43,10 @@ FORMAT = 7
 teacher would give other numbers. A set of another version is refused."""
 FLOW_UNITS = 64
 """Units of a stored flow per pixel."""
+
+PAIR_ID = re.compile("[0-9a-f]{32}")
+_COARSEST = 256
+"""The largest stride of a stored flow."""
 
 # Their elements are never null, so Parquet needn't say so of each.
 _INTEGERS = pa.list_(pa.field("element", pa.int32(), nullable=False))
@@ -227,13 +234,45 @@ def _stored_once(table: pa.Table, row_group_pairs: int) -> pa.Table:
 
 
 def with_second_frames(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a row group, each with its second frame; ValueError where one is nowhere."""
+    """The rows of a row group, each with its second frame; ValueError where one is nowhere, and where a row
+    holds something else than its size tells."""
     for row, following in pairwise([*rows, {"image1": None}]):
         if row["image2"] is None:
             row["image2"] = following["image1"]
         if row["image1"] is None or row["image2"] is None:
             raise ValueError(f"pair {row['pair_id']} lacks a frame, and none follows it: the file is damaged")
+    for row in rows:
+        if problem := _problem(row):
+            raise ValueError(f"pair {str(row['pair_id'])[:64]} {problem}: the file is damaged")
     return rows
+
+
+def _problem(row: Mapping[str, Any]) -> str:
+    """What keeps a row from being decoded; empty if nothing does.
+
+    A row may come from a stranger, and decoding makes arrays of the size that it says.
+    """
+    if lacking := [name for name, value in row.items() if value is None]:
+        return f"has no {', '.join(lacking)}"
+    if not PAIR_ID.fullmatch(row["pair_id"]):
+        return "has another name than 32 hexadecimal digits"
+    height, width = row["height"], row["width"]
+    if min(height, width) < 1 or height * width > MOST_PIXELS:
+        return f"is of {height}x{width} px (height x width)"
+    if row["stride"] < 1:
+        return f"has the stride {row['stride']}"
+    stride = row.get("flow_stride", 1)
+    if not 1 <= stride <= _COARSEST:
+        return f"has a flow of stride {stride}"
+    grid, pixels = math.prod(label_grid(height, width, stride)), height * width
+    values = dict.fromkeys(_FLOWS, 2 * grid) | dict.fromkeys(_SPREADS, grid)
+    values |= dict.fromkeys(_TRUTHS, 2 * pixels) | dict.fromkeys(_MASKS, pixels)
+    for name, wanted in values.items():
+        if name in row and len(row[name]) != wanted:
+            return f"has {len(row[name])} values in {name}, and its size takes {wanted}"
+    if not all(np.isfinite(row[name]).all() for name in _TRUTHS if name in row):
+        return "has a true flow that isn't finite"
+    return ""
 
 
 def encode_shard(table: pa.Table, row_group_pairs: int) -> bytes:
@@ -272,10 +311,10 @@ def decode_row(row: Mapping[str, Any], max_spread: float = DEFAULT_MAX_SPREAD) -
 
     Where several teachers' spread is `max_spread` px or more the label has confidence 0.
     """
-    codec = FrameCodec()
+    codec, size = FrameCodec(), (row["height"], row["width"])
     return FramePair(
-        image1=codec.decode(row["image1"]),
-        image2=codec.decode(row["image2"]),
+        image1=codec.decode(row["image1"], size),
+        image2=codec.decode(row["image2"], size),
         flow_fw=_truth(row) if "true_flow_fw" in row else _flow(row, "flow_fw"),
         flow_bw=_flow(row, "flow_bw"),
         confidence_fw=_confidence(row, "fw", max_spread),

@@ -4,13 +4,15 @@ A video has one record. Three files are views of it: `_video.json` in the video'
 ledger lists the videos that gave less than they hold, and the manifest lists those that gave pairs.
 """
 
-import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from flowcore.records import LIST_BYTES, record
 from pipelines.disclosure import storable
 from pipelines.labels import FORMAT
+from pipelines.set_files import read_record, told_of
 from pipelines.storage import Folder, json_bytes
 
 MANIFEST_FILE = "_manifest.json"
@@ -35,6 +37,10 @@ _LEDGER = (
 """What the ledger says of a video."""
 _MANIFEST = ("video", "outcome", "stamp", "folder", "pairs", "shards", "bytes")
 """What the manifest says of a video."""
+
+_HEX = re.compile(r"[0-9a-f]{0,64}")
+_MOST_SHARDS = 2**23
+"""In a set; the names of so many take a gigabyte."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +76,12 @@ class VideoRecord:
     """The run that wrote the record."""
 
     def __post_init__(self) -> None:
+        for name in ("folder", "label_set", "run"):
+            if not _HEX.fullmatch(getattr(self, name)):
+                raise ValueError(f"its {name} {getattr(self, name)[:100]!r} must be hexadecimal digits")
+        for name in ("frames_read", "cuts", "static_pairs", "faded_pairs", "pairs", "shards", "bytes"):
+            if not 0 <= getattr(self, name) < 2**63:
+                raise ValueError(f"its {name} must be a count, and is {getattr(self, name)}")
         # A library's error may repeat a URI with the secrets that the environment gave it.
         object.__setattr__(self, "reason", storable(self.reason))
 
@@ -86,11 +98,18 @@ def short_reason(record: VideoRecord) -> str:
 
 
 def video_record(location: str, folder: str) -> VideoRecord | None:
-    """The record in a video's folder of the set, None where no run came to its end."""
+    """The record in a video's folder of the set, None where no run came to its end; ValueError where it is
+    damaged or another folder's."""
+    name = f"{folder}/{VIDEO_FILE}"
     try:
-        return VideoRecord(**json.loads(Folder(location).read(f"{folder}/{VIDEO_FILE}")))
+        values = read_record(location, name)
     except FileNotFoundError:
         return None
+    with told_of(location, name):
+        found = record(VideoRecord, values)
+        if found.folder != folder:
+            raise ValueError(f"it is the record of the folder {found.folder!r}")
+    return found
 
 
 def write_video_record(location: str, record: VideoRecord) -> None:
@@ -118,8 +137,10 @@ def failed_before(location: str) -> frozenset[str]:
 
 
 def read_ledger(location: str) -> list[VideoRecord]:
-    """The ledger of a folder; FileNotFoundError where no run has ended."""
-    return [VideoRecord(**entry) for entry in json.loads(Folder(location).read(LEDGER_FILE))]
+    """The ledger of a folder; FileNotFoundError where no run has ended, ValueError where it is damaged."""
+    entries = read_record(location, LEDGER_FILE, LIST_BYTES)
+    with told_of(location, LEDGER_FILE):
+        return _records(entries)
 
 
 def write_ledger(location: str, records: Iterable[VideoRecord]) -> None:
@@ -128,9 +149,30 @@ def write_ledger(location: str, records: Iterable[VideoRecord]) -> None:
 
 
 def read_manifest(location: str) -> list[VideoRecord]:
-    """The videos that the set has pairs of; FileNotFoundError of an unfinished set."""
-    manifest = json.loads(Folder(location).read(MANIFEST_FILE))
-    return [VideoRecord(**entry) for entry in manifest["videos"]]
+    """The videos that the set has pairs of; FileNotFoundError of an unfinished set, ValueError where the
+    manifest is damaged."""
+    manifest = read_record(location, MANIFEST_FILE, LIST_BYTES)
+    with told_of(location, MANIFEST_FILE):
+        if not isinstance(manifest, dict) or "videos" not in manifest:
+            raise ValueError("it has no videos")
+        videos = _records(manifest["videos"])
+        for video in videos:
+            if not video.folder or not 1 <= video.shards <= video.pairs:
+                raise ValueError(
+                    f"of {video.video[:100]!r} it names the folder {video.folder!r} with {video.shards} "
+                    f"shards of {video.pairs} pairs"
+                )
+        if len({video.folder for video in videos}) < len(videos):
+            raise ValueError("it names a folder twice")
+        if (shards := sum(video.shards for video in videos)) > _MOST_SHARDS:
+            raise ValueError(f"it names {shards} shards, and at most {_MOST_SHARDS} are read")
+    return videos
+
+
+def _records(entries: object) -> list[VideoRecord]:
+    if not isinstance(entries, list):
+        raise ValueError("it has no list of videos")
+    return [record(VideoRecord, entry) for entry in entries]
 
 
 def write_manifest(location: str, label_set: str, records: Iterable[VideoRecord]) -> None:

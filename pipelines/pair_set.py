@@ -3,6 +3,7 @@
 import hashlib
 import json
 import posixpath
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,20 +14,29 @@ from typing import Any, Literal, Self, TypeVar, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jaxtyping import Bool
 from numpy import ndarray
 
 from flowcore.pairs import FramePair
+from flowcore.records import record
 from pipelines.disclosure import storable
 from pipelines.filters import PairFilter
-from pipelines.labels import DEFAULT_MAX_SPREAD, FORMAT, PAIR_SCHEMA, decode_row, with_second_frames
+from pipelines.labels import (
+    DEFAULT_MAX_SPREAD,
+    FORMAT,
+    PAIR_ID,
+    PAIR_SCHEMA,
+    decode_row,
+    with_second_frames,
+)
 from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE, VideoRecord, read_ledger, read_manifest
+from pipelines.set_files import read_record, require_no_links, told_of
 from pipelines.shard_files import (
     FRAME_COLUMNS,
     LABEL_COLUMNS,
     SPREAD_COLUMNS,
     TRUTH_COLUMNS,
+    OpenShard,
     opened_shard,
     shard_name,
 )
@@ -53,6 +63,7 @@ _INDEX_SCHEMA = pa.schema(
         ("row", pa.int32()),
     ]
 )
+_MOST_TEACHERS = 100
 _FILES_LOOKED_AT = 64
 """For an example: of a set of a million videos, not every one."""
 
@@ -70,6 +81,10 @@ class SetDescription:
     """How many teachers' labels the rows hold; several leave their spread beside them."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.num_teachers <= _MOST_TEACHERS:
+            raise ValueError(f"num_teachers {self.num_teachers} must lie in 0..{_MOST_TEACHERS}")
+        if not re.fullmatch("[0-9]{1,9}", self.provenance.get("generation", "0")):
+            raise ValueError(f"the generation {self.provenance['generation'][:100]!r} must be a count")
         # Those of a stranger's set are shown in a gallery, and stored with the run.
         masked = {name: storable(str(text)) for name, text in self.provenance.items()}
         object.__setattr__(self, "provenance", masked)
@@ -98,6 +113,7 @@ def describe_set(location: str, description: SetDescription) -> None:
     The provenance is that of the run that finished the set first, not of one that was killed before.
     """
     folder = Folder(location)
+    require_no_links(folder)
     before = description_at(folder)
     if before is None and folder.files():
         raise ValueError(f"{location} holds other files and is no pair set; give a new folder")
@@ -127,19 +143,18 @@ def describe_set(location: str, description: SetDescription) -> None:
 def description_at(folder: Folder) -> SetDescription | None:
     """What the folder's set is made of, None where none was begun; ValueError as `PairSet.open`."""
     try:
-        text = folder.read(DESCRIPTION_FILE)
+        values = read_record(folder.location, DESCRIPTION_FILE)
     except FileNotFoundError:
         return None
-    try:
-        values = json.loads(text)
-        version = values["format"]
+    with told_of(folder.location, DESCRIPTION_FILE):
+        if not isinstance(values, dict) or not isinstance(version := values.pop("format", None), int):
+            raise ValueError("it has no format")
         if version == FORMAT:
-            names = ("kind", "made_of", "provenance", "num_teachers")
-            return SetDescription(**{name: values[name] for name in names})
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{DESCRIPTION_FILE} in {folder.location} is damaged ({error!r}); restore it or make the set anew"
-        ) from error
+            digest = values.pop("label_set", None)
+            description = record(SetDescription, values)
+            if digest != description.digest:
+                raise ValueError(f"it is of the set {digest!r:.100}, and what it is made of gives another")
+            return description
     raise ValueError(
         f"{folder.location} has format {version}, and this version reads {FORMAT}; use the version that "
         "wrote it, or make the set anew in another folder"
@@ -267,8 +282,8 @@ class PairSet:
     def read_group(self, file: str, row_group: int) -> list[dict[str, Any]]:
         """The rows of a row group of one of the `files`, by column, each with both of its frames; list
         columns are flat arrays. ValueError for a row without a second frame."""
-        with self._opened(file) as parquet:
-            return rows_of(parquet.read_row_group(row_group))
+        with self._opened(file) as shard:
+            return rows_of(shard.read(groups=[row_group]))
 
     def read(self, place: Mapping[str, Any]) -> dict[str, Any]:
         """The row at a place of the index."""
@@ -299,14 +314,16 @@ class PairSet:
         return list(concurrently(patient(work), range(len(self.files))))
 
     def _num_pairs_of(self, file: int) -> int:
-        with self._opened(self.files[file]) as parquet:
-            return cast(int, parquet.metadata.num_rows)
+        with self._opened(self.files[file]) as shard:
+            return sum(shard.group_pairs)
 
     def _index_of(self, columns: Sequence[str], file: int) -> pa.Table:
         compared = [] if self.where is None else self.where.columns
-        with self._opened(self.files[file]) as parquet:
-            sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
-            table = parquet.read(list(dict.fromkeys((*_INDEXED, *columns, *compared))))
+        with self._opened(self.files[file]) as shard:
+            sizes = shard.group_pairs
+            table = shard.read(list(dict.fromkeys((*_INDEXED, *columns, *compared))))
+        if problem := _problem(table.select(dict.fromkeys((*_INDEXED, *columns)))):
+            raise ValueError(f"{self.files[file]} in {self.location} is damaged, it has {problem}")
         place = (
             np.full(table.num_rows, file, np.int32),
             np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
@@ -320,8 +337,8 @@ class PairSet:
         return pa.schema([*_INDEX_SCHEMA, *(self.description.columns.field(name) for name in columns)])
 
     def _columns_of(self, names: Sequence[str], file: int) -> pa.Table:
-        with self._opened(self.files[file]) as parquet:
-            return parquet.read(list(names))
+        with self._opened(self.files[file]) as shard:
+            return shard.read(names)
 
     def _nothing_kept(self, where: PairFilter) -> ValueError:
         """The error, which tells what there is to be kept."""
@@ -334,15 +351,25 @@ class PairSet:
         )
 
     @contextmanager
-    def _opened(self, file: str) -> Iterator[pq.ParquetFile]:
+    def _opened(self, file: str) -> Iterator[OpenShard]:
         try:
-            with opened_shard(self.location, file, [self.description.columns]) as parquet:
-                yield parquet
+            with opened_shard(self.location, file, [self.description.columns]) as shard:
+                yield shard
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{file} is missing in {self.location}, though {MANIFEST_FILE} lists it; delete "
                 f"{posixpath.dirname(file)}/{VIDEO_FILE} there and run the command that made the set again"
             ) from error
+
+
+def _problem(table: pa.Table) -> str:
+    """What keeps the columns of an index from being one; empty if nothing does."""
+    if lacking := [name for name in table.column_names if table[name].null_count]:
+        return f"pairs without {', '.join(lacking)}"
+    if not pc.all(pc.match_substring_regex(table["pair_id"], f"^{PAIR_ID.pattern}$")).as_py():
+        return "names of pairs that aren't 32 hexadecimal digits"
+    least = [pc.min(table[side]).as_py() for side in ("height", "width")]
+    return "" if min(least) > 0 else f"frames of {least[0]}x{least[1]} px (height x width)"
 
 
 def one_of_each_size(index: pa.Table) -> list[dict[str, Any]]:

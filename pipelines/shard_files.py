@@ -5,13 +5,17 @@ it: Ray registers one that unpickles, which runs whatever the file holds. A file
 schema that it keeps. So Arrow never sees that schema: its key is changed in the footer before Arrow parses
 it, and the columns are of Parquet's own types. Both are compared with what a set has, these types and what
 the Arrow schema says.
+
+Nor does Arrow see the file itself. The columns that are asked for are read, each part in one piece, their
+pages are checked as `pipelines.shard_pages` does, and Arrow unpacks them from memory.
 """
 
 import base64
+import mmap
 import posixpath
 import reprlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -21,7 +25,9 @@ import pyarrow.parquet as pq
 
 from pipelines.labels import PAIR_SCHEMA, TRUTH_SCHEMA, label_schema
 from pipelines.ledger import VIDEO_FILE
-from pipelines.storage import Folder, patient, storage_of
+from pipelines.set_files import opened
+from pipelines.shard_pages import Chunk, most_values, require_honest
+from pipelines.storage import Folder, patient
 
 FRAME_COLUMNS = PAIR_SCHEMA
 TRUTH_COLUMNS = pa.schema([*PAIR_SCHEMA, *TRUTH_SCHEMA])
@@ -31,6 +37,14 @@ _EVERY_KIND = (FRAME_COLUMNS, TRUTH_COLUMNS, LABEL_COLUMNS, SPREAD_COLUMNS)
 
 _FOOTER_BYTES = 1 << 16
 """Read at once from the end of a Parquet file, whose footer is rarely longer."""
+_MOST_FOOTER_BYTES = 1 << 26
+_MOST_PAIRS = 1 << 20
+_MOST_GROUP_BYTES = 1 << 32
+"""Of a shard's footer, in a shard, and of a row group: many times what any set has."""
+_MAP_NORESERVE = 0x4000
+"""Linux's; Python names it from 3.13 on."""
+_GAP_BYTES = 1 << 16
+"""Between two columns that are read in one piece all the same."""
 _ARROW_SCHEMA = b"ARROW:schema"
 """The key under which a Parquet file keeps the Arrow schema that it was written with."""
 _EXTENSION = b"ARROW:extension:"
@@ -65,11 +79,10 @@ def shard_at(location: str, name: str, label_set: str | None = None) -> ShardSiz
     size = Folder(location).size(name)
     if size is None:
         return None
-    metadata = _metadata(location, name)
+    pairs, found = _pairs_and_set(location, name)
     if label_set is not None:
-        column = metadata.schema.names.index("label_set")
-        require_own(location, label_set, metadata.row_group(0).column(column).statistics.max)
-    return ShardSize(pairs=metadata.num_rows, bytes=size)
+        require_own(location, label_set, found)
+    return ShardSize(pairs=pairs, bytes=size)
 
 
 def video_of_shards(location: str, video_folder: str) -> str | None:
@@ -79,38 +92,120 @@ def video_of_shards(location: str, video_folder: str) -> str | None:
 
 
 @patient
-def _metadata(location: str, name: str) -> pq.FileMetaData:
-    with opened_shard(location, name) as parquet:
-        return parquet.metadata
+def _pairs_and_set(location: str, name: str) -> tuple[int, str]:
+    """How many pairs a shard has, and which set its first one says that it is of."""
+    with opened_shard(location, name) as shard:
+        return sum(shard.group_pairs), _first(shard, "label_set")
 
 
 @patient
 def _video_of(location: str, name: str) -> str:
-    with opened_shard(location, name) as parquet:
-        return cast(str, parquet.read(["video"]).column("video")[0].as_py())
+    with opened_shard(location, name) as shard:
+        return _first(shard, "video")
+
+
+def _first(shard: "OpenShard", column: str) -> str:
+    return str(shard.read([column], groups=[0])[column][0].as_py())
+
+
+class OpenShard:
+    """A Parquet file of a set whose columns are a set's."""
+
+    def __init__(self, file: pa.NativeFile, checked: pq.ParquetFile, place: str, remedy: str) -> None:
+        metadata = checked.metadata
+        self._file = file
+        self._size = file.size()
+        self._metadata = metadata
+        # Each of a set's columns is one of Parquet's.
+        self._columns = {name: position for position, name in enumerate(checked.schema_arrow.names)}
+        self._place = place
+        self._remedy = remedy
+        groups = range(metadata.num_row_groups)
+        self.group_pairs: list[int] = [metadata.row_group(group).num_rows for group in groups]
+        """How many pairs each row group has."""
+        if min(self.group_pairs, default=0) < 1 or sum(self.group_pairs) > _MOST_PAIRS:
+            raise self._damaged(f"row groups of {reprlib.repr(self.group_pairs)} pairs")
+
+    def read(self, columns: Sequence[str] | None = None, groups: Iterable[int] | None = None) -> pa.Table:
+        """These columns of these row groups; None for all. ValueError where they hold something else than
+        the file's footer tells, or would unpack to more than frames of the file's size can have."""
+        groups = list(range(len(self.group_pairs)) if groups is None else groups)
+        # As large as the file, but of what isn't written to it the kernel holds no memory.
+        content = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        for group in groups:
+            self._fetch(group, columns, content)
+        try:
+            parquet = pq.ParquetFile(
+                pa.BufferReader(content),
+                metadata=self._metadata,
+                pre_buffer=False,
+                arrow_extensions_enabled=False,
+            )
+            return parquet.read_row_groups(groups, columns=None if columns is None else list(columns))
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise self._damaged(f"values that can't be read ({error})") from error
+
+    def _fetch(self, group: int, columns: Sequence[str] | None, content: mmap.mmap) -> None:
+        """Adds these columns of a row group to what is in memory, checked."""
+        row_group = self._metadata.row_group(group)
+        chunks = [Chunk.of(row_group.column(self._columns[name])) for name in columns or self._columns]
+        frames = Chunk.of(row_group.column(self._columns["image1"]))
+        if not all(0 < each.start < each.end <= self._size for each in (*chunks, frames)):
+            raise self._damaged("columns that don't lie in it")
+        for start, end, together in _together(chunks):
+            if end - start > _MOST_GROUP_BYTES:
+                raise self._damaged(f"a row group of {end - start} bytes")
+            piece = memoryview(self._file.read_at(end - start, start))
+            if len(piece) < end - start:
+                # The storage's fault, which trying again may mend.
+                raise OSError(f"{self._place} ended after {start + len(piece)} bytes")
+            content[start:end] = piece
+            for chunk in together:
+                try:
+                    require_honest(
+                        chunk,
+                        piece[chunk.start - start : chunk.end - start],
+                        most_values(chunk, self.group_pairs[group], frames.end - frames.start),
+                    )
+                except ValueError as error:
+                    raise self._damaged(str(error)) from error
+
+    def _damaged(self, found: str) -> ValueError:
+        return ValueError(f"{self._place} is damaged, it has {found}; {self._remedy}")
+
+
+def _together(chunks: Sequence[Chunk]) -> Iterator[tuple[int, int, list[Chunk]]]:
+    """(start, end, the chunks in it) of each piece of a file that is read at once."""
+    piece: list[Chunk] = []
+    end = 0
+    for chunk in sorted(chunks, key=lambda each: each.start):
+        if piece and chunk.start > end + _GAP_BYTES:
+            yield piece[0].start, end, piece
+            piece = []
+        piece.append(chunk)
+        end = max(end, chunk.end)
+    if piece:
+        yield piece[0].start, end, piece
 
 
 @contextmanager
-def opened_shard(
-    location: str, name: str, schemas: Sequence[pa.Schema] = _EVERY_KIND
-) -> Iterator[pq.ParquetFile]:
+def opened_shard(location: str, name: str, schemas: Sequence[pa.Schema] = _EVERY_KIND) -> Iterator[OpenShard]:
     """A Parquet file of a set, for every reader of one.
 
     ValueError, which names the column, where its columns aren't those of one of the `schemas`;
     FileNotFoundError where it isn't there.
     """
-    filesystem, root = storage_of(location)
-    with filesystem.open_input_file(f"{root}/{name}") as file:
-        footer = _footer(file).replace(_ARROW_SCHEMA, _ARROW_SCHEMA.lower())
+    with opened(location, name) as file:
         remedy = (
             f"restore it, or delete it and {posixpath.dirname(name)}/{VIDEO_FILE} there and run the command "
             "that made the set again"
         )
         try:
+            footer = _footer(file).replace(_ARROW_SCHEMA, _ARROW_SCHEMA.lower())
             # As long as no value is read, a footer alone is a Parquet file.
             checked = pq.ParquetFile(pa.BufferReader(b"PAR1" + footer), arrow_extensions_enabled=False)
             found = [checked.schema_arrow, *_declared_schema(checked.metadata)]
-        except (pa.ArrowException, ValueError, OSError) as error:
+        except (pa.ArrowException, ValueError) as error:
             raise ValueError(f"{name} in {location} is damaged ({error}); {remedy}") from error
         differing = min((_differences(found, schema) for schema in schemas), key=len)
         if differing:
@@ -118,15 +213,17 @@ def opened_shard(
                 f"{name} in {location} has {', '.join(differing[:_DIFFERENCES_TOLD])}; nothing of a file is "
                 f"read whose columns aren't exactly a set's: {remedy}"
             )
-        yield pq.ParquetFile(file, metadata=checked.metadata, pre_buffer=True, arrow_extensions_enabled=False)
+        yield OpenShard(file, checked, f"{name} in {location}", remedy)
 
 
 def _footer(file: pa.NativeFile) -> bytes:
     """The end of a Parquet file: its metadata, their length and four letters. Whatever the end of another
-    file."""
+    file; ValueError for metadata that no set has."""
     size = file.size()
     end = cast(bytes, file.read_at(min(size, _FOOTER_BYTES), max(0, size - _FOOTER_BYTES)))
     length = min(size, int.from_bytes(end[-8:-4], "little") + 8)
+    if length > _MOST_FOOTER_BYTES:
+        raise ValueError(f"its footer has {length} bytes")
     return end[-length:] if length <= len(end) else cast(bytes, file.read_at(length, size - length))
 
 

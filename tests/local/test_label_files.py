@@ -45,7 +45,7 @@ def refusal(capsys: pytest.CaptureFixture[str], job: Any, *arguments: Any) -> st
 def labels(tmp_path_factory: pytest.TempPathFactory) -> PairSet:
     """Of two sizes, and of more pairs than a file of an imported set takes."""
     location = tmp_path_factory.mktemp("labels")
-    write_set(location, {"v": [shard(15, 45, 62, 4)[0]], "w": [shard(3, 48, 64, 1, video="w")[0]]})
+    write_set(location, {"aa": [shard(15, 45, 62, 4)[0]], "bb": [shard(3, 48, 64, 1, video="w")[0]]})
     return PairSet.open(str(location))
 
 
@@ -106,7 +106,7 @@ def test_an_export_of_both_directions_has_the_backward_one_too(labels: PairSet, 
 def begun(tmp_path: Path) -> tuple[Path, Path]:
     """(labels, the files of their export, which was killed once before it had a list of its pairs)."""
     labels, files = tmp_path / "labels", tmp_path / "files"
-    write_set(labels, {"v": [shard(6, 33, 40, 4)[0]]})
+    write_set(labels, {"aa": [shard(6, 33, 40, 4)[0]]})
     files.mkdir()
     (files / f".{EXPORT_FILE}.0.partial").write_bytes(b"")
     exported(labels, "--output", str(files), "--where", "frame >= 2")
@@ -149,7 +149,7 @@ def test_an_export_goes_into_no_folder_of_other_files(
 def test_an_export_to_object_storage_has_the_files_of_one_to_a_disk(
     tmp_path: Path, bucket: Bucket, layout: str
 ) -> None:
-    write_set(tmp_path / "labels", {"v": [shard(2, 33, 40, 4)[0]]})
+    write_set(tmp_path / "labels", {"aa": [shard(2, 33, 40, 4)[0]]})
     here, there = tmp_path / "files", bucket.uri("files")
     for output in (str(here), there, there):
         exported(tmp_path / "labels", "--output", output, "--layout", layout)
@@ -163,7 +163,7 @@ def test_flow_too_long_for_kitti_is_unknown_there(tmp_path: Path, capsys: pytest
     far[0, 0, 5, 6] = 600.0
     position = table.column_names.index("flow_fw")
     table = table.set_column(position, table.schema.field("flow_fw"), [quantized(far)])
-    write_set(tmp_path / "labels", {"v": [table]})
+    write_set(tmp_path / "labels", {"aa": [table]})
     exported(tmp_path / "labels", "--output", str(tmp_path / "files"), "--layout", "kitti2015")
     assert "1 pixels move too far" in capsys.readouterr().out
     (sample,) = find_samples("kitti2015", tmp_path / "files")

@@ -64,11 +64,13 @@ def test_other_readers_rebuild_flow_and_occlusion_alone(
     tmp_path: Path, reader: str, height: int, width: int, stride: int
 ) -> None:
     table, grids = shard(5, height, width, stride)
-    write_set(tmp_path / "labels", {"v": [table]})
+    write_set(tmp_path / "labels", {"aa": [table]})
     files = f"{tmp_path}/labels/*/*.parquet"
     query = f"select * from '{files}' order by frame"
     frame = (
-        duckdb.sql(query).df() if reader == "duckdb" else pd.read_parquet(tmp_path / "labels/v/00000.parquet")
+        duckdb.sql(query).df()
+        if reader == "duckdb"
+        else pd.read_parquet(tmp_path / "labels/aa/00000.parquet")
     )
     for number, row in frame.iterrows():
         shape = (2, -(-row.height // row.flow_stride), -(-row.width // row.flow_stride))
@@ -85,7 +87,7 @@ def test_other_readers_rebuild_flow_and_occlusion_alone(
 
 def test_a_pair_is_decoded_as_the_teacher_upsamples(tmp_path: Path) -> None:
     table, grids = shard(4, 45, 62, 4)
-    write_set(tmp_path / "labels", {"v": [table]})
+    write_set(tmp_path / "labels", {"aa": [table]})
     pairs = PairSet.open(str(tmp_path / "labels"))
     (row,) = pairs.read_group(pairs.files[0], 1)
     pair = decode_row(row)
@@ -139,7 +141,7 @@ def test_the_index_has_the_columns_that_were_asked_for_beside_each_pair(tmp_path
     table, _ = shard(5, 16, 24, 4)
     motion = pa.array(np.arange(5), pa.float32())
     table = table.set_column(table.column_names.index("flow_p50"), "flow_p50", motion)
-    write_set(tmp_path / "set", {"v": [table]})
+    write_set(tmp_path / "set", {"aa": [table]})
     pairs = PairSet.open(str(tmp_path / "set"))
     index = pairs.index(["flow_p50", "occluded"])
     assert index.select(pairs.index().column_names) == pairs.index()
@@ -149,7 +151,7 @@ def test_the_index_has_the_columns_that_were_asked_for_beside_each_pair(tmp_path
 
 
 def test_a_set_goes_to_another_process(tmp_path: Path) -> None:
-    write_set(tmp_path / "set", {"v": [shard(2, 16, 24, 4)[0]]})
+    write_set(tmp_path / "set", {"aa": [shard(2, 16, 24, 4)[0]]})
     pairs = PairSet.open(str(tmp_path / "set"))
     assert pickle.loads(pickle.dumps(pairs)).index() == pairs.index()
 
@@ -157,8 +159,8 @@ def test_a_set_goes_to_another_process(tmp_path: Path) -> None:
 def test_frames_alone_are_a_set_without_labels(tmp_path: Path) -> None:
     describe_set(str(tmp_path), FRAMES)
     table = shard(2, 16, 24, 4)[0].select(PAIR_SCHEMA.names)
-    Folder(str(tmp_path)).write(shard_name("v", 0), encode_shard(table, 8))
-    video = VideoRecord(video="v", outcome="done", folder="v", pairs=2, shards=1)
+    Folder(str(tmp_path)).write(shard_name("aa", 0), encode_shard(table, 8))
+    video = VideoRecord(video="v", outcome="done", folder="aa", pairs=2, shards=1)
     write_manifest(str(tmp_path), FRAMES.digest, [video])
     pairs = PairSet.open(str(tmp_path))
     assert not pairs.has_labels
@@ -194,8 +196,8 @@ def test_a_sets_kind_is_what_was_stored_whatever_it_is_made_of(
 
 
 def test_a_shard_has_the_columns_of_its_sets_kind_and_no_others(tmp_path: Path) -> None:
-    write_set(tmp_path, {"v": [shard(2, 16, 24, 4)[0].select(PAIR_SCHEMA.names)]})
-    with pytest.raises(ValueError, match=r"v/00000\.parquet .* no column 'flow_fw'"):
+    write_set(tmp_path, {"aa": [shard(2, 16, 24, 4)[0].select(PAIR_SCHEMA.names)]})
+    with pytest.raises(ValueError, match=r"aa/00000\.parquet .* no column 'flow_fw'"):
         PairSet.open(str(tmp_path)).index()
 
 
@@ -232,7 +234,7 @@ def of_consecutive_frames(num_pairs: int) -> tuple[pa.Table, list[bytes]]:
 
 def test_a_frame_that_two_neighbours_share_is_stored_once_and_read_with_both(tmp_path: Path) -> None:
     table, frames = of_consecutive_frames(7)
-    write_set(tmp_path / "set", {"v": [table]}, row_group_pairs=3)
+    write_set(tmp_path / "set", {"aa": [table]}, row_group_pairs=3)
     pairs = PairSet.open(str(tmp_path / "set"))
     rows = [row for group in range(3) for row in pairs.read_group(pairs.files[0], group)]
     assert [row["image1"] for row in rows] == frames[:-1]
@@ -244,14 +246,14 @@ def test_a_frame_that_two_neighbours_share_is_stored_once_and_read_with_both(tmp
 
 def test_another_second_frame_than_the_next_pairs_first_one_is_stored(tmp_path: Path) -> None:
     table, _ = shard(4, 16, 24, 4)
-    write_set(tmp_path / "set", {"v": [table]}, row_group_pairs=4)
-    assert pq.read_table(tmp_path / "set" / "v" / "00000.parquet").column("image2").null_count == 0
+    write_set(tmp_path / "set", {"aa": [table]}, row_group_pairs=4)
+    assert pq.read_table(tmp_path / "set" / "aa" / "00000.parquet").column("image2").null_count == 0
 
 
 def test_sql_has_both_frames_of_each_pair(tmp_path: Path) -> None:
     """As the page on other tools says."""
     table, frames = of_consecutive_frames(7)
-    write_set(tmp_path / "set", {"v": [table]}, row_group_pairs=3)
+    write_set(tmp_path / "set", {"aa": [table]}, row_group_pairs=3)
     page = (REPOSITORY / "docs" / "how-to" / "exchange.md").read_text()
     (query,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
     found = duckdb.sql(query.replace("runs/labels", str(tmp_path / "set"))).fetchall()
@@ -261,7 +263,9 @@ def test_sql_has_both_frames_of_each_pair(tmp_path: Path) -> None:
 def test_a_pair_whose_second_frame_is_nowhere_is_refused(tmp_path: Path) -> None:
     table, _ = shard(1, 16, 24, 4)
     lost = pa.nulls(1, pa.binary())
-    write_set(tmp_path / "set", {"v": [table.set_column(table.column_names.index("image2"), "image2", lost)]})
+    write_set(
+        tmp_path / "set", {"aa": [table.set_column(table.column_names.index("image2"), "image2", lost)]}
+    )
     pairs = PairSet.open(str(tmp_path / "set"))
     with pytest.raises(ValueError, match="lacks a frame, and none follows it"):
         pairs.read_group(pairs.files[0], 0)
@@ -308,15 +312,15 @@ def test_where_there_is_no_set_the_error_says_how_to_make_one(tmp_path: Path) ->
 
 
 def test_an_unfinished_set_is_refused_with_the_command_that_finishes_it(tmp_path: Path) -> None:
-    write_set(tmp_path / "set", {"v": [shard(2, 16, 24, 4)[0]]})
+    write_set(tmp_path / "set", {"aa": [shard(2, 16, 24, 4)[0]]})
     (tmp_path / "set" / MANIFEST_FILE).unlink()
-    (tmp_path / "set" / "v" / ".00001.parquet.ab.partial").write_bytes(b"half")
+    (tmp_path / "set" / "aa" / ".00001.parquet.ab.partial").write_bytes(b"half")
     with pytest.raises(ValueError, match=r"jobs/pseudolabel\.py .* again"):
         PairSet.open(str(tmp_path / "set"))
 
 
 def test_a_set_of_another_version_is_refused(tmp_path: Path) -> None:
-    write_set(tmp_path, {"v": [shard(2, 16, 24, 4)[0]]})
+    write_set(tmp_path, {"aa": [shard(2, 16, 24, 4)[0]]})
     path = tmp_path / "_label_set.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT + 1}))
     with pytest.raises(ValueError, match=f"format {FORMAT + 1}"):
@@ -324,16 +328,16 @@ def test_a_set_of_another_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_set_whose_description_is_damaged_is_refused(tmp_path: Path) -> None:
-    write_set(tmp_path, {"v": [shard(2, 16, 24, 4)[0]]})
+    write_set(tmp_path, {"aa": [shard(2, 16, 24, 4)[0]]})
     (tmp_path / "_label_set.json").write_text("{")
     with pytest.raises(ValueError, match="damaged"):
         PairSet.open(str(tmp_path))
 
 
 def test_a_file_that_went_missing_is_named(tmp_path: Path) -> None:
-    write_set(tmp_path, {"v": [shard(2, 16, 24, 4)[0]]})
-    (tmp_path / "v" / "00000.parquet").unlink()
-    with pytest.raises(FileNotFoundError, match=r"v/00000\.parquet is missing"):
+    write_set(tmp_path, {"aa": [shard(2, 16, 24, 4)[0]]})
+    (tmp_path / "aa" / "00000.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"aa/00000\.parquet is missing"):
         PairSet.open(str(tmp_path)).index()
 
 
@@ -372,9 +376,9 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
 
 def test_sweeping_takes_only_what_killed_writers_left(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
-    folder.write("v/00000.parquet", b"whole")
-    (tmp_path / "v" / ".00001.parquet.ab.partial").write_bytes(b"half")
+    folder.write("aa/00000.parquet", b"whole")
+    (tmp_path / "aa" / ".00001.parquet.ab.partial").write_bytes(b"half")
     (tmp_path / ".lock").touch()
     folder.sweep()
-    assert folder.files() == ["v/00000.parquet"]
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", "00000.parquet", "v"]
+    assert folder.files() == ["aa/00000.parquet"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", "00000.parquet", "aa"]
