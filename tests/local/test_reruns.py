@@ -278,7 +278,7 @@ def test_a_diverged_teacher_labels_nothing(tmp_path: Path) -> None:
     network.load_state_dict({name: value * float("nan") for name, value in network.state_dict().items()})
     save_model(tmp_path / "teacher", network, {})
     render(tmp_path / "videos" / "a.mp4", 0, num_frames=3)
-    with pytest.raises(ValueError, match="diverged"):
+    with pytest.raises(RuntimeError, match="diverged"):
         labelled(tmp_path / "videos", [tmp_path / "teacher"], tmp_path / "set")
     assert contents(tmp_path / "set") == {}
 
