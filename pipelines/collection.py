@@ -18,7 +18,7 @@ from urllib.parse import quote
 from pyarrow.fs import FileInfo, FileType
 
 from flowcore.datasets import SEQUENCES, DataSet, find_sequences
-from pipelines.disclosure import is_text
+from pipelines.disclosure import is_text, refuse_secrets
 from pipelines.storage import (
     Folder,
     absolute,
@@ -194,13 +194,17 @@ def _content(list_file: str) -> str:
 
 def _videos_of_line(list_file: str, line: str) -> list[VideoSource]:
     base = split(list_file)[0]
+    if not is_text(line):
+        # It isn't opened: see `misnomer`.
+        refuse_secrets(line, "the video")
+        return [VideoSource(_within(base, line))]
     # A video's name may have a colon in it, and is relative to the list's folder, not to the working folder.
     is_video = extension(line) in VIDEO_EXTENSIONS or os.path.exists(_within(base, line))
     data_set = None if is_video else DataSet.parse(line)
     if data_set is not None:
         return _sequences_at(data_set.name, _place(_within(base, data_set.root)))
     place = _place(_within(base, line))
-    if is_remote(place) and (extension(place) in VIDEO_EXTENSIONS or not is_text(place)):
+    if is_remote(place) and extension(place) in VIDEO_EXTENSIONS:
         return [VideoSource(place)]
     return _videos_at(place)
 
