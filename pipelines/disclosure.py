@@ -51,8 +51,10 @@ _REMEDIES = {
 """By scheme, where a storage's secrets belong."""
 
 _SECRET_NAME = re.compile(
-    r"secret|passw|pwd|token|signature|credential|(?:api|access|account|private)[_-]?key", re.IGNORECASE
+    r"(?:secret|passw|pwd|token|signature|credential|(?:api|access|account|private)[_-]?key)[\w-]*[\"']?",
+    re.IGNORECASE,
 )
+"""Up to the quote that may close it, as in "password": "hush"."""
 _LITERAL = re.compile(r"""(["'])(?:(?!\1).)+\1""")
 _BARE_SECRETS = (
     # tokens that say what they are: of Amazon, GitHub, Hugging Face, Google, Slack
@@ -80,9 +82,7 @@ def _masked_line(line: str) -> str:
     name = _SECRET_NAME.search(line)
     if name is None:
         return line
-    # From the quote on that may close the name, as in "password": "hush".
-    start = name.end() + len(re.match(r"[\w-]*[\"']?", line[name.end() :])[0])  # type: ignore[index]
-    return line[:start] + _LITERAL.sub(r"\1***\1", line[start:])
+    return line[: name.end()] + _LITERAL.sub(r"\1***\1", line[name.end() :])
 
 
 def storable(text: str) -> str:

@@ -26,6 +26,8 @@ from uuid import uuid4
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
 from pipelines.disclosure import require_storable
+
+# pipelines.registry takes it from here.
 from pipelines.disclosure import without_secrets as without_secrets
 
 Arguments = ParamSpec("Arguments")

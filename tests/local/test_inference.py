@@ -240,7 +240,7 @@ def test_what_cannot_be_predicted_says_why_before_anything_is_written(
     images = write_images(tmp_path / "images", frames, [f"{index}.png" for index in range(6)])
     (tmp_path / "link").symlink_to(images)
     assert "holds the images that are read" in refusal(images, str(tmp_path / "link"))
-    assert "contains a password" in refusal(images, "s3://key:secret@bucket/flow")
+    assert "holds what may be a secret" in refusal(images, "s3://key:secret@bucket/flow")
     shutil.copy(images / "0.png", images / "0.jpg")
     assert "several images named 0" in refusal(images)
     write_video(images / "preview.mp4", frames[:3, :36, :52])
