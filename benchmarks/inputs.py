@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from numpy import ndarray
 
+from flowcore.chunks import ChunkReader
 from flowcore.datasets import DataSet
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import Objective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import FramePair
 from flowcore.scenes import Scene, SceneOptions, render_scene, write_video
-from flowcore.video import ChunkReader, ClipOptions, VideoError
+from flowcore.video import ClipOptions, VideoError
 from pipelines.checkpoints import save_model
 from pipelines.collection import Collection, find_videos
 from pipelines.labelling import LabellingOptions, LabellingSummary, write_labels

@@ -396,3 +396,12 @@ class FrameCodec:
         if image is None:
             raise ValueError(f"{len(data)} bytes {problem}: the frame's row is damaged, write it again")
         return image
+
+    def size_of(self, data: bytes) -> tuple[int, int]:
+        """(height, width) in px by the header of an encoded frame, without decoding it; (0, 0) if `data` is
+        no frame of this codec. To be asked of data from others: an image of kilobytes may take gigabytes."""
+        is_ours = data.startswith(b"\x89PNG" if self.kind == "png" else b"\xff\xd8")
+        try:
+            return image_size(data) if is_ours else (0, 0)
+        except ValueError:
+            return 0, 0

@@ -1,15 +1,16 @@
-"""Which pairs of consecutive frames does a video hold?
+"""Which frames does a video hold, whoever made it?
 
-A video is read in chunks of up to K + 1 frames of one shot, which are K pairs, so that every frame is decoded
-once. Chunk boundaries depend on the video and the options alone.
+FFmpeg never sees a name. It reads an open file, and of its protocols only the one for that, so nothing in a
+video can name another file or a host. How large a frame may be is asked of the header, and again of each
+frame.
 """
 
-import hashlib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from os import PathLike, fspath
+from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
@@ -22,7 +23,7 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
-from flowcore.shots import DecodedFrame, Frame, resized, with_fades, with_shots
+from flowcore.shots import DecodedFrame, resized
 
 SAMPLER_VERSION = 2
 """Part of every pair's identity. Raise it when the same video and options begin to give other pairs or
@@ -42,13 +43,17 @@ class BinaryFile(Protocol):
 
 ImageFile = str | PathLike[str] | Callable[[], BinaryFile]
 """One frame of an image sequence: its path, or a function that opens it."""
-VideoInput = str | PathLike[str] | BinaryFile | Sequence[ImageFile]
-"""A path, an open file, or the frames of an image sequence in order."""
+VideoInput = str | PathLike[str] | int | BinaryFile | Sequence[ImageFile]
+"""A path, the descriptor of an open file, a file object, or the frames of an image sequence in order."""
 _FORMATS_WITH_DURATION = frozenset({"avi", "matroska", "mov", "webm"})
 _LEAST_OF_PROMISED = 0.9
 """A video shorter than this share of the duration in its header counts as cut off."""
-_READ_BYTES = 1 << 20
+READ_BYTES = 1 << 20
 """Bytes read from a file object at a time; on object storage each read is a request."""
+MOST_ASPECT = 8
+"""How many times longer than the other a side of a frame may be. The widest of real videos, of three screens
+side by side, has 5.3. A frame keeps its aspect when it is scaled down to cover a size, so a strip would stay
+as long as it is, and cost a teacher gigabytes."""
 
 # fmt: off
 _DEMUXERS = (
@@ -59,6 +64,17 @@ _DEMUXERS = (
 """FFmpeg's names of the formats that are read: those of videos that hold their own frames. Among its others
 are playlists, lists of files, session descriptions and scripts. Those read other files or the network, and
 FFmpeg knows them by their content, whatever their name."""
+
+# fmt: off
+_IMAGES = (
+    b"BM", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"RIFF",
+    b"P1", b"P2", b"P3", b"P4", b"P5", b"P6",
+)
+# fmt: on
+"""With what BMP, JPEG, PNG, TIFF, WebP and PPM begin. OpenCV knows more formats, by their content too."""
+_TOO_LARGE = "CV_IO_MAX_IMAGE_PIXELS"
+"""In OpenCV's error, the environment variable with the most pixels of an image, which it compares with an
+image's header. It reads the variable when it is loaded."""
 
 # swscale's area filter alone darkens frames by 2 of 255, with a mean error of 2.5. With accurate rounding and
 # planar output these are 0.0 and 0.7, at half the cost of its flag for full chroma in packed output. BITEXACT
@@ -97,14 +113,23 @@ class ClipOptions:
     are left out, and so are the pairs of a fade to or from one, up to 50 frames. 0 keeps all."""
     max_pairs_per_video: int | None = None
     """Take only this many pairs from the start of each video; `none` takes all."""
+    max_frames_per_video: int | None = 2_000_000
+    """Read only this many frames from the start of each video, whether they give pairs or not; `none` reads
+    all. 22 hours at 25 frames a second."""
     min_size: tuple[int, int] = (32, 32)
     """Smallest (height, width) in px of a frame after scaling; videos with smaller frames are left out."""
+    # 8192x4320 px, the largest form of 8K, has 35.4 million.
+    max_pixels: int = 36_000_000
+    """Most pixels of a frame before scaling; videos with larger frames are left out before they are decoded.
+    The default takes 8K. It also sets how much memory decoding may take: lower it on small machines."""
 
     def __post_init__(self) -> None:
         for name, value in (
             ("stride", self.stride),
             ("chunk_pairs", self.chunk_pairs),
             ("max_pairs_per_video", self.max_pairs_per_video),
+            ("max_frames_per_video", self.max_frames_per_video),
+            ("max_pixels", self.max_pixels),
         ):
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value} must be at least 1")
@@ -136,197 +161,47 @@ EVERY_PAIR = ClipOptions(cut_threshold=None, static_threshold=0.0, fade_contrast
 """Leaves out no pair for what its frames show."""
 
 
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """Consecutive frames of one shot: frames k and k + 1 are a pair."""
+def decoded_frames(source: VideoInput, options: ClipOptions, threads: int = 1) -> Iterator[DecodedFrame]:
+    """Frames up to the end; VideoError where the video breaks, or where its frames aren't to be decoded.
 
-    index: int
-    """The chunk's number in the video, from 0."""
-    frames: list[Frame]
-    """Two or more, of one size. Don't write to them: the first may also be the last of the chunk before."""
-    frame_indices: list[int]
-    """The frames' numbers in decoding order, counted from 0 over the whole video."""
-    timestamps: list[float]
-    """Presentation times in seconds; nan where the video has none."""
-
-
-@dataclass(kw_only=True)
-class VideoReport:
-    """What became of a video's frames so far."""
-
-    frames_read: int = 0
-    """Without damaged frames."""
-    pairs: int = 0
-    cuts: int = 0
-    """Ends of shots within the video. A shot also ends where frames are damaged or change size."""
-    static_pairs: int = 0
-    """Pairs left out because nothing moves."""
-    faded_pairs: int = 0
-    """Pairs left out because they are part of a fade or have a blank frame."""
-    truncated: str | None = None
-    """Why reading stopped before the end of the video; None if it didn't."""
-    share: float = field(default=0.0, compare=False)
-    """Share of the video read up to the end of the last chunk, or of the pairs wanted, in [0, 1]. It is taken
-    from the container's duration or the number of images; 0 if neither is known."""
-
-
-class ChunkReader:
-    """The chunks of one video, in order; iterating again reads it again.
-
-    Memory holds about one chunk, and up to 50 more frames while contrast falls.
-
-    Iterating yields at least one chunk or raises VideoError. A video that breaks midway yields the chunks
-    before the break. An OSError from the storage is passed on and never taken for the video's end: trying
-    again may help.
-    """
-
-    report: VideoReport
-    """On the latest iteration, during it and afterwards."""
-
-    def __init__(
-        self,
-        source: VideoInput,
-        options: ClipOptions,
-        *,
-        threads: int = 1,
-        on_frame: Callable[[], None] | None = None,
-    ) -> None:
-        """on_frame: called after each decoded frame, to tell a stretch without pairs from a hang."""
-        self._source = source
-        self._options = options
-        self._threads = threads
-        self._on_frame = on_frame
-        self.report = VideoReport()
-
-    def __iter__(self) -> Iterator[Chunk]:
-        self.report = report = VideoReport()
-        limit = self._options.max_pairs_per_video
-        index = 0
-        for run in self._runs():
-            if limit is not None:
-                run = run[: limit - report.pairs + 1]
-            if len(run) < 2:
-                continue
-            report.pairs += len(run) - 1
-            report.share = max(run[-1].share, report.pairs / limit if limit else 0.0)
-            yield Chunk(
-                index=index,
-                frames=[frame.image for frame in run],
-                frame_indices=[frame.index for frame in run],
-                timestamps=[frame.time for frame in run],
-            )
-            index += 1
-            if report.pairs == limit:
-                return
-        if report.pairs == 0:
-            raise VideoError(self._why_no_pairs())
-
-    def _runs(self) -> Iterator[list[DecodedFrame]]:
-        """Lists of frames in which every two neighbours are a pair: at most chunk_pairs + 1, perhaps none."""
-        options = self._options
-        run: list[DecodedFrame] = []
-        shot_start = 0
-        faded = False
-        shots = with_shots(self._decoded(), options.cut_threshold, options.static_threshold)
-        for frame, begins_shot, fades in with_fades(shots, options.fade_contrast, options.static_threshold):
-            faded |= fades
-            if begins_shot:
-                self.report.cuts += 1
-                yield run
-                run, shot_start = [], frame.index
-            if (frame.index - shot_start) % options.stride != 0:
-                continue
-            if run and (faded or run[-1].change_to(frame) < options.static_threshold):
-                self.report.faded_pairs += faded
-                self.report.static_pairs += not faded
-                yield run
-                run = []
-            run.append(frame)
-            faded = False
-            if len(run) > options.chunk_pairs:
-                yield run
-                run = run[-1:]
-        yield run
-
-    def _decoded(self) -> Iterator[DecodedFrame]:
-        """Frames up to the end or a break; VideoError for a break before the first frame."""
-        source = self._source
-        if isinstance(source, Sequence) and not isinstance(source, str):
-            frames = _decode_images(source, self._options)
-        else:
-            frames = _decode_video(source, self._options, self._threads)
-        try:
-            for frame in frames:
-                self.report.frames_read += 1
-                if self._on_frame is not None:
-                    self._on_frame()
-                yield frame
-        except VideoError as error:
-            if self.report.frames_read == 0:
-                raise
-            self.report.truncated = str(error)
-
-    def _why_no_pairs(self) -> str:
-        report = self.report
-        why = (
-            f"no pair in {report.frames_read} frame(s): stride {self._options.stride}, {report.cuts} cuts, "
-            f"{report.static_pairs} static pairs (grey difference below {self._options.static_threshold}), "
-            f"{report.faded_pairs} of fades or blank frames"
-        )
-        return why if report.truncated is None else f"{why}; {report.truncated}"
-
-
-def content_digest(source: VideoInput, *, on_block: Callable[[], None] | None = None) -> str:
-    """32 hexadecimal digits that identify the content: equal bytes give equal digits under any name or path.
-
-    BLAKE2b of the file; for an image sequence, BLAKE2b of its files' digests in order, so that renaming
-    changes nothing there either. on_block is called after each MiB. Raises OSError if a file can't be read.
+    An OSError of a file object is passed on.
     """
     if isinstance(source, Sequence) and not isinstance(source, str):
-        whole = _digest()
-        for item in source:
-            with closing(_open_image(item)) as file:
-                whole.update(_digest_of(file, on_block).digest())
-        return whole.hexdigest()
-    if isinstance(source, str | PathLike):
-        with open(source, "rb") as file:
-            return _digest_of(file, on_block).hexdigest()
-    source.seek(0)
-    return _digest_of(source, on_block).hexdigest()
+        yield from _decode_images(source, options)
+    elif isinstance(source, str | PathLike):
+        try:
+            # Opening what isn't a file, such as a pipe, must not wait for ever.
+            descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise VideoError(f"can't be opened as a video: {_cause(error)}") from error
+        try:
+            yield from _decode_video(descriptor, options, threads)
+        finally:
+            os.close(descriptor)
+    else:
+        yield from _decode_video(source, options, threads)
 
 
-def _digest() -> hashlib.blake2b:
-    return hashlib.blake2b(digest_size=16)
-
-
-def _digest_of(file: BinaryFile, on_block: Callable[[], None] | None) -> hashlib.blake2b:
-    digest = _digest()
-    while block := file.read(_READ_BYTES):
-        digest.update(block)
-        if on_block is not None:
-            on_block()
-    return digest
-
-
-def _decode_video(
-    source: str | PathLike[str] | BinaryFile, options: ClipOptions, threads: int
-) -> Iterator[DecodedFrame]:
-    # What FFmpeg may open by itself: of a file that is open, nothing.
-    protocols = "file"
-    if isinstance(source, PathLike):
-        source = fspath(source)
-    elif not isinstance(source, str):
+def _opened(source: int | BinaryFile, max_pixels: int) -> av.container.InputContainer:
+    # What FFmpeg may open by itself: of a file object nothing, of a descriptor that one.
+    allowed = {"protocol_whitelist": "", "format_whitelist": ",".join(_DEMUXERS)}
+    place: str | BinaryFile
+    if isinstance(source, int):
+        os.lseek(source, 0, os.SEEK_SET)
+        allowed |= {"protocol_whitelist": "fd", "fd": str(source)}
+        place = "fd:"
+    else:
         source.seek(0)
-        protocols = ""
-    allowed = {"protocol_whitelist": protocols, "format_whitelist": ",".join(_DEMUXERS)}
+        place = source
     try:
-        container = av.open(
-            source,
+        return av.open(
+            place,
             mode="r",
+            options=_decoder_options(max_pixels),
             container_options=allowed,
             # Broken text in the metadata must not make the video unreadable.
             metadata_errors="replace",
-            buffer_size=_READ_BYTES,
+            buffer_size=READ_BYTES,
         )
     except ArgumentError as error:
         raise VideoError(
@@ -335,12 +210,25 @@ def _decode_video(
         ) from error
     except FFmpegError as error:
         raise VideoError(f"can't be opened as a video: {_cause(error)}") from error
+
+
+def _decoder_options(max_pixels: int) -> dict[str, str]:
+    """With which a decoder itself refuses frames that are much too large, before it makes room for them. It
+    counts its padding too."""
+    return {"max_pixels": str(max_pixels * 5 // 4 + 2**18)}
+
+
+def _decode_video(source: int | BinaryFile, options: ClipOptions, threads: int) -> Iterator[DecodedFrame]:
+    container = _opened(source, options.max_pixels)
     with container:
         stream = container.streams.best("video")
         if not isinstance(stream, av.VideoStream):
             raise VideoError("no video stream")
         if stream.codec_context is None:
             raise VideoError("no decoder for its video stream")
+        _require_decodable((stream.codec_context.height, stream.codec_context.width), options)
+        # The header may lie, and frames may grow.
+        stream.codec_context.options = _decoder_options(options.max_pixels)
         stream.thread_type = ThreadType.AUTO
         stream.thread_count = threads
         converter = _Converter(options)
@@ -368,11 +256,13 @@ def _decode_video(
                     if frame.time is not None and frame.time_base is not None:
                         end = frame.time + float((frame.duration or 0) * frame.time_base)
         except FFmpegError as error:
+            _require_decodable((stream.codec_context.height, stream.codec_context.width), options)
             raise VideoError(f"breaks after {index} frames: {_cause(error)}") from error
         promised = _promised_end(container, stream)
         if end < _LEAST_OF_PROMISED * promised:
             raise VideoError(f"cut off: ends at {end:.1f} s, and its header says {promised:.1f} s")
     if index == damaged:
+        _require_decodable((stream.codec_context.height, stream.codec_context.width), options)
         cause = "" if undecodable is None else f": {_cause(undecodable)}"
         raise VideoError(f"no intact frame in its video stream{cause}")
 
@@ -415,6 +305,7 @@ class _Converter:
         if frame.rotation != self._rotation:
             self._rotation, self._matrix = frame.rotation, _display_matrix(frame)
         stored = (frame.height, frame.width)
+        _require_decodable(stored, self._options)
         sideways = abs(self._matrix[1]) > abs(self._matrix[0])
         wanted = _wanted_size(stored[::-1] if sideways else stored, self._options)
         height, width = wanted[::-1] if sideways else wanted
@@ -456,22 +347,41 @@ def _decode_images(items: Sequence[ImageFile], options: ClipOptions) -> Iterator
     for index, item in enumerate(items):
         name = f"number {index}" if callable(item) else Path(item).name
         try:
-            with closing(_open_image(item)) as file:
-                data = np.frombuffer(file.read(), np.uint8)
-            image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
-        except (FileNotFoundError, cv2.error) as error:
+            with closing(item() if callable(item) else open(item, "rb")) as file:
+                data = file.read()
+            if not data.startswith(_IMAGES):
+                raise VideoError(f"image {name} can't be decoded: it is no BMP, JPEG, PNG, PPM, TIFF or WebP")
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        except FileNotFoundError as error:
+            raise VideoError(f"image {name} can't be read: {_cause(error)}") from error
+        except cv2.error as error:
+            if _TOO_LARGE in str(error):
+                why = f"too large: image {name} has more than {options.max_pixels} pixels (max_pixels)"
+                raise VideoError(why) from error
             raise VideoError(f"image {name} can't be read: {_cause(error)}") from error
         if image is None:
             raise VideoError(f"image {name} can't be decoded")
         stored = image.shape[:2]
+        _require_decodable(stored, options)
         wanted = _wanted_size(stored, options)
         yield DecodedFrame(index, math.nan, (index + 1) / len(items), stored, resized(image, wanted))
     if not items:
         raise VideoError("no frame")
 
 
-def _open_image(item: ImageFile) -> BinaryFile:
-    return item() if callable(item) else open(item, "rb")
+def _require_decodable(size: tuple[int, int], options: ClipOptions) -> None:
+    """VideoError for a (height, width), in px, of frames that aren't to be decoded; (0, 0) is unknown."""
+    height, width = size
+    if height * width > options.max_pixels:
+        raise VideoError(
+            f"too large: frames are {height}x{width} px (height x width), and at most {options.max_pixels} "
+            "pixels are read (max_pixels)"
+        )
+    if max(size) > MOST_ASPECT * min(size):
+        raise VideoError(
+            f"too narrow: frames are {height}x{width} px (height x width), and no side may be longer than "
+            f"{MOST_ASPECT} times the other"
+        )
 
 
 def _wanted_size(size: tuple[int, int], options: ClipOptions) -> tuple[int, int]:

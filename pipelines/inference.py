@@ -14,15 +14,17 @@ import ray
 import torch
 from torch import Tensor
 
+from flowcore.chunks import VideoReport
 from flowcore.drawing import flow_colors
 from flowcore.formats import FrameCodec, encode_flow, encode_image
 from flowcore.geometry import pad_to_multiple, upsample_flow
 from flowcore.networks import FlowNetwork
 from flowcore.shapes import FlowArray, Frame, to_images
-from flowcore.video import EVERY_PAIR, VideoError, VideoReport
+from flowcore.video import EVERY_PAIR, VideoError
 from pipelines.checkpoints import fetch_model, load_model
 from pipelines.collection import VideoSource
-from pipelines.decoding import DecoderProcess, EncodedChunk
+from pipelines.decoding import DecoderProcess
+from pipelines.decoding_answers import EncodedChunk
 from pipelines.destinations import destinations, flow_name
 from pipelines.film import film
 from pipelines.progress import bar

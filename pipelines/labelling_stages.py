@@ -31,7 +31,8 @@ from flowcore.video import ClipOptions, VideoError
 from pipelines.cluster import times_begun
 from pipelines.collection import Stamp, VideoSource
 from pipelines.copies import possible_copies
-from pipelines.decoding import DecoderProcess, EncodedChunk
+from pipelines.decoding import DecoderProcess
+from pipelines.decoding_answers import EncodedChunk
 from pipelines.labels import beside, encode_shard, label_columns, pair_columns, pair_id
 from pipelines.ledger import Outcome, VideoRecord, duplicate, video_record
 from pipelines.messages import Message, Shard, VideoEnded, messages

@@ -6,7 +6,7 @@ from typing import Any, Self, cast
 
 import pyarrow as pa
 
-from pipelines.decoding import EncodedChunk
+from pipelines.decoding_answers import EncodedChunk
 from pipelines.labels import LABEL_SCHEMA, SPREAD_SCHEMA, beside
 from pipelines.ledger import VideoRecord
 

@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from pipelines.storage import PROJECT_FOLDER, without_secrets
+from pipelines.disclosure import tell, without_secrets
+from pipelines.storage import PROJECT_FOLDER
 from pipelines.tracking import ABSENT, Run, client_of, impatient, tracking_uri, unreachable
 
 CHAMPION = "champion"
@@ -105,11 +106,11 @@ def _loss_of(champion: ModelVersion, validation_digest: str, judge: Callable[[st
     if champion.tags.get("validation.digest") == validation_digest:
         return float(champion.tags["validation.loss"])
     uri = f"models:/{champion.name}/{champion.version}"
-    print(f"{uri}, the champion, was judged on other pairs; judging it on these")
+    tell(f"{uri}, the champion, was judged on other pairs; judging it on these")
     try:
         return judge(uri)
     except (FileNotFoundError, ValueError) as error:
-        print(f"it is a model no longer: {error}")
+        tell(f"it is a model no longer: {error}")
         return math.inf
 
 

@@ -28,7 +28,6 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSy
 from pipelines.disclosure import require_storable
 
 # pipelines.registry takes it from here.
-from pipelines.disclosure import without_secrets as without_secrets
 
 Arguments = ParamSpec("Arguments")
 Item = TypeVar("Item")

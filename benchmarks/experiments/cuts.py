@@ -22,8 +22,9 @@ from scenedetect import AdaptiveDetector, ContentDetector, detect
 
 from benchmarks import report
 from benchmarks.inputs import read_chunks
+from flowcore.chunks import ChunkReader
 from flowcore.scenes import SceneOptions, render_scene, write_video
-from flowcore.video import EVERY_PAIR, ChunkReader, ClipOptions
+from flowcore.video import EVERY_PAIR, ClipOptions
 
 _HEIGHT, _WIDTH = 96, 128
 _SHORTEST, _LONGEST = 16, 48

@@ -30,6 +30,7 @@ from benchmarks.cost import (
 )
 from benchmarks.inputs import true_pair
 from benchmarks.report import table
+from flowcore.chunks import ChunkReader
 from flowcore.formats import FrameCodec
 from flowcore.networks import PWCNetConfig
 from flowcore.objectives import StudentObjective, TeacherObjective
@@ -37,7 +38,6 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.pseudolabels import pseudo_labels
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.shapes import to_images
-from flowcore.video import ChunkReader
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model
 from pipelines.cluster import connect

@@ -1,5 +1,6 @@
 """Listing collections on a disk and on an S3 server, and decoding in a process that is really killed."""
 
+import hashlib
 import os
 import re
 import signal
@@ -18,10 +19,12 @@ import pytest
 from numpy.typing import NDArray
 from object_storage import Bucket
 
+from flowcore.chunks import ChunkReader, VideoReport
 from flowcore.formats import FrameCodec
-from flowcore.video import EVERY_PAIR, ChunkReader, ClipOptions, VideoError, VideoReport, content_digest
+from flowcore.video import EVERY_PAIR, ClipOptions, VideoError
 from pipelines.collection import VideoSource, absolute_collection, find_videos, stamp_of
-from pipelines.decoding import DecoderProcess, EncodedChunk
+from pipelines.decoding import DecoderProcess
+from pipelines.decoding_answers import EncodedChunk
 
 JPEG = FrameCodec("jpeg")
 OPTIONS = ClipOptions(chunk_pairs=4)
@@ -36,17 +39,18 @@ def moving_texture(num_frames: int, height: int = 64, width: int = 96) -> list[N
     return [texture[:, 2 * j : 2 * j + width] for i in range(num_frames) for j in [abs((i + 40) % 80 - 40)]]
 
 
-def write_video(path: Path, num_frames: int, codec: str = "libx264") -> Path:
+def write_video(path: Path, num_frames: int, codec: str = "libx264", container: str | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", format="avi" if path.suffix == ".avi" else "mp4") as container:
-        stream = container.add_stream(codec, rate=25)
+    container = container or ("avi" if path.suffix == ".avi" else "mp4")
+    with av.open(str(path), "w", format=container) as written:
+        stream = written.add_stream(codec, rate=25)
         stream.height, stream.width = 64, 96
         stream.pix_fmt, stream.options = ("yuv444p", {"qp": "4"}) if codec == "libx264" else ("yuv420p", {})
         for image in moving_texture(num_frames):
-            container.mux(
+            written.mux(
                 stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"))
             )
-        container.mux(stream.encode(None))
+        written.mux(stream.encode(None))
     return path
 
 
@@ -299,6 +303,28 @@ def test_a_bucket_s_videos_are_read_as_a_folder_s_are(filled: Bucket, tmp_path: 
             list(decoder.read(VideoSource(filled.uri("in/gone.mp4")), OPTIONS, JPEG))
 
 
+@pytest.mark.parametrize("num_frames", [40, 1200])
+def test_an_object_that_changes_after_its_digest_gives_no_pair_of_what_it_became(
+    tmp_path: Path, bucket: Bucket, num_frames: int
+) -> None:
+    path = write_video(tmp_path / "a.avi", num_frames, codec="rawvideo")
+    bucket.fill(tmp_path)
+    source = VideoSource(bucket.uri("a.avi"))
+    content = path.read_bytes()
+    with DecoderProcess() as decoder:
+        complete = chunks_of(decoder, VideoSource(str(path)))
+        decoder.digest(source)
+        path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+        bucket.fill(tmp_path)
+        if len(content) > 8 << 20:
+            with pytest.raises(OSError, match="can't be read now: it was changed while it was read"):
+                list(decoder.read(source, OPTIONS, JPEG))
+        else:
+            # All of it was kept since its digest.
+            assert chunks_of(decoder, source) == complete
+        assert chunks_of(decoder, source) != complete
+
+
 def test_a_cut_off_video_on_a_bucket_gives_what_is_left(tmp_path: Path, bucket: Bucket) -> None:
     # Its index says that there is more, and FFmpeg looks for it behind the end.
     whole = write_video(tmp_path / "cut.avi", 40, codec="mpeg4").read_bytes()
@@ -323,7 +349,9 @@ def test_the_process_gives_what_reading_here_gives(video: VideoSource) -> None:
             decoded = [FrameCodec("png").decode(frame) for frame in there.frames]
             np.testing.assert_array_equal(decoded, here.frames)
         assert decoder.report == reader.report == VideoReport(frames_read=200, pairs=199)
-        assert decoder.digest(video) == content_digest(video.uri)
+        assert (
+            decoder.digest(video) == hashlib.blake2b(Path(video.uri).read_bytes(), digest_size=16).hexdigest()
+        )
 
 
 def test_one_process_reads_many_videos_the_unreadable_included(video: VideoSource, tmp_path: Path) -> None:
@@ -341,6 +369,74 @@ def test_one_process_reads_many_videos_the_unreadable_included(video: VideoSourc
         assert decoder.pid == pid
     assert decoder.pid is None
     assert not psutil.pid_exists(pid or 0)
+
+
+def test_the_digest_names_the_content_and_nothing_else(tmp_path: Path) -> None:
+    names = "a.mp4", "b.mp4", "c.mp4"
+    contents = b"some content" * 200_000, b"some content" * 200_000, b"some content" * 200_000 + b"!"
+    for name, content in zip(names, contents, strict=True):
+        (tmp_path / name).write_bytes(content)
+    with DecoderProcess() as decoder:
+        a, b, c = (decoder.digest(VideoSource(str(tmp_path / name))) for name in names)
+        frames = [("a.mp4",), ("b.mp4",), ("a.mp4", "c.mp4"), ("b.mp4", "c.mp4"), ("c.mp4", "a.mp4")]
+        sequences = [decoder.digest(VideoSource(str(tmp_path), each)) for each in frames]
+    assert a == b != c
+    assert sequences[0] == sequences[1]
+    assert sequences[2] == sequences[3]
+    assert len({a, c, *sequences}) == 5
+    assert {len(each) for each in (a, *sequences)} == {32}
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_a_video_that_changes_after_its_digest_gives_no_pair_of_what_it_became(
+    video: VideoSource, tmp_path: Path, when: str
+) -> None:
+    path = tmp_path / "a.mp4"
+    content = Path(video.uri).read_bytes()
+    path.write_bytes(content)
+    before = os.stat(path)
+    source = VideoSource(str(path))
+    with DecoderProcess() as decoder:
+        decoder.digest(source)
+        chunks = decoder.read(source, OPTIONS, JPEG)
+        if when == "while":
+            assert next(chunks).index == 0
+        # Of the same size, and as old as before.
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(OSError, match=r"a.mp4 can't be read now: it was changed while it was read"):
+            next(chunks)
+        assert decoder.digest(source) != decoder.digest(video)
+        assert len(list(decoder.read(source, OPTIONS, JPEG))) == 50
+
+
+def test_a_video_that_is_replaced_after_its_digest_is_still_the_one_that_was_digested(
+    video: VideoSource, tmp_path: Path
+) -> None:
+    source, other = VideoSource(str(tmp_path / "a.mp4")), write_video(tmp_path / "b.mp4", 9)
+    Path(source.uri).write_bytes(Path(video.uri).read_bytes())
+    with DecoderProcess() as decoder:
+        complete = chunks_of(decoder, video)
+        decoder.digest(source)
+        os.replace(other, source.uri)
+        assert chunks_of(decoder, source) == complete
+        assert len(chunks_of(decoder, source)) == 2
+
+
+def test_images_that_change_after_their_digest_give_no_pair_of_what_they_became(tmp_path: Path) -> None:
+    names = [f"{i}.png" for i in range(12)]
+    write_images(tmp_path, names)
+    source = VideoSource(str(tmp_path), tuple(names))
+    with DecoderProcess() as decoder:
+        decoder.digest(source)
+        (tmp_path / "1.png").write_bytes((tmp_path / "0.png").read_bytes())
+        with pytest.raises(OSError, match="changed while it was read"):
+            list(decoder.read(source, EVERY_PAIR, JPEG))
+        # Nobody asked for a digest of it.
+        assert len(list(decoder.read(source, EVERY_PAIR, JPEG))) == 1
+        (tmp_path / "3.png").unlink()
+        assert [chunk.frame_indices for chunk in decoder.read(source, EVERY_PAIR, JPEG)] == [[0, 1, 2]]
+        assert decoder.report.truncated == "image number 3 can't be read: No such file"
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV])
@@ -371,10 +467,10 @@ def test_a_crash_costs_the_rest_of_one_video_and_no_other(video: VideoSource, se
 
 def test_a_process_that_died_between_two_videos_is_replaced(video: VideoSource) -> None:
     with DecoderProcess() as decoder:
-        digest = decoder.digest(video)
+        complete = chunks_of(decoder, video)
         os.kill(decoder.pid or 0, signal.SIGKILL)
         psutil.Process(decoder.pid).wait(timeout=120)
-        assert decoder.digest(video) == digest
+        assert chunks_of(decoder, video) == complete != []
 
 
 def test_a_process_killed_before_it_is_ready_costs_a_video_for_now(
@@ -386,8 +482,8 @@ def test_a_process_killed_before_it_is_ready_costs_a_video_for_now(
     monkeypatch.syspath_prepend(tmp_path)
     with DecoderProcess() as decoder:
         with pytest.raises(OSError, match="SIGKILL, perhaps because memory ran out before it was ready"):
-            decoder.digest(video)
-        assert decoder.digest(video)
+            list(decoder.read(video, OPTIONS, JPEG))
+        assert len(list(decoder.read(video, OPTIONS, JPEG))) == 50
 
 
 def test_a_process_without_a_sign_of_life_is_ended(video: VideoSource) -> None:

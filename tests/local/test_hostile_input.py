@@ -4,8 +4,10 @@ the network. Each is given to a job, as a user would give it."""
 import importlib.metadata
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -35,6 +37,17 @@ NO_VIDEOS = {
 }
 """By name, texts that FFmpeg reads as videos: twice the frames of another file, and what comes from the
 network."""
+LIMIT = ("--clips.max-pixels", "50000")
+"""Of frames, in the run that labels; decoders add their padding to it."""
+NAMES = ("concat:secret.ts|secret.ts.mp4", "file:secret.ts.mp4", "-i.mp4", "secret%02d.mp4")
+"""Of videos that are nothing else: FFmpeg and its formats would take them for more."""
+REFUSED = {
+    "large.mp4": "too large: frames are 640x960 px",
+    "strip.mp4": "too narrow: frames are 32x288 px",
+    "grows.h264": "too large: frames are 640x960 px",
+    "bomb": "too large: image number 0 has more than 50000 pixels",
+}
+"""By name, what would take gigabytes if limits were larger, and a word of why it is refused."""
 
 
 @pytest.fixture(autouse=True)
@@ -64,22 +77,51 @@ class Payload:
         return os.mkdir, (str(self.marker),)
 
 
+def write_large(folder: Path) -> None:
+    """Writes what is refused for its size."""
+    frames = render_scene(2, SCENE).frames
+    large = np.stack([np.kron(frame, np.ones((10, 10, 1), np.uint8)) for frame in frames])
+    write_video(folder / "large.mp4", large)
+    write_video(folder / "strip.mp4", np.tile(frames[:, :32], (1, 1, 3, 1)))
+    for content in (frames, large):
+        write_video(folder / "part.h264", content)
+        with (folder / "grows.h264").open("ab") as file:
+            file.write((folder / "part.h264").read_bytes())
+    (folder / "part.h264").unlink()
+    (folder / "bomb").mkdir()
+    # A row of 14,000 pixels, grey of one bit, and its filter; 16,000 times.
+    header = struct.pack(">IIBBBBB", 14_000, 16_000, 1, 0, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1751 * 16_000))), (b"IEND", b"")):
+        png += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    assert len(png) < 84_000
+    for name in ("0.png", "1.png"):
+        (folder / "bomb" / name).write_bytes(png)
+
+
 @pytest.fixture(scope="module")
 def labels_of_some(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, ray_session: None) -> Path:
-    """A label set of a list of files: a video, what is none, and a name that isn't UTF-8."""
+    """A label set of a list: videos, what is none, what is too large, and a name that isn't UTF-8."""
     folder = tmp_path_factory.mktemp("labelled")
     write_video(folder / "honest.mp4", render_scene(0, SCENE).frames)
     write_video(folder / "secret.ts", render_scene(1, SCENE).frames)
     for name, content in NO_VIDEOS.items():
         (folder / name).write_text(content)
-    (folder / "videos.txt").write_bytes("\n".join(["honest.mp4", *NO_VIDEOS]).encode() + b"\ncaf\xe9.mp4")
+    write_large(folder)
+    for seed, name in enumerate(NAMES, start=3):
+        write_video(folder / name, render_scene(seed, SCENE).frames)
+    (folder / "pattern").mkdir()
+    for number, frame in enumerate(render_scene(9, SCENE).frames):
+        write_image(folder / "pattern" / f"a%0{number}d.png", frame)
+    named = ["honest.mp4", *NO_VIDEOS, *REFUSED, *NAMES, "pattern"]
+    (folder / "videos.txt").write_bytes("\n".join(named).encode() + b"\ncaf\xe9.mp4")
     shutil.copy(folder / "honest.mp4", os.fsdecode(os.fsencode(folder) + b"/caf\xe9.mp4"))
     videos, labels = str(folder / "videos.txt"), folder / "labels"
     arguments = ["--videos", videos, "--teacher", "opencv:dis_ultrafast", "--labels", str(labels)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_store, folder)}")
         recipes = pseudolabel.recipes()
-        run_recipe(pseudolabel.main, recipes, ["smoke", *arguments, "--labelling.max-bad-share", "1"])
+        run_recipe(pseudolabel.main, recipes, ["smoke", *arguments, *LIMIT, "--labelling.max-bad-share", "1"])
     return labels
 
 
@@ -152,7 +194,7 @@ def test_the_gallery_and_a_student_run_nothing_that_a_label_set_holds(
         "pseudolabel": lambda: run_recipe(
             pseudolabel.main,
             pseudolabel.recipes(),
-            ["smoke", "--videos", videos, "--teacher", "opencv:dis_ultrafast", "--labels", labels],
+            ["smoke", "--videos", videos, "--teacher", "opencv:dis_ultrafast", "--labels", labels, *LIMIT],
         ),
     }
     # Without its record a video is unfinished, and its shards are looked at.
@@ -214,14 +256,62 @@ def test_a_kilobyte_of_flow_does_not_ask_for_gigabytes(
 
 
 def test_a_list_of_files_and_a_playlist_are_no_videos_whatever_their_names(labels_of_some: Path) -> None:
-    pairs = PairSet.open(str(labels_of_some))
-    assert [Path(video.video).name for video in pairs.videos()] == ["honest.mp4"]
-    assert pairs.num_pairs() == SCENE.num_frames - 1
-    reasons = {Path(entry.video).name: entry.reason for entry in pairs.ledger()}
+    reasons = reasons_of(PairSet.open(str(labels_of_some)))
     assert reasons.pop("caf%E9.mp4") == "its name isn't UTF-8; rename it"
-    assert reasons.keys() == NO_VIDEOS.keys()
-    for reason in reasons.values():
-        assert "can't be opened as a video: Invalid argument; the formats that are read are asf, " in reason
+    assert reasons.keys() == NO_VIDEOS.keys() | REFUSED.keys()
+    for name in NO_VIDEOS:
+        assert "can't be opened as a video: Invalid " in reasons[name]
+
+
+def test_what_is_too_large_is_refused_and_named_and_the_videos_beside_it_are_labelled(
+    labels_of_some: Path,
+) -> None:
+    pairs = PairSet.open(str(labels_of_some))
+    reasons = reasons_of(pairs)
+    for name, reason in REFUSED.items():
+        assert reason in reasons[name]
+    videos = {Path(video.video).name: video.pairs for video in pairs.videos()}
+    whole = {"honest.mp4", *NAMES, "pattern"}
+    assert whole <= videos.keys() <= {*whole, "grows.h264"}
+    assert {videos[name] for name in whole} == {SCENE.num_frames - 1}
+    # The pairs before it grew are there.
+    assert 1 <= videos["grows.h264"] <= SCENE.num_frames - 1
+
+
+def test_a_name_is_no_more_than_a_name(labels_of_some: Path) -> None:
+    """The first frame of each is its own and none of the file that its name names."""
+    pairs = PairSet.open(str(labels_of_some))
+    firsts = {}
+    for place in pairs.index().to_pylist():
+        row = pairs.read(place)
+        firsts.setdefault(Path(row["video"]).name, pairs.decode(row).image1)
+    for seed, name in enumerate(NAMES, start=3):
+        error = np.abs(firsts[name].astype(int) - render_scene(seed, SCENE).frames[0])
+        assert error.mean() < 10, name
+
+
+def reasons_of(pairs: PairSet) -> dict[str, str]:
+    return {Path(entry.video).name: entry.reason for entry in pairs.ledger()}
+
+
+def test_a_prediction_names_what_it_refuses_and_does_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    write_large(videos)
+    (videos / "large.mp4").rename(videos / "concat:strip.mp4|strip.mp4")
+    arguments = ["--model", "opencv:dis_ultrafast", "--videos", str(videos)]
+    with pytest.raises(SystemExit) as end:
+        run(predict.main, predict.Predict, [*arguments, "--output", str(tmp_path / "flow")])
+    assert end.value.code == 1
+    told = capsys.readouterr().err
+    # One more changes its size.
+    assert "error: the flow of 3 of 4 videos is incomplete" in told
+    assert "too narrow: frames are 32x288 px" in told
+    assert "too large: image number 0 has more than 36000000 pixels" in told
+    flows = {path.name: len(list(path.glob("*.flo"))) for path in (tmp_path / "flow").iterdir()}
+    assert flows["concat:strip.mp4|strip"] == SCENE.num_frames - 1
 
 
 @pytest.mark.parametrize("name", ["list.mp4", "session.mp4"])

@@ -12,11 +12,12 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 from object_storage import Bucket
 
+from flowcore.chunks import ChunkReader
 from flowcore.formats import read_flow, read_image, write_image
 from flowcore.networks import FlowNetwork, PWCNetConfig
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.shapes import to_images
-from flowcore.video import ChunkReader, ClipOptions
+from flowcore.video import ClipOptions
 from pipelines.checkpoints import load_model, save_model
 from pipelines.collection import VideoSource
 from pipelines.inference import PredictedVideo, PredictionOptions, predict, predict_video

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from flowcore.pseudolabels import PseudoLabels
 from flowcore.video import ClipOptions
 from pipelines.collection import Collection
-from pipelines.decoding import EncodedChunk
+from pipelines.decoding_answers import EncodedChunk
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.labelling_progress import LabellingProgress, read_progress, reported
 from pipelines.labelling_status import LabellingStatus, labelling_status

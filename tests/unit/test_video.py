@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from flowcore.video import Chunk, ChunkReader, ClipOptions, VideoError, VideoReport, content_digest
-from pipelines.collection import VIDEO_EXTENSIONS
+from flowcore.chunks import Chunk, ChunkReader, VideoReport
+from flowcore.video import ClipOptions, VideoError
+from pipelines.collection import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
 HEIGHT, WIDTH = 64, 96
 
@@ -199,6 +200,133 @@ def test_a_path_names_a_file_and_no_protocol(tmp_path: Path, place: str) -> None
     path = write(tmp_path / "a.ts", scene(0, 5))
     with pytest.raises(VideoError, match="can't be opened as a video"):
         read(place.format(path))
+
+
+def strip(frames: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+    """Frames of 32x288 px."""
+    return [np.tile(frame, (1, 3, 1))[:32] for frame in frames]
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mkv", "h264", "images"])
+@pytest.mark.parametrize(
+    ("frames", "most", "reason"),
+    [
+        (scene(0, 4), HEIGHT * WIDTH - 1, "too large: frames are 64x96 px .* at most 6143 pixels"),
+        (strip(scene(0, 4)), 10**6, "too narrow: frames are 32x288 px .* longer than 8 times the other"),
+        ([frame.transpose(1, 0, 2) for frame in strip(scene(0, 4))], 10**6, "too narrow: frames are 288x32"),
+    ],
+)
+def test_frames_beyond_the_limits_are_refused_and_others_are_not(
+    tmp_path: Path, kind: str, frames: list[NDArray[np.uint8]], most: int, reason: str
+) -> None:
+    for name, content, limit in (("bad", frames, most), ("good", scene(0, 4), HEIGHT * WIDTH)):
+        (tmp_path / name).mkdir()
+        source: object = [*write_images(tmp_path / name, content)]
+        if kind != "images":
+            source = write(tmp_path / f"{name}.{kind}", content)
+        for each in (source, io.BytesIO(source.read_bytes()) if isinstance(source, Path) else source):
+            if name == "good":
+                assert read(each, max_pixels=limit)[1].pairs == 3
+            else:
+                with pytest.raises(VideoError, match=reason):
+                    read(each, max_pixels=limit)
+
+
+def test_8k_is_within_the_limits() -> None:
+    assert max(4320 * 7680, 4320 * 8192) <= ClipOptions().max_pixels
+
+
+@pytest.mark.parametrize(("scale", "reason"), [(10, "too large: frames are 640x960"), (None, "too narrow")])
+def test_a_stream_that_grows_is_read_up_to_there(tmp_path: Path, scale: int | None, reason: str) -> None:
+    grown = strip(scene(0, 4))
+    if scale is not None:
+        grown = [cv2.resize(frame, None, fx=scale, fy=scale) for frame in scene(0, 4)]
+    content = [
+        write(tmp_path / f"{i}.h264", each).read_bytes() for i, each in enumerate((scene(0, 9), grown))
+    ]
+    (tmp_path / "a.h264").write_bytes(b"".join(content))
+    chunks, report = read(tmp_path / "a.h264", max_pixels=100_000)
+    # FFmpeg keeps some frames back that it has decoded, and loses them.
+    assert pairs(chunks) == [(i, i + 1) for i in range(len(pairs(chunks)))]
+    assert 1 <= report.pairs <= 8
+    assert report.truncated is not None
+    assert reason in report.truncated
+    assert read(tmp_path / "0.h264", max_pixels=100_000)[1].truncated is None
+
+
+def test_a_header_that_names_small_frames_hides_no_large_ones(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp4", [cv2.resize(frame, None, fx=10, fy=10) for frame in scene(0, 4)])
+    content = bytearray(path.read_bytes())
+    at = content.index(b"avc1", content.index(b"stsd")) + 28
+    assert content[at : at + 4] == (960).to_bytes(2, "big") + (640).to_bytes(2, "big")
+    content[at : at + 4] = (96).to_bytes(2, "big") + (64).to_bytes(2, "big")
+    path.write_bytes(content)
+    with pytest.raises(VideoError, match="too large: frames are 640x960"):
+        read(path, max_pixels=100_000)
+
+
+@pytest.mark.parametrize("kind", ["mp4", "images"])
+def test_only_so_many_frames_of_a_video_are_read(tmp_path: Path, kind: str) -> None:
+    frames = scene(0, 12)
+    source = [*write_images(tmp_path, frames)] if kind == "images" else write(tmp_path / "a.mp4", frames)
+    chunks, report = read(source, max_frames_per_video=5)
+    assert pairs(chunks) == [(i, i + 1) for i in range(4)]
+    assert (report.frames_read, report.truncated) == (5, "read as far as 5 frames (max_frames_per_video)")
+    for most in (12, None):
+        assert read(source, max_frames_per_video=most)[1].truncated is None
+    still = write(tmp_path / "still.mp4", [frames[0]] * 9)
+    with pytest.raises(VideoError, match=r"4 static pairs .* read as far as 5 frames"):
+        read(still, max_frames_per_video=5)
+
+
+def test_an_image_is_of_a_format_of_images_whatever_its_name(tmp_path: Path) -> None:
+    for path, frame in zip(write_images(tmp_path, scene(0, 2)), scene(0, 2), strict=True):
+        path.write_bytes(cv2.imencode(".gif", frame)[1].tobytes())
+        assert cv2.imread(str(path)) is not None
+    with pytest.raises(VideoError, match=r"image 0.png can't be decoded: it is no BMP, JPEG, PNG"):
+        read(sorted(tmp_path.iterdir()))
+    for extension in IMAGE_EXTENSIONS:
+        folder = tmp_path / extension
+        folder.mkdir()
+        for i, frame in enumerate(scene(0, 2)):
+            cv2.imwrite(str(folder / f"{i}.{extension}"), frame)
+        assert read(sorted(folder.iterdir()))[1].pairs == 1, extension
+
+
+def with_alias(path: Path, target: Path) -> Path:
+    """The same QuickTime file, whose frames are said to be in `target`."""
+    volume, name, place = b"disk", target.name.encode(), str(target).replace("/", ":").encode()
+    place += b"\0" * (len(place) % 2)
+    alias = bytes(10) + bytes([len(volume)]) + volume.ljust(27, b"\0") + bytes(12)
+    alias += bytes([len(name)]) + name.ljust(63, b"\0") + bytes(16) + (0).to_bytes(2, "big") * 2 + bytes(16)
+    alias += (2).to_bytes(2, "big") + len(place).to_bytes(2, "big") + place + b"\xff\xff\0\0"
+    entry = (12 + len(alias)).to_bytes(4, "big") + b"alis" + bytes(4) + alias
+    data = bytearray(path.read_bytes())
+    at = data.index(b"dref")
+    old = int.from_bytes(data[at + 12 : at + 16], "big")
+    data[at + 12 : at + 12 + old] = entry
+    # The index comes after the frames, so only the boxes around it grow.
+    for box in (b"dref", b"dinf", b"minf", b"mdia", b"trak", b"moov"):
+        at = data.rindex(box, 0, at + 4) - 4
+        size = int.from_bytes(data[at : at + 4], "big") + len(entry) - old
+        data[at : at + 4] = size.to_bytes(4, "big")
+    other = path.with_stem("alias")
+    other.write_bytes(data)
+    return other
+
+
+def test_a_file_that_names_another_for_its_frames_gets_none_of_them(tmp_path: Path) -> None:
+    # Of one size, so that the frames of both are at the same places.
+    raw = {"codec": "rawvideo", "pixels": "rgb24"}
+    own = write(tmp_path / "a.mov", scene(0, 5), **raw, options={})
+    secret = write(tmp_path / "secret.mov", scene(7, 5), **raw, options={})
+    path = with_alias(own, secret)
+    with av.open(str(path), options={"enable_drefs": "1", "use_absolute_path": "1"}) as obeyed:
+        shown = next(obeyed.decode(video=0)).to_ndarray(format="rgb24")
+    np.testing.assert_array_equal(shown, scene(7, 1)[0])
+    for source in (path, io.BytesIO(path.read_bytes())):
+        with pytest.raises(VideoError):
+            read(source)
 
 
 def test_no_pair_crosses_a_cut_wherever_it_lies(tmp_path: Path) -> None:
@@ -469,7 +597,7 @@ def test_a_video_cut_short_yields_what_came_before_and_says_so(tmp_path: Path) -
     images[5].write_bytes(b"not an image")
     chunks, report = read(images)
     assert pairs(chunks) == [(i, i + 1) for i in range(4)]
-    assert report.truncated == "image 5.png can't be decoded"
+    assert report.truncated == "image 5.png can't be decoded: it is no BMP, JPEG, PNG, PPM, TIFF or WebP"
 
 
 def test_a_file_that_was_cut_off_says_so(tmp_path: Path) -> None:
@@ -592,24 +720,14 @@ def test_every_frame_is_a_sign_of_life_even_where_no_pair_comes(tmp_path: Path) 
     assert seen == [*range(1, 24)]
 
 
-def test_the_digest_names_the_content_and_nothing_else(tmp_path: Path) -> None:
-    a, b = tmp_path / "a.mp4", tmp_path / "b.mp4"
-    a.write_bytes(b"some content" * 200_000)
-    b.write_bytes(a.read_bytes())
-    assert content_digest(a) == content_digest(str(b)) == content_digest(io.BytesIO(a.read_bytes()))
-    assert len(content_digest(a)) == 32
-    b.write_bytes(a.read_bytes() + b"!")
-    assert content_digest(a) != content_digest(b)
-    assert content_digest([a, b]) == content_digest([lambda: a.open("rb"), b])
-    assert len({content_digest(a), content_digest([a]), content_digest([a, b]), content_digest([b, a])}) == 4
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"stride": 0}, "stride 0 must be at least 1"),
         ({"chunk_pairs": 0}, "chunk_pairs 0"),
         ({"max_pairs_per_video": 0}, "max_pairs_per_video 0"),
+        ({"max_frames_per_video": 0}, "max_frames_per_video 0"),
+        ({"max_pixels": 0}, "max_pixels 0 must be at least 1"),
         ({"min_size": (0, 8)}, r"min_size \(0, 8\)"),
         ({"size": (64, 16)}, r"size \(64, 16\) must not be below min_size \(32, 32\)"),
         ({"cut_threshold": 1.0}, "cut_threshold 1.0 must be above 1"),

@@ -1,0 +1,169 @@
+"""What a process that decodes videos can't do, whoever's its code is, and what no video can cost."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from test_decoding import JPEG, OPTIONS, write_images, write_video
+
+from flowcore.video import ClipOptions, VideoError
+from pipelines.collection import VideoSource
+from pipelines.decoding import DecoderProcess, memory_for
+from pipelines.sandbox import LAYERS
+
+ATTEMPTS = """
+import mmap, os, signal, socket, sys, threading
+from pipelines.sandbox import confine
+
+victim, reading = int(sys.argv[1]), os.open(sys.argv[2], os.O_RDONLY)
+listening = socket.socket()
+listening.bind(("127.0.0.1", 0))
+listening.listen()
+print(*confine(1 << 30))
+
+attempts = {
+    "read a file": lambda: open(sys.argv[2]),
+    "read the environment of another process": lambda: open(f"/proc/{victim}/environ"),
+    "read the memory of another process": lambda: open(f"/proc/{victim}/mem", "rb"),
+    "list a folder": lambda: os.listdir("/"),
+    "write a file": lambda: open("written", "w"),
+    "make a folder": lambda: os.mkdir("made"),
+    "remove a file": lambda: os.unlink(sys.argv[2]),
+    "open a socket": socket.socket,
+    "open a datagram socket": lambda: socket.socket(type=socket.SOCK_DGRAM),
+    "open a socket of this machine": lambda: socket.socket(socket.AF_UNIX),
+    "connect": lambda: listening.connect(listening.getsockname()),
+    "accept": listening.accept,
+    "start a process": os.fork,
+    "become a program": lambda: os.execv(sys.executable, [sys.executable, "--version"]),
+    "signal a process": lambda: os.kill(victim, signal.SIGKILL),
+    "run what it wrote": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC),
+    "take memory": lambda: bytearray(1 << 31),
+}
+for name, attempt in attempts.items():
+    try:
+        attempt()
+    except (OSError, MemoryError):
+        continue
+    print("it could", name)
+worker = threading.Thread(target=lambda: print(os.pread(reading, 100, 0).decode()))
+worker.start()
+worker.join()
+os.abort()
+"""
+
+
+def test_a_confined_process_computes_and_does_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("what was open stays open")
+    with subprocess.Popen(["sleep", "1000"], env={"SECRET": "key"}) as victim:
+        try:
+            ended = subprocess.run(
+                [sys.executable, "-c", ATTEMPTS, str(victim.pid), str(tmp_path / "file")],
+                cwd=tmp_path,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert victim.poll() is None
+        finally:
+            victim.kill()
+    layers, *rest = ended.stdout.splitlines()
+    if layers.split() != [*LAYERS]:
+        pytest.skip(f"this system has of {LAYERS} only: {layers}")
+    assert rest == ["what was open stays open"], ended.stderr
+    # Death by its own hand is seen.
+    assert ended.returncode == -6
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_process_that_decodes_has_no_credentials_and_only_what_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "A_TOKEN_OF_TOMORROW"):
+        monkeypatch.setenv(name, "key")
+    monkeypatch.setenv("LD_PRELOAD", "")
+    video = VideoSource(str(write_video(tmp_path / "a.mp4", 200)))
+    with DecoderProcess() as decoder, open(os.devnull) as inherited:
+        os.set_inheritable(inherited.fileno(), True)
+        chunks = decoder.read(video, OPTIONS, JPEG)
+        next(chunks)
+        process = Path(f"/proc/{decoder.pid}")
+        names = {each.partition(b"=")[0] for each in (process / "environ").read_bytes().split(b"\0") if each}
+        assert names <= {
+            *(b"PYTHONPATH", b"PYTHONHOME", b"LANG", b"LC_ALL", b"LC_CTYPE", b"LD_LIBRARY_PATH", b"TZ"),
+            *(b"OPENBLAS_NUM_THREADS", b"OMP_NUM_THREADS", b"OPENCV_IO_MAX_IMAGE_PIXELS"),
+        }
+        open_files = sorted(re.sub(r"\d+", "", os.readlink(each)) for each in (process / "fd").iterdir())
+        # FFmpeg opens the video once more by its descriptor.
+        assert set(open_files) == {"/dev/null", "pipe:[]", "socket:[]", re.sub(r"\d+", "", video.uri)}
+        assert len(open_files) <= 7
+        limits = dict(
+            re.findall(r"^Max (\S.*?) {2,}(\S+ +\S+)", (process / "limits").read_text(), re.MULTILINE)
+        )
+        status = dict(re.findall(r"^(\w+):\s+(.*)$", (process / "status").read_text(), re.MULTILINE))
+        assert limits["address space"].split() == [str(memory_for(OPTIONS))] * 2
+        assert limits["core file size"].split() == limits["file size"].split() == ["0", "0"]
+        assert limits["open files"].split() == ["64", "64"]
+        assert limits["cpu time"].split()[0] != "unlimited"
+        assert status["NoNewPrivs"] == "1"
+        assert (status["Seccomp"] == "2") == ("seccomp" in decoder.layers)
+        assert len(list(chunks)) == 49
+
+
+def test_what_is_larger_than_memory_costs_one_video(tmp_path: Path) -> None:
+    options = ClipOptions(size=(64, 64), max_pixels=10_000)
+    write_images(tmp_path, ["0.png", "1.png"])
+    with (tmp_path / "2.png").open("wb") as file:
+        file.write((tmp_path / "0.png").read_bytes()[:16])
+        file.truncate(memory_for(options))
+    good, bad = (VideoSource(str(tmp_path), ("0.png", "1.png", "2.png")[:count]) for count in (2, 3))
+    with DecoderProcess() as decoder:
+        with pytest.raises(VideoError, match="more memory than it may"):
+            list(decoder.read(bad, options, JPEG))
+        assert len(list(decoder.read(good, options, JPEG))) == 1
+
+
+def test_an_image_that_unpacks_to_gigabytes_is_refused_by_its_header(tmp_path: Path) -> None:
+    # Large enough to be killed for, small enough to be made.
+    assert cv2.imwrite(str(tmp_path / "0.png"), np.zeros((30_000, 20_000), np.uint8))
+    assert (tmp_path / "0.png").stat().st_size < 1_000_000
+    write_images(tmp_path, ["1.png", "2.png"])
+    with DecoderProcess() as decoder:
+        with pytest.raises(VideoError, match=r"too large: image number 0 has more than 36000000 pixels"):
+            list(decoder.read(VideoSource(str(tmp_path), ("0.png", "1.png")), OPTIONS, JPEG))
+        assert decoder.pid is not None
+        peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{decoder.pid}/status").read_text())
+        assert peak is not None
+        assert int(peak[1]) < 400_000
+        assert len(list(decoder.read(VideoSource(str(tmp_path), ("1.png", "2.png")), OPTIONS, JPEG))) == 1
+
+
+def test_a_video_that_takes_too_long_gives_what_came_before(tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "a.h264", 40, container="h264").read_bytes()
+    (tmp_path / "a.h264").write_bytes(whole * 1000)
+    with DecoderProcess(video_seconds=1) as decoder:
+        chunks = []
+        with pytest.raises(VideoError, match=r"takes too long: .* computing time"):  # noqa: PT012
+            for chunk in decoder.read(VideoSource(str(tmp_path / "a.h264")), OPTIONS, JPEG):
+                chunks.append(chunk)
+        assert 1 <= len(chunks) < 10_000
+        assert decoder.report.frames_read < 40_000
+
+
+def test_a_video_that_is_computed_on_without_a_frame_is_left(tmp_path: Path) -> None:
+    # Without its key frame no picture is ever complete.
+    with av.open(str(write_video(tmp_path / "a.h264", 40, container="h264"))) as whole:
+        (stream,) = whole.streams.video
+        others = b"".join(bytes(packet) for packet in whole.demux(stream) if not packet.is_keyframe)
+        (tmp_path / "a.h264").write_bytes(bytes(stream.codec_context.extradata or b"") + others * 10_000)
+    with DecoderProcess(frame_seconds=1) as decoder:
+        with pytest.raises(VideoError, match="takes too long"):
+            list(decoder.read(VideoSource(str(tmp_path / "a.h264")), OPTIONS, JPEG))
+        assert decoder.report.frames_read == 0
