@@ -149,7 +149,7 @@ def test_links_are_followed_but_not_in_circles_and_pipes_are_skipped(tree: Path,
         ("*.absent", FileNotFoundError, r"\*\.absent is no file, no folder and no glob"),
         ("frames/lone", FileNotFoundError, r"no video in /\S*/frames/lone: looked for .*mp4.*folders of two"),
         ("list.txt", FileNotFoundError, "absent.mp4 is no file"),
-        ("s3://key:secret@bucket/folder", ValueError, "password"),
+        ("s3://key:secret@bucket/folder", ValueError, "secret"),
     ],
 )
 def test_a_collection_without_a_video_says_where_it_looked(
