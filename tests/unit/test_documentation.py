@@ -10,7 +10,7 @@ import pytest
 from docs.make.reference import options_of_job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-OF_CODE_HOST = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+OF_CODE_HOST = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 """Pages that aren't part of the site, whose links Sphinx doesn't follow."""
 PAGES = [*OF_CODE_HOST[:2], *sorted((REPOSITORY / "docs").rglob("*.md"))]
 JOBS = [path.stem for path in (REPOSITORY / "jobs").glob("*.py") if "__main__" in path.read_text()]
