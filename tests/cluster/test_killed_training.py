@@ -5,11 +5,13 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +28,8 @@ from ray.core.generated import autoscaler_pb2
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from pipelines import registry, tracking
 from pipelines.checkpoints import load_model
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
@@ -131,9 +135,16 @@ def train_worker_of(parent: int) -> psutil.Process | None:
     return None
 
 
-def weights_digest(folder: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-    return load_model(registry.download(uri))[1].digest
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    folder: Path
+    uri: str
+
+    @property
+    def weights_digest(self) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{self.folder / 'mlflow.db'}")
+            return load_model(registry.download(self.uri))[1].digest
 
 
 def await_(driver: subprocess.Popen[str], found: Callable[[], T | None]) -> T:
@@ -172,38 +183,56 @@ def logged(folder: Path, metric: str) -> dict[int, float]:
     return values
 
 
-def expect_each_step_once(folder: Path, steps: int) -> None:
-    assert only_run(folder).info.status == "FINISHED"
-    assert sorted(logged(folder, "train/loss")) == list(range(2, steps + 1, 2))
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, videos: Path, empty_store: Path) -> Trained:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    shutil.copy(empty_store, folder)
+    return Trained(folder=folder, uri=result_of(start(folder, videos)))
 
 
-@pytest.mark.cluster
-@pytest.mark.timeout(1800)
-def test_killing_a_worker_and_then_the_driver_ends_in_the_same_weights(
-    tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    for folder in (undisturbed, disturbed):
-        folder.mkdir()
-    calm = result_of(start(undisturbed, videos))
-
-    # Each inside an epoch, of seven steps, and behind a checkpoint.
-    driver = start(disturbed, videos, worker_dies_at=14, driver_dies_at=26)
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory: pytest.TempPathFactory, videos: Path, empty_store: Path) -> Trained:
+    """A worker is killed, then the driver, each inside an epoch, of seven steps, and behind a checkpoint; the
+    run is resumed."""
+    folder = tmp_path_factory.mktemp("disturbed")
+    shutil.copy(empty_store, folder)
+    driver = start(folder, videos, worker_dies_at=14, driver_dies_at=26)
     driver.communicate()
     assert driver.returncode == -signal.SIGKILL
-    assert (disturbed / "killed-14").exists()
-    run_id = only_run(disturbed).info.run_id
-    resumed = result_of(start(disturbed, videos, run_id, worker_dies_at=14, driver_dies_at=26))
-
-    assert weights_digest(disturbed, resumed, monkeypatch) == weights_digest(undisturbed, calm, monkeypatch)
-    assert only_run(disturbed).info.run_id == run_id
-    expect_each_step_once(disturbed, 40)
-    assert max(logged(disturbed, "train/steps_done_again").values()) > 0
+    assert (folder / "killed-14").exists()
+    run_id = only_run(folder).info.run_id
+    resumed = start(folder, videos, run_id, worker_dies_at=14, driver_dies_at=26)
+    return Trained(folder=folder, uri=result_of(resumed))
 
 
-@pytest.mark.cluster
-@pytest.mark.timeout(1800)
-def test_fewer_workers_go_on_without_a_node_and_more_where_one_comes(tmp_path: Path, videos: Path) -> None:
+def test_killing_a_worker_and_then_the_driver_ends_in_the_same_weights(
+    undisturbed: Trained, disturbed: Trained
+) -> None:
+    assert disturbed.weights_digest == undisturbed.weights_digest
+
+
+def test_a_training_that_was_killed_and_resumed_is_one_run_with_each_step_once(disturbed: Trained) -> None:
+    assert only_run(disturbed.folder).info.status == "FINISHED"
+    assert sorted(logged(disturbed.folder, "train/loss")) == list(range(2, 41, 2))
+
+
+def test_a_training_that_was_killed_tells_the_steps_that_it_did_again(disturbed: Trained) -> None:
+    assert max(logged(disturbed.folder, "train/steps_done_again").values()) > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elastic:
+    """A training of two workers that lost a node and got another."""
+
+    folder: Path
+    checkpoint: int
+    """The step of what was kept when the node was about to be taken away."""
+
+
+@pytest.fixture(scope="module")
+def elastic(tmp_path_factory: pytest.TempPathFactory, videos: Path, empty_store: Path) -> Elastic:
+    folder = tmp_path_factory.mktemp("elastic")
+    shutil.copy(empty_store, folder)
     # A worker fits each node, and nothing but the driver the head.
     cluster = Cluster(
         initialize_head=True,
@@ -213,11 +242,11 @@ def test_fewer_workers_go_on_without_a_node_and_more_where_one_comes(tmp_path: P
         cluster.add_node(num_cpus=2)
         node = cluster.add_node(num_cpus=2)
         driver = start(
-            tmp_path,
+            folder,
             videos,
-            # More than it ever gets to.
-            steps=5000,
-            validate_every=5000,
+            # More than it ever gets to, on any machine.
+            steps=1_000_000,
+            validate_every=1_000_000,
             workers=2,
             RAY_ADDRESS=cluster.address,
             RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="1",
@@ -226,25 +255,36 @@ def test_fewer_workers_go_on_without_a_node_and_more_where_one_comes(tmp_path: P
             RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="5",
         )
         await_(driver, lambda: train_worker_of(os.getpid()))
-        await_(driver, lambda: logged(tmp_path, "train/workers") or None)
+        await_(driver, lambda: logged(folder, "train/workers") or None)
         # As the command `ray drain-node` does, which takes seconds to start.
         deadline = int((time.time() + 120) * 1000)
         preemption = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
         GcsClient(cluster.address).drain_node(node.node_id, preemption, "a spot machine", deadline)
-        step = await_(driver, lambda: known_checkpoint(tmp_path))
+        step = await_(driver, lambda: known_checkpoint(folder))
         cluster.remove_node(node, allow_graceful=False)
-        await_(driver, lambda: numbers_of_workers(tmp_path)[1:] or None)
+        await_(driver, lambda: numbers_of_workers(folder)[1:] or None)
         cluster.add_node(num_cpus=2)
-        await_(driver, lambda: numbers_of_workers(tmp_path)[2:] or None)
+        await_(driver, lambda: numbers_of_workers(folder)[2:] or None)
         driver.kill()
         driver.communicate()
     finally:
         cluster.shutdown()
-    assert numbers_of_workers(tmp_path) == [2.0, 1.0, 2.0]
-    # It went on from there, both times, and logged no step twice.
-    again = logged(tmp_path, "train/steps_done_again")
-    assert [at - steps for at, steps in sorted(again.items())] == [step, step]
-    steps = sorted(logged(tmp_path, "train/loss"))
+    return Elastic(folder=folder, checkpoint=step)
+
+
+def test_fewer_workers_go_on_without_a_node_and_more_where_one_comes(elastic: Elastic) -> None:
+    first, without, with_another = numbers_of_workers(elastic.folder)
+    assert without < first == with_another
+
+
+def test_a_training_goes_on_from_what_was_kept_before_a_node_was_taken_away(elastic: Elastic) -> None:
+    # Both times, since it is never validated.
+    again = logged(elastic.folder, "train/steps_done_again")
+    assert [at - steps for at, steps in sorted(again.items())] == [elastic.checkpoint] * 2
+
+
+def test_no_step_is_logged_twice_whoever_comes_and_goes(elastic: Elastic) -> None:
+    steps = sorted(logged(elastic.folder, "train/loss"))
     assert steps == list(range(2, steps[-1] + 1, 2))
 
 
