@@ -187,18 +187,26 @@ def write_whole(path: str | Path, content: bytes) -> None:
     try:
         with partial.open("wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        _replace_durably(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         remedy = "free space there or choose another place, then run the same command again"
         raise OSError(error.errno, f"{error.strerror} ({len(content)} bytes); {remedy}", str(path)) from error
-    directory = os.open(path.parent, os.O_RDONLY)
+
+
+def _replace_durably(written: Path, target: Path) -> None:
+    """Gives a file its name once it is on the disk, so that a power cut leaves no name without content."""
+    _flush(written)
+    written.replace(target)
+    _flush(target.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
 
 
 def concurrently(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
@@ -290,7 +298,7 @@ class Folder:
             if not written.exists():
                 return
             if is_local:
-                written.replace(target)
+                _replace_durably(written, target)
             else:
                 patient(copy_files)(str(written), f"{root}/{name}", LocalFileSystem(), filesystem)
 
