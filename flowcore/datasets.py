@@ -26,6 +26,8 @@ from jaxtyping import Bool, Float, UInt8
 
 from flowcore.formats import read_disparity, read_flow, read_image, read_mask
 
+_MOST_TOLD = 1000
+"""Problems that an error tells one by one."""
 CHAIRS_SPLIT = "FlyingChairs_train_val.txt"
 _FRAME = "frame_[0-9][0-9][0-9][0-9]"
 _NAME = re.compile(r"[a-z][a-z0-9-]+", re.IGNORECASE)
@@ -155,6 +157,21 @@ def load(sample: Sample) -> Truth:
         valid=known,
         is_stereo=sample.disparity_scale is not None,
         occluded=occluded,
+    )
+
+
+def unreadable(problems: Sequence[str], num_samples: int, place: object) -> ValueError:
+    """What to raise where samples can't be read: it names each, so that all can be mended at once.
+
+    problems: a line for each, which begins with the sample's name.
+    """
+    told = list(problems[:_MOST_TOLD])
+    if more := len(problems) - len(told):
+        told.append(f"and {more} more")
+    lines = "\n  ".join(told)
+    return ValueError(
+        f"{len(problems)} of {num_samples} pairs in {place} can't be read, and nothing was written; mend or "
+        f"remove them:\n  {lines}"
     )
 
 

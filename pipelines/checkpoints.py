@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from flowcore import networks
 from flowcore.networks import ExternalConfig, FlowNetwork, NetworkConfig
+from flowcore.records import RECORD_BYTES, parse, record
 from pipelines.storage import Folder, absolute, is_mlflow_uri, patient, write_whole
 
 if TYPE_CHECKING:
@@ -38,6 +40,10 @@ FORMAT = 2
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
 STATE_FILE = "state.pt"
+_MOST_BYTES = 2**32
+"""Of a model's weights."""
+_HEADER_BYTES = 2**20
+"""Of a file of weights beside them, at most."""
 
 _CONTENTS = f"a model is a folder with {WEIGHTS_FILE} and {CARD_FILE}"
 
@@ -52,6 +58,10 @@ class ModelInfo:
     provenance: Mapping[str, str]
     """Free text by name, such as stage, recipe, run_id, digests of the data; not part of the digest."""
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[0-9]{1,9}", self.provenance.get("generation", "0")):
+            raise ValueError(f"the generation {self.provenance['generation'][:100]!r} must be a count")
+
     @property
     def run_id(self) -> str | None:
         """The MLflow run that made the model, if it says so."""
@@ -61,6 +71,16 @@ class ModelInfo:
     def generation(self) -> int:
         """0 for a network that learnt without a teacher, else one more than that of its teachers."""
         return int(self.provenance.get("generation", "0"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Card:
+    """What `model.json` says."""
+
+    format: int
+    config: Mapping[str, Any]
+    digest: str
+    provenance: Mapping[str, str]
 
 
 def save_model(folder: Path, network: FlowNetwork, provenance: Mapping[str, str]) -> str:
@@ -90,7 +110,7 @@ def load_model(folder: Path) -> tuple[FlowNetwork, ModelInfo]:
     info, weights = _read(folder)
     with torch.random.fork_rng(devices=[]):
         network = info.config.build()
-    _load(network, weights, folder)
+    load_weights(network, weights, folder / WEIGHTS_FILE)
     return network, info
 
 
@@ -99,7 +119,7 @@ def load_weights_into(network: FlowNetwork, folder: Path) -> ModelInfo:
     otherwise."""
     info, weights = _read(folder)
     _require_same(network.config, info.config, str(folder))
-    _load(network, weights, folder)
+    load_weights(network, weights, folder / WEIGHTS_FILE)
     return info
 
 
@@ -223,7 +243,9 @@ def fetch_model(uri: str) -> Path:
         return _model_folder(Path(absolute(uri, "model")), uri)
     folder = vanishing_folder()
     try:
-        for name in (WEIGHTS_FILE, CARD_FILE):
+        for name, most in ((WEIGHTS_FILE, _MOST_BYTES), (CARD_FILE, RECORD_BYTES)):
+            if (found := Folder(uri).size(name) or 0) > most:
+                raise ValueError(f"{name} at {uri} has {found} bytes, and at most {most} are read")
             (folder / name).write_bytes(Folder(uri).read(name))
     except (ArrowException, FileNotFoundError) as error:
         raise FileNotFoundError(
@@ -287,36 +309,68 @@ def _read(folder: Path) -> tuple[ModelInfo, bytes]:
     _model_folder(folder, folder)
     path = folder / CARD_FILE
     try:
-        card = json.loads(path.read_text())
-        version, config = card["format"], card["config"]
-        digest, provenance = card["digest"], card["provenance"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} doesn't describe a model ({error!r}); save the model again") from error
-    if version != FORMAT:
+        if (found := path.stat().st_size) > RECORD_BYTES:
+            raise ValueError(f"it has {found} bytes")
+        values = parse(path.read_bytes())
+        version = values.get("format") if isinstance(values, dict) else None
+        card = record(_Card, values) if version == FORMAT else None
+    except ValueError as error:
+        raise ValueError(f"{path} doesn't describe a model ({error}); save the model again") from error
+    if card is None:
         raise ValueError(
-            f"{path} has format {version}, and this version reads {FORMAT}; use the one that wrote it"
+            f"{path} has format {version!r:.100}, and this version reads {FORMAT}; use the one that wrote it"
         )
-    weights = (folder / WEIGHTS_FILE).read_bytes()
-    if _digest(weights, config) != digest:
-        # A sound safetensors file may begin with these bytes too: they are its header's length.
-        if weights.startswith((b"PK", b"\x80")):
-            raise ValueError(
-                f"{folder / WEIGHTS_FILE} is a pickle, never read because reading one runs its code"
-            )
-        raise ValueError(
-            f"{WEIGHTS_FILE} in {folder} is not the file that {CARD_FILE} describes (digest {digest}): it is "
-            "damaged, or replacing the model was interrupted; save or download it again"
-        )
-    return ModelInfo(config=networks.from_dict(config), digest=digest, provenance=provenance), weights
+    try:
+        config = networks.from_dict(dict(card.config))
+        info = ModelInfo(config=config, digest=card.digest, provenance=card.provenance)
+        wanted = networks.size_in_bytes(config)
+    except ValueError as error:
+        raise ValueError(f"{path} describes no model that can be read: {error}") from error
+    weights = _weights(folder / WEIGHTS_FILE, wanted)
+    _require_digest(weights, card.config, card.digest, f"{WEIGHTS_FILE} in {folder}")
+    return info, weights
 
 
-def _load(network: FlowNetwork, weights: bytes, folder: Path) -> None:
+def _weights(path: Path, wanted: int | None) -> bytes:
+    """The content of a file of weights; ValueError where it has other sizes than a network of so many bytes,
+    which would be made next, or than any has."""
+    found = path.stat().st_size
+    least, most = (0, _MOST_BYTES) if wanted is None else (wanted, min(wanted + _HEADER_BYTES, _MOST_BYTES))
+    if least <= found <= most:
+        return path.read_bytes()
+    with path.open("rb") as file:
+        _refuse_pickle(file.read(8), path)
+    raise ValueError(
+        f"{path} has {found} bytes, and the weights of the network that {CARD_FILE} describes take {least}: "
+        "it is damaged, or another model's; save or download it again"
+    )
+
+
+def _refuse_pickle(content: bytes, place: object) -> None:
+    # A sound safetensors file may begin with these bytes too: they are its header's length.
+    if content.startswith((b"PK", b"\x80")):
+        raise ValueError(f"{place} is a pickle, never read because reading one runs its code")
+
+
+def _require_digest(weights: bytes, config: Mapping[str, Any], digest: str, place: str) -> None:
+    """ValueError where weights and configuration aren't those of this digest."""
+    if _digest(weights, config) == digest:
+        return
+    _refuse_pickle(weights[:8], place)
+    raise ValueError(
+        f"{place} is not the file that {CARD_FILE} describes (digest {digest[:100]}): it is damaged, or "
+        "replacing the model was interrupted; save or download it again"
+    )
+
+
+def load_weights(network: FlowNetwork, weights: bytes, place: object) -> None:
+    """Puts the content of a file of weights into the network; ValueError where they are another's."""
     try:
         network.load_state_dict(safetensors.torch.load(weights))
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(
-            f"{folder / WEIGHTS_FILE} doesn't hold the weights of the network that {CARD_FILE} describes "
-            f"({error}); use the version that wrote it"
+            f"{place} doesn't hold the weights of the network that {CARD_FILE} describes ({error}); use the "
+            "version that wrote it"
         ) from error
 
 

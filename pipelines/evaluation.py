@@ -122,14 +122,20 @@ def evaluate(
     """The errors of each estimator, by name, on a data set, computed on Ray's nodes, which must share its
     folder.
 
-    Raises what `find_samples` raises, and ValueError where a model can't estimate a pair.
+    Raises what `find_samples` raises, and ValueError where a model can't estimate a pair, and where pairs
+    can't be read, which it names all.
     """
     samples = datasets.find_samples(data_set.name, shared_folder(data_set.root, "--truth"))
     errors: dict[tuple[str, int], Errors] = {}
+    problems: dict[int, str] = {}
     with bar(f"evaluate {data_set.name}", "pair", len(samples)) as drawn:
         for row in _rows(samples, estimators, check):
             errors[row["model"], row["sample"]] = _from_row(row)
+            if row["problem"]:
+                problems[row["sample"]] = f"{samples[row['sample']].name}: {row['problem']}"
             drawn.update(len(errors) // len(estimators) - drawn.n)
+    if problems:
+        raise datasets.unreadable([problems[each] for each in sorted(problems)], len(samples), data_set.root)
     return {
         name: EvaluationResult(
             data_set=data_set.name,
@@ -200,13 +206,18 @@ class _Evaluator:
 
     def __call__(self, row: dict[str, int]) -> Iterator[dict[str, Any]]:
         sample = self._samples[row["sample"]]
-        truth = datasets.load(sample)
+        problem, errors = "", Errors(pairs=1)
+        try:
+            truth = datasets.load(sample)
+        except (ValueError, OSError) as error:
+            problem = str(error)
         for name, estimator in self._estimators.items():
             try:
-                errors = pair_errors(estimator, truth, self._check)
+                if not problem:
+                    errors = pair_errors(estimator, truth, self._check)
             except ValueError as error:
                 raise ValueError(f"{name} on {sample.group} {sample.name}: {error}") from error
-            yield {**row, "model": name, **vars(errors.flow), **vars(errors.occlusion)}
+            yield {**row, "model": name, "problem": problem, **vars(errors.flow), **vars(errors.occlusion)}
 
 
 def _rows(

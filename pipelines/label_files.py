@@ -7,7 +7,6 @@ the files: other files are another set.
 
 import dataclasses
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,16 +19,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from flowcore.datasets import Sample, Truth, find_samples, load
+from flowcore.datasets import Sample, Truth, find_samples, load, unreadable
 from flowcore.formats import encode_flow, encode_image, encode_mask
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import FramePair
 from flowcore.pseudolabels import labels_of
+from flowcore.records import LIST_BYTES
 from flowcore.shapes import Flow, Mask, to_images
-from pipelines.labels import beside, decode_occlusion, label_columns
+from pipelines.labels import PAIR_ID, beside, decode_occlusion, label_columns
 from pipelines.ledger import write_ledger
 from pipelines.pair_set import PairSet, SetDescription
 from pipelines.sample_set import SAMPLE_CODEC, frame_pair, in_parts, sample_set
+from pipelines.set_files import read_record
 from pipelines.storage import Folder, json_bytes
 
 Layout = Literal["chairs2", "chairs2-flo5", "kitti2015"]
@@ -126,10 +127,7 @@ def import_labels(folder: Path, location: str, check: OcclusionCheck) -> PairSet
         )
     read = [each for part in in_parts(_read_all, samples, "files") for each in part]
     if errors := [each.error for each in read if each.error]:
-        raise ValueError(
-            f"{len(errors)} of {len(samples)} pairs in {folder} can't be read, and nothing was written; mend "
-            f"or remove them: {'; '.join(errors[:3])}"
-        )
+        raise unreadable(errors, len(samples), folder)
     ids = _exported_ids(folder)
     content = [
         (sample.name, ids.get(sample.name), each.digest) for sample, each in zip(samples, read, strict=True)
@@ -171,17 +169,24 @@ def _read(sample: Sample) -> _Read:
             load(direction)
             for file in (direction.image1, direction.flow, direction.occlusion):
                 content.update(b"" if file is None else hashlib.blake2b(file.read_bytes()).digest())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         return _Read(error=f"{sample.name}: {error}")
     return _Read(digest=content.hexdigest())
 
 
 def _exported_ids(folder: Path) -> dict[str, str]:
     """By the name of a pair that `export_labels` wrote; none in a folder of another tool."""
-    file = folder / EXPORT_FILE
-    if not file.is_file():
+    if not (folder / EXPORT_FILE).is_file():
         return {}
-    return {f"{number:07d}": name for number, name in enumerate(json.loads(file.read_text())["pairs"])}
+    values = read_record(str(folder), EXPORT_FILE, LIST_BYTES)
+    names = values.get("pairs") if isinstance(values, dict) else None
+    if not isinstance(names, list) or not all(
+        isinstance(name, str) and PAIR_ID.fullmatch(name) for name in names
+    ):
+        raise ValueError(f"{EXPORT_FILE} in {folder} lists other pairs than an export does; remove it")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{EXPORT_FILE} in {folder} lists a pair twice; remove it")
+    return {f"{number:07d}": name for number, name in enumerate(names)}
 
 
 @lru_cache(maxsize=1)
@@ -236,7 +241,7 @@ def _claim(folder: Folder, content: Mapping[str, Any]) -> None:
         if folder.files():
             raise ValueError(f"{folder.location} holds other files; give a new folder")
         folder.write(EXPORT_FILE, json_bytes(content))
-    elif json.loads(folder.read(EXPORT_FILE)) != content:
+    elif read_record(folder.location, EXPORT_FILE, LIST_BYTES) != content:
         raise ValueError(
             f"{folder.location} holds the export of another label set, layout or filter, or of this set when "
             f"it held other pairs (see {EXPORT_FILE}); give a new folder"

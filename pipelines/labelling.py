@@ -31,6 +31,7 @@ from pipelines.ledger import (
 from pipelines.messages import VideoEnded
 from pipelines.pair_set import SetDescription, describe_set
 from pipelines.room import Accelerator
+from pipelines.set_files import require_plain
 from pipelines.storage import Folder, storage_of
 from pipelines.tally import Tally
 from pipelines.teachers import Teachers
@@ -341,6 +342,7 @@ def _alone_in(location: str) -> Iterator[None]:
         yield
         return
     os.makedirs(root, exist_ok=True)
+    require_plain(Folder(location))
     # The kernel frees the lock of a killed process.
     with open(os.path.join(root, ".lock"), "w") as lock:
         try:

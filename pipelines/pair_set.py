@@ -30,7 +30,7 @@ from pipelines.labels import (
     with_second_frames,
 )
 from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE, VideoRecord, read_ledger, read_manifest
-from pipelines.set_files import read_record, require_no_links, told_of
+from pipelines.set_files import read_record, require_plain, told_of
 from pipelines.shard_files import (
     FRAME_COLUMNS,
     LABEL_COLUMNS,
@@ -113,7 +113,7 @@ def describe_set(location: str, description: SetDescription) -> None:
     The provenance is that of the run that finished the set first, not of one that was killed before.
     """
     folder = Folder(location)
-    require_no_links(folder)
+    require_plain(folder)
     before = description_at(folder)
     if before is None and folder.files():
         raise ValueError(f"{location} holds other files and is no pair set; give a new folder")

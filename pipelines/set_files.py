@@ -68,16 +68,20 @@ def told_of(location: str, name: str) -> Iterator[None]:
         ) from error
 
 
-def require_no_links(folder: Folder) -> None:
-    """ValueError where a folder that is to be written into has a link in it: what is written through one lies
-    elsewhere."""
+def require_plain(folder: Folder) -> None:
+    """ValueError where a folder that is to be written into has anything in it but files and folders: what is
+    written through a link lies elsewhere, and a pipe waits for ever."""
     filesystem, root = storage_of(folder.location)
     if not isinstance(filesystem, LocalFileSystem) or not os.path.isdir(root):
         return
     with os.scandir(root) as entries:
-        links = [entry.name for entry in entries if entry.is_symlink()]
-    if links:
+        others = [
+            entry.name
+            for entry in entries
+            if not entry.is_file(follow_symlinks=False) and not entry.is_dir(follow_symlinks=False)
+        ]
+    if others:
         raise ValueError(
-            f"{links[0]} in {folder.location} is a link; what a run writes stays in its folder: put what it "
-            "leads to there, or give another folder"
+            f"{others[0]} in {folder.location} is a link or a device; what a run writes stays in its folder: "
+            "put what it leads to there, or give another folder"
         )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import safetensors.torch
 import torch
 
 from flowcore import networks
@@ -35,7 +34,8 @@ class TeacherModel:
     def load(self, location: str, device: torch.device) -> FlowNetwork:
         """The network, from the set's copy of it."""
         network = self.config.build()
-        network.load_state_dict(safetensors.torch.load(Folder(location).read(self.weights)))
+        weights = Folder(location).read(self.weights)
+        checkpoints.load_weights(network, weights, f"{self.weights} in {location}")
         return network.ready(device)
 
 
@@ -84,9 +84,19 @@ class Teachers:
         return origin | {"generation": str(max(info.generation for info in self.infos))}
 
     def keep(self, location: str) -> None:
-        """Puts the copies into the set, where they aren't there."""
+        """Puts the copies into the set, where they aren't there; ValueError where what is there is another
+        model's, as in a set that a stranger has begun."""
         folder = Folder(location)
-        for name, model in zip(teacher_names(len(self.folders)), self.folders, strict=True):
+        names = teacher_names(len(self.folders))
+        for name, uri, model in zip(names, self.uris, self.folders, strict=True):
             for file in (WEIGHTS_FILE, CARD_FILE):
-                if folder.size(f"_{name}/{file}") is None:
-                    folder.write(f"_{name}/{file}", (model / file).read_bytes())
+                place, content = f"_{name}/{file}", (model / file).read_bytes()
+                if folder.size(place) is None:
+                    folder.write(place, content)
+                elif file == WEIGHTS_FILE and (
+                    folder.size(place) != len(content) or folder.read(place) != content
+                ):
+                    raise ValueError(
+                        f"{place} in {location} isn't {uri}, the model that "
+                        "is to label; remove it, and label in a folder that nobody else has written into"
+                    )

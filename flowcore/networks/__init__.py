@@ -5,7 +5,10 @@ configuration is a frozen dataclass that builds it; as a plain dictionary it is 
 """
 
 import dataclasses
+import reprlib
 from typing import Any
+
+import torch
 
 from flowcore.networks import flownet, pwcnet, raft
 from flowcore.networks.external import ExternalConfig, external_network
@@ -13,6 +16,7 @@ from flowcore.networks.flownet import FlowNetConfig
 from flowcore.networks.interface import BidirectionalFlow, FlowNetwork, NetworkConfig
 from flowcore.networks.pwcnet import PWCNet, PWCNetConfig
 from flowcore.networks.raft import RAFTConfig
+from flowcore.records import record
 
 __all__ = [
     "AnyNetworkConfig",
@@ -28,6 +32,7 @@ __all__ = [
     "from_dict",
     "full",
     "light",
+    "size_in_bytes",
     "small",
     "tiny",
     "to_dict",
@@ -41,6 +46,10 @@ _ARCHITECTURES: dict[str, type[NetworkConfig]] = {
     "raft": RAFTConfig,
     "external": ExternalConfig,
 }
+_MOST_CHANNELS = 2**16
+_MOST_OTHERS = 2**10
+_MOST_LEVELS = 8
+"""In a configuration that is read. Frames are padded to multiples of 2 to the number of levels."""
 
 
 def tiny() -> dict[str, AnyNetworkConfig]:
@@ -70,7 +79,8 @@ def to_dict(config: NetworkConfig) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> NetworkConfig:
-    """The configuration that `to_dict` described; ValueError for an unknown architecture or option."""
+    """The configuration that `to_dict` described; ValueError for an unknown architecture or option, and for a
+    value that no network of ours has: it may come from a stranger."""
     values = dict(values)
     name = values.pop("architecture", None)
     if name not in _ARCHITECTURES:
@@ -83,4 +93,29 @@ def from_dict(values: dict[str, Any]) -> NetworkConfig:
         raise ValueError(
             f"{name} has no option {', '.join(unknown)}; the checkpoint was made by another version"
         )
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    try:
+        config = record(kind, values)
+    except ValueError as error:
+        raise ValueError(f"the configuration of {name} is damaged: {error}") from error
+    for key, value in values.items():
+        most = _MOST_CHANNELS if key.endswith(("width", "widths")) else _MOST_OTHERS
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if not all(0 <= number <= most for number in numbers if isinstance(number, int)):
+            raise ValueError(f"{key} of {name} is {reprlib.repr(value)}; it must lie in 0..{most}")
+    levels = len(getattr(config, "encoder_widths", ()))
+    if levels > _MOST_LEVELS:
+        raise ValueError(f"encoder_widths of {name} has {levels} entries; at most {_MOST_LEVELS} are read")
+    return config
+
+
+def size_in_bytes(config: NetworkConfig) -> int | None:
+    """Of the network's weights, without making them; None for another library's network, which that library
+    makes. ValueError for a network that can't be."""
+    if isinstance(config, ExternalConfig):
+        return None
+    try:
+        with torch.device("meta"):
+            weights = config.build().state_dict().values()
+    except (RuntimeError, IndexError, TypeError) as error:
+        raise ValueError(f"there is no network of the configuration {config!r:.500}: {error}") from error
+    return sum(int(each.nbytes) for each in weights)

@@ -2,15 +2,20 @@
 the network. Each is given to a job, as a user would give it."""
 
 import importlib.metadata
+import json
 import os
+import pickle
+import re
 import shutil
 import struct
 import subprocess
 import sys
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cv2
 import h5py
 import numpy as np
 import pyarrow.parquet as pq
@@ -56,15 +61,14 @@ def own_runs(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def error_of(job: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> str:
-    """The line with which a job ended that had to end with 1."""
+    """The error with which a job ended that had to end with 1."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         job()
     assert end.value.code == 1
     told = capsys.readouterr().err
     assert "Traceback" not in told
-    (line,) = (line for line in told.splitlines() if line.startswith("error: "))
-    return line
+    return told[told.index("error: ") :]
 
 
 class Payload:
@@ -205,14 +209,71 @@ def test_the_gallery_and_a_student_run_nothing_that_a_label_set_holds(
         assert not (tmp_path / "ran").exists(), name
 
 
-def write_pair(files: Path, number: int, height: int = 40, width: int = 64) -> Path:
+def rewritten(video: Path, **changes: object) -> None:
+    record = video / "_video.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | changes))
+
+
+def test_labelling_stays_in_a_set_that_a_stranger_has_begun(
+    labels_of_some: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (video,) = (path.parent.name for path in labels_of_some.glob("*/00000.parquet"))
+    outside = tmp_path / "outside"
+
+    def replace_by_link(labels: Path, name: str) -> None:
+        target = labels / name
+        target.rename(outside) if target.exists() else outside.write_text("mine")
+        target.symlink_to(outside)
+
+    def replace_teacher(labels: Path) -> None:
+        (labels / video / "_video.json").unlink()
+        (labels / "_teacher" / "model.safetensors").write_bytes(b"another")
+
+    attacks: dict[str, tuple[Callable[[Path], None], str]] = {
+        "lock": (lambda labels: replace_by_link(labels, ".lock"), ".lock in .* is a link or a device"),
+        "folder": (lambda labels: replace_by_link(labels, video), "is a link or a device"),
+        "folder outside": (
+            lambda labels: rewritten(labels / video, folder="../../X"),
+            "its folder '../../X' must be hexadecimal digits",
+        ),
+        "another folder": (
+            lambda labels: rewritten(labels / video, folder="ab"),
+            "the record of the folder 'ab'",
+        ),
+        "counts": (lambda labels: rewritten(labels / video, pairs=-1), "its pairs must be a count"),
+        "teacher": (replace_teacher, "_teacher/model.safetensors in .* isn't opencv:dis_ultrafast"),
+    }
+    videos = str(labels_of_some.parent / "videos.txt")
+    for name, (attack, told) in attacks.items():
+        labels = tmp_path / name / "labels"
+        shutil.copytree(labels_of_some, labels)
+        (labels / ".lock").unlink(missing_ok=True)
+        attack(labels)
+        before = sorted(outside.rglob("*")) if outside.is_dir() else outside.exists() and outside.read_bytes()
+        options = ["--labels", str(labels), "--labelling.max-bad-share", "1"]
+        error = error_of(
+            lambda options=options: run_recipe(
+                pseudolabel.main,
+                pseudolabel.recipes(),
+                ["smoke", "--videos", videos, "--teacher", "opencv:dis_ultrafast", *options],
+            ),
+            capsys,
+        )
+        assert re.search(told, error), (name, error)
+        after = sorted(outside.rglob("*")) if outside.is_dir() else outside.exists() and outside.read_bytes()
+        assert after == before, name
+        assert not (tmp_path / "X").exists()
+        shutil.rmtree(outside) if outside.is_dir() else outside.unlink(missing_ok=True)
+
+
+def write_pair(files: Path, number: int, suffix: str = ".flo5") -> Path:
     """A pair in FlyingChairs2's layout, whose flow forward, at the path returned, is to be written."""
     files.mkdir(exist_ok=True)
     for frame in range(2):
-        image = np.random.default_rng(frame).integers(0, 256, (height, width, 3), np.uint8)
+        image = np.random.default_rng(frame).integers(0, 256, (40, 64, 3), np.uint8)
         write_image(files / f"{number:07d}-img_{frame}.png", image)
-    write_flow(files / f"{number:07d}-flow_10.flo5", np.zeros((2, height, width), np.float32))
-    return files / f"{number:07d}-flow_01.flo5"
+    write_flow(files / f"{number:07d}-flow_10{suffix}", np.zeros((2, 40, 64), np.float32))
+    return files / f"{number:07d}-flow_01{suffix}"
 
 
 def test_flow_files_put_no_other_file_into_a_label_set(
@@ -234,13 +295,108 @@ def test_flow_files_put_no_other_file_into_a_label_set(
     with h5py.File(write_pair(files, 2), "w") as file:
         file["flow"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "flow")
         assert np.asarray(file["flow"]).all()
+    with h5py.File(write_pair(files, 3), "w") as file:
+        file["there"] = np.ones(shape, np.float32)
+        file["flow"] = h5py.SoftLink("/there")
+    with h5py.File(write_pair(files, 4), "w") as file:
+        file["flow"] = np.ones(shape, np.int64)
+    with h5py.File(write_pair(files, 5), "w") as file:
+        file.create_dataset("flow", shape, np.float32, chunks=(1, 1, 1), fillvalue=7)
+    for number, content in enumerate(
+        (
+            struct.pack("<fii", 202021.25, 2**31 - 1, 2**31 - 1),
+            struct.pack("<fii", 202021.25, -64, -40),
+            struct.pack("<fii", 202021.25, 64, 40) + bytes(100),
+            struct.pack("<fii", 202021.25, 64, 41) + bytes(64 * 41 * 8),
+        ),
+        start=6,
+    ):
+        write_pair(files, number, ".flo").write_bytes(content)
+    write_pair(files, 10, ".flo").touch()
+    os.truncate(files / "0000010-flow_01.flo", 10**11)
+    large = cv2.imencode(".png", np.zeros((20_000, 20_000), np.uint8), [cv2.IMWRITE_PNG_BILEVEL, 1])[1]
+    for number, name in ((11, "img_0"), (12, "img_1"), (13, "occ_01")):
+        write_flow(write_pair(files, number), np.zeros((2, 40, 64), np.float32))
+        (files / f"{number:07d}-{name}.png").write_bytes(large.tobytes())
+    write_flow(write_pair(files, 14), np.zeros((2, 40, 64), np.float32))
+    (files / "0000014-img_0.png").write_bytes(
+        cv2.imencode(".tiff", np.zeros((40, 64), np.uint8))[1].tobytes()
+    )
     arguments = ["--files", str(files), "--labels", str(tmp_path / "labels")]
     error = error_of(lambda: run(import_labels.main, import_labels.ImportLabels, arguments), capsys)
-    assert "3 of 3 pairs" in error
-    assert "0000000-flow_01.flo5 is stored in other files" in error
-    assert "0000001-flow_01.flo5 is stored in other files" in error
-    assert "0000002-flow_01.flo5 is a link" in error
+    assert "15 of 15 pairs" in error
+    for told in (
+        "0000000-flow_01.flo5 is stored in other files",
+        "0000001-flow_01.flo5 is stored in other files",
+        "0000002-flow_01.flo5 is a link",
+        "0000003-flow_01.flo5 is a link",
+        "0000004-flow_01.flo5 is of int64",
+        "0000005-flow_01.flo5 is 40x64 px (height x width), and the file doesn't hold so many",
+        "0000006-flow_01.flo is 2147483647x2147483647 px",
+        "0000007-flow_01.flo says it is -40 px high and -64 px wide",
+        "0000008-flow_01.flo is truncated",
+        "0000009-flow_01.flo is 41x64 px",
+        "0000010-flow_01.flo has 100000000000 bytes",
+        "0000011-img_0.png is 20000x20000 px (height x width); more than",
+        "0000012-img_1.png is 20000x20000 px (height x width) and its frames are 40x64 px",
+        "0000013-occ_01.png is 20000x20000 px (height x width) and its frames are 40x64 px",
+        "0000014-img_0.png is not an image: it begins with",
+    ):
+        assert told in error
     assert not (tmp_path / "labels").exists()
+
+
+def test_truth_of_strangers_is_refused_by_its_header(
+    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stereo, frame = tmp_path / "stereo", np.zeros((40, 64, 3), np.uint8)
+    stereo.mkdir()
+    header = "{{'descr': '{0}', 'fortran_order': False, 'shape': ({1}, {1}), }}"
+    arrays = {
+        "huge": np_file(header.format("<f4", 10**6), bytes(100)),
+        "short": np_file(header.format("<f4", 50), bytes(100)),
+        "object": np_file(header.format("|O", 40), pickle.dumps(Payload(tmp_path / "ran"))),
+    }
+    for name, content in arrays.items():
+        with zipfile.ZipFile(stereo / f"{name}_disp.npz", "w") as archive:
+            archive.writestr("arr_0.npy", content)
+    with zipfile.ZipFile(stereo / "zeros_disp.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("arr_0.npy", np_file(header.format("<f4", 3000), bytes(4 * 3000 * 3000)))
+    (stereo / "text_disp.npz").write_text("no zip")
+    names = [*arrays, "zeros", "text"]
+    for name in names:
+        for side in ("left", "right"):
+            write_image(stereo / f"{name}_{side}.png", frame)
+    for name, content in {
+        "endless": b"Pf\n" + b"9" * 5000 + b" 40\n-1\n",
+        "negative": b"Pf\n-64 40\n-1\n" + bytes(40 * 64 * 4),
+        "large": b"Pf\n999999999 999999999\n-1\n",
+    }.items():
+        names.append(name)
+        (stereo / name).mkdir()
+        (stereo / name / "disp0.pfm").write_bytes(content)
+        for image in ("im0", "im1"):
+            write_image(stereo / name / f"{image}.png", frame)
+    arguments = ["--model", "zero", "--truth", f"middlebury-stereo:{stereo}"]
+    error = error_of(lambda: run(evaluate.main, evaluate.Evaluate, arguments), capsys)
+    assert f"{len(names)} of {len(names)} pairs" in error
+    for told in (
+        "huge_disp.npz is 1000000x1000000 px",
+        "short_disp.npz is 50x50 px",
+        "object_disp.npz holds object (40, 40)",
+        "zeros_disp.npz is 3000x3000 px",
+        "text_disp.npz is truncated or is not an .npz file",
+        "endless/disp0.pfm is not an image",
+        "negative/disp0.pfm is not an image",
+        "large/disp0.pfm is 999999999x999999999 px",
+    ):
+        assert told in error
+    assert not (tmp_path / "ran").exists()
+
+
+def np_file(header: str, content: bytes) -> bytes:
+    """An array in NumPy's format with this header."""
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header) + 1) + header.encode() + b"\n" + content
 
 
 def test_a_kilobyte_of_flow_does_not_ask_for_gigabytes(

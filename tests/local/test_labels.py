@@ -67,11 +67,8 @@ def test_other_readers_rebuild_flow_and_occlusion_alone(
     write_set(tmp_path / "labels", {"aa": [table]})
     files = f"{tmp_path}/labels/*/*.parquet"
     query = f"select * from '{files}' order by frame"
-    frame = (
-        duckdb.sql(query).df()
-        if reader == "duckdb"
-        else pd.read_parquet(tmp_path / "labels/aa/00000.parquet")
-    )
+    file = tmp_path / "labels/aa/00000.parquet"
+    frame = duckdb.sql(query).df() if reader == "duckdb" else pd.read_parquet(file)
     for number, row in frame.iterrows():
         shape = (2, -(-row.height // row.flow_stride), -(-row.width // row.flow_stride))
         for column, grid in (("flow_fw", grids[0, number]), ("flow_bw", grids[1, number])):
@@ -263,9 +260,8 @@ def test_sql_has_both_frames_of_each_pair(tmp_path: Path) -> None:
 def test_a_pair_whose_second_frame_is_nowhere_is_refused(tmp_path: Path) -> None:
     table, _ = shard(1, 16, 24, 4)
     lost = pa.nulls(1, pa.binary())
-    write_set(
-        tmp_path / "set", {"aa": [table.set_column(table.column_names.index("image2"), "image2", lost)]}
-    )
+    table = table.set_column(table.column_names.index("image2"), "image2", lost)
+    write_set(tmp_path / "set", {"aa": [table]})
     pairs = PairSet.open(str(tmp_path / "set"))
     with pytest.raises(ValueError, match="lacks a frame, and none follows it"):
         pairs.read_group(pairs.files[0], 0)
