@@ -83,9 +83,9 @@ def from_dict(values: dict[str, Any]) -> NetworkConfig:
     value that no network of ours has: it may come from a stranger."""
     values = dict(values)
     name = values.pop("architecture", None)
-    if name not in _ARCHITECTURES:
+    if not isinstance(name, str) or name not in _ARCHITECTURES:
         raise ValueError(
-            f"network architecture {name!r} is unknown; this version knows {', '.join(_ARCHITECTURES)}"
+            f"network architecture {name!r:.100} is unknown; this version knows {', '.join(_ARCHITECTURES)}"
         )
     kind = _ARCHITECTURES[name]
     known = {field.name for field in dataclasses.fields(kind)}
