@@ -26,7 +26,7 @@ from flowcore.pairs import FramePair
 from flowcore.pseudolabels import labels_of
 from flowcore.records import LIST_BYTES
 from flowcore.shapes import Flow, Mask, to_images
-from pipelines.labels import PAIR_ID, beside, decode_occlusion, label_columns
+from pipelines.labels import MOST_FLOW, PAIR_ID, beside, decode_occlusion, label_columns
 from pipelines.ledger import write_ledger
 from pipelines.pair_set import PairSet, SetDescription
 from pipelines.sample_set import SAMPLE_CODEC, frame_pair, in_parts, sample_set
@@ -166,7 +166,11 @@ def _read(sample: Sample) -> _Read:
     content = hashlib.blake2b(digest_size=16)
     try:
         for direction in (sample, _backward(sample)):
-            load(direction)
+            furthest = np.abs(load(direction).flow).max()
+            if furthest > MOST_FLOW:
+                raise ValueError(
+                    f"{direction.flow} has flow of {furthest:g} px, and a label at most {MOST_FLOW}"
+                )
             for file in (direction.image1, direction.flow, direction.occlusion):
                 content.update(b"" if file is None else hashlib.blake2b(file.read_bytes()).digest())
     except (ValueError, OSError, MemoryError) as error:

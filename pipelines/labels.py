@@ -48,6 +48,9 @@ PAIR_ID = re.compile("[0-9a-f]{32}")
 _COARSEST = 256
 """The largest stride of a stored flow."""
 
+MOST_FLOW = 2**24
+"""Pixels of a stored flow, at most: a frame's side is a thousandth of it."""
+
 # Their elements are never null, so Parquet needn't say so of each.
 _INTEGERS = pa.list_(pa.field("element", pa.int32(), nullable=False))
 _FLOATS = pa.list_(pa.field("element", pa.float32(), nullable=False))
@@ -188,9 +191,14 @@ def beside(*tables: pa.Table) -> pa.Table:
 
 
 def quantized(flow: Float[Tensor, "pairs _ rows columns"]) -> pa.ListArray:
-    """The column that stores `flow`, in pixels, to within 1/128 px; ValueError if it isn't finite."""
+    """The column that stores `flow`, in pixels, to within 1/128 px; ValueError if it isn't finite or beyond
+    `MOST_FLOW`."""
     if not torch.isfinite(flow).all():
         raise ValueError("flow must be finite to be a label: the network that gave it has diverged")
+    if flow.abs().max() > MOST_FLOW:
+        raise ValueError(
+            f"flow of {flow.abs().max():g} px can't be a label, which has at most {MOST_FLOW} px"
+        )
     units = (flow * FLOW_UNITS).round().to(torch.int32).cpu().numpy()
     return _flat_lists(np.diff(units, axis=2, prepend=np.int32(0)), _INTEGERS)
 

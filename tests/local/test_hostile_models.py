@@ -152,7 +152,7 @@ def with_overlapping_tensors(model: Path) -> bytes:
         (lambda model: pickle.dumps(print), "is a pickle, never read"),
         (
             lambda model: pickle.dumps(print) + bytes((model / WEIGHTS_FILE).stat().st_size),
-            "is a pickle, never read",
+            "doesn't hold the weights of the network",
         ),
     ],
 )
