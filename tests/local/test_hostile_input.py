@@ -217,8 +217,8 @@ def rewritten(video: Path, **changes: object) -> None:
 def test_labelling_stays_in_a_set_that_a_stranger_has_begun(
     labels_of_some: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (video,) = (path.parent.name for path in labels_of_some.glob("*/00000.parquet"))
-    outside = tmp_path / "outside"
+    folders = {Path(each.video).name: each.folder for each in PairSet.open(str(labels_of_some)).videos()}
+    video, outside = folders["honest.mp4"], tmp_path / "outside"
 
     def replace_by_link(labels: Path, name: str) -> None:
         target = labels / name
@@ -250,7 +250,7 @@ def test_labelling_stays_in_a_set_that_a_stranger_has_begun(
         (labels / ".lock").unlink(missing_ok=True)
         attack(labels)
         before = sorted(outside.rglob("*")) if outside.is_dir() else outside.exists() and outside.read_bytes()
-        options = ["--labels", str(labels), "--labelling.max-bad-share", "1"]
+        options = ["--labels", str(labels), *LIMIT, "--labelling.max-bad-share", "1"]
         error = error_of(
             lambda options=options: run_recipe(
                 pseudolabel.main,
