@@ -200,12 +200,15 @@ def opened_shard(location: str, name: str, schemas: Sequence[pa.Schema] = _EVERY
             f"restore it, or delete it and {posixpath.dirname(name)}/{VIDEO_FILE} there and run the command "
             "that made the set again"
         )
+        # What the storage raises meanwhile isn't the file's fault.
+        footer = _footer(file).replace(_ARROW_SCHEMA, _ARROW_SCHEMA.lower())
         try:
-            footer = _footer(file).replace(_ARROW_SCHEMA, _ARROW_SCHEMA.lower())
+            if len(footer) > _MOST_FOOTER_BYTES:
+                raise ValueError(f"its footer has {len(footer)} bytes or more")
             # As long as no value is read, a footer alone is a Parquet file.
             checked = pq.ParquetFile(pa.BufferReader(b"PAR1" + footer), arrow_extensions_enabled=False)
             found = [checked.schema_arrow, *_declared_schema(checked.metadata)]
-        except (pa.ArrowException, ValueError) as error:
+        except (pa.ArrowException, ValueError, OSError) as error:
             raise ValueError(f"{name} in {location} is damaged ({error}); {remedy}") from error
         differing = min((_differences(found, schema) for schema in schemas), key=len)
         if differing:
@@ -218,12 +221,11 @@ def opened_shard(location: str, name: str, schemas: Sequence[pa.Schema] = _EVERY
 
 def _footer(file: pa.NativeFile) -> bytes:
     """The end of a Parquet file: its metadata, their length and four letters. Whatever the end of another
-    file; ValueError for metadata that no set has."""
+    file; more than `_MOST_FOOTER_BYTES` aren't read."""
     size = file.size()
     end = cast(bytes, file.read_at(min(size, _FOOTER_BYTES), max(0, size - _FOOTER_BYTES)))
     length = min(size, int.from_bytes(end[-8:-4], "little") + 8)
-    if length > _MOST_FOOTER_BYTES:
-        raise ValueError(f"its footer has {length} bytes")
+    length = min(length, _MOST_FOOTER_BYTES + 1)
     return end[-length:] if length <= len(end) else cast(bytes, file.read_at(length, size - length))
 
 
