@@ -284,7 +284,7 @@ def test_a_video_over_which_processes_die_is_left_out_and_named(
 ) -> None:
     videos, labels = tmp_path / "videos", tmp_path / "labels"
     shutil.copytree(collection, videos)
-    deadly = SceneOptions(height=48, width=DEADLY_WIDTH, num_frames=30, camera_speed=3.0, layer_speed=2.0)
+    deadly = SceneOptions(height=48, width=DEADLY_WIDTH, num_frames=9, camera_speed=3.0, layer_speed=2.0)
     write_video(videos / "deadly.mp4", render_scene(7, deadly).frames)
     start(labels, videos=videos).finish()
     (failed,) = PairSet.open(str(labels)).ledger()
