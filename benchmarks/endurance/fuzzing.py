@@ -8,11 +8,13 @@ six codecs and containers. Prints what became of the files. Fails unless each is
 exactly once, and every pair of the set can be read.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -102,37 +104,47 @@ def main() -> None:
             path = folder / "videos" / f"{number:04d}{source.suffix}"
             path.write_bytes(content)
             kinds[str(path)] = kind
-        teacher = fresh_teacher(folder / "teacher", RECIPES["smoke"].network)
-        started = time.monotonic()
-        command = [
-            *(sys.executable, str(PROJECT_FOLDER / "jobs/pseudolabel.py"), "smoke"),
-            *("--videos", str(folder / "videos"), "--teacher", teacher),
-            *("--labels", str(folder / "set"), "--labelling.max-bad-share", "1"),
-        ]
-        subprocess.run(command, check=True, cwd=folder)
-        seconds = time.monotonic() - started
-        pairs = PairSet.open(str(folder / "set"))
-        ledger, entries = pairs.ledger(), pairs.videos()
-        kept = {entry.video for entry in entries}
-        unread = [entry.video for entry in ledger if entry.outcome != "cut short"]
-        index = pairs.index()
-        ids = index.column("pair_id").to_pylist()
-        for place in index.to_pylist():
-            pairs.decode(pairs.read(place))
+        told = accounted_for(folder, kinds)
+    print(report.command())
+    print(f"{arguments.files} damaged files of {len(whole)} videos, {told}")
+
+
+def accounted_for(folder: Path, kinds: Mapping[str, str]) -> str:
+    """Labels the videos in the folder's `videos` and tells what became of each; AssertionError where one of
+    them, or a pair, is lost or doubled.
+
+    kinds: the damage by the names of all the videos.
+    """
+    teacher = fresh_teacher(folder / "teacher", RECIPES["smoke"].network)
+    started = time.monotonic()
+    command = [
+        *(sys.executable, str(PROJECT_FOLDER / "jobs/pseudolabel.py"), "smoke"),
+        *("--videos", str(folder / "videos"), "--teacher", teacher),
+        *("--labels", str(folder / "set"), "--labelling.max-bad-share", "1"),
+    ]
+    runs = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
+    subprocess.run(command, check=True, cwd=folder, env=os.environ | runs)
+    seconds = time.monotonic() - started
+    pairs = PairSet.open(str(folder / "set"))
+    ledger, entries = pairs.ledger(), pairs.videos()
+    kept = {entry.video for entry in entries}
+    unread = [entry.video for entry in ledger if entry.video not in kept]
+    index = pairs.index()
+    ids = index.column("pair_id").to_pylist()
+    for place in index.to_pylist():
+        pairs.decode(pairs.read(place))
     accounted = [*kept, *unread]
     outcomes: Counter[tuple[str, str]] = Counter((kinds[entry.video], entry.outcome) for entry in ledger)
     done = Counter(kinds[video] for video in kept - {entry.video for entry in ledger})
-    print(report.command())
-    print(f"{arguments.files} damaged files of {len(whole)} videos, {seconds:.0f} s, {len(ids)} pairs")
-    columns = ("done", "cut short", "nothing", "duplicate", "unreadable now")
+    columns = ("done", "cut short", "nothing", "duplicate", "unreadable now", "failed")
     rows = [
         (kind, done[kind], *(outcomes[kind, column] for column in columns[1:]))
         for kind in sorted(set(kinds.values()))
     ]
-    print(report.table(["damage", *columns], rows))
     assert sorted(accounted) == sorted(kinds), "a file is lost, or accounted for twice"
     assert len(ids) == len(set(ids)) == sum(entry.pairs for entry in entries), "a pair is lost or doubled"
-    print("every file accounted for once, every pair read")
+    table = report.table(["damage", *columns], rows)
+    return f"{seconds:.0f} s, {len(ids)} pairs; every input accounted for once, every pair read\n\n{table}"
 
 
 if __name__ == "__main__":

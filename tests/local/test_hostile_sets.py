@@ -345,6 +345,12 @@ def lying_page() -> bytes:
     return bytes(content)
 
 
+def footer_cut_short() -> bytes:
+    content = encode_shard(honest_table(), 4)
+    length = int.from_bytes(content[-8:-4], "little")
+    return content[: -length // 2] + (length // 2).to_bytes(4, "little") + b"PAR1"
+
+
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "lists": (long_lists, "50000000 values in flow_fw, and there can be"),
     "texts": (long_texts, "values in pair_id that unpack to 80000"),
@@ -352,11 +358,12 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "a dictionary of frames": (frames_once, "image1 in a dictionary"),
     "rows": (many_rows, "row groups of"),
     "a page that lies": (lying_page, "values in height"),
+    "a footer without an end": (footer_cut_short, "is damaged (Couldn't deserialize thrift"),
 }
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_file_that_unpacks_to_more_than_its_frames_can_have_is_refused(
+def test_a_file_that_holds_something_else_than_it_says_is_refused(
     bomb: str, labels: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make, told = BOMBS[bomb]
