@@ -1,5 +1,7 @@
 """What becomes of a job that is given a damaged input? It accepts, it refuses, or it breaks.
 
+    python -m benchmarks.endurance.trials PLAN FIRST
+
 Jobs are started one after the other in a process of their own, which saves their imports. A process that
 dies or hangs costs the trial that it was at.
 """
@@ -18,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import report
 from jobs import export_labels, gallery, predict, pseudolabel
 from jobs.command import run, run_recipe
 from pipelines.storage import PROJECT_FOLDER
@@ -147,10 +150,13 @@ def _one(job: str, arguments: Sequence[str]) -> Ended:
 
 
 def main() -> None:
+    parser = report.parser(__doc__)
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="a JSON file of jobs with their arguments")
+    parser.add_argument("first", type=int, metavar="FIRST", help="the first of them to start, from 0")
+    asked = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    plan, first = Path(sys.argv[1]), int(sys.argv[2])
     answers = os.fdopen(os.dup(1), "w")
-    for job, *arguments in json.loads(plan.read_text())[first:]:
+    for job, *arguments in json.loads(asked.plan.read_text())[asked.first :]:
         answers.write(json.dumps(vars(_one(job, arguments))) + "\n")
         answers.flush()
 
