@@ -1,12 +1,14 @@
 """What every test shares: where the third-party data is, if it is there at all, an empty MLflow database to
 copy, and an S3 server."""
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from object_storage import Bucket, Quiet, Server
 from werkzeug.serving import make_server
@@ -25,6 +27,21 @@ settings.register_profile("unhurried", deadline=None, suppress_health_check=[Hea
 settings.load_profile("unhurried")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def ray_address_file(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Ray notes the cluster that was started last in a file of the machine, and a head's jobs find theirs
+    there. A module that starts clusters therefore holds a lock for each name in its CLUSTERS, and the one
+    that submits jobs waits for all of them."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with contextlib.ExitStack() as locks:
+        for name in request.module.CLUSTERS:
+            locks.enter_context(FileLock(folder / f"{name}.lock"))
+        yield
 
 
 @pytest.fixture(scope="session")

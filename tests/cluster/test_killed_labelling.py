@@ -29,7 +29,8 @@ from pipelines.checkpoints import save_model
 from pipelines.pair_set import PairSet
 from pipelines.storage import Folder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
+CLUSTERS = ("labelling",)
+pytestmark = [pytest.mark.usefixtures("ray_address_file"), pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 DEADLY_WIDTH = 96
 """Frames of this width kill the process that labels them, as those do that need more memory than there is."""

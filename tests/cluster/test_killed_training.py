@@ -29,7 +29,8 @@ from flowcore.scenes import SceneOptions, render_scene, write_video
 from pipelines import registry, tracking
 from pipelines.checkpoints import load_model
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
+CLUSTERS = ("training",)
+pytestmark = [pytest.mark.usefixtures("ray_address_file"), pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 T = TypeVar("T")

@@ -16,7 +16,13 @@ from terminal import BIN, runs_by_stage, typed
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from pipelines.pair_set import PairSet
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
+CLUSTERS = ("labelling", "training")
+pytestmark = [
+    pytest.mark.usefixtures("ray_address_file"),
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+]
 
 
 @pytest.fixture(scope="module")
