@@ -32,6 +32,7 @@ _CAPTION_HEIGHT = 18
 _FONT, _FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.42
 _BACKGROUND = 225
 _INK = 20
+_ARROW, _ARROW_EDGE = (255, 235, 60), (0, 0, 0)
 _UNKNOWN = 128
 """The grey of an unknown error and of an occlusion that is not trusted."""
 
@@ -137,6 +138,24 @@ def flow_legend(height: int, width: int) -> Picture:
     v, u = np.mgrid[:height, :width].astype(np.float64) - (np.array([[[height - 1]], [[width - 1]]]) / 2)
     radius = min(height, width) / 2
     return flow_colors(np.where(np.hypot(u, v) <= radius, np.stack([u, v]), 0.0), max_motion=radius)
+
+
+def with_arrows(
+    image: UInt8[np.ndarray, "height width 3"], flow: Float[np.ndarray, "2 height width"]
+) -> Picture:
+    """The image with about 24 arrows along its longer side, each from a pixel to where its flow takes it;
+    none where it moves by less than a pixel. Flow in pixels."""
+    drawn = image.copy()
+    height, width = image.shape[:2]
+    spacing, thickness = max(16, max(height, width) // 24), max(1, width // _MAX_WIDTH)
+    for y in range(spacing // 2, height, spacing):
+        for x in range(spacing // 2, width, spacing):
+            u, v = np.clip(np.nan_to_num(flow[:, y, x]), -width - height, width + height)
+            if np.hypot(u, v) >= 1:
+                end = round(x + u), round(y + v)
+                for colour, wide in ((_ARROW_EDGE, 3 * thickness), (_ARROW, thickness)):
+                    cv2.arrowedLine(drawn, (x, y), end, colour, wide, cv2.LINE_AA, tipLength=0.3)
+    return drawn
 
 
 def panel(rows: Sequence[Sequence[Cell | None]]) -> Picture:

@@ -1,9 +1,9 @@
 """How are flow fields, images and masks stored in files?
 
 Flow is read together with where it is known, because each format has its own way to say "unknown": a value
-above 1e9 in `.flo` and `.pfm`, NaN in Spring's `.flo5`, a zero third channel in KITTI's PNG. A writer encodes
-in memory, writes a temporary file and renames it, so that a killed process leaves the old file or the new
-one, never half of it.
+above 1e9 in `.flo` and `.pfm`, NaN in Spring's `.flo5` and in `.npy`, a zero third channel in KITTI's PNG. A
+writer encodes in memory, writes a temporary file and renames it, so that a killed process leaves the old file
+or the new one, never half of it.
 """
 
 import io
@@ -11,6 +11,8 @@ import math
 import re
 import uuid
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -23,7 +25,7 @@ from jaxtyping import Bool, Float, UInt8
 from flowcore.flo5 import decode_flo5, encode_flo5
 from flowcore.image_size import MOST_PIXELS, RefusedError, image_size, require_size
 
-FLOW_SUFFIXES = (".flo", ".flo5", ".pfm", ".png")
+FLOW_SUFFIXES = (".flo", ".flo5", ".npy", ".pfm", ".png")
 
 _FLO_MAGIC = np.float32(202021.25).tobytes()  # spells PIEH
 _UNKNOWN_ABOVE = 1e9
@@ -47,16 +49,30 @@ def read_flow(
 ) -> tuple[Float[np.ndarray, "2 height width"], Bool[np.ndarray, "height width"]]:
     """Flow in pixels (float32) and where it is known; zero where it isn't.
 
-    The extension decides the format: `.flo` (Middlebury), `.flo5` (Spring), `.png` (KITTI, 16 bit, 1/64 px)
-    or `.pfm` (channels u, v, 0). size: the (height, width) of its frames, which it must have. Raises
-    ValueError for content that isn't of that format, is truncated or has another size.
+    The extension decides the format: `.flo` (Middlebury), `.flo5` (Spring), `.png` (KITTI, 16 bit, 1/64 px),
+    `.npy` (float [height, width, 2]) or `.pfm` (channels u, v, 0). size: the (height, width) of its frames,
+    which it must have. Raises ValueError for content that isn't of that format, is truncated or has another
+    size.
     """
     path = Path(path)
+    _flow_suffix(path)
+    return decode_flow(_content(path, size), path, size)
+
+
+def decode_flow(
+    content: bytes, name: str | PathLike[str], size: tuple[int, int] | None = None
+) -> tuple[Float[np.ndarray, "2 height width"], Bool[np.ndarray, "height width"]]:
+    """What `read_flow` makes of a file of this name with this content."""
+    path = Path(name)
     suffix = _flow_suffix(path)
-    content = _content(path, size)
     if suffix == ".png":
         return _decode_kitti(content, path, size)
-    decode = {".flo": _decode_flo, ".flo5": decode_flo5, ".pfm": _decode_flow_pfm}[suffix]
+    decode = {
+        ".flo": _decode_flo,
+        ".flo5": decode_flo5,
+        ".npy": _decode_npy,
+        ".pfm": _decode_flow_pfm,
+    }[suffix]
     flow = decode(content, path, size)
     valid = (np.abs(flow) <= _UNKNOWN_ABOVE).all(axis=0)  # false for NaN too
     return np.where(valid, flow, np.float32(0)), valid
@@ -78,9 +94,9 @@ def encode_flow(
 ) -> bytes:
     """The content of a file of this name: flow in pixels in the extension's format (see `read_flow`).
 
-    `valid` says where the flow is known, None = everywhere. `.flo`, `.flo5` and `.pfm` keep float32 exactly;
-    `.png` rounds to the nearest 1/64 px. Raises ValueError for a known value that isn't finite or doesn't fit
-    the format.
+    `valid` says where the flow is known, None = everywhere. `.flo`, `.flo5`, `.npy` and `.pfm` keep
+    float32 exactly; `.png` rounds to the nearest 1/64 px. Raises ValueError for a known value that isn't
+    finite or doesn't fit the format.
     """
     name = Path(name)
     suffix = _flow_suffix(name)
@@ -100,8 +116,13 @@ def encode_flow(
     flow = np.where(known, flow, 0).astype(np.float32)
     if suffix == ".png":
         return _encode_kitti(flow, known, name)
-    flow = np.where(known, flow, np.float32(np.nan if suffix == ".flo5" else _UNKNOWN))
-    encode = {".flo": _encode_flo, ".flo5": encode_flo5, ".pfm": _encode_flow_pfm}[suffix]
+    flow = np.where(known, flow, np.float32(np.nan if suffix in (".flo5", ".npy") else _UNKNOWN))
+    encode = {
+        ".flo": _encode_flo,
+        ".flo5": encode_flo5,
+        ".npy": _encode_npy,
+        ".pfm": _encode_flow_pfm,
+    }[suffix]
     return encode(flow)
 
 
@@ -150,7 +171,14 @@ def read_disparity(
 
 def read_mask(path: Path, size: tuple[int, int] | None = None) -> Bool[np.ndarray, "height width"]:
     """True where red, green or blue isn't zero, at any bit depth; raises as `read_image`."""
-    bgr = _decode_image(_content(path, size), path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, size)
+    return decode_mask(_content(path, size), path, size)
+
+
+def decode_mask(
+    content: bytes, name: str | PathLike[str], size: tuple[int, int] | None = None
+) -> Bool[np.ndarray, "height width"]:
+    """What `read_mask` makes of a file of this name with this content."""
+    bgr = _decode_image(content, Path(name), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, size)
     mask: np.ndarray = (bgr != 0).any(axis=2)
     return mask
 
@@ -168,6 +196,11 @@ def encode_mask(mask: Bool[np.ndarray, "height width"], name: str | PathLike[str
     if mask.dtype != np.bool_ or mask.ndim != 2:
         raise ValueError(f"mask is {mask.dtype} {mask.shape}; it must be bool [height, width]")
     return _encode_image(name, mask.astype(np.uint8) * 255)
+
+
+def encode_share(share: Float[np.ndarray, "height width"], name: str | PathLike[str]) -> bytes:
+    """The content of a grey PNG, 255 = 1, of shares in [0, 1]."""
+    return _encode_image(Path(name), np.rint(255 * share).astype(np.uint8))
 
 
 def _flow_suffix(path: Path) -> str:
@@ -238,6 +271,27 @@ def _encode_flow_pfm(flow: Float[np.ndarray, "2 height width"]) -> bytes:
     return f"PF\n{width} {height}\n-1\n".encode() + values[::-1].tobytes()
 
 
+def _decode_npy(
+    content: bytes, path: Path, size: tuple[int, int] | None
+) -> Float[np.ndarray, "2 height width"]:
+    with _as_npy(path):
+        file = io.BytesIO(content)
+        shape, _, dtype = _npy_header(file)
+        if len(shape) != 3 or shape[2] != 2 or dtype.kind != "f":
+            raise RefusedError(f"{path} holds {dtype} {shape}; flow is float [height, width, 2]")
+        require_size(path, shape[:2], size)
+        if file.tell() + math.prod(shape) * dtype.itemsize != len(content):
+            raise ValueError(f"its header says {shape}, and {len(content)} bytes are there")
+        flow = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    return np.ascontiguousarray(flow.transpose(2, 0, 1), dtype=np.float32)
+
+
+def _encode_npy(flow: Float[np.ndarray, "2 height width"]) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.ascontiguousarray(flow.transpose(1, 2, 0)), allow_pickle=False)
+    return file.getvalue()
+
+
 def _decode_values(
     content: bytes,
     path: Path,
@@ -289,22 +343,31 @@ def _encode_kitti(
 
 
 def _decode_npz(content: bytes, path: Path, size: tuple[int, int] | None) -> np.ndarray:
+    with _as_npy(path), zipfile.ZipFile(io.BytesIO(content)) as archive:
+        (member,) = archive.infolist()
+        with archive.open(member) as file:
+            shape, _, dtype = _npy_header(file)
+            if len(shape) != 2 or dtype.kind not in "fiu":
+                raise RefusedError(f"{path} holds {dtype} {shape}; it must be numbers [height, width]")
+            require_size(path, shape, size)
+            if file.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+                raise ValueError(f"its header says {shape}, and {member.file_size} bytes are there")
+        with archive.open(member) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+
+
+@contextmanager
+def _as_npy(path: Path) -> Iterator[None]:
+    """ValueError for whatever a damaged file makes its parsers raise: zipfile, zlib and NumPy's header parser
+    have errors of their own."""
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            (member,) = archive.infolist()
-            with archive.open(member) as file:
-                shape, _, dtype = _npy_header(file)
-                if len(shape) != 2 or dtype.kind not in "fiu":
-                    raise RefusedError(f"{path} holds {dtype} {shape}; it must be numbers [height, width]")
-                require_size(path, shape, size)
-                if file.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
-                    raise ValueError(f"its header says {shape}, and {member.file_size} bytes are there")
-            with archive.open(member) as file:
-                return np.lib.format.read_array(file, allow_pickle=False)
+        yield
     except RefusedError:
         raise
-    except Exception as error:  # zipfile, zlib and NumPy's header parsers raise errors of their own
-        raise ValueError(f"{path} is truncated or is not an .npz file with one array: {error}") from error
+    except Exception as error:
+        raise ValueError(
+            f"{path} is truncated or is not an {path.suffix} file with one array: {error}"
+        ) from error
 
 
 def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -356,19 +419,22 @@ def _write_whole(path: Path, content: bytes) -> None:
 class FrameCodec:
     """How frames are compressed."""
 
-    kind: Literal["jpeg", "png"] = "jpeg"
-    """`png` is lossless and several times larger."""
+    kind: Literal["jpeg", "png", "raw"] = "jpeg"
+    """`png` is lossless and several times larger; `raw`, the pixels themselves, is for processes that pass
+    frames on."""
     quality: int = 95
     """JPEG quality, 1 to 100."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("jpeg", "png"):
-            raise ValueError(f"frame codec {self.kind!r} must be 'jpeg' or 'png'")
+        if self.kind not in ("jpeg", "png", "raw"):
+            raise ValueError(f"frame codec {self.kind!r} must be 'jpeg', 'png' or 'raw'")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"JPEG quality {self.quality} must be in [1, 100]")
 
     def encode(self, image: UInt8[np.ndarray, "height width 3"]) -> bytes:
         """The image, RGB, as a file's content."""
+        if self.kind == "raw":
+            return image.tobytes()
         extension, flags = {
             "jpeg": (".jpg", [cv2.IMWRITE_JPEG_QUALITY, self.quality]),
             "png": (".png", []),
@@ -380,9 +446,15 @@ class FrameCodec:
     def decode(self, data: bytes, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
         """The RGB image that `data` holds; ValueError if it holds none.
 
-        size: the (height, width) that it must have, of data from others. It is compared with the header
-        before memory is asked for.
+        size: the (height, width) that it must have, of data from others, and of raw pixels, which don't tell
+        it. It is compared with the header before memory is asked for.
         """
+        if self.kind == "raw":
+            if size is None or not self.holds(data, size):
+                raise ValueError(
+                    f"{len(data)} bytes aren't the pixels of a frame of {size} px (height, width)"
+                )
+            return np.frombuffer(data, np.uint8).reshape(*size, 3)
         problem = "aren't an image"
         image: np.ndarray | None = None
         try:
@@ -397,11 +469,13 @@ class FrameCodec:
             raise ValueError(f"{len(data)} bytes {problem}: the frame's row is damaged, write it again")
         return image
 
-    def size_of(self, data: bytes) -> tuple[int, int]:
-        """(height, width) in px by the header of an encoded frame, without decoding it; (0, 0) if `data` is
-        no frame of this codec. To be asked of data from others: an image of kilobytes may take gigabytes."""
+    def holds(self, data: bytes, size: tuple[int, int]) -> bool:
+        """Whether `data` is a frame of this codec and (height, width) in px by its header, without decoding
+        it. To be asked of data from others: an image of kilobytes may take gigabytes."""
+        if self.kind == "raw":
+            return len(data) == 3 * size[0] * size[1]
         is_ours = data.startswith(b"\x89PNG" if self.kind == "png" else b"\xff\xd8")
         try:
-            return image_size(data) if is_ours else (0, 0)
+            return is_ours and image_size(data) == size
         except ValueError:
-            return 0, 0
+            return False

@@ -81,3 +81,16 @@ def range_map(flow: Flow) -> Float[Tensor, "batch 1 height width"]:
             place = (row * width + column).masked_fill(outside, 0.0).long()
             count.scatter_add_(1, place, (share_x * share_y).masked_fill(outside, 0.0))
     return count.reshape(batch, 1, height, width)
+
+
+@torch.no_grad()
+def agreement(flow_fw: Flow, flow_bw: Flow, sigma: float = 0.003) -> Float[Tensor, "batch 1 height width"]:
+    """How well the flow there and back agree, from 0 to 1: exp(-|w_f + w_b'|^2 / (sigma^2 (H^2 + W^2))), with
+    w_b' as in `OcclusionCheck`, and 0 where p + w_f(p) lies outside the frame. Flows in pixels.
+
+    Source: SMURF (Stone et al., CVPR 2021), the mask of its teacher, whose sigma is the default.
+    """
+    height, width = flow_fw.shape[-2:]
+    mismatch = squared_length(flow_fw + backward_warp(flow_bw, flow_fw))
+    found = torch.exp(-mismatch / (sigma**2 * (height**2 + width**2)))
+    return found.masked_fill(~in_frame(flow_fw), 0.0).nan_to_num(nan=0.0)

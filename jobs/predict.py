@@ -3,23 +3,25 @@
     python jobs/predict.py --model models:/flow-student@champion --videos my_video.mp4 --output flow
 
 Writes a .flo file for every two consecutive frames, at their own size, named after the first frame: <image's
-stem>.flo, or 000000.flo and so on for a video. The videos of a folder get a folder each. The job is a run in
-MLflow, linked to the run that made the model.
+stem>.flo, or 000000.flo and so on for a video. The videos of a folder get a folder each. The same command
+again does what is left. The job is a run in MLflow, linked to the run that made the model.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from jobs.command import run
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
 from pipelines.cluster import connect, has_cluster
 from pipelines.collection import absolute_collection
 from pipelines.disclosure import plain, tell
-from pipelines.storage import absolute
+from pipelines.flow_files import PredictionOptions
+from pipelines.storage import absolute, split
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict:
+class Predict(PredictionOptions):
     """Options of predict."""
 
     model: str
@@ -30,10 +32,23 @@ class Predict:
     sintel:/data/MPI-Sintel."""
     output: str
     """Folder or URI to write the flow to. On a cluster all nodes must reach it."""
-    pictures: bool = False
-    """Also write each flow as a picture in colours, <name>.png."""
-    video: bool = False
-    """Also write a film of the frames beside the colours of their flow, flow.mp4."""
+
+    common: ClassVar[tuple[str, ...]] = (
+        "files",
+        "occlusion",
+        "pictures",
+        "video",
+        "stride",
+        "limit",
+        "inference.scale",
+    )
+
+    @property
+    def prediction(self) -> PredictionOptions:
+        """What is estimated and written, of which video whatsoever."""
+        return PredictionOptions(
+            **{each.name: getattr(self, each.name) for each in fields(PredictionOptions)}
+        )
 
 
 def main(stage: Predict) -> None:
@@ -44,22 +59,28 @@ def main(stage: Predict) -> None:
     if has_cluster():
         connect()
     # Slow imports come after the checks above, so that a wrong option fails at once.
-    from pipelines.inference import PredictionOptions, predict
     from pipelines.lineage import lineage
+    from pipelines.prediction import predict
 
-    with lineage("predict", None, stage, {"videos": videos, "model": model}) as run:
+    made_from = {"videos": videos, "model": model}
+    with lineage("predict", None, stage, made_from, subject=split(videos)[1]) as run:
         run.link("model", load_model(folder)[1].run_id)
-        beside = PredictionOptions(pictures=stage.pictures, video=stage.video)
         started = time.monotonic()
-        predictions = predict(str(folder), videos, output, beside, on_cluster=has_cluster())
+        predictions = predict(str(folder), videos, output, stage.prediction, on_cluster=has_cluster())
         seconds = time.monotonic() - started
-        num_pairs = sum(prediction.num_pairs for prediction in predictions)
-        numbers = {"videos": len(predictions), "pairs": num_pairs, "seconds": seconds}
-        numbers["pairs_per_second"] = num_pairs / seconds
+        new_pairs = sum(prediction.num_pairs for prediction in predictions if prediction.is_new)
+        numbers = {
+            "videos": len(predictions),
+            "pairs": sum(prediction.num_pairs for prediction in predictions),
+            "new_pairs": new_pairs,
+            "seconds": seconds,
+            "pairs_per_second": new_pairs / seconds,
+        }
         run.summary({f"predict/{name}": number for name, number in numbers.items()})
         for prediction in predictions:
             name, place = plain(prediction.source.name), plain(prediction.folder)
-            tell(f"{name}: flow of {prediction.num_pairs} pairs in {place}")
+            was_there = "" if prediction.is_new else ", which was there already"
+            tell(f"{name}: flow of {prediction.num_pairs} pairs in {place}{was_there}")
         if problems := [prediction for prediction in predictions if prediction.problem is not None]:
             reasons = "\n".join(plain(f"{each.source.name}: {each.problem}") for each in problems)
             raise ValueError(

@@ -98,7 +98,7 @@ class Answers:
         for frame in frames:
             if len(frame) > _FRAME_BYTES * height * width + _HEADER_BYTES:
                 raise WrongMessageError(f"a frame of {len(frame)} bytes")
-            if self._codec.size_of(frame) != (height, width):
+            if not self._codec.holds(frame, (height, width)):
                 raise WrongMessageError(f"a frame that is no {self._codec.kind} of {height}x{width} px")
         self._pairs += len(frames) - 1
         if self._options.max_pairs_per_video is not None and self._pairs > self._options.max_pairs_per_video:

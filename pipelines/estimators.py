@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from flowcore.drawing import Prediction
+from flowcore.inference import InferenceOptions, estimate_frames
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import OcclusionCheck
-from flowcore.shapes import FlowArray, Frame, to_images
+from flowcore.shapes import FlowArray, Frame
 from pipelines.checkpoints import absolute_model, fetch_model, load_model
 
 ZERO = "zero"
@@ -78,9 +79,10 @@ class NetworkEstimator:
         self._device = torch.device("cpu")
 
     def __call__(self, image1: Frame, image2: Frame) -> tuple[FlowArray, FlowArray]:
-        flow_fw, flow_bw = self._network.estimate(
-            *(to_images(image[None], self._device) for image in (image1, image2))
+        ((flow_fw, flow_bw),) = estimate_frames(
+            self._network, [image1, image2], self._device, InferenceOptions(), both=True
         )
+        assert flow_bw is not None
         return flow_fw[0].cpu().numpy(), flow_bw[0].cpu().numpy()
 
     def to(self, device: torch.device) -> None:

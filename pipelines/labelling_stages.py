@@ -24,6 +24,7 @@ import pyarrow as pa
 import torch
 
 from flowcore.formats import FrameCodec
+from flowcore.inference import pairs_at_once
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pseudolabels import pseudo_labels
 from flowcore.shapes import to_images
@@ -43,10 +44,6 @@ from pipelines.teachers import TeacherModel
 _UNKNOWN_SIZE = (1080, 1920)
 _PIXEL_BYTES = {"jpeg": 1, "png": 3}
 """About, of a stored frame with its share of the labels."""
-_STEP_PIXELS = {"cpu": 200_000, "cuda": 4_000_000}
-"""Pixels of the pairs that a network labels at once. On a CPU the light PWC-Net took 530 ms and 0.7 GB for a
-pair of 384x640 px alone, 744 ms each and 2.3 GB for sixteen at once; at 96x128 px sixteen were fastest."""
-
 _MOST_ATTEMPTS = 3
 """Processes that may die over a shard before it is left out. When a process dies, Ray also begins those tasks
 again that only waited in it. The death of two may therefore be their neighbour's doing."""
@@ -300,7 +297,7 @@ class Teacher:
     def _labels(self, chunk: EncodedChunk) -> pa.Table:
         codec = self._plan.codec
         frames = to_images(np.stack([codec.decode(frame) for frame in chunk.frames]), self._device)
-        at_once = max(1, _STEP_PIXELS[self._device.type] // frames[0, 0].numel())
+        at_once = pairs_at_once(chunk.height, chunk.width, self._device)
         return label_columns(pseudo_labels(self._networks, frames, self._plan.check, at_once), self._digest)
 
 

@@ -221,10 +221,14 @@ def predicting_room() -> dict[str, Any]:
     return {"num_cpus": 1, "num_gpus": min(1, num_gpus())}
 
 
-def evaluating_processes(most: int) -> tuple[int, int]:
+_EVALUATORS_OF_A_GPU = 3
+"""Of which some decode frames and truth while another computes; a choice, not measured."""
+
+
+def evaluating_processes(most: int) -> tuple[int, float]:
     """(how many processes evaluate a data set, the GPUs of each); at most `most` processes."""
     have = resources()
-    gpus = int(have.get("GPU", 0))
+    if gpus := int(have.get("GPU", 0)):
+        return min(most, gpus * _EVALUATORS_OF_A_GPU), 1 / _EVALUATORS_OF_A_GPU
     # An embedded Ray has more logical CPUs than there are cores.
-    room = gpus or max(1, int(have.get("CPU", 1)) // 2)
-    return min(most, room), int(gpus > 0)
+    return min(most, max(1, int(have.get("CPU", 1)) // 2)), 0.0

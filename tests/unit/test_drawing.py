@@ -20,6 +20,7 @@ from flowcore.drawing import (
     occlusion_image,
     panel,
     warp_error,
+    with_arrows,
 )
 
 BACKGROUND = 225
@@ -261,3 +262,14 @@ def test_a_comparison_of_real_frames_with_a_real_estimate_is_drawn(shared_data: 
     )
     assert drawn.shape[1] == 3 * 512 + 4 * 6
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 1000
+
+
+def test_an_arrow_leads_from_a_pixel_to_where_it_moves() -> None:
+    image = np.zeros((60, 60, 3), np.uint8)
+    flow = np.zeros((2, 60, 60), np.float32)
+    assert not with_arrows(image, flow).any()
+    flow[0] = 9
+    rows, columns, _ = with_arrows(image, flow).nonzero()
+    # The first arrow, from (8, 8) to (17, 8).
+    assert {8, 17} <= set(columns[np.abs(rows - 8) <= 1].tolist())
+    assert not image.any()

@@ -1,3 +1,4 @@
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -24,10 +25,16 @@ def flows_with_validity(draw: st.DrawFn, largest: float) -> tuple[np.ndarray, np
     return flow, draw(arrays.arrays(np.bool_, (height, width)))
 
 
-@pytest.mark.parametrize("suffix", [".flo", ".flo5", ".pfm"])
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("suffix", [".flo", ".flo5", ".npy", ".pfm"])
 @in_one_folder
 @given(sample=flows_with_validity(largest=1e9))
-def test_flo_flo5_and_pfm_keep_every_known_value_and_which_are_known(
+def test_all_but_png_keep_every_known_value_and_which_are_known(
     tmp_path: Path, suffix: str, sample: tuple[np.ndarray, np.ndarray]
 ) -> None:
     flow, valid = sample
@@ -52,7 +59,7 @@ def test_png_is_off_by_at_most_half_of_a_sixty_fourth_pixel(
     np.testing.assert_array_equal(read_flow(tmp_path / "twice.png")[0], again)
 
 
-@pytest.mark.parametrize("suffix", [".flo", ".flo5", ".pfm", ".png"])
+@pytest.mark.parametrize("suffix", [".flo", ".flo5", ".npy", ".pfm", ".png"])
 def test_unknown_pixels_may_hold_anything(tmp_path: Path, suffix: str) -> None:
     flow = np.array([[[1.0, np.nan]], [[2.0, np.inf]]], np.float32)
     write_flow(tmp_path / f"flow{suffix}", flow, np.array([[True, False]]))
@@ -172,7 +179,7 @@ def test_a_flo5_file_is_refused_whose_flow_is_not_plain_floats_in_the_file(
         read_flow(tmp_path / "a.flo5")
 
 
-@pytest.mark.parametrize("suffix", [".flo", ".flo5", ".pfm", ".png"])
+@pytest.mark.parametrize("suffix", [".flo", ".flo5", ".npy", ".pfm", ".png"])
 def test_flow_must_have_the_size_of_its_frames(tmp_path: Path, suffix: str) -> None:
     write_flow(tmp_path / f"a{suffix}", np.zeros((2, 3, 4), np.float32))
     assert read_flow(tmp_path / f"a{suffix}", (3, 4))[0].shape == (2, 3, 4)
@@ -218,14 +225,14 @@ def test_png_refuses_what_it_cannot_hold_and_names_flo(tmp_path: Path, value: fl
     write_flow(tmp_path / "flow.png", flow, valid)
 
 
-@pytest.mark.parametrize("suffix", [".flo", ".pfm", ".png"])
+@pytest.mark.parametrize("suffix", [".flo", ".npy", ".pfm", ".png"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, 2e9])
 def test_a_known_value_must_be_a_motion(tmp_path: Path, suffix: str, value: float) -> None:
     with pytest.raises(ValueError, match="1 known pixels"):
         write_flow(tmp_path / f"flow{suffix}", np.array([[[value, 0]], [[0, 0]]], np.float32))
 
 
-@pytest.mark.parametrize("suffix", [".flo", ".pfm", ".png"])
+@pytest.mark.parametrize("suffix", [".flo", ".npy", ".pfm", ".png"])
 def test_a_truncated_flow_file_is_an_error_at_every_length(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"flow{suffix}"
     write_flow(path, np.arange(24, dtype=np.float32).reshape(2, 3, 4))
@@ -248,6 +255,10 @@ def test_a_truncated_flow_file_is_an_error_at_every_length(tmp_path: Path, suffi
         ("a.pfm", b"PF\n1 1\n0\n" + bytes(12), "scale 0"),
         ("a.pfm", b"PF\n1 1\n-1\n" + bytes(16), "does not match its header: 16 bytes"),
         ("a.png", b"not a picture", "not an image"),
+        ("a.npy", npy(np.zeros((2, 3, 4), np.float32)), r"float32 \(2, 3, 4\); flow is float"),
+        ("a.npy", npy(np.zeros((3, 4, 2), np.int32)), "holds int32"),
+        ("a.npy", npy(np.full((3, 4, 2), None)), "holds object"),
+        ("a.npy", npy(np.zeros((3, 4, 2), np.float32)) + b"x", "bytes are there"),
     ],
 )
 def test_a_file_that_is_not_what_its_name_says_is_named(
@@ -266,10 +277,10 @@ def test_an_ordinary_png_is_not_taken_for_flow(tmp_path: Path) -> None:
 
 def test_an_unknown_flow_extension_lists_the_known_ones(tmp_path: Path) -> None:
     flow = np.zeros((2, 1, 1), np.float32)
-    with pytest.raises(ValueError, match=r"'\.npy'; known are \.flo, \.flo5, \.pfm, \.png"):
-        write_flow(tmp_path / "flow.npy", flow)
+    with pytest.raises(ValueError, match=r"'\.exr'; known are \.flo, \.flo5, \.npy, \.pfm, \.png"):
+        write_flow(tmp_path / "flow.exr", flow)
     with pytest.raises(ValueError, match="known are"):
-        read_flow(tmp_path / "flow.npy")
+        read_flow(tmp_path / "flow.exr")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".ppm"])

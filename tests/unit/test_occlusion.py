@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowcore.geometry import flip_left_right, flip_up_down, in_frame
-from flowcore.occlusion import OcclusionCheck, range_map
+from flowcore.occlusion import OcclusionCheck, agreement, range_map
 
 few = settings(max_examples=50)
 seeds = st.integers(0, 2**31)
@@ -160,3 +160,16 @@ def test_nothing_is_occluded_for_a_network_at_rest_and_everything_where_the_flow
 def test_a_range_map_that_asks_for_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"least_landing 0\.0 must be above 0"):
         OcclusionCheck(kind="range-map", least_landing=0.0)
+
+
+def test_flows_that_undo_each_other_agree_and_others_do_by_how_far_they_are_apart() -> None:
+    there = torch.zeros(1, 2, 30, 40)
+    there[:, 0] = 3.0
+    assert (agreement(there, -there)[..., :-3] == 1).all()
+    # What leaves the frame can't be checked.
+    assert (agreement(there, -there)[..., -3:] == 0).all()
+    sigma = 0.003 * 50
+    off = torch.tensor([0.0, sigma]).view(1, 2, 1, 1)
+    torch.testing.assert_close(
+        agreement(there, off - there)[..., :-3], torch.full((1, 1, 30, 37), math.exp(-1))
+    )

@@ -13,14 +13,20 @@ from numpy import ndarray
 from object_storage import Bucket
 
 from flowcore.chunks import ChunkReader
-from flowcore.formats import read_flow, read_image, write_image
+from flowcore.drawing import flow_colors, motion_scale
+from flowcore.formats import read_flow, read_image, read_mask, write_image
+from flowcore.inference import InferenceOptions
 from flowcore.networks import FlowNetwork, PWCNetConfig
+from flowcore.occlusion import OcclusionCheck, agreement
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.shapes import to_images
 from flowcore.video import ClipOptions
 from pipelines.checkpoints import load_model, save_model
 from pipelines.collection import VideoSource
-from pipelines.inference import PredictedVideo, PredictionOptions, predict, predict_video
+from pipelines.decoding import DecoderProcess
+from pipelines.flow_files import FlowFormat, PredictionOptions
+from pipelines.inference import VideoFlow
+from pipelines.prediction import RECORD_FILE, PredictedVideo, predict
 from pipelines.storage import Folder
 
 PLAIN = PredictionOptions()
@@ -62,7 +68,8 @@ def flow_of_pair(network: FlowNetwork, image1: ndarray, image2: ndarray) -> Floa
 
 
 def written(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != RECORD_FILE)
+    return sorted(str(path.relative_to(folder)) for path in files)
 
 
 def only(predictions: list[PredictedVideo]) -> PredictedVideo:
@@ -103,12 +110,14 @@ def test_each_pair_of_a_video_has_a_flow_even_if_it_is_static_or_crosses_a_cut(
         np.testing.assert_allclose(flow, expected, atol=2e-3)
 
 
-def test_each_frame_is_encoded_once(network: FlowNetwork, frames: Frames, tmp_path: Path) -> None:
+def test_each_frame_of_a_chunk_is_encoded_once(network: FlowNetwork, frames: Frames, tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", frames[:, :36, :52])
     encoded = []
     hook = network.encoder[0].register_forward_hook(lambda *call: encoded.append(len(call[2])))
     try:
-        list(predict_video(network, VideoSource(str(tmp_path / "a.mp4")), str(tmp_path / "flow"), PLAIN))
+        with DecoderProcess() as decoder:
+            flow = VideoFlow(network, InferenceOptions(), both=False)
+            list(flow.pairs(decoder, VideoSource(str(tmp_path / "a.mp4"))))
     finally:
         hook.remove()
     assert sum(encoded) == 6
@@ -116,18 +125,31 @@ def test_each_frame_is_encoded_once(network: FlowNetwork, frames: Frames, tmp_pa
 
 def test_pictures_and_film_come_beside_the_flow(model: str, frames: Frames, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", frames, [f"{index}.ppm" for index in range(6)])
-    for _ in range(2):
-        # The second time changes nothing.
-        predict(model, str(images), str(tmp_path / "flow"), PredictionOptions(pictures=True, video=True))
-    expected = [f"{index}{kind}" for index in range(5) for kind in (".flo", ".png")]
+    options = PredictionOptions(pictures=True, video=True)
+    predict(model, str(images), str(tmp_path / "flow"), options)
+    expected = [f"{index}{kind}" for index in range(5) for kind in (".flo", "_picture.png")]
     assert written(tmp_path / "flow") == sorted([*expected, "flow.mp4"])
-    assert read_image(tmp_path / "flow" / "0.png").shape == (37, 53, 3)
+    drawn = [read_image(tmp_path / "flow" / f"{index}_picture.png") for index in range(5)]
     with av.open(str(tmp_path / "flow" / "flow.mp4")) as film:
-        pictures = [picture.to_ndarray(format="rgb24") for picture in film.decode(video=0)]
-    # Frame and colours side by side; H.264 needs even sides.
-    assert [picture.shape for picture in pictures] == [(38, 106, 3)] * 5
-    for picture, frame in zip(pictures, frames, strict=False):
-        assert np.abs(picture[:37, :53].astype(int) - frame).mean() < 15
+        shown = [picture.to_ndarray(format="rgb24") for picture in film.decode(video=0)]
+    assert len(shown) == 5
+    for picture, of_film in zip(drawn, shown, strict=True):
+        height, width = picture.shape[:2]
+        # H.264 needs even sides.
+        assert of_film.shape == (height + height % 2, width + width % 2, 3)
+        assert np.abs(of_film[:height, :width].astype(int) - picture).mean() < 15
+
+
+def test_the_pictures_of_a_video_share_one_scale(model: str, frames: Frames, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", frames, [f"{index}.png" for index in range(6)])
+    predict(model, str(images), str(tmp_path / "flow"), PredictionOptions(pictures=True))
+    flows = [read_flow(tmp_path / "flow" / f"{index}.flo")[0] for index in range(5)]
+    scale = max(motion_scale([flow]) for flow in flows)
+    for index, flow in enumerate(flows):
+        picture = read_image(tmp_path / "flow" / f"{index}_picture.png")
+        # Beside the frame, below a caption, each pixel five times as large.
+        shown = picture[24 : 24 + 5 * 37 : 5, 277 : 277 + 5 * 53 : 5]
+        np.testing.assert_array_equal(shown, flow_colors(flow, scale))
 
 
 def test_the_film_is_as_fast_as_the_video(model: str, frames: Frames, tmp_path: Path) -> None:
@@ -180,7 +202,7 @@ def test_object_storage_gets_the_files_that_a_disk_gets(
     bucket.fill(tmp_path)
     predict(model, bucket.uri(f"videos/{place}"), bucket.uri("out"), options)
     found = bucket.contents("out", "")
-    assert sorted(found) == written(tmp_path / "flow")
+    assert sorted(name for name in found if RECORD_FILE not in name) == written(tmp_path / "flow")
     for name in (name for name in found if name.endswith(".flo")):
         assert found[name] == (tmp_path / "flow" / name).read_bytes()
 
@@ -279,3 +301,111 @@ def test_the_scenes_of_a_data_set_have_a_folder_each(model: str, frames: Frames,
     assert written(tmp_path / "flow") == [
         f"training/image_2/{scene:06d}_07/{scene:06d}_07.flo" for scene in (0, 1)
     ]
+
+
+@pytest.fixture
+def images(frames: Frames, tmp_path: Path) -> str:
+    return str(write_images(tmp_path / "images", frames, [f"{index}.png" for index in range(6)]))
+
+
+@pytest.mark.parametrize(
+    ("files", "suffix", "off"), [("flo5", ".flo5", 0), ("kitti", ".png", 1 / 128), ("npy", ".npy", 0)]
+)
+def test_every_kind_of_file_holds_the_same_flow(
+    model: str, images: str, tmp_path: Path, files: FlowFormat, suffix: str, off: float
+) -> None:
+    predict(model, images, str(tmp_path / "flo"), PLAIN)
+    predict(model, images, str(tmp_path / "other"), PredictionOptions(files=files))
+    assert written(tmp_path / "other") == [f"{index}{suffix}" for index in range(5)]
+    for index in range(5):
+        expected, _ = read_flow(tmp_path / "flo" / f"{index}.flo")
+        flow, valid = read_flow(tmp_path / "other" / f"{index}{suffix}")
+        assert valid.all()
+        assert np.abs(flow - expected).max() <= off
+
+
+def test_with_occlusion_comes_the_flow_back_what_is_hidden_and_how_well_both_agree(
+    model: str, network: FlowNetwork, frames: Frames, images: str, tmp_path: Path
+) -> None:
+    predict(model, images, str(tmp_path / "flow"), PredictionOptions(occlusion=True))
+    names = (".flo", "_back.flo", "_confidence.png", "_occlusion.png")
+    assert written(tmp_path / "flow") == sorted(f"{index}{name}" for index in range(5) for name in names)
+    there, back = network.estimate(*(to_images(frame[None]) for frame in frames[:2]))
+    np.testing.assert_allclose(read_flow(tmp_path / "flow" / "0.flo")[0], there[0], atol=2e-3)
+    np.testing.assert_allclose(read_flow(tmp_path / "flow" / "0_back.flo")[0], back[0], atol=2e-3)
+    occluded = read_mask(tmp_path / "flow" / "0_occlusion.png")
+    assert (occluded == OcclusionCheck()(there, back)[0, 0].numpy()).mean() > 0.99
+    confidence = read_image(tmp_path / "flow" / "0_confidence.png")[..., 0] / 255
+    np.testing.assert_allclose(confidence, agreement(there, back)[0, 0], atol=0.02)
+
+
+def test_a_stride_and_a_limit_choose_the_pairs(
+    model: str, network: FlowNetwork, frames: Frames, images: str, tmp_path: Path
+) -> None:
+    predict(model, images, str(tmp_path / "flow"), PredictionOptions(stride=2, limit=2))
+    assert written(tmp_path / "flow") == ["0.flo", "2.flo"]
+    flow, _ = read_flow(tmp_path / "flow" / "2.flo")
+    np.testing.assert_allclose(flow, flow_of_pair(network, frames[2], frames[4]), atol=2e-3)
+
+
+def states(folder: Path) -> dict[str, int]:
+    return {name: (folder / name).stat().st_mtime_ns for name in written(folder)}
+
+
+def test_the_same_command_again_does_what_is_left(
+    model: str, videos: Path, frames: Frames, tmp_path: Path
+) -> None:
+    flow = tmp_path / "flow"
+    predict(model, str(videos), str(flow), PLAIN)
+    before = states(flow)
+    # As a kill leaves it: begun, and not done.
+    record = flow / "a.mp4" / RECORD_FILE
+    record.write_text(record.read_text().replace('"is_done": true', '"is_done": false'))
+    write_video(videos / "new.mp4", frames[:2, :36, :52])
+    again = predict(model, str(videos), str(flow), PLAIN)
+    assert {Path(each.source.name).name: each.is_new for each in again} == {
+        "a.mov": False,
+        "a.mp4": True,
+        "new.mp4": True,
+        "b c.mp4": False,
+        "walk": False,
+    }
+    assert [each.num_pairs for each in again] == [2, 2, 1, 2, 1]
+    after = states(flow)
+    assert {name for name in before if before[name] != after[name]} == {
+        "a.mp4/000000.flo",
+        "a.mp4/000001.flo",
+    }
+
+
+def test_a_video_that_has_changed_is_predicted_again(model: str, frames: Frames, tmp_path: Path) -> None:
+    video, flow = tmp_path / "a.mp4", tmp_path / "flow"
+    write_video(video, frames[:4, :36, :52])
+    predict(model, str(video), str(flow), PLAIN)
+    write_video(video, frames[1:5, :36, :52])
+    assert only(predict(model, str(video), str(flow), PLAIN)).is_new
+
+
+def test_a_folder_with_the_flow_of_something_else_is_refused_before_anything_is_written(
+    model: str, images: str, frames: Frames, tmp_path: Path
+) -> None:
+    flow = tmp_path / "flow"
+    predict(model, images, str(flow), PLAIN)
+    before = states(flow)
+
+    def refusal(model: str, videos: str, options: PredictionOptions) -> str:
+        with pytest.raises(ValueError, match="give another folder") as caught:
+            predict(model, videos, str(flow), options)
+        assert states(flow) == before
+        return str(caught.value)
+
+    others = write_images(tmp_path / "others", frames, [f"{index}.png" for index in range(6)])
+    assert f"the flow of the video {images};" in refusal(model, str(others), PLAIN)
+    assert "the model with the digest" in refusal("opencv:dis_fast", images, PLAIN)
+    assert "--stride 1" in refusal(model, images, PredictionOptions(stride=2))
+    smaller = PredictionOptions(inference=InferenceOptions(scale=0.5))
+    assert "--inference {'scale': 1.0" in refusal(model, images, smaller)
+    (flow / RECORD_FILE).write_text("{}")
+    assert "has a damaged _prediction.json" in refusal(model, images, PLAIN)
+    (flow / RECORD_FILE).unlink()
+    assert "holds 0.flo and no _prediction.json" in refusal(model, images, PLAIN)

@@ -1,0 +1,235 @@
+"""What does a prediction leave in a folder? Files a pair, and a record of what they are of.
+
+The record keeps the flow of another video or model out of the folder, and a rerun of the same command from
+doing anything twice.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+
+from flowcore.chunks import VideoReport
+from flowcore.drawing import motion_scale
+from flowcore.networks import FlowNetwork
+from flowcore.records import record
+from flowcore.video import VideoError
+from pipelines.checkpoints import fetch_model, load_model
+from pipelines.collection import VideoSource, stamp_of
+from pipelines.decoding import DecoderProcess
+from pipelines.destinations import destinations, flow_name
+from pipelines.flow_files import FLOW_ENDINGS, PredictionOptions, draw, write_pair
+from pipelines.inference import VideoFlow
+from pipelines.progress import bar
+from pipelines.room import predicting_room
+from pipelines.set_files import read_record
+from pipelines.storage import Folder, concurrently, json_bytes
+
+RECORD_FILE = "_prediction.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedVideo:
+    """What has been written of a video's flow so far."""
+
+    source: VideoSource
+    folder: str
+    """Path or URI."""
+    num_pairs: int = 0
+    share: float = 0.0
+    """Of the video, as far as that is known, in [0, 1]."""
+    is_new: bool = True
+    """False where an earlier run had done it all."""
+    problem: str | None = None
+    """Why pairs are missing; None if none are known to be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What the files of a folder are of."""
+
+    video: str
+    stamp: str
+    """Of the video's files, `Stamp.text`."""
+    model: str
+    """Its digest."""
+    options: dict[str, Any]
+    pairs: int = 0
+    is_done: bool = False
+    problem: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """A video, where its flow goes, and what is there already."""
+
+    source: VideoSource
+    wanted: _Record
+    location: str
+    is_done: bool = False
+    pairs: int = 0
+
+
+def predict(
+    model: str, videos: str, output: str, options: PredictionOptions, *, on_cluster: bool = False
+) -> list[PredictedVideo]:
+    """Writes the flow of every two consecutive frames of a video, an image sequence, or a whole collection.
+
+    `model` is what `fetch_model` takes, `videos` what `find_videos` takes, and `output` a folder or its URI.
+    A file is named after the first frame of its pair: the image's stem, or in a video the frame's number in
+    six digits. The files of one video lie in `output` itself, those of a collection in a folder for each
+    video. What an earlier run of the same options has done is left as it is.
+
+    With `on_cluster` Ray's nodes do the work, each video on a GPU if the cluster has any now; all nodes must
+    be able to read the videos and write the output. Raises FileNotFoundError where there is nothing to
+    predict, ValueError where files would overwrite each other, or those of another video or model.
+    """
+    folders = destinations(videos, output)
+    network, info = load_model(fetch_model(model))
+    tasks = list(concurrently(lambda each: _task(*each, info.digest, options), list(folders.items())))
+    results = []
+    with bar("predict", "video", len(tasks)) as drawn:
+        pairs = 0
+        for number, progress in enumerate(_started(network, tasks, options, on_cluster)):
+            latest = None
+            for latest in progress:
+                drawn.n = round(number + latest.share, 2)
+                drawn.set_postfix(pairs=str(pairs + latest.num_pairs))
+                drawn.update(0)
+            assert latest is not None
+            pairs += latest.num_pairs
+            results.append(latest)
+            drawn.n = number + 1
+            drawn.update(0)
+    return results
+
+
+def predict_video(
+    network: FlowNetwork, task: "_Task", options: PredictionOptions
+) -> Iterator[PredictedVideo]:
+    """Predicts one video; yields after each pair, and once more at the end."""
+    source, folder = task.source, Folder(task.location)
+    state = PredictedVideo(source=source, folder=task.location, is_new=not task.is_done)
+    if task.is_done or source.misnomer:
+        yield replace(state, num_pairs=task.pairs, share=1.0, problem=source.misnomer or None)
+        return
+    folder.write(RECORD_FILE, json_bytes(dataclasses.asdict(task.wanted)))
+    scale = 0.0
+    with DecoderProcess() as decoder, _OneAhead() as writer:
+        try:
+            flow = VideoFlow(network, options.inference, both=options.occlusion)
+            for pair in flow.pairs(decoder, source, stride=options.stride, most=options.limit):
+                writer.submit(write_pair, folder, flow_name(source, pair.index), pair, options)
+                if options.is_drawn:
+                    scale = max(scale, motion_scale([pair.flow_fw]))
+                state = replace(state, num_pairs=state.num_pairs + 1, share=pair.share)
+                yield state
+            problem = _problem(source, decoder.report, decoder.report.truncated)
+        except VideoError as error:
+            problem = _problem(source, decoder.report, str(error))
+    if problem is not None and state.num_pairs == 0:
+        problem += "; flow needs two consecutive frames of one size"
+    if options.is_drawn and state.num_pairs:
+        draw(source, folder, options, scale)
+    done = replace(task.wanted, pairs=state.num_pairs, is_done=problem is None, problem=problem)
+    folder.write(RECORD_FILE, json_bytes(dataclasses.asdict(done)))
+    yield replace(state, share=1.0, problem=problem)
+
+
+def _task(source: VideoSource, location: str, model: str, options: PredictionOptions) -> _Task:
+    """ValueError where the folder has the flow of another video, or of the same one by other means."""
+    wanted = _Record(
+        video=source.name, stamp=stamp_of(source).text, model=model, options=dataclasses.asdict(options)
+    )
+    task = _Task(source=source, wanted=wanted, location=location)
+    found = _found(location)
+    if found is None:
+        return task
+    if differing := [
+        f"{what} {there}"
+        for what, there, here in (
+            ("the video", found.video, wanted.video),
+            ("the model with the digest", found.model, wanted.model),
+            ("--stride", found.options.get("stride"), options.stride),
+            ("--inference", found.options.get("inference"), wanted.options["inference"]),
+        )
+        if there != here
+    ]:
+        raise ValueError(
+            f"--output {location} holds the flow of {' and '.join(differing)}; remove it, or give another "
+            "folder"
+        )
+    is_same = replace(found, pairs=0, is_done=False) == wanted
+    return replace(task, is_done=is_same and found.is_done, pairs=found.pairs)
+
+
+def _found(location: str) -> _Record | None:
+    """What a folder says that it holds; None where it holds no flow. ValueError where that isn't known."""
+    try:
+        return record(_Record, read_record(location, RECORD_FILE))
+    except FileNotFoundError:
+        others = [name for name in Folder(location).infos(recursive=False) if name.endswith(FLOW_ENDINGS)]
+        if not others:
+            return None
+        problem = f"holds {others[0]} and no {RECORD_FILE} that tells of what it is the flow"
+    except ValueError as error:
+        problem = f"has a damaged {RECORD_FILE} ({error})"
+    raise ValueError(f"--output {location} {problem}; remove it, or give another folder")
+
+
+def _problem(source: VideoSource, report: VideoReport, failure: str | None) -> str | None:
+    """Why pairs are missing, if any are."""
+    reasons = []
+    if failure is not None:
+        last = source.frames[: report.frames_read][-1:]
+        reasons.append(f"{failure} (read as far as {last[0]})" if last else failure)
+    if report.cuts:
+        reasons.append(
+            f"{report.cuts} pair(s) have no flow, because the frames' size changes or a damaged frame is "
+            "missing there; give each size its own folder or video"
+        )
+    return "; ".join(reasons) or None
+
+
+class _OneAhead:
+    """Does one thing while the next is prepared: a disk takes 10 ms to make a file durable, object storage
+    more."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._last: Future[None] | None = None
+
+    def submit(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Waits for what was submitted before; raises what that raised."""
+        self._finish()
+        self._last = self._thread.submit(work, *arguments)
+
+    def _finish(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+    def __enter__(self) -> "_OneAhead":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self._finish()
+
+
+def _started(
+    network: FlowNetwork, tasks: Sequence[_Task], options: PredictionOptions, on_cluster: bool
+) -> Iterator[Iterator[PredictedVideo]]:
+    if not on_cluster:
+        for task in tasks:
+            yield predict_video(network, task, options)
+        return
+    remote: Any = ray.remote(**predicting_room())(predict_video)
+    held = ray.put(network)
+    # All at once: Ray starts as many as there is room for.
+    running = [remote.remote(held, task, options) for task in tasks]
+    for references in running:
+        yield (ray.get(reference) for reference in references)

@@ -1,0 +1,127 @@
+"""Flow of frames that go through a network in tiles, and at another scale."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from flowcore.inference import InferenceOptions, Tile, estimate_frames, in_tiles, tiles_of
+from flowcore.networks import PWCNetConfig, external_network
+from flowcore.scenes import SceneOptions, render_scene
+
+CPU = torch.device("cpu")
+SIDES = st.integers(1, 3000)
+
+
+@given(height=SIDES, width=SIDES, most=st.integers(40_000, 2_000_000), multiple=st.sampled_from([1, 8, 64]))
+def test_tiles_cover_the_frame_and_are_of_one_size(height: int, width: int, most: int, multiple: int) -> None:
+    covered = np.zeros((height, width), bool)
+    tiles = tiles_of(height, width, most, multiple)
+    for tile in tiles:
+        assert (tile.height, tile.width) == (tiles[0].height, tiles[0].width)
+        assert 0 <= tile.top <= height - tile.height
+        assert 0 <= tile.left <= width - tile.width
+        covered[tile.place] = True
+    assert covered.all()
+    if len(tiles) == 1:
+        assert height * width <= most or max(height, width) <= 2 * multiple
+
+
+@given(height=st.integers(300, 3000), width=st.integers(300, 3000), multiple=st.sampled_from([1, 8, 64]))
+def test_neighbouring_tiles_share_enough_to_be_blended(height: int, width: int, multiple: int) -> None:
+    tiles = tiles_of(height, width, 200_000, multiple)
+    for starts, side in (
+        (sorted({tile.top for tile in tiles}), tiles[0].height),
+        (sorted({tile.left for tile in tiles}), tiles[0].width),
+    ):
+        for start, following in pairwise(starts):
+            assert start + side - following >= 64
+
+
+def positions(images: Tensor) -> list[Tensor]:
+    """A flow that says where each pixel is, by frames that do."""
+    return [images[:-1, :2]]
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 500), (257, 1000), (1200, 130)])
+def test_tiles_that_agree_are_blended_into_what_they_agree_on(height: int, width: int) -> None:
+    images = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    images = torch.cat([images, images[:1]]).float().expand(3, -1, -1, -1)
+    tiles = tiles_of(height, width, 60_000, 8)
+    assert len(tiles) > 1
+    (blended,) = in_tiles(positions, images, tiles)
+    torch.testing.assert_close(blended, images[:-1, :2], rtol=0, atol=1e-3)
+
+
+def test_where_tiles_disagree_there_is_no_seam() -> None:
+    height, width = 300, 2000
+    tiles = tiles_of(height, width, 200_000, 8)
+    numbers = iter(range(len(tiles)))
+
+    def disagreeing(images: Tensor) -> list[Tensor]:
+        return [torch.full((1, 2, *images.shape[-2:]), float(next(numbers)))]
+
+    (blended,) = in_tiles(disagreeing, torch.zeros(2, 3, height, width), tiles)
+    # Neighbours differ by one pixel of flow, which changes over what they share and nowhere at once.
+    assert blended.diff(dim=-1).abs().max() < 0.05
+    assert blended.diff(dim=-2).abs().max() < 0.05
+    assert blended.max() == len(tiles) - 1
+
+
+def flow_of(frames: Sequence[np.ndarray], **options: float | int) -> Tensor:
+    torch.manual_seed(0)
+    network = PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,)).build()
+    network.eval()
+    parts = list(
+        estimate_frames(network, frames, CPU, InferenceOptions(**options), both=True)  # type: ignore[arg-type]
+    )
+    assert all(back is not None and back.shape == there.shape for there, back in parts)
+    return torch.cat([there for there, _ in parts])
+
+
+@pytest.fixture(scope="module")
+def frames() -> list[np.ndarray]:
+    return list(render_scene(0, SceneOptions(height=200, width=330, num_frames=4)).frames)
+
+
+def test_of_a_network_s_tiles_there_is_no_seam_either(frames: list[np.ndarray]) -> None:
+    whole, tiled = flow_of(frames), flow_of(frames, tile_pixels=20_000)
+    assert whole.shape == tiled.shape == (3, 2, 200, 330)
+    tiles = tiles_of(200, 330, 20_000, 8)
+    assert len(tiles) > 2
+    for border in {tile.left for tile in tiles} - {0}:
+        jump = (tiled[..., border] - tiled[..., border - 1]).abs().mean()
+        assert jump < 1.5 * whole.diff(dim=-1).abs().mean() + 0.01
+
+
+def test_at_another_scale_the_flow_is_in_the_frames_own_pixels(frames: list[np.ndarray]) -> None:
+    moved = [np.roll(frames[0], shift, axis=1) for shift in (0, 4)]
+    config = external_network("opencv:dis_medium")
+    assert config is not None
+    for scale in (0.5, 1.0, 2.0):
+        (flow, back), *rest = estimate_frames(
+            config.build(), moved, CPU, InferenceOptions(scale=scale), both=False
+        )
+        assert (rest, back) == ([], None)
+        assert flow.shape == (1, 2, 200, 330)
+        middle = flow[0, :, 40:-40, 40:-40]
+        assert middle[0].median() == pytest.approx(4, abs=0.3)
+        assert middle[1].median() == pytest.approx(0, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"scale": 0.0}, "scale 0.0"), ({"scale": 5.0}, "scale"), ({"tile_pixels": 9}, "tile_")],
+)
+def test_what_no_network_can_be_shown_is_refused(options: dict[str, float], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        InferenceOptions(**options)  # type: ignore[arg-type]
+
+
+def test_a_tile_is_a_place_in_a_frame() -> None:
+    assert np.zeros((9, 9))[Tile(1, 2, 3, 4).place].shape == (3, 4)
