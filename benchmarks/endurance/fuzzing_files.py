@@ -78,7 +78,7 @@ def tampered(content: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
         kind = "value missing"
         del owner[key]
     else:
-        owner["x" + key] = owner.pop(key)
+        owner[f"x{key}"] = owner.pop(key)
     return kind, json.dumps(values).encode()
 
 

@@ -34,7 +34,7 @@ class Nodes:
         self._second = self._cluster.add_node(num_cpus=2)
 
     def stop(self) -> None:
-        self._cluster.shutdown()
+        self._cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 class Job:

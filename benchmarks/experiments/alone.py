@@ -122,8 +122,13 @@ def judged(network: FlowNetwork, kind: str, check: OcclusionCheck) -> dict[str, 
         found = validate_pair(pairs, forward, backward, check, (hidden_fw, hidden_bw))
         sums = {name: total + found[name] for name, total in sums.items()}
     numbers = {name: sums[name] / max(1.0, sums[_COUNTS[name]]) for name in _COUNTS}
-    known = {**errors.epe, "fl": errors.fl, "precision": counts.precision, "recall": counts.recall}
-    return numbers | {key: value for key, value in {**known, "f1": counts.f1}.items() if value is not None}
+    known: dict[str, float | None] = {
+        "all": errors.epe["all"],
+        "noc": errors.epe["noc"],
+        "occ": errors.epe["occ"],
+    }
+    known |= {"fl": errors.fl, "precision": counts.precision, "recall": counts.recall, "f1": counts.f1}
+    return numbers | {key: value for key, value in known.items() if value is not None}
 
 
 _COUNTS = {"comparable": "shown", "unmasked": "pixels", "photometric": "visible"}

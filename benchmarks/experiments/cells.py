@@ -24,6 +24,7 @@ from flowcore.networks import AnyNetworkConfig, FlowNetConfig, PWCNetConfig, RAF
 from flowcore.objectives import StudentObjective, TeacherObjective
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, finetune, pseudolabel, train_teacher
+from jobs.stages import Evaluate, TrainTeacher
 from pipelines.checkpoints import fetch_model
 from pipelines.ledger import MANIFEST_FILE
 from pipelines.storage import PROJECT_FOLDER, write_whole
@@ -122,7 +123,7 @@ def run_root(seed: int) -> str:
     return str(WORK / f"seed{seed}")
 
 
-def teacher_options(backbone: str) -> train_teacher.TrainTeacher:
+def teacher_options(backbone: str) -> TrainTeacher:
     """How the teacher of a backbone is trained.
 
     FlowNetS learns more slowly, without a cost volume: with the others' training the check finds 98 % of its
@@ -151,7 +152,7 @@ def student_unmasked_steps(backbone: str) -> int:
     return STUDENT_STEPS if backbone == "flownets" else 0
 
 
-def _teacher(seed: int, kind: str, options: train_teacher.TrainTeacher) -> str:
+def _teacher(seed: int, kind: str, options: TrainTeacher) -> str:
     options = replace(options, videos=videos(kind), run_root=run_root(seed))
     return train_teacher.train_teacher(options, "demo")
 
@@ -377,9 +378,11 @@ def errors_of(name: str, place: str) -> dict[str, Numbers]:
     errors: dict[str, Numbers] = {}
     for kind in CELLS[name].kinds:
         scenes = DataSet("scenes", truth(kind, TEST_SCENES))
-        stage = evaluate.Evaluate(model=(place,), truth=str(scenes))
+        stage = Evaluate(model=(place,), truth=str(scenes))
         numbers = evaluate.evaluate_models({name: place}, stage)[name].total.summary()
-        errors[kind] = {**numbers["epe"], "fl": numbers["fl"], "f1": numbers["occlusion"]["f1"]}
+        epe, f1 = numbers["epe"], numbers["occlusion"]["f1"]
+        # Of rendered scenes all is known.
+        errors[kind] = {**epe, "fl": numbers["fl"], "f1": f1}  # type: ignore[dict-item]
     return errors
 
 

@@ -35,7 +35,8 @@ def at_target(
     """The mask where the flow leads to; False where it leaves the frame."""
     values = torch.from_numpy(mask.astype(np.float32))[None, None]
     found: np.ndarray = backward_warp(values, torch.from_numpy(flow)[None])[0, 0].numpy() >= 0.5
-    return found & ~leaves(flow)
+    inside: np.ndarray = found & ~leaves(flow)
+    return inside
 
 
 def hidden(challenge: Challenge, pair: FramePair, seed: int) -> Counter[str]:

@@ -58,7 +58,8 @@ class Schedule:
 
     @property
     def options(self) -> TrainingOptions:
-        return replace(teacher_options("pwcnet").training, steps=self.steps, seed=self.seed)
+        training: TrainingOptions = teacher_options("pwcnet").training
+        return replace(training, steps=self.steps, seed=self.seed)
 
     @property
     def unmasked_steps(self) -> int:

@@ -126,7 +126,7 @@ def unseen(data: Path, models: dict[str, str]) -> dict[str, Any]:
     networks = {name: load_model(fetch_model(place))[0].eval() for name, place in models.items()}
     referee, check = REFEREE.build(), OcclusionCheck()
     sums = {name: np.zeros(2) for name in models}
-    names = []
+    names: list[str] = []
     for folder in ("clips", "clips_more"):
         for uri, frames in read_chunks(str(data / folder), RECIPES["video"].clips, most=1):
             name = Path(uri).name

@@ -20,6 +20,7 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.inputs import real_sets
 from jobs import distill, evaluate, pseudolabel
+from jobs.stages import Evaluate
 from pipelines.checkpoints import fetch_model, load_model, save_model
 from pipelines.cluster import connect
 from pipelines.evaluation import ErrorSummary
@@ -72,7 +73,7 @@ def errors_on_real_pairs(data: Path, models: Mapping[str, str]) -> dict[str, dic
     """The errors of models, by name, on each group of the real pairs with truth."""
     errors = {}
     for data_set in real_sets(data):
-        stage = evaluate.Evaluate(model=("zero",), truth=str(data_set))
+        stage = Evaluate(model=("zero",), truth=str(data_set))
         results = evaluate.evaluate_models(models, stage)
         for group, total in next(iter(results.values())).groups.items():
             errors[f"{group}, {total.pairs} pairs"] = {

@@ -54,7 +54,7 @@ def main() -> None:
                 starting_point(teacher, recipe.network),
                 [source],
                 options,
-                judge=Judge(check=check, alarm=silent),
+                judge=Judge(check=recipe.check, alarm=silent),
                 run=StageRun(run, "distill", str(folder / "runs"), {}),
             )
         shares, speeds = (

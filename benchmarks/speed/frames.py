@@ -24,8 +24,8 @@ _ROUNDS = 3
 
 def whole(location: str, file: str) -> pa.Table:
     """A shard's rows, each with both of its frames."""
-    with opened_shard(location, file) as parquet:
-        groups = [parquet.read_row_group(group) for group in range(parquet.num_row_groups)]
+    with opened_shard(location, file) as shard:
+        groups = [shard.read(groups=[group]) for group in range(len(shard.group_pairs))]
     seconds = [
         row["image2"]
         for group in groups
@@ -59,8 +59,8 @@ def main() -> None:
     count = sum(map(len, shards))
     print(report.command())
     print(f"{count} pairs in {len(shards)} files\n")
-    titles = ("pairs in a row group", "kB a pair", "both frames", "share")
-    titles += ("ms to write", "both frames", "ms to read", "both frames")
+    titles = ["pairs in a row group", "kB a pair", "both frames", "share"]
+    titles += ["ms to write", "both frames", "ms to read", "both frames"]
     print(report.head(titles))
     # Backwards no pair begins with the frame that the one before ends with.
     backwards = [shard.take(pa.array(range(len(shard) - 1, -1, -1))) for shard in shards]

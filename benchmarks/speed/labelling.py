@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -41,7 +41,7 @@ import torch
 from numpy import ndarray
 
 from benchmarks import report
-from benchmarks.inputs import fresh_teacher, read_chunks, render_long_videos
+from benchmarks.inputs import fresh_teacher, label, read_chunks, render_long_videos
 from benchmarks.processes import kind_of
 from flowcore.geometry import pad_to_multiple, upsample_flow
 from flowcore.networks import FlowNetwork
@@ -64,7 +64,6 @@ _TRIED_CHUNKS = 4
 _LOOK_SECONDS = 5.0
 
 
-@ray.remote(num_cpus=1)
 class Script:
     """What one would write today for a folder of videos."""
 
@@ -118,7 +117,6 @@ class Script:
         return upsample_flow(finest, self._network.strides[0], *image1.shape[-2:])
 
 
-@ray.remote(num_cpus=1)
 class InMemory:
     """A teacher beside its frames."""
 
@@ -151,12 +149,12 @@ def script_speed(
 ) -> float:
     """Pairs a second of all processes together, from their first frame on."""
     folder.mkdir()
-    scripts = [Script.remote(network, threads) for _ in range(processes)]
+    scripts: list[Any] = [ray.remote(num_cpus=1)(Script).remote(network, threads) for _ in range(processes)]
     speeds = [
         script.pairs_per_second.remote(videos[number::processes], options, str(folder))
         for number, script in enumerate(scripts)
     ]
-    total = sum(ray.get(speeds))
+    total = float(sum(ray.get(speeds)))
     for script in scripts:
         ray.kill(script)
     return total
@@ -172,9 +170,9 @@ def memory_speed(
     chunks: int | None = None,
 ) -> float:
     """Pairs a second of all processes together."""
-    teachers = [InMemory.remote(network, frames) for _ in range(processes)]
+    teachers: list[Any] = [ray.remote(num_cpus=1)(InMemory).remote(network, frames) for _ in range(processes)]
     speeds = [teacher.pairs_per_second.remote(chunks, at_once, checked=checked) for teacher in teachers]
-    total = sum(ray.get(speeds))
+    total = float(sum(ray.get(speeds)))
     for teacher in teachers:
         ray.kill(teacher)
     return total
@@ -187,7 +185,7 @@ class CoreTime:
     _before: dict[int, float] = field(default_factory=dict)
     _kinds: dict[int, str] = field(default_factory=dict)
     _looked: float = -_LOOK_SECONDS
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def look(self) -> None:
         """Now and then; what has ended since the last look is left out."""
@@ -357,8 +355,10 @@ def main() -> None:
             f"round {number}: first shard after {seconds_to_first:.1f} s, then by quarter "
             f"{', '.join(f'{each:.1f}' for each in quarters)} pairs/s"
         )
-    total = sum((each.seconds for each in time_of), Counter[str]())
-    shares = ", ".join(f"{kind} {seconds / total.total():.1%}" for kind, seconds in total.most_common())
+    total: Counter[str] = Counter()
+    for each in time_of:
+        total.update({kind: round(1e3 * seconds) for kind, seconds in each.seconds.items()})
+    shares = ", ".join(f"{kind} {part / total.total():.1%}" for kind, part in total.most_common())
     print(f"the cores' time while it labels: {shares}")
     print(
         f"bytes a pair: {npz_bytes:.0f} in .npz, {summary.bytes / summary.num_pairs:.0f} in "

@@ -131,7 +131,8 @@ def hidden_by(covered: ndarray, motion: ndarray) -> ndarray:
     y, x = np.mgrid[:height, :width]
     column, row = np.rint(x + motion[0]).astype(int), np.rint(y + motion[1]).astype(int)
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    return inside & covered[row.clip(0, height - 1), column.clip(0, width - 1)]
+    found: ndarray = inside & covered[row.clip(0, height - 1), column.clip(0, width - 1)]
+    return found
 
 
 if __name__ == "__main__":

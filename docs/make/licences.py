@@ -13,8 +13,10 @@ import tempfile
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable
+from email.message import Message
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 from pathlib import Path
+from typing import cast
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -183,10 +185,11 @@ def _licence(package: Distribution) -> str:
     name = canonicalize_name(package.name)
     if name in READ:
         return READ[name]
-    if expression := package.metadata.get("License-Expression"):
+    metadata = cast(Message, package.metadata)
+    if expression := metadata.get("License-Expression"):
         return str(expression)
     # Some put the whole text here.
-    field = str(package.metadata.get("License", ""))
+    field = str(metadata.get("License", ""))
     if field not in ("", "Dual License") and len(field) < 60 and "\n" not in field:
         return field
     classifiers = package.metadata.get_all("Classifier") or []

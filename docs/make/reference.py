@@ -50,15 +50,15 @@ def options_page(job: str) -> str:
             part = option.path.rpartition(".")[0]
             groups.setdefault((part, option.owner if part else object), {}).setdefault(option.path, option)
     pages = []
-    for (part, owner), options in sorted(groups.items(), key=lambda group: group[0][0] != ""):
+    for (part, owner), members in sorted(groups.items(), key=lambda group: group[0][0] != ""):
         if part:
             several = sum(each == part for each, _ in groups) > 1
             flag = f"`--{part.replace('_', '-')}`"
             pages.append(f"## {flag} ({owner.__name__.removesuffix('Config')})" if several else f"## {flag}")
-            pages.append(_escaped(next(iter(options.values())).group))
+            pages.append(_escaped(next(iter(members.values())).group))
         else:
             pages.append("## Options")
-        required_first = sorted(options.values(), key=lambda option: option.default is not REQUIRED)
+        required_first = sorted(members.values(), key=lambda option: option.default is not REQUIRED)
         rows = [_option_row(option, defaults) for option in required_first]
         pages.append(_table(["option", "takes", "default", "what it does"], rows))
     return "\n\n".join(pages)

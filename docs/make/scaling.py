@@ -12,6 +12,7 @@ Takes about two minutes.
 import tempfile
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -121,7 +122,7 @@ def driver_seconds() -> float:
         def __call__(self, table: pa.Table) -> pa.Table:
             return table
 
-    as_tables = {"batch_size": None, "batch_format": "pyarrow"}
+    as_tables: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
     files = ray.data.range(_FILES, override_num_blocks=_FILES)
     staged = files.map_batches(Same, compute=ray.data.ActorPoolStrategy(size=1), **as_tables).map_batches(
         lambda table: table, **as_tables
