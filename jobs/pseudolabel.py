@@ -72,7 +72,7 @@ def main(stage: Pseudolabel, recipe: str) -> None:
 
 def recipes() -> dict[str, tuple[str, Pseudolabel]]:
     """This job's options by recipe."""
-    return by_recipe(Pseudolabel, clips="clips", check="check")
+    return by_recipe(Pseudolabel, clips="clips", check="check", labelling="labelling")
 
 
 if __name__ == "__main__":

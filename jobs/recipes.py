@@ -31,6 +31,7 @@ from flowcore.objectives import StudentObjective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.video import EVERY_PAIR, ClipOptions
 from jobs.options import REQUIRED
+from pipelines.labelling import LabellingOptions
 from pipelines.training_options import TrainingOptions
 
 
@@ -49,6 +50,8 @@ class Recipe:
     """What is done to the teacher's pairs."""
     teacher: TrainingOptions
     teacher_objective: TeacherObjective
+    labelling: LabellingOptions = field(default_factory=LabellingOptions)
+    """How labels are written."""
     challenge: Challenge
     """What is done to the student's pairs."""
     student: TrainingOptions
@@ -132,6 +135,8 @@ def _as_the_papers(steps: int) -> TrainingOptions:
     )
 
 
+_LARGE_FILES = LabellingOptions(shard_pairs=256)
+"""On GPUs pairs are made so fast that the driver, which pays for each file, would be short first."""
 _RANGE_MAP = OcclusionCheck(kind="range-map")
 _SHARPER = {
     **networks.full(),
@@ -201,6 +206,7 @@ RECIPES: dict[str, Recipe] = {
         augmentation=Challenge(crop=Crop(height=320, width=448), surroundings=32),
         teacher=_TEACHER,
         teacher_objective=_UNMASKED,
+        labelling=_LARGE_FILES,
         challenge=Challenge(
             crop=Crop(height=256, width=320), surroundings=64, superpixels=SuperpixelNoise(chance=0.5)
         ),
@@ -215,6 +221,7 @@ RECIPES: dict[str, Recipe] = {
         augmentation=Challenge(crop=Crop(height=384, width=832), surroundings=64),
         teacher=_TEACHER,
         teacher_objective=_UNMASKED,
+        labelling=_LARGE_FILES,
         challenge=Challenge(
             geometric=Geometric(chance=0.5),
             crop=Crop(height=256, width=576),
@@ -233,6 +240,7 @@ RECIPES: dict[str, Recipe] = {
         augmentation=Challenge(crop=Crop(height=320, width=896), surroundings=64),
         teacher=_TEACHER,
         teacher_objective=_UNMASKED,
+        labelling=_LARGE_FILES,
         challenge=Challenge(
             geometric=Geometric(
                 chance=0.5,
@@ -262,6 +270,7 @@ RECIPES: dict[str, Recipe] = {
         augmentation=Challenge(geometric=_CAMERA, crop=Crop(height=256, width=384), surroundings=32),
         teacher=_on_a_gpu(60_000, learning_rate=4e-4),
         teacher_objective=TeacherObjective(photometric=_FOUR_LEVELS, unmasked_steps=18_000),
+        labelling=_LARGE_FILES,
         challenge=Challenge(
             crop=Crop(height=192, width=320),
             surroundings=32,

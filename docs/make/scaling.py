@@ -228,7 +228,7 @@ def main() -> None:
     gpu, student_gpu = pair["teacher"] / gpu_rate("float32"), pair["student"] / gpu_rate(PRECISION)
     rates = [gpu_rate(each) / 1e12 for each in (PRECISION, "float32")]
     weights, many = pair["weights"] / 4e6, GPUS[-1]
-    shard, global_batch = LabellingOptions().shard_pairs, RECIPES["video"].student.global_batch
+    shard, global_batch = RECIPES["video"].labelling.shard_pairs, RECIPES["video"].student.global_batch
     costs = [
         ("reading: decode, find cuts, encode the frame", f"{1e3 * pair['reading']:.1f} ms of a core"),
         ("teacher, both directions", f"{pair['teacher'] / 1e9:.0f} GFLOP: {1e3 * gpu:.1f} ms of an {GPU}"),
@@ -274,8 +274,8 @@ Every pair, by GPUs:
 - **Cores.** Where more are asked for than are beside the GPUs, CPU nodes decode: readers are tasks of their
   own, on any node, and a spot node that goes costs the chunks in work (`ray_cluster.yaml`).
 - **The driver.** It holds no pair, and some hundred bytes a video (`docs/results/labels.md`), but starts
-  every task. Where its core is full, split the list of videos: several runs into several folders share
-  nothing. `--labelling.shard-pairs` makes files fewer, too.
+  every task: with files of {shard} pairs, one core is enough for {shard / driver:,.0f} pairs a second. Beyond
+  that, split the list of videos: several runs into several folders share nothing.
 - **The gradient** of {weights:.1f} million weights is sent while the backward pass still goes on (DDP). What
   suffers first is the recipe: {global_batch} pairs a GPU are a batch of {many * global_batch} at {many} GPUs.
 - **A lost node** costs training the steps since its last checkpoint, or since the notice where there is one,
