@@ -1,8 +1,9 @@
 """How good is a checkpoint on the pairs that were held back from training?
 
-A task of its own validates each checkpoint that is due while the workers go on. Its numbers go to MLflow, and
-with the checkpoint to Ray Train, which passes them to the workers. These wait for them before the next
-checkpoint is due, so that no clock decides where training ends.
+A task of its own validates each checkpoint that is due while the workers go on. Where the workers have every
+GPU, the first of them validates it between two steps: on CPUs a task would take the cores that feed. The
+numbers go to MLflow, and with the checkpoint to Ray Train, which passes them to the workers. These wait for
+them before the next checkpoint is due, so that no clock decides where training ends.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from flowcore.networks import ExternalConfig, FlowNetwork
 from flowcore.objectives import validate_pair
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
+from flowcore.shapes import Mask
 from pipelines.checkpoints import copy_model, load_model
 from pipelines.labels import decode_occlusion
 from pipelines.pair_set import PairSet
@@ -66,13 +68,13 @@ class HeldBack:
         """(the network's numbers, as means over the pairs; a picture of the first pair)."""
         sums: dict[str, float] = {}
         picture: np.ndarray | None = None
-        referee = REFEREE.build()
-        for place in self.places.to_pylist():
+        digest = self.digest
+        for number, place in enumerate(self.places.to_pylist()):
             row = self.pairs.read(place)
             pair = self.pairs.decode(row)
             frames = Batch.stack([FramePair(image1=pair.image1, image2=pair.image2)], device)
             flow_fw, flow_bw = network.estimate(frames.image1, frames.image2)
-            hidden = OcclusionCheck().both(*referee.estimate(frames.image1, frames.image2))
+            hidden = _hidden(digest, number, frames)
             numbers = validate_pair(frames, flow_fw, flow_bw, self.check, hidden)
             if self.pairs.has_truth:
                 numbers |= _errors(pair, flow_fw.cpu())
@@ -105,6 +107,20 @@ class HeldBack:
         return comparison_panel(pair.image1, pair.image2, predictions=predictions)
 
 
+_HIDDEN: dict[tuple[str, int], tuple[Mask, Mask]] = {}
+"""By the digest of held-back pairs and the number of one: the referee takes longer than a GPU for the rest,
+and a worker that validates itself asks for the same pairs again and again."""
+
+
+def _hidden(digest: str, number: int, frames: Batch) -> tuple[Mask, Mask]:
+    """What the referee finds hidden in both frames."""
+    if (digest, number) not in _HIDDEN:
+        flows = REFEREE.build().estimate(frames.image1, frames.image2)
+        _HIDDEN[digest, number] = OcclusionCheck().both(*flows)
+    first, second = _HIDDEN[digest, number]
+    return first.to(frames.image1.device), second.to(frames.image1.device)
+
+
 def _errors(pair: FramePair, flow: torch.Tensor) -> dict[str, float]:
     """The endpoint errors where there is a truth, as a sum and its number of pixels."""
     if pair.flow_fw is None or pair.confidence_fw is None:
@@ -123,14 +139,18 @@ class Validation:
     run_id: str
 
     def __call__(self, checkpoint: ray.train.Checkpoint, step: int) -> dict[str, float]:
-        """The numbers of `HeldBack.judge`, which are also logged with the picture, and SCORE except for fresh
-        weights; nothing if the flow isn't finite."""
+        """What `of` gives, of the network in a checkpoint."""
         # Half the node's cores, because others train and read there.
         torch.set_num_threads(max(1, num_cores() // 2))
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
         with tempfile.TemporaryDirectory(prefix="distillflow-validation-") as folder:
             copy_model(checkpoint, Path(folder))
-            network = load_model(Path(folder))[0].to(device).eval()
+            network = load_model(Path(folder))[0]
+        return self.of(network.to(device).eval(), device, step)
+
+    def of(self, network: FlowNetwork, device: torch.device, step: int) -> dict[str, float]:
+        """The numbers of `HeldBack.judge`, which are also logged with the picture, and SCORE except for fresh
+        weights; nothing if the flow isn't finite."""
         numbers, picture = self.held_back.judge(network, device)
         if not all(math.isfinite(value) for value in numbers.values()):
             return {}

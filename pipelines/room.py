@@ -170,13 +170,17 @@ class TrainingRoom:
         """CPUs that each task that feeds a worker asks for."""
         return 1 if self.min_workers is None or self.uses_gpus else 0
 
-    def validation(self, gpus: int) -> dict[str, Any]:
-        """What the validation task asks of Ray, in a cluster with so many GPUs. On CPUs it asks for none,
-        because workers and reading tasks may hold them all."""
-        has_spare = self.uses_gpus and gpus > self.workers
+    def validates_itself(self, gpus: int) -> bool:
+        """Whether a worker validates between two steps, in a cluster with so many GPUs: the workers have them
+        all."""
+        return self.uses_gpus and gpus <= self.workers
+
+    def validation(self) -> dict[str, Any]:
+        """What the validation task asks of Ray, where there is one. On CPUs it asks for none, because workers
+        and reading tasks may hold them all."""
         return {
             "num_cpus": int(self.uses_gpus),
-            "num_gpus": int(has_spare),
+            "num_gpus": int(self.uses_gpus),
             "max_retries": 3,
             "retry_exceptions": True,
         }

@@ -137,11 +137,12 @@ def train(
             options=options,
             judge=judge,
             validation=validation,
+            validates_itself=room.validates_itself(int(have.get("GPU", 0))),
             provenance=dict(run.provenance),
             reader_cpus=room.reader_cpus,
             reporter=reporter,
         )
-        result = _fit(assignment, run, room, int(have.get("GPU", 0)))
+        result = _fit(assignment, run, room)
     ended: worker.Ended = result.return_value
     checkpoint, facts = _chosen(result.best_checkpoints, ended, options)
     folder = vanishing_folder()
@@ -201,8 +202,8 @@ def _held_back(
     return HeldBack(pairs=pairs, places=places, check=judge.check, stage=stage)
 
 
-def _fit(assignment: worker.Assignment, run: TrainingRun, room: TrainingRoom, gpus: int) -> Any:
-    """Runs the workers to their end, in a cluster with so many GPUs; returns Ray Train's result."""
+def _fit(assignment: worker.Assignment, run: TrainingRun, room: TrainingRoom) -> Any:
+    """Runs the workers to their end; returns Ray Train's result."""
     options = assignment.options
     # Typed as an older Ray Train's.
     trainer = cast(Any, ray.train.torch.TorchTrainer)(
@@ -221,7 +222,7 @@ def _fit(assignment: worker.Assignment, run: TrainingRun, room: TrainingRoom, gp
             ),
         ),
         validation_config=ray.train.ValidationConfig(
-            fn=cast(Any, assignment.validation), ray_remote_kwargs=room.validation(gpus)
+            fn=cast(Any, assignment.validation), ray_remote_kwargs=room.validation()
         ),
     )
     return trainer.fit()

@@ -4,6 +4,7 @@ Its place in the data is the number of steps taken, from which `pipelines.feed` 
 checkpoint the worker first waits for the validation of the one before, and hears the judge's verdict.
 """
 
+import copy
 import math
 import tempfile
 import time
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 STEP = "step"
 """The key of a checkpoint's step among what Ray Train knows of it."""
+VALIDATED = "validated"
+"""The key of whether a worker has validated it itself, 1 or 0."""
 KEPT_FOLDER = "kept"
 """The folder, in a run's, of the checkpoints of `keep_every`."""
 _NOTICE_STEPS = 10
@@ -62,6 +65,8 @@ class Assignment:
     judge: Judge
     validation: Validation
     """Validates the checkpoints, and names the MLflow run."""
+    validates_itself: bool
+    """Whether the first worker validates between two steps, and no task does."""
     provenance: dict[str, str]
     """Written into every checkpoint."""
     reader_cpus: float
@@ -89,7 +94,7 @@ def work(config: dict[str, Any]) -> Ended:
 
 def numbers_of(metrics: Mapping[str, Any]) -> dict[str, float]:
     """What a validation found, of all that Ray Train knows of its checkpoint."""
-    return {name: value for name, value in metrics.items() if name not in (STEP, SCORE)}
+    return {name: value for name, value in metrics.items() if name not in (STEP, VALIDATED, SCORE)}
 
 
 class _Worker:
@@ -200,7 +205,7 @@ class _Worker:
         reported = [
             each
             for each in ray.train.get_all_reported_checkpoints()
-            if each.status is not ReportedCheckpointStatus.COMMITTED
+            if (each.status is not ReportedCheckpointStatus.COMMITTED or each.metrics[VALIDATED])
             and each.metrics[STEP] > self.judging.standing.judged
         ]
         if reported:
@@ -255,7 +260,10 @@ class _Worker:
     def _checkpoint(self, *, is_validated: bool = True) -> None:
         """Every worker reports; the first one's folder is the checkpoint."""
         step = self.optimiser.step
-        metrics = {STEP: step, SCORE: math.inf}
+        metrics = {STEP: step, VALIDATED: 0, SCORE: math.inf}
+        if is_validated and self.assignment.validates_itself:
+            metrics |= {VALIDATED: 1, **self._own_validation()}
+            is_validated = False
         report: Any = partial(ray.train.report, checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC)
         if self.rank != 0:
             report(metrics)
@@ -279,6 +287,15 @@ class _Worker:
             ),
             validation=task if is_validated else False,
         )
+
+    def _own_validation(self) -> dict[str, float]:
+        """What a validation finds of the network as it is now, on every worker."""
+        numbers = None
+        if self.rank == 0:
+            # A copy, as a network that trains isn't to be set up for inference.
+            network = copy.deepcopy(self.optimiser.result).to(self.device).eval()
+            numbers = self.assignment.validation.of(network, self.device, self.optimiser.step)
+        return cast(dict[str, float], broadcast_from_rank_zero(numbers))
 
     def _resume(self) -> None:
         """Continues from the last checkpoint, if there is one."""

@@ -4,7 +4,9 @@
 
 The other checkout has its own environment, in .venv, and a `benchmarks.inputs.label` like this one's. The two
 label the same videos with the same weights, in turns, as a machine's speed changes from minute to minute.
-Prints the pairs a second of each, from the third file to the last, and their ratio within a round.
+Prints the pairs a second of each and the seconds of a core that a pair took all processes, from the third
+file to the last, and their ratios within a round. What else the machine does slows the first down and hardly
+changes the second.
 """
 
 import os
@@ -20,6 +22,7 @@ from jobs.recipes import RECIPES
 # In the other checkout there may be no such script.
 _LABELLING = """
 import sys, time
+import psutil
 from benchmarks.inputs import label
 from flowcore.video import ClipOptions
 from pipelines.cluster import connect
@@ -28,13 +31,22 @@ connect()
 videos, teacher, location, height, width, pairs, cores = sys.argv[1:]
 clips = ClipOptions(size=(int(height), int(width)), min_size=(32, 32), max_pairs_per_video=int(pairs))
 options = LabellingOptions(num_teachers=int(cores), shard_pairs=4)
+def worked():
+    this, total = psutil.Process(), 0.0
+    for process in (this, *this.children(recursive=True)):
+        try:
+            times = process.cpu_times()
+        except psutil.Error:
+            continue
+        total += times.user + times.system
+    return total
 steps = []
 def note(progress):
     if progress.new_pairs > (steps[-1][1] if steps else 0):
-        steps.append((time.monotonic(), progress.new_pairs))
+        steps.append((time.monotonic(), progress.new_pairs, worked()))
 label(videos, teacher, location, clips, options, on_progress=note)
-(begin, few), (end, all_of_them) = steps[2], steps[-1]
-print("SPEED", (all_of_them - few) / (end - begin))
+(begin, few, before), (end, most, after) = steps[2], steps[-1]
+print("SPEED", (most - few) / (end - begin), (after - before) / (most - few))
 """
 
 
@@ -50,6 +62,7 @@ def main() -> None:
     arguments = parser.parse_args()
     checkouts = {"this checkout": Path.cwd(), "the other": arguments.checkout.resolve()}
     speeds: dict[str, list[float]] = {name: [] for name in checkouts}
+    costs: dict[str, list[float]] = {name: [] for name in checkouts}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         size = (arguments.size[0], arguments.size[1])
@@ -74,12 +87,21 @@ def main() -> None:
                     text=True,
                     check=True,
                 )
-                speeds[title].append(float(run.stdout.split("SPEED")[1].split()[0]))
-                print(f"round {number + 1}: {title}: {speeds[title][-1]:.2f} pairs/s", file=sys.stderr)
+                speed, cost = map(float, run.stdout.split("SPEED")[1].split()[:2])
+                speeds[title].append(speed)
+                costs[title].append(cost)
+                print(f"round {number + 1}: {title}: {speed:.2f} pairs/s, {cost:.3f} s", file=sys.stderr)
     print(report.command())
-    ratios = [here / there for here, there in zip(*speeds.values(), strict=True)]
-    rows = [(title, report.median_and_range(values)) for title, values in speeds.items()]
-    print(report.table(["labelling", "pairs a second"], [*rows, ("ratio", report.median_and_range(ratios))]))
+    rows = [
+        (title, *(report.median_and_range(values[title]) for values in (speeds, costs)))
+        for title in checkouts
+    ]
+    ratios = [
+        report.median_and_range([here / there for here, there in zip(*values.values(), strict=True)])
+        for values in (speeds, costs)
+    ]
+    heads = ["labelling", "pairs a second", "seconds of a core for a pair"]
+    print(report.table(heads, [*rows, ("ratio", *ratios)]))
 
 
 if __name__ == "__main__":

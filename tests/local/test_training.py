@@ -45,6 +45,7 @@ from pipelines.held_back import HeldBack
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.lineage import StageRun
 from pipelines.pair_set import PairSet, one_of_each_size
+from pipelines.room import TrainingRoom
 from pipelines.split import hold_back
 from pipelines.training import Source, Trained, train
 from pipelines.training_options import TrainingOptions
@@ -206,6 +207,23 @@ def test_a_trainings_numbers_are_those_of_its_last_validation(
     result, run_id = finished
     for name in ("unmasked", "photometric"):
         assert result.validation[name] == history(project, run_id, f"validation/{name}")[-1].value
+
+
+def test_a_worker_that_validates_between_steps_finds_what_a_task_finds_beside_them(
+    pairs: PairSet, project: Path, finished: tuple[Trained, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As where workers have all GPUs.
+    monkeypatch.setattr(TrainingRoom, "validates_itself", lambda room, gpus: True)
+    averaged, judge = replace(OPTIONS, ema_decay=0.4), Judge(truth=pairs, alarm=NO_ALARM)
+    result, run_id = trained(source(pairs, Announcing(project / "again")), project, averaged, judge=judge)
+    for name in ("unmasked", "photometric", "comparable"):
+        here, beside = (
+            [(point.step, point.value) for point in history(project, run, f"validation/{name}")]
+            for run in (run_id, finished[1])
+        )
+        assert [step for step, _ in here] == [0, 2, 4]
+        assert dict(here) == pytest.approx(dict(beside))
+    assert result.score == pytest.approx(finished[0].score)
 
 
 def test_a_trained_model_is_weights_and_a_card_and_nothing_else(finished: tuple[Trained, str]) -> None:
