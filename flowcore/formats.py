@@ -407,7 +407,8 @@ def _encode_image(path: Path, image: np.ndarray) -> bytes:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    # With the file's own name in it, it could be too long.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         temporary.write_bytes(content)
         temporary.replace(path)

@@ -34,6 +34,8 @@ def destinations(videos: str, output: str) -> dict[VideoSource, str]:
         names = _folder_names(sources, place)
         folders = {source: join(target, name) for source, name in zip(sources, names, strict=True)}
     for source, folder in folders.items():
+        if ".." in folder.split("/"):
+            raise ValueError(f"{source.name} has .. in its path, and its flow would leave --output {target}")
         if source.frames and _real(folder) == _real(source.uri):
             raise ValueError(f"--output {folder} holds the images that are read; write to another folder")
         stems = Counter(flow_name(source, index) for index in range(len(source.frames)))

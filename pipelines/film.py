@@ -15,6 +15,8 @@ from pipelines.storage import Folder
 
 FILM_NAME = "flow.mp4"
 _DEFAULT_RATE = Fraction(25)
+_FASTEST, _SLOWEST = 1000.0, 10.0
+"""Pictures a second, and seconds of a picture, that are still taken for a video's own."""
 
 
 class Film:
@@ -61,6 +63,6 @@ def film(folder: Folder) -> Iterator[Film]:
 
 def _rate(seconds: float) -> Fraction:
     """Pictures a second."""
-    if math.isnan(seconds) or seconds <= 0:
+    if math.isnan(seconds) or not 1 / _FASTEST <= seconds <= _SLOWEST:
         return _DEFAULT_RATE
     return Fraction(1 / seconds).limit_denominator(1001)

@@ -30,8 +30,8 @@ from pipelines.labels import MOST_FLOW, PAIR_ID, beside, decode_occlusion, label
 from pipelines.ledger import write_ledger
 from pipelines.pair_set import PairSet, SetDescription
 from pipelines.sample_set import SAMPLE_CODEC, frame_pair, in_parts, sample_set
-from pipelines.set_files import read_record
-from pipelines.storage import Folder, json_bytes
+from pipelines.set_files import read_record, require_plain
+from pipelines.storage import Folder, join, json_bytes
 
 Layout = Literal["chairs2", "chairs2-flo5", "kitti2015"]
 
@@ -240,6 +240,9 @@ def _occluded(both: tuple[Truth, Truth], check: OcclusionCheck, there: Flow, bac
 
 def _claim(folder: Folder, content: Mapping[str, Any]) -> None:
     """Makes the folder this export's; ValueError where it is something else."""
+    require_plain(folder)
+    for inner in ("training", *(f"training/{name}" for name in ("image_2", "flow_occ", "flow_noc"))):
+        require_plain(Folder(join(folder.location, inner)))
     if folder.size(EXPORT_FILE) is None:
         # Hidden files are what a killed export left.
         if folder.files():

@@ -5,12 +5,15 @@ doing anything twice.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+import torch
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RaySystemError, WorkerCrashedError
 
 from flowcore.chunks import VideoReport
 from flowcore.drawing import motion_scale
@@ -25,8 +28,8 @@ from pipelines.flow_files import FLOW_ENDINGS, PredictionOptions, draw, write_pa
 from pipelines.inference import VideoFlow
 from pipelines.progress import bar
 from pipelines.room import predicting_room
-from pipelines.set_files import read_record
-from pipelines.storage import Folder, concurrently, json_bytes
+from pipelines.set_files import read_record, require_plain
+from pipelines.storage import Folder, absolute, concurrently, json_bytes, refuses_files, split
 
 RECORD_FILE = "_prediction.json"
 
@@ -59,7 +62,10 @@ class _Record:
     options: dict[str, Any]
     pairs: int = 0
     is_done: bool = False
-    problem: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.pairs < 2**31:
+            raise ValueError(f"its pairs must be a count, and are {reprlib.repr(self.pairs)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +73,12 @@ class _Task:
     """A video, where its flow goes, and what is there already."""
 
     source: VideoSource
-    wanted: _Record
     location: str
+    wanted: _Record | None = None
+    """What will be there; None where a problem keeps it from being known."""
     is_done: bool = False
     pairs: int = 0
+    problem: str = ""
 
 
 def predict(
@@ -89,6 +97,7 @@ def predict(
     """
     folders = destinations(videos, output)
     network, info = load_model(fetch_model(model))
+    _require_plain(absolute(output, "--output"), folders.values())
     tasks = list(concurrently(lambda each: _task(*each, info.digest, options), list(folders.items())))
     results = []
     with bar("predict", "video", len(tasks)) as drawn:
@@ -110,13 +119,27 @@ def predict(
 def predict_video(
     network: FlowNetwork, task: "_Task", options: PredictionOptions
 ) -> Iterator[PredictedVideo]:
-    """Predicts one video; yields after each pair, and once more at the end."""
-    source, folder = task.source, Folder(task.location)
-    state = PredictedVideo(source=source, folder=task.location, is_new=not task.is_done)
-    if task.is_done or source.misnomer:
-        yield replace(state, num_pairs=task.pairs, share=1.0, problem=source.misnomer or None)
+    """Predicts one video; yields after each pair, and once more at the end. Whatever goes wrong is that
+    video's problem, except for a broken device and a disk that takes nothing."""
+    state = PredictedVideo(source=task.source, folder=task.location, is_new=not task.is_done)
+    if task.is_done or task.wanted is None:
+        yield replace(state, num_pairs=task.pairs, share=1.0, problem=task.problem or None)
         return
-    folder.write(RECORD_FILE, json_bytes(dataclasses.asdict(task.wanted)))
+    try:
+        for state in _predicted(network, task, task.wanted, options):
+            yield state
+    except Exception as error:
+        if isinstance(error, torch.AcceleratorError) or refuses_files(error):
+            raise
+        yield replace(state, share=1.0, problem=f"{type(error).__name__}: {error}")
+
+
+def _predicted(
+    network: FlowNetwork, task: _Task, wanted: _Record, options: PredictionOptions
+) -> Iterator[PredictedVideo]:
+    source, folder = task.source, Folder(task.location)
+    state = PredictedVideo(source=source, folder=task.location)
+    folder.write(RECORD_FILE, json_bytes(dataclasses.asdict(wanted)))
     scale = 0.0
     with DecoderProcess() as decoder, _OneAhead() as writer:
         try:
@@ -134,22 +157,25 @@ def predict_video(
         problem += "; flow needs two consecutive frames of one size"
     if options.is_drawn and state.num_pairs:
         draw(source, folder, options, scale)
-    done = replace(task.wanted, pairs=state.num_pairs, is_done=problem is None, problem=problem)
+    done = replace(wanted, pairs=state.num_pairs, is_done=problem is None)
     folder.write(RECORD_FILE, json_bytes(dataclasses.asdict(done)))
     yield replace(state, share=1.0, problem=problem)
 
 
 def _task(source: VideoSource, location: str, model: str, options: PredictionOptions) -> _Task:
     """ValueError where the folder has the flow of another video, or of the same one by other means."""
-    wanted = _Record(
-        video=source.name, stamp=stamp_of(source).text, model=model, options=dataclasses.asdict(options)
-    )
-    task = _Task(source=source, wanted=wanted, location=location)
-    found = _found(location)
+    if source.misnomer:
+        return _Task(source=source, location=location, problem=source.misnomer)
+    try:
+        stamp, found = stamp_of(source).text, _found(location)
+    except OSError as error:
+        return _Task(source=source, location=location, problem=str(error))
+    wanted = _Record(video=source.name, stamp=stamp, model=model, options=dataclasses.asdict(options))
+    task = _Task(source=source, location=location, wanted=wanted)
     if found is None:
         return task
     if differing := [
-        f"{what} {there}"
+        f"{what} {str(there)[:300]}"
         for what, there, here in (
             ("the video", found.video, wanted.video),
             ("the model with the digest", found.model, wanted.model),
@@ -164,6 +190,17 @@ def _task(source: VideoSource, location: str, model: str, options: PredictionOpt
         )
     is_same = replace(found, pairs=0, is_done=False) == wanted
     return replace(task, is_done=is_same and found.is_done, pairs=found.pairs)
+
+
+def _require_plain(output: str, folders: Iterable[str]) -> None:
+    """ValueError where a link leads out of the folders that are to be written into."""
+    whole = {output}
+    for folder in folders:
+        while len(folder) > len(output):
+            whole.add(folder)
+            folder = split(folder)[0]
+    for each in sorted(whole):
+        require_plain(Folder(each))
 
 
 def _found(location: str) -> _Record | None:
@@ -231,5 +268,16 @@ def _started(
     held = ray.put(network)
     # All at once: Ray starts as many as there is room for.
     running = [remote.remote(held, task, options) for task in tasks]
-    for references in running:
-        yield (ray.get(reference) for reference in references)
+    for task, references in zip(tasks, running, strict=True):
+        yield _heard(task, references)
+
+
+def _heard(task: _Task, references: Iterable[Any]) -> Iterator[PredictedVideo]:
+    """What a task on the cluster yields; its death is its video's problem."""
+    latest = PredictedVideo(source=task.source, folder=task.location)
+    try:
+        for reference in references:
+            latest = ray.get(reference)
+            yield latest
+    except (RaySystemError, WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:
+        yield replace(latest, share=1.0, problem=f"its process ended: {error}")

@@ -6,6 +6,7 @@ vanishes with the job and lies elsewhere on every node, so a relative path is re
 a location is written into labels, models and MLflow, so one with a secret in it is refused.
 """
 
+import errno
 import json
 import os
 import posixpath
@@ -173,6 +174,15 @@ def storage_of(location: str) -> tuple[FileSystem, str]:
 @lru_cache(maxsize=64)
 def _storage_of_root(uri: str) -> tuple[FileSystem, str]:
     return cast(tuple[FileSystem, str], FileSystem.from_uri(uri))
+
+
+_REFUSALS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Why a disk takes no file."""
+
+
+def refuses_files(error: Exception) -> bool:
+    """Whether an error says that a disk takes no file of anybody."""
+    return getattr(error, "errno", None) in _REFUSALS
 
 
 def write_whole(path: str | Path, content: bytes) -> None:

@@ -145,6 +145,17 @@ def test_an_export_goes_into_no_folder_of_other_files(
     assert "holds other files; give a new folder" in told
 
 
+def test_an_export_writes_through_no_link(
+    labels: PairSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("files", "outside"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "files" / "training").symlink_to(tmp_path / "outside")
+    words = "--output", str(tmp_path / "files"), "--layout", "kitti2015"
+    assert "is a link or a device" in refusal(capsys, exported, labels.location, *words)
+    assert not list((tmp_path / "outside").iterdir())
+
+
 @pytest.mark.parametrize("layout", get_args(Layout))
 def test_an_export_to_object_storage_has_the_files_of_one_to_a_disk(
     tmp_path: Path, bucket: Bucket, layout: str

@@ -1,5 +1,6 @@
 """Flow files of videos and images, each against the network's answer for its pair alone."""
 
+import math
 import shutil
 from pathlib import Path
 from urllib.parse import unquote
@@ -24,6 +25,7 @@ from flowcore.video import ClipOptions
 from pipelines.checkpoints import load_model, save_model
 from pipelines.collection import VideoSource
 from pipelines.decoding import DecoderProcess
+from pipelines.film import film
 from pipelines.flow_files import FlowFormat, PredictionOptions
 from pipelines.inference import VideoFlow
 from pipelines.prediction import RECORD_FILE, PredictedVideo, predict
@@ -409,3 +411,58 @@ def test_a_folder_with_the_flow_of_something_else_is_refused_before_anything_is_
     assert "has a damaged _prediction.json" in refusal(model, images, PLAIN)
     (flow / RECORD_FILE).unlink()
     assert "holds 0.flo and no _prediction.json" in refusal(model, images, PLAIN)
+
+
+def test_what_the_method_cannot_estimate_costs_its_own_video_alone(frames: Frames, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    write_images(videos / "a", frames[:2, :8, :8], ["1.png", "2.png"])
+    write_images(videos / "b", frames[:2], ["1.png", "2.png"])
+    small, good = predict("opencv:dis_ultrafast", str(videos), str(tmp_path / "flow"), PLAIN)
+    assert "can't estimate flow for frames of (8, 8) px" in str(small.problem)
+    assert (good.num_pairs, good.problem) == (1, None)
+
+
+def test_names_that_no_disk_takes_cost_their_own_video_alone(
+    model: str, frames: Frames, tmp_path: Path
+) -> None:
+    stem = "x" * 240
+    write_images(tmp_path / "videos" / "a", frames[:2], [f"{stem}1.png", f"{stem}2.png"])
+    write_images(tmp_path / "videos" / "b", frames[:2], ["1.png", "2.png"])
+    options = PredictionOptions(occlusion=True)
+    long, good = predict(model, str(tmp_path / "videos"), str(tmp_path / "flow"), options)
+    assert "name too long" in str(long.problem)
+    assert (good.num_pairs, good.problem) == (1, None)
+
+
+def test_times_that_no_film_keeps_give_one_of_the_usual_rate(tmp_path: Path) -> None:
+    with film(Folder(str(tmp_path))) as shown:
+        for seconds in (1e-9, 1e9, math.nan):
+            shown.add(np.zeros((16, 16, 3), np.uint8), seconds)
+    with av.open(str(tmp_path / "flow.mp4")) as written_film:
+        assert written_film.streams.video[0].average_rate == 25
+
+
+@pytest.mark.parametrize("linked", ["a", "sub", "sub/walk"])
+def test_a_link_below_the_output_is_refused_before_anything_is_written(
+    model: str, videos: Path, tmp_path: Path, linked: str
+) -> None:
+    (tmp_path / "outside").mkdir()
+    link = tmp_path / "flow" / linked
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "outside")
+    with pytest.raises(ValueError, match="is a link or a device"):
+        predict(model, str(videos), str(tmp_path / "flow"), PLAIN)
+    assert written(tmp_path / "flow") == written(tmp_path / "outside") == []
+
+
+@pytest.mark.parametrize("pairs", [-1, 10**400])
+def test_a_record_that_counts_what_nobody_has_is_damaged(
+    model: str, images: str, tmp_path: Path, pairs: int
+) -> None:
+    flow = tmp_path / "flow"
+    predict(model, images, str(flow), PLAIN)
+    (flow / RECORD_FILE).write_text(
+        (flow / RECORD_FILE).read_text().replace('"pairs": 5', f'"pairs": {pairs}')
+    )
+    with pytest.raises(ValueError, match=r"has a damaged _prediction\.json"):
+        predict(model, images, str(flow), PLAIN)
