@@ -1,12 +1,11 @@
-"""Is labelling as fast as in another checkout?
+"""Does a labelled pair cost as much as in another checkout?
 
-    python -m benchmarks.speed.beside CHECKOUT [--videos CLIPS] [--network video] [--count 4] [--pairs 24]
+    python -m benchmarks.speed.beside CHECKOUT [--videos CLIPS] [--network video] [--count 4] [--pairs 12]
 
-The other checkout has its own environment, in .venv, and a `benchmarks.inputs.label` like this one's. The two
-label the same videos with the same weights, in turns, as a machine's speed changes from minute to minute.
-Prints the pairs a second of each and the seconds of a core that a pair took all processes, from the third
-file to the last, and their ratios within a round. What else the machine does slows the first down and hardly
-changes the second.
+The other checkout has its own environment, in .venv, and `benchmarks.inputs` and `tests/bare_graph.py` like
+this one's. The two label the same videos with the same weights in turns: all stages one after the other in
+one process, and the decoder's beside it. Prints the seconds of a core that a pair takes both processes, and
+their ratio within a round: what else the machine does hardly changes it.
 """
 
 import os
@@ -21,32 +20,31 @@ from jobs.recipes import RECIPES
 
 # In the other checkout there may be no such script.
 _LABELLING = """
-import sys, time
-import psutil
-from benchmarks.inputs import label
+import sys
+sys.path.insert(0, "tests")
+import psutil, torch
+from bare_graph import BareGraph
+from flowcore.occlusion import OcclusionCheck
 from flowcore.video import ClipOptions
-from pipelines.cluster import connect
-from pipelines.labelling import LabellingOptions
-connect()
-videos, teacher, location, height, width, pairs, cores = sys.argv[1:]
-clips = ClipOptions(size=(int(height), int(width)), min_size=(32, 32), max_pairs_per_video=int(pairs))
-options = LabellingOptions(num_teachers=int(cores), shard_pairs=4)
+from pipelines.collection import Collection
+from pipelines.labelling import LabellingOptions, write_labels
+from pipelines.teachers import Teachers
+torch.set_num_threads(1)
+videos, teacher, location, height, width, pairs = sys.argv[1:]
+collection, teachers = Collection.find(videos), Teachers.fetched([teacher])
 def worked():
-    this, total = psutil.Process(), 0.0
-    for process in (this, *this.children(recursive=True)):
-        try:
-            times = process.cpu_times()
-        except psutil.Error:
-            continue
-        total += times.user + times.system
-    return total
-steps = []
-def note(progress):
-    if progress.new_pairs > (steps[-1][1] if steps else 0):
-        steps.append((time.monotonic(), progress.new_pairs, worked()))
-label(videos, teacher, location, clips, options, on_progress=note)
-(begin, few, before), (end, most, after) = steps[2], steps[-1]
-print("SPEED", (most - few) / (end - begin), (after - before) / (most - few))
+    this = psutil.Process()
+    every = [each.cpu_times() for each in (this, *this.children(recursive=True))]
+    return sum(each.user + each.system for each in every)
+def label(name, most):
+    clips = ClipOptions(size=(int(height), int(width)), min_size=(32, 32), max_pairs_per_video=most)
+    place, options = f"{location}/{name}", LabellingOptions()
+    return write_labels(collection, teachers, place, clips, OcclusionCheck(), options, graph=BareGraph())
+# So that all is imported and the decoder runs.
+label("first", 1)
+before = worked()
+summary = label("labels", int(pairs))
+print("COST", (worked() - before) / summary.new_pairs)
 """
 
 
@@ -55,13 +53,12 @@ def main() -> None:
     parser.add_argument("checkout", type=Path, help="the other one")
     parser.add_argument("--videos", help="a folder of videos; rendered ones without it")
     parser.add_argument("--count", type=int, default=4, help="rendered videos; 4 by default")
-    parser.add_argument("--pairs", type=int, default=24, help="most pairs of a video; 24 by default")
+    parser.add_argument("--pairs", type=int, default=12, help="most pairs of a video; 12 by default")
     parser.add_argument("--size", type=int, nargs=2, default=[384, 640], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--network", default="video", choices=sorted(RECIPES))
     parser.add_argument("--rounds", type=int, default=3, help="3 by default")
     arguments = parser.parse_args()
     checkouts = {"this checkout": Path.cwd(), "the other": arguments.checkout.resolve()}
-    speeds: dict[str, list[float]] = {name: [] for name in checkouts}
     costs: dict[str, list[float]] = {name: [] for name in checkouts}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -70,7 +67,6 @@ def main() -> None:
             folder / "videos", arguments.count, arguments.pairs + 1, size
         )
         teacher = fresh_teacher(folder / "teacher", RECIPES[arguments.network].network)
-        cores = len(os.sched_getaffinity(0))
         for number in range(arguments.rounds):
             # Whoever begins may find the machine warmer or colder.
             for title in sorted(checkouts, reverse=number % 2 == 1):
@@ -79,7 +75,7 @@ def main() -> None:
                 run = subprocess.run(
                     [
                         *(place / ".venv/bin/python", "-c", _LABELLING),
-                        *map(str, (videos, teacher, location, *size, arguments.pairs, cores)),
+                        *map(str, (videos, teacher, location, *size, arguments.pairs)),
                     ],
                     cwd=place,
                     env=os.environ | {"PYTHONPATH": str(place)},
@@ -87,21 +83,12 @@ def main() -> None:
                     text=True,
                     check=True,
                 )
-                speed, cost = map(float, run.stdout.split("SPEED")[1].split()[:2])
-                speeds[title].append(speed)
-                costs[title].append(cost)
-                print(f"round {number + 1}: {title}: {speed:.2f} pairs/s, {cost:.3f} s", file=sys.stderr)
+                costs[title].append(float(run.stdout.split("COST")[1].split()[0]))
+                print(f"round {number + 1}: {title}: {costs[title][-1]:.3f} s", file=sys.stderr)
     print(report.command())
-    rows = [
-        (title, *(report.median_and_range(values[title]) for values in (speeds, costs)))
-        for title in checkouts
-    ]
-    ratios = [
-        report.median_and_range([here / there for here, there in zip(*values.values(), strict=True)])
-        for values in (speeds, costs)
-    ]
-    heads = ["labelling", "pairs a second", "seconds of a core for a pair"]
-    print(report.table(heads, [*rows, ("ratio", *ratios)]))
+    ratios = [here / there for here, there in zip(*costs.values(), strict=True)]
+    rows = [(title, report.median_and_range(values)) for title, values in {**costs, "ratio": ratios}.items()]
+    print(report.table(["labelling", "seconds of a core for a pair"], rows))
 
 
 if __name__ == "__main__":
