@@ -37,13 +37,13 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("flow", ["first-flow", "flow"])
 def test_the_tutorial_ends_in_the_flow_of_every_pair_and_its_picture(followed: Path, flow: str) -> None:
     for kind in (".flo", ".png"):
-        assert len(list((followed / "runs" / flow).rglob(f"*{kind}"))) == 2 * (NUM_FRAMES - 1)
-    picture = next((followed / "runs" / flow).rglob("*.png"))
+        assert len(list((followed / "runs" / "tutorial" / flow).rglob(f"*{kind}"))) == 2 * (NUM_FRAMES - 1)
+    picture = next((followed / "runs" / "tutorial" / flow).rglob("*.png"))
     assert cv2.imread(str(picture)).std() > 10
 
 
 def test_the_tutorial_makes_a_page_of_its_labels(followed: Path) -> None:
-    assert "<html" in (followed / "runs" / "gallery.html").read_text()
+    assert "<html" in (followed / "runs" / "tutorial" / "gallery.html").read_text()
 
 
 def test_every_metric_of_the_tutorial_s_runs_is_documented(followed: Path) -> None:

@@ -47,6 +47,18 @@ def test_every_command_in_the_pages_has_options_that_its_job_has() -> None:
     assert unknown == []
 
 
+def test_no_two_commands_of_the_pages_write_into_one_place() -> None:
+    # What each job writes; the others only read --labels.
+    written = {"predict": "--output", "export_labels": "--output", "export_model": "--output"}
+    written |= {"gallery": "--output", "pseudolabel": "--labels", "import_labels": "--labels"}
+    writers: dict[str, set[str]] = {}
+    for _, job, words in job_commands():
+        if job in written and "--status" not in words:
+            place = words[words.index(written[job]) + 1]
+            writers.setdefault(place, set()).add(shlex.join([job, *words]))
+    assert {place: commands for place, commands in writers.items() if len(commands) > 1} == {}
+
+
 def test_every_option_that_a_sentence_names_is_one_of_some_job() -> None:
     # Those of a part, such as --training.steps: other programs have none with a dot.
     known = {option.name for job in JOBS for each in options_of_job(job).values() for option in each}
