@@ -10,7 +10,7 @@ import hashlib
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,9 @@ class HeldBack:
     check: OcclusionCheck
     stage: str
     """The name of the network's flow in pictures."""
+    _hidden: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """By the number of a pair, the bits of what the referee finds hidden: it takes longer than a GPU for the
+    rest, and a worker that validates itself asks for the same pairs again and again."""
 
     @property
     def digest(self) -> str:
@@ -68,14 +71,12 @@ class HeldBack:
         """(the network's numbers, as means over the pairs; a picture of the first pair)."""
         sums: dict[str, float] = {}
         picture: np.ndarray | None = None
-        digest = self.digest
         for number, place in enumerate(self.places.to_pylist()):
             row = self.pairs.read(place)
             pair = self.pairs.decode(row)
             frames = Batch.stack([FramePair(image1=pair.image1, image2=pair.image2)], device)
             flow_fw, flow_bw = network.estimate(frames.image1, frames.image2)
-            hidden = _hidden(digest, number, frames)
-            numbers = validate_pair(frames, flow_fw, flow_bw, self.check, hidden)
+            numbers = validate_pair(frames, flow_fw, flow_bw, self.check, self._hidden_in(number, frames))
             if self.pairs.has_truth:
                 numbers |= _errors(pair, flow_fw.cpu())
             for key, value in numbers.items():
@@ -93,6 +94,17 @@ class HeldBack:
             means["epe"] = sums["error"] / max(sums["with_truth"], 1.0)
         return means, picture
 
+    def _hidden_in(self, number: int, frames: Batch) -> tuple[Mask, Mask]:
+        """What the referee finds hidden in both frames of a pair."""
+        if number not in self._hidden:
+            flows = REFEREE.build().estimate(frames.image1, frames.image2)
+            masks = torch.stack(OcclusionCheck().both(*flows))
+            self._hidden[number] = np.packbits(masks.cpu().numpy())
+        shape = (2, 1, 1, *frames.image1.shape[-2:])
+        bits = np.unpackbits(self._hidden[number], count=math.prod(shape))
+        first, second = torch.from_numpy(bits).view(shape).bool().to(frames.image1.device)
+        return first, second
+
     def _picture(self, row: Mapping[str, Any], pair: FramePair, own: Prediction) -> np.ndarray:
         """The pair with the network's own flow, beside the label or the truth if there is one."""
         predictions: dict[str, Prediction] = {}
@@ -105,20 +117,6 @@ class HeldBack:
                 predictions["pseudo-label"] = Prediction(pair.flow_fw, occluded, trusted=trusted)
         predictions[self.stage] = own
         return comparison_panel(pair.image1, pair.image2, predictions=predictions)
-
-
-_HIDDEN: dict[tuple[str, int], tuple[Mask, Mask]] = {}
-"""By the digest of held-back pairs and the number of one: the referee takes longer than a GPU for the rest,
-and a worker that validates itself asks for the same pairs again and again."""
-
-
-def _hidden(digest: str, number: int, frames: Batch) -> tuple[Mask, Mask]:
-    """What the referee finds hidden in both frames."""
-    if (digest, number) not in _HIDDEN:
-        flows = REFEREE.build().estimate(frames.image1, frames.image2)
-        _HIDDEN[digest, number] = OcclusionCheck().both(*flows)
-    first, second = _HIDDEN[digest, number]
-    return first.to(frames.image1.device), second.to(frames.image1.device)
 
 
 def _errors(pair: FramePair, flow: torch.Tensor) -> dict[str, float]:

@@ -208,7 +208,7 @@ class _Worker:
             if (each.status is not ReportedCheckpointStatus.COMMITTED or each.metrics[VALIDATED])
             and each.metrics[STEP] > self.judging.standing.judged
         ]
-        if reported:
+        if reported and not self.assignment.validates_itself:
             self._log({"train/waiting_for_validation_seconds": time.monotonic() - began})
         for each in sorted(reported, key=lambda each: each.metrics[STEP]):
             step = each.metrics[STEP]
@@ -290,12 +290,14 @@ class _Worker:
 
     def _own_validation(self) -> dict[str, float]:
         """What a validation finds of the network as it is now, on every worker."""
-        numbers = None
+        began, numbers = time.monotonic(), None
         if self.rank == 0:
             # A copy, as a network that trains isn't to be set up for inference.
             network = copy.deepcopy(self.optimiser.result).to(self.device).eval()
             numbers = self.assignment.validation.of(network, self.device, self.optimiser.step)
-        return cast(dict[str, float], broadcast_from_rank_zero(numbers))
+        heard = cast(dict[str, float], broadcast_from_rank_zero(numbers))
+        self._log({"train/waiting_for_validation_seconds": time.monotonic() - began})
+        return heard
 
     def _resume(self) -> None:
         """Continues from the last checkpoint, if there is one."""

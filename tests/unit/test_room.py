@@ -1,4 +1,4 @@
-"""How many processes of each stage of labelling a cluster has room for, and how far they may run ahead."""
+"""How many processes each stage has room for in a cluster, and how far those of labelling may run ahead."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,7 @@ from flowcore.formats import FrameCodec
 from flowcore.occlusion import OcclusionCheck
 from flowcore.video import ClipOptions
 from pipelines.labelling_stages import Plan
-from pipelines.room import READ_CPUS, TEACHER_CPUS, WRITE_CPUS, LabellingRoom, labelling_room
+from pipelines.room import READ_CPUS, TEACHER_CPUS, WRITE_CPUS, LabellingRoom, TrainingRoom, labelling_room
 
 LATER = {"CPU": 64.0, "GPU": 8.0}
 GPUS_OF_NOW_OR_LATER = pytest.mark.parametrize(
@@ -89,3 +89,24 @@ def test_what_may_wait_grows_with_the_size_of_a_shard() -> None:
 
 def test_where_nobody_knows_how_many_readers_there_will_be_ray_s_own_limit_holds() -> None:
     assert ahead(PLAN, {}, "gpu") == float("inf")
+
+
+def training_room_of(workers: int, *, uses_gpus: bool = True) -> TrainingRoom:
+    return TrainingRoom(workers=workers, min_workers=None, uses_gpus=uses_gpus, resize_seconds=60.0)
+
+
+@given(workers=st.integers(1, 64), spare=st.integers(1, 64))
+def test_a_worker_leaves_validation_to_a_spare_gpu(workers: int, spare: int) -> None:
+    assert not training_room_of(workers).validates_itself(workers + spare)
+
+
+@given(workers=st.integers(1, 64), data=st.data())
+def test_a_worker_validates_itself_where_the_workers_have_every_gpu(
+    workers: int, data: st.DataObject
+) -> None:
+    assert training_room_of(workers).validates_itself(data.draw(st.integers(0, workers)))
+
+
+@given(workers=st.integers(1, 64), gpus=st.integers(0, 64))
+def test_on_cpus_a_task_validates_whatever_gpus_there_are(workers: int, gpus: int) -> None:
+    assert not training_room_of(workers, uses_gpus=False).validates_itself(gpus)
