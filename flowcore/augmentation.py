@@ -44,7 +44,8 @@ class Crop:
         if self.height > height or self.width > width:
             raise ValueError(
                 f"crop ({self.height}, {self.width}) is larger than the frames ({height}, {width}), in px; "
-                "choose a smaller crop, or leave smaller videos out when the pairs are made (min_size)"
+                "choose a smaller crop, or leave smaller videos out when the pairs are made "
+                "(--clips.min-size)"
             )
         top = int(rng.integers(height - self.height + 1))
         left = int(rng.integers(width - self.width + 1))

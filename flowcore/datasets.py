@@ -11,6 +11,7 @@ Learning without truth takes sequences: consecutive frames of one scene. They ar
 so that a folder on object storage is searched like a local one.
 """
 
+import difflib
 import hashlib
 import os
 import posixpath
@@ -57,10 +58,12 @@ class DataSet:
             return cls(name, root)
         if not _NAME.fullmatch(name) or _GLOB.search(text) or os.path.exists(text):
             return None
-        raise ValueError(
-            f"unknown data set {name!r} in {text!r}; known are {', '.join(DATA_SETS)} (a URI has two slashes "
-            "after the colon)"
-        )
+        near = difflib.get_close_matches(name.lower(), DATA_SETS, n=2)
+        if near:
+            hint = f"perhaps you meant {' or '.join(near)}"
+        else:
+            hint = f"known are {', '.join(DATA_SETS)}; a URI has two slashes after the colon"
+        raise ValueError(f"{text}: unknown data set {name!r} ({hint})")
 
     def __str__(self) -> str:
         return f"{self.name}:{self.root}"

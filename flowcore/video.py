@@ -356,7 +356,9 @@ def _decode_images(items: Sequence[ImageFile], options: ClipOptions) -> Iterator
             raise VideoError(f"image {name} can't be read: {_cause(error)}") from error
         except cv2.error as error:
             if _TOO_LARGE in str(error):
-                why = f"too large: image {name} has more than {options.max_pixels} pixels (max_pixels)"
+                why = (
+                    f"too large: image {name} has more than {options.max_pixels} pixels (--clips.max-pixels)"
+                )
                 raise VideoError(why) from error
             raise VideoError(f"image {name} can't be read: {_cause(error)}") from error
         if image is None:
@@ -375,7 +377,7 @@ def _require_decodable(size: tuple[int, int], options: ClipOptions) -> None:
     if height * width > options.max_pixels:
         raise VideoError(
             f"too large: frames are {height}x{width} px (height x width), and at most {options.max_pixels} "
-            "pixels are read (max_pixels)"
+            "pixels are read (--clips.max-pixels)"
         )
     if max(size) > MOST_ASPECT * min(size):
         raise VideoError(
@@ -396,7 +398,7 @@ def _wanted_size(size: tuple[int, int], options: ClipOptions) -> tuple[int, int]
     if _is_smaller(size, options.min_size):
         raise VideoError(
             f"too small: frames are {size[0]}x{size[1]} px (height x width) and must have at least "
-            f"{options.min_size[0]}x{options.min_size[1]} (min_size)"
+            f"{options.min_size[0]}x{options.min_size[1]} (--clips.min-size)"
         )
     return size
 

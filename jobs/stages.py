@@ -37,7 +37,10 @@ def data_set_at(text: str, option: str) -> DataSet:
 
     ValueError, with the option's name, for anything else.
     """
-    data_set = DataSet.parse(text)
+    try:
+        data_set = DataSet.parse(text)
+    except ValueError as error:
+        raise ValueError(f"{option} {error}") from None
     if data_set is None:
         raise ValueError(f"{option} {text!r} must be NAME:FOLDER, such as sintel:/data/MPI-Sintel")
     return replace(data_set, root=str(shared_folder(data_set.root, option)))

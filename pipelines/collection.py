@@ -101,7 +101,10 @@ def absolute_collection(collection: str, option: str) -> str:
     `option` is the command-line option, for errors. Raises ValueError as `storage.absolute` does, and for a
     data set that has no frames to learn from.
     """
-    data_set = DataSet.parse(collection)
+    try:
+        data_set = DataSet.parse(collection)
+    except ValueError as error:
+        raise ValueError(f"{option} {error}") from None
     if data_set is None:
         return absolute(collection, option)
     if data_set.name not in SEQUENCES:
@@ -242,8 +245,8 @@ def _local_videos_at(path: str) -> list[VideoSource]:
     found = [path] if os.path.isdir(path) else glob.glob(path, recursive=True)
     if not found:
         raise FileNotFoundError(
-            f"{path} is no file, no folder and no glob that matches one (nor a data set such as "
-            "sintel:<folder>)"
+            f"nothing is at {path}: it is neither a file, a folder, a glob with matches nor a data set such "
+            "as sintel:<folder>"
         )
     return _videos_among(file for match in found for file in _files_under(match))
 

@@ -63,9 +63,9 @@ class Logbook:
         self._on_skipped(taken)
         if self.skipped > self._max_skipped:
             raise TrainingStopped(
-                f"{taken.skipped}, and max_skipped {self._max_skipped} such steps were skipped before it; "
-                "lower learning_rate or clip_norm, or look at the pairs, which the run's artifacts list in "
-                "skipped"
+                f"{taken.skipped}; {self._max_skipped} steps had been skipped before it, the limit "
+                "(--training.max-skipped). Lower --training.learning-rate or --training.clip-norm, or look "
+                "at these pairs: the run's artifacts list them under `skipped`"
             )
 
     def entry(self) -> dict[str, float]:

@@ -262,11 +262,12 @@ class Tally:
         has_pairs = any(record.pairs for record in records)
         if has_pairs and len(bad) <= max_bad_share * len(self._stamps):
             return
-        why = f"above max_bad_share {max_bad_share:g}" if has_pairs else "and there is none at all"
+        allowed = f"more than the allowed share of {max_bad_share:g}"
+        why = allowed if has_pairs else "so the set would be empty"
         without = bad if has_pairs else [*unread, *bad]
         examples = "; ".join(f"{record.video}: {record.reason}" for record in without[:3])
         raise RuntimeError(
-            f"{len(without)} of {len(self._stamps)} videos gave no pair, {why} ({examples}); mend these "
-            f"inputs or leave them out, {self._location}/{LEDGER_FILE} has all"
-            + (f". {len(unread)} can't be read now: the same command tries again" if unread else "")
+            f"{len(without)} of {len(self._stamps)} videos gave no pair, {why} ({examples}). Repair "
+            f"or remove them; {self._location}/{LEDGER_FILE} lists all."
+            + (f" {len(unread)} can't be read now: the same command tries again." if unread else "")
         )

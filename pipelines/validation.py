@@ -43,20 +43,20 @@ class CollapseAlarm:
         if numbers["occluded"] > self.max_occluded:
             return (
                 f"collapsed: the check finds {numbers['occluded']:.0%} of the held-back frames occluded, so "
-                "the masked loss is empty; train longer without the mask (unmasked_steps) or with a lower "
-                "learning_rate"
+                "the masked loss is empty; train longer without the mask (--objective.unmasked-steps), or "
+                "lower --training.learning-rate"
             )
         if numbers["flow_variance"] < self.min_flow_variance:
             return (
                 f"collapsed: the flow is the same everywhere (variance {numbers['flow_variance']:.1e} px^2); "
-                "lower learning_rate, or check that the videos move"
+                "lower --training.learning-rate, or check that the videos move"
             )
         # over all pixels: with fresh weights none may be visible
         if self.must_improve and fresh is not None and numbers["unmasked"] >= fresh["unmasked"]:
             return (
                 f"not learning: the photometric error on held-back pairs is {numbers['unmasked']:.3f}, and "
-                f"was {fresh['unmasked']:.3f} with fresh weights; lower learning_rate or train longer "
-                "without the mask (unmasked_steps)"
+                f"was {fresh['unmasked']:.3f} with fresh weights; lower --training.learning-rate or "
+                "train longer without the mask (--objective.unmasked-steps)"
             )
         return None
 
@@ -139,7 +139,7 @@ class Judging:
 
     def _complaint(self, numbers: Mapping[str, float], step: int) -> str | None:
         if not numbers:
-            return f"the flow on held-back pairs is not finite at step {step}; lower learning_rate"
+            return f"the flow on held-back pairs is not finite at step {step}; lower --training.learning-rate"
         if step > self._unmasked_steps:
             return self._alarm.complaint(numbers, self.standing.fresh)
         return None

@@ -258,7 +258,7 @@ def test_what_cannot_be_predicted_says_why_before_anything_is_written(
 
     (tmp_path / "empty").mkdir()
     assert "no video in" in refusal(tmp_path / "empty", error=FileNotFoundError)
-    assert "is no file, no folder" in refusal(tmp_path / "nothing", error=FileNotFoundError)
+    assert "nothing is at" in refusal(tmp_path / "nothing", error=FileNotFoundError)
     lone = write_images(tmp_path / "lone", frames[:1], ["only.png"])
     assert "folders of two or more images" in refusal(lone, error=FileNotFoundError)
     assert "is one image and flow needs two" in refusal(lone / "only.png")

@@ -228,7 +228,7 @@ def test_what_another_run_finishes_meanwhile_is_neither_lost_nor_made_again(tmp_
 def test_a_collection_without_a_readable_video_fails_and_says_why(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "a.mp4").write_bytes(b"nothing")
-    with pytest.raises(RuntimeError, match=r"1 of 1 videos gave no pair, and there is none at all .*a\.mp4"):
+    with pytest.raises(RuntimeError, match=r"1 of 1 videos gave no pair, so the set would be empty .*a\.mp4"):
         paired(tmp_path / "videos", tmp_path / "set")
     assert outcomes(tmp_path / "set") == {"a.mp4": "nothing"}
     assert not (tmp_path / "set" / MANIFEST_FILE).exists()
@@ -249,7 +249,9 @@ def test_too_many_bad_inputs_fail_the_run_but_lose_nothing(tmp_path: Path) -> No
     render(tmp_path / "videos" / "good.mp4", 0, num_frames=5)
     for name in "ab":
         (tmp_path / "videos" / f"{name}.mp4").write_bytes(name.encode())
-    with pytest.raises(RuntimeError, match=r"2 of 3 videos gave no pair, above max_bad_share 0\.5"):
+    with pytest.raises(
+        RuntimeError, match=r"2 of 3 videos gave no pair, more than the allowed share of 0\.5"
+    ):
         paired(tmp_path / "videos", tmp_path / "set")
     summary = paired(tmp_path / "videos", tmp_path / "set", replace(OPTIONS, max_bad_share=0.7))
     assert (summary.num_pairs, summary.new_pairs) == (4, 0)

@@ -19,7 +19,7 @@ import torch
 from bare_graph import BareGraph
 from mlflow.entities import Metric
 from ray import cloudpickle
-from ray.train import WorkerGroupError
+from ray.train import Checkpoint, WorkerGroupError
 
 from flowcore.augmentation import ChannelPermutation, Crop
 from flowcore.hallucination import Challenge
@@ -41,11 +41,10 @@ from pipelines.checkpoints import (
 )
 from pipelines.collection import Collection
 from pipelines.feed import Plan
-from pipelines.held_back import HeldBack
+from pipelines.held_back import HeldBack, Validation
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.lineage import StageRun
 from pipelines.pair_set import PairSet, one_of_each_size
-from pipelines.room import TrainingRoom
 from pipelines.split import hold_back
 from pipelines.training import Source, Trained, train
 from pipelines.training_options import TrainingOptions
@@ -209,21 +208,17 @@ def test_a_trainings_numbers_are_those_of_its_last_validation(
         assert result.validation[name] == history(project, run_id, f"validation/{name}")[-1].value
 
 
-def test_a_worker_that_validates_between_steps_finds_what_a_task_finds_beside_them(
-    pairs: PairSet, project: Path, finished: tuple[Trained, str], monkeypatch: pytest.MonkeyPatch
+def test_a_network_in_memory_is_judged_as_its_checkpoint_is(
+    project: Path, finished: tuple[Trained, str], tmp_path: Path
 ) -> None:
-    # As where workers have all GPUs.
-    monkeypatch.setattr(TrainingRoom, "validates_itself", lambda room, gpus: True)
-    averaged, judge = replace(OPTIONS, ema_decay=0.4), Judge(truth=pairs, alarm=NO_ALARM)
-    result, run_id = trained(source(pairs, Announcing(project / "again")), project, averaged, judge=judge)
-    for name in ("unmasked", "photometric", "comparable"):
-        here, beside = (
-            [(point.step, point.value) for point in history(project, run, f"validation/{name}")]
-            for run in (run_id, finished[1])
-        )
-        assert [step for step, _ in here] == [0, 2, 4]
-        assert dict(here) == pytest.approx(dict(beside), rel=1e-3)
-    assert result.score == pytest.approx(finished[0].score, rel=1e-3)
+    result, _ = finished
+    with tracking.start("train_teacher", recipe="test", parameters=OPTIONS, project_folder=project) as run:
+        uri = tracking.tracking_uri(project)
+        validation = Validation(held_back=result.judge, tracking_uri=uri, run_id=run.run_id)
+        network = load_model(result.model)[0]
+        save_model(tmp_path, network, {})
+        stored = validation(Checkpoint.from_directory(str(tmp_path)), 4)
+        assert validation.of(network.eval(), torch.device("cpu"), 4) == pytest.approx(stored)
 
 
 def test_a_trained_model_is_weights_and_a_card_and_nothing_else(finished: tuple[Trained, str]) -> None:
@@ -394,7 +389,7 @@ def test_there_is_a_pair_of_each_size_of_frame(of_two_sizes: PairSet) -> None:
 
 
 def test_a_crop_is_tried_on_every_size_of_frame(of_two_sizes: PairSet, project: Path) -> None:
-    with pytest.raises(ValueError, match=r"larger than the frames \(40, 80\).*min_size"):
+    with pytest.raises(ValueError, match=r"larger than the frames \(40, 80\).*--clips\.min-size"):
         trained(source(of_two_sizes), project)
 
 

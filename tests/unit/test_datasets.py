@@ -244,11 +244,17 @@ def test_paths_globs_and_uris_name_no_data_set(text: str) -> None:
     assert DataSet.parse(text) is None
 
 
-@pytest.mark.parametrize("text", ["sintle:/data", "Sintel:data", "file:/data", "kitti:s3://bucket/kitti"])
-def test_an_unknown_prefix_is_refused_with_the_known_names(text: str) -> None:
-    with pytest.raises(
-        ValueError, match=f"unknown data set '{text.partition(':')[0]}' in .* known are sintel"
-    ):
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("sintle:/data", "perhaps you meant sintel"),
+        ("Sintel:data", "perhaps you meant sintel"),
+        ("kitti:s3://bucket/kitti", "perhaps you meant kitti20.. or kitti20.."),
+        ("file:/data", "known are sintel, .*; a URI has two slashes"),
+    ],
+)
+def test_an_unknown_prefix_is_refused_with_the_nearest_name_or_all(text: str, hint: str) -> None:
+    with pytest.raises(ValueError, match=rf"{text}: unknown data set '{text.partition(':')[0]}' \({hint}"):
         DataSet.parse(text)
 
 

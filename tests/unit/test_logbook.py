@@ -89,7 +89,9 @@ def test_one_skipped_step_too_many_ends_the_training_with_its_reason_and_the_lim
     add(book, taken(3, math.nan))
     book.look()
     add(book, taken(4, math.nan))
-    with pytest.raises(TrainingStopped, match="the loss of step 4 is nan, and max_skipped 1"):
+    with pytest.raises(
+        TrainingStopped, match="the loss of step 4 is nan; 1 steps had been skipped before it"
+    ):
         book.look()
 
 

@@ -59,7 +59,8 @@ def test_the_alarm_is_silent_until_the_loss_has_a_mask() -> None:
 def test_a_flow_that_is_not_finite_is_useless_at_any_step() -> None:
     verdict = judging(unmasked_steps=9).look_at({}, 2)
     assert verdict.decision == "useless"
-    assert verdict.reason == "the flow on held-back pairs is not finite at step 2; lower learning_rate"
+    why = "the flow on held-back pairs is not finite at step 2; lower --training.learning-rate"
+    assert verdict.reason == why
 
 
 def test_patience_ends_after_validations_in_a_row_that_are_no_better() -> None:
