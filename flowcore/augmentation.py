@@ -26,9 +26,11 @@ class Crop:
     """
 
     height: int
-    """Rows of the window, in pixels; a multiple of the network's, which the error names."""
+    """Rows of the window, in pixels; a multiple of the network's, which the error names. Raise it for large
+    motion; lower it if memory runs out."""
     width: int
-    """Columns of the window, in pixels; a multiple of the network's, which the error names."""
+    """Columns of the window, in pixels; a multiple of the network's, which the error names. Raise it for
+    large motion; lower it if memory runs out."""
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 1:
@@ -103,7 +105,8 @@ class Flips:
     augmentation."""
 
     left_right: float = 0.5
-    """Share of the pairs, in [0, 1], that are mirrored left to right."""
+    """Share of the pairs, in [0, 1], that are mirrored left to right. Take 0 if left and right differ in your
+    videos, as with text."""
     up_down: float = 0.5
     """Share of the pairs, in [0, 1], that are mirrored top to bottom. Take 0 for road scenes."""
 
@@ -133,7 +136,8 @@ class ChannelPermutation:
     """The RGB channels in a random order, the same for both frames. Source: DDFlow's augmentation."""
 
     chance: float = 1.0
-    """Share of the pairs, in [0, 1], whose colour channels are shuffled."""
+    """Share of the pairs, in [0, 1], whose colour channels are shuffled. Raise it if your videos have few
+    colours."""
 
     def __post_init__(self) -> None:
         check_chance("chance", self.chance)
@@ -175,27 +179,34 @@ class Geometric:
     """
 
     chance: float = 0.0
-    """Share of the pairs, in [0, 1], that are zoomed, squeezed, turned and moved. 0 leaves all as they
-    are."""
+    """Share of the pairs, in [0, 1], that are zoomed, squeezed, turned and moved. 0 leaves all as they are.
+    Raise it if there are few videos or they hardly move."""
     zoom: tuple[float, float] = (1.0, 1.5)
-    """Smallest and largest zoom; above 1 enlarges."""
+    """Smallest and largest zoom; above 1 enlarges. Raise the larger one for objects that come close."""
     squeeze: tuple[float, float] = (0.86, 1.16)
-    """Smallest and largest change of the aspect ratio; 1 keeps it."""
+    """Smallest and largest change of the aspect ratio; 1 keeps it. Take 1 1 if shapes must stay as they
+    are."""
     rotation: float = 0.2
-    """Largest rotation in either direction, in radians."""
+    """Largest rotation in either direction, in radians. Raise it for hand-held cameras; lower it for level
+    ones."""
     translation: float = 0.2
-    """Largest shift in either direction, as a share of half the frame's width and height."""
+    """Largest shift in either direction, as a share of half the frame's width and height. Lower it if too
+    much of a frame leaves the view."""
     delta_zoom: tuple[float, float] = (0.985, 1.015)
-    """Smallest and largest extra zoom of the second frame, as a factor."""
+    """Smallest and largest extra zoom of the second frame, as a factor. Widen the range for cameras that move
+    forward."""
     delta_rotation: float = 0.015
-    """Largest extra rotation of the second frame in either direction, in radians."""
+    """Largest extra rotation of the second frame in either direction, in radians. Raise it for cameras that
+    roll."""
     delta_translation: float = 0.015
-    """Largest extra shift of the second frame, as a share of half the frame's width and height."""
+    """Largest extra shift of the second frame, as a share of half the frame's width and height. Raise it if
+    your videos move little and the flow to learn is fast."""
     delta_exponent: float = 1.0
     """Skews the second frame's extra rotation and shift towards small values: 1 draws them uniformly, larger
-    values make small ones likelier."""
+    values make small ones likelier. Raise it if most motion is slow."""
     soft: bool = False
-    """Confidence is sampled bilinearly and lies in [0, 1], in place of the nearest pixel's 0 or 1."""
+    """Confidence is sampled bilinearly and lies in [0, 1], in place of the nearest pixel's 0 or 1. Turn it on
+    for softer borders between trusted and other pixels."""
 
     def __post_init__(self) -> None:
         check_chance("chance", self.chance)
@@ -328,21 +339,26 @@ class Colour:
     """
 
     chance: float = 0.0
-    """Share of the pairs, in [0, 1], whose colours change. 0 leaves all as they are."""
+    """Share of the pairs, in [0, 1], whose colours change. 0 leaves all as they are. Raise it if light or
+    cameras vary."""
     brightness: float = 0.5
-    """Largest relative change of brightness."""
+    """Largest relative change of brightness. Raise it if your videos are darker or brighter than those that
+    you train on."""
     contrast: float = 0.5
-    """Largest relative change of contrast."""
+    """Largest relative change of contrast. Lower it if dark and bright parts lose their detail."""
     saturation: float = 0.5
-    """Largest relative change of saturation."""
+    """Largest relative change of saturation. Raise it if cameras reproduce colours differently."""
     gamma: tuple[float, float] = (0.7, 1.5)
-    """Smallest and largest exponent of the gamma curve; 1 changes nothing."""
+    """Smallest and largest exponent of the gamma curve; 1 changes nothing. Widen the range for other cameras
+    and displays."""
     blur_chance: float = 0.5
-    """Share of the pairs with changed colours, in [0, 1], that are blurred too."""
+    """Share of the pairs with changed colours, in [0, 1], that are blurred too. Raise it for videos that are
+    often out of focus."""
     blur: tuple[float, float] = (0.3, 1.5)
-    """The standard deviation of the Gaussian, in pixels."""
+    """Standard deviation of the Gaussian, in pixels. Raise it for videos that are often out of focus."""
     noise: float = 0.02
-    """The largest standard deviation of the noise, of values in [0, 1]."""
+    """Largest standard deviation of the noise, of values in [0, 1]. Raise it for videos that were taken in
+    the dark."""
 
     def __post_init__(self) -> None:
         check_chance("chance", self.chance)

@@ -56,16 +56,19 @@ class SuperpixelNoise:
     """
 
     chance: float = 0.0
-    """Share of the pairs, in [0, 1], that get superpixels of noise."""
+    """Share of the pairs, in [0, 1], that get superpixels of noise. Raise it for more hidden pixels along the
+    edges of things."""
     segments: int = 200
-    """Superpixels in a frame, about."""
+    """Approximate number of superpixels per frame. Raise it for smaller occluders."""
     compactness: float = 30.0
     """How round superpixels are; higher values give rounder ones. At 10, rough texture breaks into fragments,
-    and joining them leaves a quarter of the superpixels."""
+    and joining them leaves a quarter of the superpixels. Lower it if superpixels should follow edges more
+    closely."""
     filled: tuple[int, int] = (8, 15)
-    """Fewest and most of them that become noise."""
+    """Minimum and maximum number of superpixels filled with noise. Raise them to hide more of a frame."""
     on_both: bool = False
-    """Also fill superpixels of the first frame, chosen independently."""
+    """Also fill superpixels of the first frame, chosen independently. Turn it on to hide pixels from the
+    backward flow too."""
 
     def __post_init__(self) -> None:
         check_chance("chance", self.chance)
@@ -118,11 +121,12 @@ class RectangleNoise:
     """
 
     chance: float = 0.0
-    """Share of the pairs, in [0, 1], that get rectangles of noise."""
+    """Share of the pairs, in [0, 1], that get rectangles of noise. Raise it for more hidden pixels; it is
+    faster than superpixels."""
     count: tuple[int, int] = (3, 6)
-    """Fewest and most rectangles."""
+    """Minimum and maximum number of rectangles. Raise them to hide more of a frame."""
     side: tuple[float, float] = (0.08, 0.25)
-    """Smallest and largest side, as a share of the frame's."""
+    """Smallest and largest side, as a share of the frame's. Raise them for larger occluders."""
 
     def __post_init__(self) -> None:
         check_chance("chance", self.chance)
@@ -159,17 +163,21 @@ class CopyPaste:
     """
 
     chance: float = 0.0
-    """Share of the pairs, in [0, 1], that get pieces of their own first frame pasted over them."""
+    """Share of the pairs, in [0, 1], that get pieces of their own first frame pasted over them. Raise it if
+    your videos have few things that move by themselves."""
     count: tuple[int, int] = (1, 3)
-    """Fewest and most pieces."""
+    """Minimum and maximum number of pieces. Raise them for crowded scenes."""
     radius: tuple[float, float] = (0.08, 0.3)
-    """Smallest and largest mean radius, as a share of the frame's height."""
+    """Smallest and largest mean radius, as a share of the frame's height. Raise them for larger occluders."""
     translation: float = 0.3
-    """The largest motion along either axis, as a share of the frame's height; small ones are likelier."""
+    """Largest motion along either axis, as a share of the frame's height; small ones are likelier. Raise it
+    for fast things."""
     rotation: float = 0.2
-    """Largest rotation of a piece between the frames, in radians. Small ones are likelier."""
+    """Largest rotation of a piece between the frames, in radians; small ones are likelier. Raise it for
+    things that turn."""
     zoom: tuple[float, float] = (0.9, 1.1)
-    """Smallest and largest scale of a piece in the second frame, relative to the first."""
+    """Smallest and largest scale of a piece in the second frame, relative to the first. Widen the range for
+    things that come nearer."""
 
     def __post_init__(self) -> None:
         check_chance("chance", self.chance)

@@ -38,11 +38,11 @@ class InferenceOptions:
     """What the network is shown."""
 
     scale: float = 1.0
-    """Resize frames by this factor before the network sees them, and the flow back. Below 1 is faster and
-    finds faster motion; above 1 finds finer detail."""
+    """Resize frames by this factor before the network sees them, and the flow back. Lower it for speed and
+    for faster motion; raise it for finer detail."""
     tile_pixels: int | None = None
-    """Cut frames of more pixels (after scaling) into tiles, which keeps memory small and loses fast motion
-    at their borders. `none` takes 2,100,000 on a CPU and 4,200,000 on a GPU."""
+    """Cut frames of more pixels (after scaling) into tiles, which keeps memory small and loses fast motion at
+    their borders. `none` takes 2,100,000 on a CPU and 4,200,000 on a GPU. Lower it if memory runs out."""
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.scale <= 4.0:

@@ -83,9 +83,9 @@ class TeacherObjective:
 
     photometric: Photometric = field(default_factory=Photometric)
     unmasked_steps: int = 0
-    """Optimiser steps, from the first one, that count occluded pixels too. From random weights the check can
-    find every pixel occluded; the masked loss is then empty, and the network never leaves that state. Give
-    fresh weights about the first third of the steps."""
+    """Optimiser steps at the start that count occluded pixels too. From random weights the check can find
+    every pixel occluded; the masked loss is then empty, and the network never leaves that state. Give fresh
+    weights about a third of the steps."""
 
     def __post_init__(self) -> None:
         _require_steps(self.unmasked_steps)
@@ -119,16 +119,19 @@ class StudentObjective:
     """
 
     view: Literal["occlusion", "confidence"] = "occlusion"
-    """Which pixels learn from the teacher: those that the transformation hid, or all that it is confident
-    of."""
+    """Which pixels learn from the teacher: those that the transformation hid (occlusion), or all that it is
+    confident of (confidence). Take confidence if the teacher is better than the frames teach, as a classical
+    one is."""
     photometric: Photometric = field(default_factory=Photometric)
     photometric_weight: float | None = None
-    """Weight of the photometric loss. `none` means 1 in the occlusion view and 0 in the confidence view."""
+    """Weight of the photometric loss. `none` means 1 in the occlusion view and 0 in the confidence view.
+    Raise it if the student should correct its teacher on visible pixels."""
     distillation_weight: float = 1.0
-    """Weight of the distance to the teacher's flow. 0 learns from the frames alone."""
+    """Weight of the distance to the teacher's flow. 0 learns from the frames alone. Raise it if the teacher
+    is good on occluded pixels."""
     unmasked_steps: int = 0
-    """Optimiser steps, from the first one, whose photometric loss counts occluded pixels too; see the
-    teacher's. A student that starts from its teacher's weights needs none."""
+    """Optimiser steps at the start whose photometric loss also counts occluded pixels. Leave at 0 if the
+    student starts from its teacher's weights; with --init fresh, give about a third of the steps."""
 
     def __post_init__(self) -> None:
         _require_steps(self.unmasked_steps)
@@ -201,7 +204,8 @@ class SupervisedObjective:
     """
 
     level_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
-    """Weight of each level's loss, finest level first; a network's further levels have none."""
+    """Weight of each level's loss, finest level first; a network's further levels have none. Take 1 alone to
+    learn from the final flow only, as SelFlow does."""
     unmasked_steps: ClassVar[int] = 0
     """No pixel is masked: an occluded pixel has a true flow too."""
 

@@ -28,7 +28,7 @@ class OcclusionCheck:
 
     kind: Literal["forward-backward", "range-map"] = "forward-backward"
     """How occluded pixels are found: where forward and backward flow disagree, or where no pixel of the other
-    frame lands."""
+    frame lands. Take the range map if the two flows disagree almost everywhere."""
     alpha1: float = 0.01
     """Forward-backward: mismatch allowed as a share of the squared lengths of both flows. Raise it if fast
     motion is wrongly called occluded."""

@@ -93,35 +93,39 @@ class ClipOptions:
 
     size: tuple[int, int] | None = None
     """(height, width) in px to scale frames down to. The aspect ratio is kept: a frame still covers this
-    size. Smaller frames are not enlarged. None keeps the native size."""
+    size. Smaller frames are not enlarged. `none` keeps the native size. Lower it for speed; raise it for
+    small things."""
     stride: int = 1
     """Distance in frames between the two frames of a pair. Raise it for videos with little motion from frame
     to frame."""
     chunk_pairs: int = 16
-    """Most pairs in a chunk, which is decoded and held in memory at once. Lower it if memory runs out."""
+    """Maximum pairs per chunk. A chunk is held in memory whole; lower it if memory runs out."""
     cut_threshold: float | None = 3.0
     """How many times larger than the change of the frames around it a frame's change must be to count as a
-    cut. Raise it if fast motion is taken for cuts; None looks for no cuts."""
+    cut. Raise it if fast motion is taken for cuts; `none` looks for no cuts."""
     # Measured: duplicates in compressed video up to 0.06, the noise of a still scene 0.08 to 0.13 and 0.25
     # at key frames, slow motion from 0.2.
     static_threshold: float = 0.2
     """Pairs whose mean absolute grey difference (0 to 255) is below this are static and left out; 0 keeps
-    all."""
+    all. Lower it for slow or dark videos."""
     # The flattest frame of real clips has 9.2, black frames of a broadcast have 0.0.
     fade_contrast: float = 1.0
     """Frames whose standard deviation of grey (0 to 255) is below this are blank. Pairs with a blank frame
-    are left out, and so are the pairs of a fade to or from one, up to 50 frames. 0 keeps all."""
+    are left out, and so are the pairs of a fade to or from one, up to 50 frames. 0 keeps all; lower it for
+    videos of flat scenes."""
     max_pairs_per_video: int | None = None
-    """Take only this many pairs from the start of each video; `none` takes all."""
+    """Take only this many pairs from the start of each video; `none` takes all. Lower it if a few long videos
+    outweigh the others."""
     max_frames_per_video: int | None = 2_000_000
     """Read only this many frames from the start of each video, whether they give pairs or not; `none` reads
-    all. 22 hours at 25 frames a second."""
+    all. The default is 22 hours at 25 frames a second. Lower it to bound what an endless file costs."""
     min_size: tuple[int, int] = (32, 32)
-    """Smallest (height, width) in px of a frame after scaling; videos with smaller frames are left out."""
+    """Smallest (height, width) in px of a frame after scaling; videos with smaller frames are left out. Raise
+    it to the size of the training's crops."""
     # 8192x4320 px, the largest form of 8K, has 35.4 million.
     max_pixels: int = 36_000_000
-    """Most pixels of a frame before scaling; videos with larger frames are left out before they are decoded.
-    The default takes 8K. It also sets how much memory decoding may take: lower it on small machines."""
+    """Maximum pixels of a frame before scaling; videos with larger frames are skipped before decoding. The
+    default takes 8K. It also sets how much memory decoding may take: lower it on small machines."""
 
     def __post_init__(self) -> None:
         for name, value in (

@@ -31,7 +31,8 @@ class ExportLabels:
     """The layout of the files. Take chairs2 to keep both directions and full precision, kitti2015 for tools
     that read KITTI's PNG."""
     where: str | None = None
-    """The pairs to take, by columns of the labels: "occluded < 0.6 and forward_backward < 2"."""
+    """The pairs to take, by columns of the labels: "occluded < 0.6 and forward_backward < 2". Give it to
+    leave out bad labels; without it all are written."""
 
     def __post_init__(self) -> None:
         if self.where is not None:

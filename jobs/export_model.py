@@ -28,7 +28,8 @@ class ExportModel:
     model: str
     """The model to write: a checkpoint folder or its URI, runs:/<run id>/model or models:/<name>@<alias>."""
     output: str
-    """File to write, a path or a URI. It ends with .onnx or .pt2."""
+    """File to write, a path or a URI. Take a name that ends with .onnx for other tools, with .pt2 for
+    PyTorch."""
 
 
 def main(stage: ExportModel) -> None:

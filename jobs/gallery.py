@@ -29,7 +29,7 @@ class Gallery(GalleryOptions):
     output: str
     """HTML file to write; a path or a URI."""
     other: str | None = None
-    """Folder or URI of a second label set to compare with."""
+    """Folder or URI of a second label set, to compare the same pairs."""
 
 
 def main(stage: Gallery) -> None:

@@ -1,12 +1,12 @@
-"""Makes a label set of flow files, from any tool that writes FlyingChairs2's layout.
+"""Imports flow files in FlyingChairs2's layout as a label set.
 
     python jobs/import_labels.py --files my_files --labels my_labels
 
 A pair is 0000000-img_0.png, -img_1.png, -flow_01.flo (or .flo5) and -flow_10.flo, the flow back. Masks of
 occluded pixels, -occ_01.png and -occ_10.png (255 = occluded), may be missing; the forward-backward check then
-tells what is occluded. gallery, distill (with --init) and finetune take the set like any other, with every
-quality column. What export_labels wrote keeps its pair ids. If the job is killed, the same command again does
-what is left.
+finds them. gallery, distill (with --init) and finetune take the set like any other, with every quality
+column. What export_labels wrote keeps its pair ids. If the job is killed, the same command again finishes
+what is missing.
 """
 
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class ImportLabels:
     labels: str
     """Folder or URI of the label set to write, empty or begun by the same command."""
     check: OcclusionCheck = field(default_factory=OcclusionCheck)
-    """The forward-backward check that tells occluded pixels where no file does."""
+    """Finds occluded pixels where no mask file is given."""
 
 
 def main(stage: ImportLabels) -> None:

@@ -35,7 +35,7 @@ class Rerun:
     run_id: Annotated[str, Positional()]
     """The id of the training's run in MLflow."""
     anyway: bool = False
-    """Do it again even with other code or packages than those of the run."""
+    """Repeat it even with other code or packages than the run's. Take it to see what they change."""
 
 
 def rerun(

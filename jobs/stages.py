@@ -61,7 +61,8 @@ class TrainingStage:
     models:/<name>@<alias>. `fresh` takes fresh weights of the recipe's network."""
     validate_on: str | None = None
     """A data set whose truth judges the network while it trains, such as sintel:/data/MPI-Sintel. Without it,
-    pairs that are held back from training judge the network."""
+    pairs that are held back from training judge the network. Take it if you have truth of scenes like
+    yours."""
     check: OcclusionCheck = field(default_factory=OcclusionCheck)
     """Tells occluded pixels, wherever this stage needs to know them."""
     resume: str | None = None
@@ -130,7 +131,7 @@ class Pseudolabel:
     --labels found."""
     teacher: tuple[str, ...]
     """One or several models: checkpoint folders, runs:/<run id>/model, models:/<name>@<alias>, opencv:<name>,
-    torchvision:<name> or ptlflow:<name>."""
+    torchvision:<name> or ptlflow:<name>. Take several to learn only where they agree."""
     labels: str
     """Folder or URI to write the labels to. All nodes of a cluster must share it."""
     clips: ClipOptions
@@ -172,7 +173,8 @@ class LabelledStage(TrainingStage):
     Write numbers, texts in single quotes, < <= > >= == !=, and, or, not, parentheses; SQL takes the same
     text."""
     max_spread: float = DEFAULT_MAX_SPREAD
-    """Ignore pixels of a label on which several teachers differ by this many pixels or more."""
+    """Ignore pixels of a label on which several teachers differ by this many pixels or more. Lower it to
+    learn only where they agree closely."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -232,7 +234,7 @@ class Finetune(LabelledStage):
     """What is done to the pairs with truth."""
     label_share: float = 1.0
     """The part of the pairs with truth to train on, above 0 and up to 1. A larger part contains a smaller
-    one."""
+    one. Lower it to see what fewer labels are worth."""
     objective: SupervisedObjective = field(default_factory=SupervisedObjective)
     """What is learnt from the truth."""
     labels: str | None = None
@@ -242,7 +244,8 @@ class Finetune(LabelledStage):
     student: StudentObjective = field(default_factory=StudentObjective)
     """What is learnt from the pairs of --labels."""
     unlabelled_weight: float = 1.0
-    """Weight of the loss on the pairs of --labels; that on the truth has weight 1."""
+    """Weight of the loss on the pairs of --labels; that on the truth has weight 1. Lower it if the error on
+    the truth stays high."""
 
     common: ClassVar[tuple[str, ...]] = (*TrainingStage.common, "labels", "label_share")
 
@@ -274,7 +277,8 @@ class Evaluate:
     chairs2, middlebury, kitti2015-stereo, middlebury-stereo and scenes (rendered). All nodes must share the
     folder. Of a stereo set disparity is judged: its EPE, and D1 under the name Fl."""
     json: str | None = None
-    """File to write the numbers to, a path or a URI: those of the model, or of several models by name."""
+    """File to write the numbers to, a path or a URI: those of the model, or of several models by name. Give
+    it to compare by script."""
     check: OcclusionCheck = field(default_factory=OcclusionCheck)
     """Tells occluded pixels from the flow in both directions."""
 

@@ -46,20 +46,21 @@ class PredictionOptions:
     """What is estimated and written."""
 
     files: FlowFormat = "flo"
-    """Kind of the flow's files: Middlebury's .flo, Spring's .flo5, KITTI's 16-bit .png, or .npy, float32
-    [height, width, 2] with u and v in pixels."""
+    """File format: flo (Middlebury), flo5 (Spring), kitti (16-bit PNG) or npy (float32 [height, width, 2],
+    pixels). Take what your tools read."""
     occlusion: bool = False
     """Also write the flow back, <name>_back, the pixels that the next frame doesn't show,
-    <name>_occlusion.png, and how well the flows there and back agree, <name>_confidence.png."""
+    <name>_occlusion.png, and how well the flows there and back agree, <name>_confidence.png. Take it to know
+    which flow to trust."""
     pictures: bool = False
     """Also write a picture of each pair, <name>_picture.png: the frame with arrows, the flow in colours with
-    their scale, and what is occluded if --occlusion is given."""
+    their scale, and what is occluded if --occlusion is given. Take it to look at single pairs."""
     video: bool = False
-    """Also write the pictures as a film, flow.mp4."""
+    """Also write the pictures as a film, flow.mp4. Take it to watch the motion."""
     stride: int = 1
-    """Frames from the first of a pair to the second."""
+    """Distance in frames between the two frames of a pair. Raise it where little moves."""
     limit: int | None = None
-    """Pairs of each video, from its start; `none` takes all."""
+    """Maximum pairs of each video, from its start; `none` takes all. Lower it for a quick look."""
     inference: InferenceOptions = field(default_factory=InferenceOptions)
     """What the network is shown."""
 

@@ -55,12 +55,15 @@ class GalleryOptions:
     """Which pairs are shown."""
 
     count: int = 12
-    """Pairs of each kind: worst, best and random."""
+    """Pairs of each kind: worst, best and random. Raise it to see more of a large set; the page grows with
+    it."""
     order_by: str = "forward_backward"
     """Quality column that ranks the pairs; large values are bad. One of occluded, forward_backward,
-    photometric, flow_p50, flow_p99, flow_max and, if the labels have several teachers, spread."""
+    photometric, flow_p50, flow_p99, flow_max and, if the labels have several teachers, spread. Take the
+    column that you mean to filter by."""
     seed: int = 0
-    """Chooses the random pairs. The same seed chooses the same pairs in every set that has them."""
+    """Chooses the random pairs. The same seed chooses the same pairs in every set that has them. Change it to
+    see others."""
 
     def __post_init__(self) -> None:
         if self.count < 1:

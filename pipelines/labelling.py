@@ -43,20 +43,24 @@ class LabellingOptions:
 
     codec: Literal["auto", "jpeg", "png"] = "auto"
     """How frames are stored. `auto` takes png, which is lossless, for a data set's image files, and jpeg of
-    quality 95 for videos, which have lost detail already."""
+    quality 95 for videos, which have lost detail already. Take jpeg to save space, png to keep every
+    pixel."""
     shard_pairs: int = 64
     """Pairs after which a file is closed, at the end of a chunk. Raise it for fewer, larger files."""
     row_group_pairs: int = 8
-    """Pairs in a row group of a file, which a reader gets together."""
+    """Pairs per Parquet row group, the smallest unit a reader loads. Lower it if readers run out of memory;
+    raise it for smaller sets."""
     max_bad_share: float = 0.5
-    """Share of the videos, in [0, 1], that may give no pair; above it the run fails. It fails for any that
-    the storage didn't give, after it has done the others."""
+    """Maximum share of videos, in [0, 1], that may yield no pair before the run fails. Raise it for
+    collections with many broken files. A video that the storage can't deliver fails the run in any case,
+    after the others are done."""
     num_teachers: int | None = None
-    """Largest number of labelling processes. `none` takes one for each GPU, with `gpu` also those that an
-    autoscaler adds; without GPUs it takes most of the CPUs."""
+    """Maximum number of labelling processes. `none` takes one for each GPU, with `gpu` also those that an
+    autoscaler adds; without GPUs it takes most of the CPUs. Lower it to leave room for other work, or if
+    memory runs out."""
     accelerator: Accelerator = "auto"
-    """What teachers run on. `auto` takes GPUs if the cluster has any at the start; `gpu` waits for an
-    autoscaler to bring them."""
+    """What teachers run on. `auto` takes GPUs if the cluster has any at the start; take `gpu` to wait for an
+    autoscaler to bring them, `cpu` to leave GPUs alone."""
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -100,16 +104,19 @@ class LabellingSummary:
 
     location: str
     digest: str
-    """Of what the set is made of."""
+    """Digest of the set's description."""
     num_videos: int
-    """In the whole set, as the next three."""
+    """Videos in the whole set."""
     num_pairs: int
+    """Pairs in the whole set."""
     num_shards: int
+    """Files in the whole set."""
     bytes: int
+    """Size of these files."""
     new_pairs: int
     """Made by this run."""
     seconds: float
-    """That this run took."""
+    """How long this run took."""
     stage_seconds: Mapping[str, float]
     """Work by stage, of all processes together."""
     processes: Mapping[str, int]
@@ -119,7 +126,7 @@ class LabellingSummary:
     left_out: Mapping[str, int]
     """Pairs of the set's videos that aren't in it, by reason."""
     unread: tuple[VideoRecord, ...] = ()
-    """Of the collection, the videos that the storage didn't give; the same run again tries them."""
+    """Videos of the collection that the storage couldn't deliver; the same run again tries them."""
 
     def require_all_read(self) -> None:
         """OSError where the storage didn't give every video, which says nothing of the video itself."""

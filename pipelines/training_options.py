@@ -15,33 +15,37 @@ class TrainingOptions:
     """How long, how fast and on how many workers a network is trained."""
 
     steps: int
-    """Optimiser updates. More of them give a better network, up to a point that validation shows."""
+    """Optimiser updates. Raise them for a better network, as long as validation improves."""
     global_batch: int = 4
-    """Pairs in a step, over all workers. A larger batch gives smoother gradients and takes more memory."""
+    """Pairs in a step, over all workers. Raise it for smoother gradients; lower it if memory runs out."""
     learning_rate: float = 1e-4
-    """Peak learning rate of Adam; `warmup` and `decay` scale it. Lower it if the loss isn't finite or the
-    network collapses."""
+    """Peak learning rate of Adam; --training.warmup and --training.decay scale it. Lower it if the loss isn't
+    finite or the network collapses."""
     warmup: float = 0.0
-    """Share of the steps, in [0, 1), over which the learning rate rises linearly to its peak. Fresh weights
-    at a high rate like 0.1."""
+    """Share of the steps, in [0, 1), over which the learning rate rises linearly to its peak. Use 0.1 for
+    fresh weights at a high learning rate."""
     decay: Decay = "constant"
     """What the learning rate does after the warm-up: it stays, falls to 0 along a cosine, or is halved after
-    each quarter of the steps."""
+    each quarter of the steps. Take cosine or halve for the last bit of accuracy, constant if you may train
+    on."""
     clip_norm: float = 1.0
-    """Longest gradient; a longer one is scaled down to it. Lower it if single steps throw the network
+    """Maximum gradient norm; a larger gradient is scaled down to it. Lower it if single steps set training
     back."""
     ema_decay: float = 0.0
     """Share of the weights' moving average that a step keeps, in [0, 1); the first steps keep less. The
-    average is then validated, stored and registered. 0 uses the weights themselves; 0.999 smooths them."""
+    average is then validated, stored and registered. 0 uses the weights themselves. Take 0.999 if validation
+    fluctuates."""
     max_skipped: int = 10
     """Steps that may be skipped because their loss or gradient isn't finite; one more ends the training. The
-    artifacts of the run list the pairs of each one, in `skipped`."""
+    run's artifacts list the pairs of each one, under `skipped`. Raise it for long trainings with bfloat16."""
     workers: int = 1
-    """Training processes, each with a GPU or CPU of its own. More of them make a step faster."""
+    """Training processes, each with a GPU or CPU of its own. Raise it to as many GPUs as you have, for faster
+    steps."""
     min_workers: int | None = None
     """Fewest training processes. Training starts as soon as this many fit, continues with those that are left
     when a node is lost, and takes in more from the last checkpoint when a node joins. Global batches,
-    learning rate and pairs stay the same. `none` always uses `workers`."""
+    learning rate and pairs stay the same. `none` always uses --training.workers. Set it where nodes come and
+    go."""
     accumulate: int = 1
     """Parts in which a worker processes its share of a global batch, one after the other. Raise it if memory
     runs out: the gradient is the same, for a second forward pass."""
@@ -57,43 +61,45 @@ class TrainingOptions:
     networks on CPUs."""
     compiled: bool = False
     """Compile the network with torch.compile: some minutes at the start, then faster steps. On CPUs every
-    node needs a C++ compiler."""
+    node needs a C++ compiler. Turn it on for long trainings."""
     accelerator: Accelerator = "auto"
-    """`auto` uses GPUs if the cluster has any now. `gpu` also waits for nodes that an autoscaler starts.
-    `cpu` leaves GPUs alone."""
+    """`auto` uses GPUs if the cluster has any now. Take `gpu` to wait for nodes that an autoscaler starts,
+    `cpu` to leave GPUs alone."""
     readers: int = 2
     """Processes that read and transform pairs for each worker. Raise it if `train/waiting_for_data` is well
     above 0."""
     seed: int = 0
-    """Decides fresh weights, the order of the pairs and every crop. The same seed gives the same network."""
+    """Decides fresh weights, the order of the pairs and every crop. The same seed gives the same network.
+    Change it to see how much results vary."""
     log_every: int = 20
-    """Steps between two points of the logged curves; each is the mean over these steps."""
+    """Steps between two points of the logged curves; each is the mean over these steps. Raise it for smoother
+    curves."""
     validate_every: int = 200
     """Steps between two validations on the held-back pairs. Each validates a checkpoint while training
-    continues; training waits only if one hasn't ended when the next is due. It uses a GPU if the cluster has
-    more than workers, else half of a node's CPU cores. Raise it if `train/waiting_for_validation_seconds` is
-    high."""
+    continues; training waits only if one hasn't ended when the next is due. It takes a spare GPU. If the
+    workers have every GPU, the first worker validates between two steps; without GPUs it takes half of a
+    node's CPU cores. Raise it if `train/waiting_for_validation_seconds` is high."""
     patience: int | None = None
     """Validations in a row without improvement after which training ends early; the best model is then the
-    result. `none` trains to the last step, whose model is the result."""
+    result. `none` trains to the last step, whose model is the result. Raise it if validation fluctuates."""
     held_back_share: float = 0.05
     """Share of the pairs that is held back for validation, in (0, 1): whole videos, which training never
-    sees."""
+    sees. Raise it for small sets."""
     held_back_most: int = 64
-    """Most pairs of these videos that are validated on. Fewer make validation faster and its numbers
-    noisier."""
+    """Maximum number of held-back pairs to validate on. Lower it for faster validation; raise it for less
+    noisy numbers."""
     keep_checkpoints: int = 3
-    """Latest checkpoints to keep; with `patience`, the best ones and the latest. At least 2, since the last
-    one may turn out to have collapsed."""
+    """Latest checkpoints to keep; with --training.patience, the best ones and the latest. At least 2, since
+    the last one may turn out to have collapsed. Raise it to go back further."""
     keep_every: int | None = None
     """Also keep for ever, in `kept` in the run's folder, the checkpoints of steps that are a multiple of
-    this. It is itself a multiple of `validate_every`. Set it to look back on how a network learnt."""
+    this, itself a multiple of --training.validate-every. Set it to look back on how a network learnt."""
     resize_seconds: float = 60.0
-    """With `min_workers`, seconds between two looks whether more workers fit. A worker that joins costs the
-    steps since the last checkpoint."""
+    """Seconds between checks for room for more workers; needs --training.min-workers. A worker that joins
+    costs the steps since the last checkpoint. Raise it if nodes come and go often."""
     max_failures: int = 3
     """Dead workers to recover from before giving up. Nodes that are taken away with notice, such as spot
-    machines, don't count."""
+    machines, don't count. Raise it for long trainings."""
 
     def __post_init__(self) -> None:
         counts = (

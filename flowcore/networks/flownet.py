@@ -33,18 +33,21 @@ class FlowNetConfig(NetworkConfig):
     """
 
     variant: Literal["simple", "correlated"] = "simple"
-    """FlowNetS or FlowNetC."""
+    """FlowNetS or FlowNetC. Take FlowNetC for matching by correlation, FlowNetS for speed."""
     encoder_widths: tuple[int, ...] = (64, 128, 256, 512, 512, 1024)
-    """Channels of each encoder level, one level a width; each halves the resolution."""
+    """Channels of each encoder level, one level a width; each halves the resolution. Lower them for speed, at
+    the cost of accuracy."""
     decoder_widths: tuple[int, ...] = (64, 128, 256, 512)
-    """Channels of each decoder level, from level 2 on; two fewer than encoder levels."""
+    """Channels of each decoder level, from level 2 on; two fewer than encoder levels. Lower them for
+    speed."""
     redirected_width: int = 32
-    """FlowNetC: channels of the first frame's features that bypass the correlation."""
+    """FlowNetC: channels of the first frame's features that bypass the correlation. Lower it for speed."""
     radius: int = 10
-    """FlowNetC: reach of the correlation, in pixels at an eighth of the resolution."""
+    """FlowNetC: reach of the correlation, in pixels at an eighth of the resolution. Raise it for faster
+    motion."""
     refines: bool = True
     """Each level adds to the flow of the level before. Off, it predicts the flow afresh and learns more
-    slowly."""
+    slowly: turn it off only to compare."""
 
     def __post_init__(self) -> None:
         if len(self.encoder_widths) < 4 or len(self.decoder_widths) != len(self.encoder_widths) - 2:

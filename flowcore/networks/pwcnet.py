@@ -29,23 +29,26 @@ class PWCNetConfig(NetworkConfig):
     """
 
     encoder_widths: tuple[int, ...] = (16, 32, 64, 96, 128, 192)
-    """Channels of each encoder level, one level a width; each halves the resolution. Narrower levels are
-    faster and less accurate."""
+    """Channels of each encoder level, one level a width; each halves the resolution. Lower them for speed, at
+    the cost of accuracy; add a level for faster motion."""
     decoder_widths: tuple[int, ...] = (128, 128, 96, 64, 32)
-    """Channels of the decoder's convolutions, the same at every level."""
+    """Channels of the decoder's convolutions, the same at every level. Lower them for speed, at the cost of
+    accuracy."""
     context_widths: tuple[int, ...] = (128, 128, 128, 96, 64, 32)
-    """Channels of the context network, which refines the final flow: a convolution a width, at most 6."""
+    """Channels of the context network, which refines the final flow: a convolution a width, at most 6. Lower
+    them for speed."""
     finest_level: int = 2
-    """Level of the final flow: 2 gives a vector every 4 px. 1 gives one every 2 px, for about three times as
-    long a step."""
+    """Level of the final flow: 2 gives a vector every 4 px. Take 1 for finer detail, a vector every 2 px, for
+    about three times as long a step."""
     radius: int = 4
-    """Reach of the cost volume at each level, in that level's pixels."""
+    """Reach of the cost volume at each level, in that level's pixels. Raise it for faster motion; memory
+    grows with its square."""
     refines: bool = True
     """Each level adds to the flow of the level before. Off, it predicts the flow afresh and learns more
-    slowly."""
+    slowly: turn it off only to compare."""
     learned_upsampling: bool = False
     """Doubles the finest flow's resolution with learned weights, in place of a level that is twice as fine.
-    Labels then have four times the bytes."""
+    Labels then have four times the bytes. Turn it on for sharper edges of the flow."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.finest_level < len(self.encoder_widths):
