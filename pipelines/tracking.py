@@ -37,7 +37,7 @@ from pipelines.storage import PROJECT_FOLDER, is_shipped_copy, json_bytes
 
 EXPERIMENT = "distillflow"
 _TRAINING_PAGES = "?workflowType=machine_learning"
-"""Of MLflow's two faces that of training; without, a page has the menu for language models."""
+"""Opens MLflow's training view; without it the page shows the menu for language models."""
 
 OPTIONS_FILE = "repeat/options.json"
 """Artifact of a run: the stage's options."""
@@ -237,35 +237,54 @@ def start(
     else:
         files = {}
     if resume_run_id is None:
-        tags = {"stage": stage, **({} if recipe is None else {"recipe": recipe}), **code}
-        if (parent := _parent.get()) is not None:
-            tags[MLFLOW_PARENT_RUN_ID] = parent
-        name = stage if recipe in (None, stage) else f"{stage} {recipe}"
         subject = subject or differing(parameters, defaults, {"run_root", "resume", *(inputs or {})})
-        name = f"{name}: {subject}" if subject else name
-        run_id = client.create_run(experiment_id, tags=tags, run_name=storable(name)).info.run_id
+        run_id = _create(client, experiment_id, stage, recipe, subject, code)
     else:
         run_id = resume_run_id
         _resume(client, run_id, stage, uri)
         for name, value in code.items():
             client.set_tag(run_id, name, value)
     run = Run(client, uri, run_id)
-    monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
-        run_id,
-        sampling_interval=sample_seconds,
-        samples_before_logging=6,
-        resume_logging=True,
-        tracking_uri=uri,
-    )
-    token = _parent.set(run_id if is_chain else _parent.get())
-    try:
-        monitor.start()  # type: ignore[no-untyped-call]
+    with _ended(run, sample_seconds, is_chain=is_chain):
         run.log_params(parameters)
         for name, text in files.items():
             client.log_text(run_id, text, name)
         for name, location in (inputs or {}).items():
             run.tag(f"input.{name}", location)
         yield run
+
+
+def _create(
+    client: MlflowClient,
+    experiment_id: str,
+    stage: str,
+    recipe: str | None,
+    subject: str | None,
+    code: Mapping[str, str],
+) -> str:
+    """The id of a new run, a child of the chain's if one runs now."""
+    tags = {"stage": stage, **({} if recipe is None else {"recipe": recipe}), **code}
+    if (parent := _parent.get()) is not None:
+        tags[MLFLOW_PARENT_RUN_ID] = parent
+    name = stage if recipe in (None, stage) else f"{stage} {recipe}"
+    name = f"{name}: {subject}" if subject else name
+    return str(client.create_run(experiment_id, tags=tags, run_name=storable(name)).info.run_id)
+
+
+@contextlib.contextmanager
+def _ended(run: Run, sample_seconds: float, *, is_chain: bool) -> Iterator[None]:
+    """Measures the machine's load during the block, and gives the run the status with which it ends."""
+    monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
+        run.run_id,
+        sampling_interval=sample_seconds,
+        samples_before_logging=6,
+        resume_logging=True,
+        tracking_uri=run.uri,
+    )
+    token = _parent.set(run.run_id if is_chain else _parent.get())
+    try:
+        monitor.start()  # type: ignore[no-untyped-call]
+        yield
     except BaseException as error:
         # If MLflow is what failed, its first error is the one to show, and soon.
         with impatient(), contextlib.suppress(MlflowException):
