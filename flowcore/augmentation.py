@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
+from flowcore.geometry import Window
 from flowcore.pairs import FramePair
 
 
@@ -41,7 +42,7 @@ class Crop:
         height, width = pair.image1.shape[:2]
         return cut(pair, self.window(height, width, rng))
 
-    def window(self, height: int, width: int, rng: np.random.Generator) -> "Window":
+    def window(self, height: int, width: int, rng: np.random.Generator) -> Window:
         """Where in frames of this size; ValueError where the crop is larger."""
         if self.height > height or self.width > width:
             raise ValueError(
@@ -52,29 +53,6 @@ class Crop:
         top = int(rng.integers(height - self.height + 1))
         left = int(rng.integers(width - self.width + 1))
         return Window(top=top, left=left, height=self.height, width=self.width)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Window:
-    """A part of a frame, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    def widened(self, margin: int) -> "Window":
-        """With so many pixels more on every side."""
-        return Window(
-            top=self.top - margin,
-            left=self.left - margin,
-            height=self.height + 2 * margin,
-            width=self.width + 2 * margin,
-        )
-
-    def moved(self, offset: int) -> "Window":
-        """So many pixels further down and to the right."""
-        return replace(self, top=self.top + offset, left=self.left + offset)
 
 
 def framed(pair: FramePair, margin: int) -> FramePair:
@@ -90,8 +68,7 @@ def framed(pair: FramePair, margin: int) -> FramePair:
 
 
 def cut(pair: FramePair, window: Window) -> FramePair:
-    rows = slice(window.top, window.top + window.height)
-    columns = slice(window.left, window.left + window.width)
+    rows, columns = window.place
     return pair.map(
         image=lambda image: image[rows, columns],
         flow=lambda flow: flow[:, rows, columns],

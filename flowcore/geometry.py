@@ -5,12 +5,42 @@ Pixel centres lie at whole coordinates: (0, 0) is the centre of the top left pix
 covers the same area as the full frame.
 """
 
+from dataclasses import dataclass, replace
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
 from flowcore.shapes import Flow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A part of a frame, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def place(self) -> tuple[slice, slice]:
+        """Its rows and columns, to index a frame with."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+    def widened(self, margin: int) -> "Window":
+        """With so many pixels more on every side."""
+        return Window(
+            top=self.top - margin,
+            left=self.left - margin,
+            height=self.height + 2 * margin,
+            width=self.width + 2 * margin,
+        )
+
+    def moved(self, offset: int) -> "Window":
+        """So many pixels further down and to the right."""
+        return replace(self, top=self.top + offset, left=self.left + offset)
 
 
 def pixel_grid(

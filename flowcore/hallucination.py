@@ -20,7 +20,6 @@ from flowcore.augmentation import (
     Crop,
     Flips,
     Geometric,
-    Window,
     about,
     check_chance,
     check_range,
@@ -32,6 +31,7 @@ from flowcore.augmentation import (
     small_first,
     warped,
 )
+from flowcore.geometry import Window
 from flowcore.pairs import FramePair
 
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowcore.geometry import resize_image, upsample_flow
+from flowcore.geometry import Window, resize_image, upsample_flow
 from flowcore.networks import FlowNetwork
 from flowcore.shapes import Flow, Frame, to_images
 
@@ -77,21 +77,7 @@ def estimate_frames(
         yield forward, backward[0] if backward else None
 
 
-@dataclass(frozen=True)
-class Tile:
-    """A part of a frame, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    @property
-    def place(self) -> tuple[slice, slice]:
-        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
-
-
-def tiles_of(height: int, width: int, most_pixels: int, multiple: int) -> list[Tile]:
+def tiles_of(height: int, width: int, most_pixels: int, multiple: int) -> list[Window]:
     """The fewest tiles of one size that cover a frame, overlap, and have about so many pixels at most; sides
     are multiples of `multiple` where the frame is larger than that."""
     rows = columns = 1
@@ -104,7 +90,7 @@ def tiles_of(height: int, width: int, most_pixels: int, multiple: int) -> list[T
         else:
             break
     return [
-        Tile(top, left, *sides)
+        Window(top=top, left=left, height=sides[0], width=sides[1])
         for top, left in product(_starts(height, sides[0], rows), _starts(width, sides[1], columns))
     ]
 
@@ -112,7 +98,7 @@ def tiles_of(height: int, width: int, most_pixels: int, multiple: int) -> list[T
 def in_tiles(
     estimate: Callable[[Tensor], Sequence[Flow]],
     images: Float[Tensor, "frames 3 height width"],
-    tiles: Sequence[Tile],
+    tiles: Sequence[Window],
 ) -> list[Flow]:
     """What `estimate` finds in each tile of the frames, blended where tiles overlap: each counts less towards
     its borders."""

@@ -85,8 +85,9 @@ def _fits(value: object, wanted: Any, depth: int = 0) -> bool:
         return False
     kind, inner = get_origin(wanted), get_args(wanted)
     if wanted is Any:
-        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        return all(_fits(part, Any, depth + 1) for part in parts)
+        if isinstance(value, dict):
+            value = list(value.values())
+        return not isinstance(value, list) or all(_fits(part, Any, depth + 1) for part in value)
     if kind in (Union, UnionType):
         return any(_fits(value, each, depth) for each in inner)
     if kind is Literal:

@@ -89,29 +89,23 @@ def _briefly(steps: int = 8) -> TrainingOptions:
     )
 
 
+def _from_fresh_weights(steps: int, learning_rate: float) -> TrainingOptions:
+    """The rate rises over the first tenth of the steps, then falls to 0."""
+    return TrainingOptions(steps=steps, learning_rate=learning_rate, warmup=0.1, decay="cosine", readers=1)
+
+
 def _in_minutes(steps: int, learning_rate: float) -> TrainingOptions:
-    return TrainingOptions(
-        steps=steps,
-        learning_rate=learning_rate,
-        warmup=0.1,
-        decay="cosine",
+    return replace(
+        _from_fresh_weights(steps, learning_rate),
         workers=2,
         channels_last=True,
-        readers=1,
         # At its begin and its end: a validation takes a core for ten seconds.
         validate_every=1_000_000,
     )
 
 
 def _on_a_laptop(steps: int, learning_rate: float = 4e-4) -> TrainingOptions:
-    return TrainingOptions(
-        steps=steps,
-        learning_rate=learning_rate,
-        warmup=0.1,
-        decay="cosine",
-        readers=1,
-        validate_every=1_000,
-    )
+    return replace(_from_fresh_weights(steps, learning_rate), validate_every=1_000)
 
 
 def _on_a_gpu(steps: int, learning_rate: float) -> TrainingOptions:

@@ -205,9 +205,14 @@ class Reader:
             shards += 1
         report = decoder.report
         reason = reason or report.truncated
+        outcome: Outcome = "cut short"
+        if shards == 0:
+            outcome = "nothing"
+        elif reason is None:
+            outcome = "done"
         record = VideoRecord(
             video=source.name,
-            outcome="nothing" if shards == 0 else "done" if reason is None else "cut short",
+            outcome=outcome,
             reason=reason or "",
             stamp=stamp,
             folder=folder,
@@ -245,7 +250,7 @@ def _num_pairs(chunks: Sequence[EncodedChunk]) -> int:
 
 
 def _unread(source: VideoSource, stamp: str, error: VideoError | OSError | ValueError) -> VideoRecord:
-    """Of a video whose content isn't known, or isn't to be had now: another run tries again."""
+    """The record of a video that couldn't be read; another run tries it again."""
     outcome: Outcome = "failed"
     if isinstance(error, VideoError):
         outcome = "nothing"

@@ -98,7 +98,12 @@ def _forbid_files(system: ctypes.CDLL) -> bool:
     kinds = max(count for since, count in _LANDLOCK_FILES.items() if since <= version)
     # What a ruleset handles is forbidden where no rule allows it, and this one has no rules.
     rules = _Ruleset((1 << kinds) - 1, 0b11 if version >= 4 else 0, 0b11 if version >= 6 else 0)
-    known = 24 if version >= 6 else 16 if version >= 4 else 8
+    # The ruleset's bytes, which grew with its fields.
+    known = 8
+    if version >= 6:
+        known = 24
+    elif version >= 4:
+        known = 16
     ruleset = system.syscall(_LANDLOCK_CREATE_RULESET, ctypes.byref(rules), ctypes.c_size_t(known), 0)
     if ruleset < 0:
         return False

@@ -28,8 +28,6 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSy
 
 from pipelines.disclosure import require_storable
 
-# pipelines.registry takes it from here.
-
 Arguments = ParamSpec("Arguments")
 Item = TypeVar("Item")
 Result = TypeVar("Result")

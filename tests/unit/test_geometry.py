@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowcore.geometry import (
+    Window,
     backward_warp,
     flip_left_right,
     flip_up_down,
@@ -245,3 +246,14 @@ def test_upsampling_reads_nothing_of_a_grid_beyond_the_frame(height: int, width:
     beyond[..., :, columns:] = -1e6
     part = upsample_flow(grid[..., :rows, :columns], 4, height, width)
     assert torch.equal(upsample_flow(beyond, 4, height, width), part)
+
+
+@given(seed=seeds, margin=st.integers(0, 2), offset=st.integers(0, 2))
+def test_a_window_is_the_same_part_of_a_frame_however_it_is_reached(
+    seed: int, margin: int, offset: int
+) -> None:
+    frame, window = random(seed, 9, 9), Window(top=2, left=3, height=3, width=4)
+    assert frame[window.place].shape == (3, 4)
+    wide = frame[window.widened(margin).place]
+    assert torch.equal(wide[margin : margin + 3, margin : margin + 4], frame[window.place])
+    assert torch.equal(frame[window.moved(offset).place], frame[offset:, offset:][window.place])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowcore.inference import InferenceOptions, Tile, estimate_frames, in_tiles, tiles_of
+from flowcore.inference import InferenceOptions, estimate_frames, in_tiles, tiles_of
 from flowcore.networks import PWCNetConfig, external_network
 from flowcore.scenes import SceneOptions, render_scene
 
@@ -121,7 +121,3 @@ def test_at_another_scale_the_flow_is_in_the_frames_own_pixels(frames: list[np.n
 def test_what_no_network_can_be_shown_is_refused(options: dict[str, float], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         InferenceOptions(**options)  # type: ignore[arg-type]
-
-
-def test_a_tile_is_a_place_in_a_frame() -> None:
-    assert np.zeros((9, 9))[Tile(1, 2, 3, 4).place].shape == (3, 4)
