@@ -3,11 +3,17 @@
 from pathlib import Path
 
 import torch
+from bare_graph import BareGraph
 
 from flowcore.formats import write_image
 from flowcore.networks import FlowNetwork, PWCNetConfig
+from flowcore.occlusion import OcclusionCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
+from flowcore.video import ClipOptions
 from pipelines.checkpoints import save_model
+from pipelines.collection import Collection
+from pipelines.labelling import LabellingOptions, write_labels
+from pipelines.teachers import Teachers
 
 TINY = PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,))
 
@@ -43,3 +49,16 @@ def contents(location: Path | str) -> dict[str, bytes]:
 def written(location: Path | str) -> dict[Path, int]:
     """When each Parquet file of a set was written."""
     return {path: path.stat().st_mtime_ns for path in Path(location).rglob("*.parquet")}
+
+
+def label(folder: Path) -> None:
+    """Labels the folder's `videos` with its `teacher`, in its `labels`."""
+    write_labels(
+        Collection.find(str(folder / "videos")),
+        Teachers.fetched([str(folder / "teacher")]),
+        str(folder / "labels"),
+        ClipOptions(),
+        OcclusionCheck(),
+        LabellingOptions(),
+        graph=BareGraph(),
+    )

@@ -17,6 +17,7 @@ import pytest
 import ray
 import torch
 from mlflow.entities import Run
+from typed import JOBS
 
 from flowcore.datasets import DATA_SETS
 from flowcore.formats import read_flow, write_image
@@ -24,45 +25,22 @@ from flowcore.networks import tiny
 from flowcore.scenes import SceneOptions, render_scene, write_truth
 from flowcore.video import VideoError
 from jobs import (
-    demo,
     distill,
     evaluate,
-    export_labels,
-    export_model,
     finetune,
-    gallery,
-    import_labels,
     predict,
     pseudolabel,
-    rerun,
     train_teacher,
 )
 from jobs.command import run, run_recipe
 from jobs.manual import WIDTH, manual, recipe_list
-from jobs.options import REQUIRED, options_of
+from jobs.options import REQUIRED, Option, options_of
 from jobs.parsing import UsageError, parse, parse_recipe
 from pipelines import tracking
 from pipelines.checkpoints import save_model
 from pipelines.cluster import connect
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-JOBS: dict[str, Any] = {
-    "demo": demo.recipes()["demo"][1],
-    "evaluate": evaluate.Evaluate,
-    "export_labels": export_labels.ExportLabels,
-    "export_model": export_model.ExportModel,
-    "gallery": gallery.Gallery,
-    "import_labels": import_labels.ImportLabels,
-    "predict": predict.Predict,
-    "rerun": rerun.Rerun,
-    "train_teacher": train_teacher.recipes()["demo"][1],
-    "train_teacher, RAFT": train_teacher.recipes()["demo:raft"][1],
-    "train_teacher, FlowNet": train_teacher.recipes()["demo:flownetc"][1],
-    "pseudolabel": pseudolabel.recipes()["demo"][1],
-    "distill": distill.recipes()["demo"][1],
-    "finetune": finetune.recipes()["demo"][1],
-}
-"""Each job's options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,20 +205,37 @@ def test_every_option_of_a_job_has_a_sentence_of_its_own(job: str) -> None:
         assert len(option.help.split()) > 2
 
 
-@pytest.mark.parametrize("job", JOBS)
-def test_help_shows_what_people_change_and_help_all_the_rest(job: str) -> None:
+def shown_by_help(job: str, *, is_whole: bool) -> tuple[str, list[Option]]:
+    """(a job's help, those of its options that have a line there)."""
     options = options_of(JOBS[job])
-    common = getattr(JOBS[job], "common", ())
-    assert set(common) <= {option.path for option in options}
-    brief = manual("job", "What it does.", options, common, is_whole=False)
-    whole = manual("job", "What it does.", options, common, is_whole=True)
-    shown = [option for option in options if f"  {option.shown_name} " in brief]
+    text = manual("job", "What it does.", options, getattr(JOBS[job], "common", ()), is_whole=is_whole)
+    return text, [option for option in options if f"  {option.shown_name} " in text]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_what_people_change_is_among_a_job_s_options(job: str) -> None:
+    assert set(getattr(JOBS[job], "common", ())) <= {option.path for option in options_of(JOBS[job])}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_shows_what_must_be_given_and_at_most_ten_options(job: str) -> None:
+    _, shown = shown_by_help(job, is_whole=False)
     assert len(shown) <= 10
-    assert {option for option in options if option.default is REQUIRED and not option.is_positional} <= set(
-        shown
-    )
-    assert all(f"  {option.shown_name} " in whole for option in options if not option.is_positional)
-    assert ("--help-all" in brief) == (len(options) > len(shown) + (job == "rerun"))
+    required = {option for option in options_of(JOBS[job]) if option.default is REQUIRED}
+    assert {option for option in required if not option.is_positional} <= set(shown)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_all_shows_every_option(job: str) -> None:
+    _, shown = shown_by_help(job, is_whole=True)
+    assert shown == [option for option in options_of(JOBS[job]) if not option.is_positional]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_names_help_all_where_that_shows_more(job: str) -> None:
+    brief, shown = shown_by_help(job, is_whole=False)
+    _, every = shown_by_help(job, is_whole=True)
+    assert ("--help-all" in brief) == (len(every) > len(shown))
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -83,9 +84,12 @@ def test_a_confined_process_computes_and_does_nothing_else(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_the_process_that_decodes_has_no_credentials_and_only_what_it_was_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+Decoding = tuple[DecoderProcess, VideoSource]
+
+
+@pytest.fixture
+def decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoding]:
+    """A process in the middle of a video, started by one that has secrets and an open file."""
     for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "A_TOKEN_OF_TOMORROW"):
         monkeypatch.setenv(name, "key")
     monkeypatch.setenv("LD_PRELOAD", "")
@@ -94,27 +98,43 @@ def test_the_process_that_decodes_has_no_credentials_and_only_what_it_was_given(
         os.set_inheritable(inherited.fileno(), True)
         chunks = decoder.read(video, OPTIONS, JPEG)
         next(chunks)
-        process = Path(f"/proc/{decoder.pid}")
-        names = {each.partition(b"=")[0] for each in (process / "environ").read_bytes().split(b"\0") if each}
-        assert names <= {
-            *(b"PYTHONPATH", b"PYTHONHOME", b"LANG", b"LC_ALL", b"LC_CTYPE", b"LD_LIBRARY_PATH", b"TZ"),
-            *(b"OPENBLAS_NUM_THREADS", b"OMP_NUM_THREADS", b"OPENCV_IO_MAX_IMAGE_PIXELS"),
-        }
-        open_files = sorted(re.sub(r"\d+", "", os.readlink(each)) for each in (process / "fd").iterdir())
-        # FFmpeg opens the video once more by its descriptor.
-        assert set(open_files) == {"/dev/null", "pipe:[]", "socket:[]", re.sub(r"\d+", "", video.uri)}
-        assert len(open_files) <= 7
-        limits = dict(
-            re.findall(r"^Max (\S.*?) {2,}(\S+ +\S+)", (process / "limits").read_text(), re.MULTILINE)
-        )
-        status = dict(re.findall(r"^(\w+):\s+(.*)$", (process / "status").read_text(), re.MULTILINE))
-        assert limits["address space"].split() == [str(memory_for(OPTIONS))] * 2
-        assert limits["core file size"].split() == limits["file size"].split() == ["0", "0"]
-        assert limits["open files"].split() == ["64", "64"]
-        assert limits["cpu time"].split()[0] != "unlimited"
-        assert status["NoNewPrivs"] == "1"
-        assert (status["Seccomp"] == "2") == ("seccomp" in decoder.layers)
+        yield decoder, video
         assert len(list(chunks)) == 49
+
+
+def test_the_process_that_decodes_has_no_credentials(decoding: Decoding) -> None:
+    environment = Path(f"/proc/{decoding[0].pid}/environ").read_bytes()
+    assert {each.partition(b"=")[0] for each in environment.split(b"\0") if each} <= {
+        *(b"PYTHONPATH", b"PYTHONHOME", b"LANG", b"LC_ALL", b"LC_CTYPE", b"LD_LIBRARY_PATH", b"TZ"),
+        *(b"OPENBLAS_NUM_THREADS", b"OMP_NUM_THREADS", b"OPENCV_IO_MAX_IMAGE_PIXELS"),
+    }
+
+
+def test_the_process_that_decodes_has_no_open_file_but_its_video(decoding: Decoding) -> None:
+    decoder, video = decoding
+    links = [os.readlink(each) for each in Path(f"/proc/{decoder.pid}/fd").iterdir()]
+    names = {re.sub(r"\d+", "", link) for link in links}
+    assert names == {"/dev/null", "pipe:[]", "socket:[]", re.sub(r"\d+", "", video.uri)}
+    # FFmpeg opens the video once more by its descriptor.
+    assert len(links) <= 7
+
+
+def test_the_process_that_decodes_has_limits(decoding: Decoding) -> None:
+    text = Path(f"/proc/{decoding[0].pid}/limits").read_text()
+    limits = dict(re.findall(r"^Max (\S.*?) {2,}(\S+ +\S+)", text, re.MULTILINE))
+    assert limits["address space"].split() == [str(memory_for(OPTIONS))] * 2
+    assert limits["core file size"].split() == limits["file size"].split() == ["0", "0"]
+    assert limits["open files"].split() == ["64", "64"]
+    assert limits["cpu time"].split()[0] != "unlimited"
+
+
+def test_the_process_that_decodes_gains_no_privilege(decoding: Decoding) -> None:
+    decoder, _ = decoding
+    status = dict(
+        re.findall(r"^(\w+):\s+(.*)$", Path(f"/proc/{decoder.pid}/status").read_text(), re.MULTILINE)
+    )
+    assert status["NoNewPrivs"] == "1"
+    assert (status["Seccomp"] == "2") == ("seccomp" in decoder.layers)
 
 
 def test_what_is_larger_than_memory_costs_one_video(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,14 @@ from mlflow import MlflowClient
 from mlflow.artifacts import load_text
 from mlflow.entities import Run
 from object_storage import Bucket
+from typed import JOBS
 
 from flowcore.video import ClipOptions
 from jobs import (
-    demo,
-    distill,
-    evaluate,
     export_labels,
-    export_model,
-    finetune,
-    gallery,
-    import_labels,
     predict,
     pseudolabel,
     rerun,
-    train_teacher,
 )
 from jobs.command import run, run_recipe
 from jobs.options import options_of
@@ -43,22 +37,6 @@ from pipelines.storage import Folder, absolute
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DIS = "opencv:dis_ultrafast"
-STAGES: dict[str, Any] = {
-    "train_teacher": train_teacher,
-    "pseudolabel": pseudolabel,
-    "distill": distill,
-    "finetune": finetune,
-}
-JOBS: dict[str, Any] = {
-    "demo": demo.Demo,
-    "evaluate": evaluate.Evaluate,
-    "export_labels": export_labels.ExportLabels,
-    "export_model": export_model.ExportModel,
-    "gallery": gallery.Gallery,
-    "import_labels": import_labels.ImportLabels,
-    "predict": predict.Predict,
-    "rerun": rerun.Rerun,
-}
 
 
 @pytest.fixture(scope="module")
@@ -113,21 +91,18 @@ def refusal(job: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> s
         raise AssertionError("it ran")
 
     main.__module__ = predict.__name__
-    recipes = STAGES[job].recipes() if job in STAGES else {"smoke": ("", JOBS[job])}
     with pytest.raises(SystemExit) as end:
-        run_recipe(main, recipes, ["smoke", *words])
+        run_recipe(main, {"smoke": ("", JOBS[job])}, ["smoke", *words])
     assert end.value.code == 2
     written = capsys.readouterr()
     assert written.out == ""
     return written.err
 
 
-@pytest.mark.parametrize("job", [*STAGES, *JOBS])
+@pytest.mark.parametrize("job", JOBS)
 def test_no_option_of_any_job_takes_a_secret(job: str, capsys: pytest.CaptureFixture[str]) -> None:
-    options = STAGES[job].recipes()["smoke"][1] if job in STAGES else JOBS[job]
-    names = [
-        [] if option.is_positional else [option.name] for option in options_of(options) if not option.is_flag
-    ]
+    options = [option for option in options_of(JOBS[job]) if not option.is_flag]
+    names = [[] if option.is_positional else [option.name] for option in options]
     for name in names:
         told = refusal(job, [*name, "s3://key:hush@bucket"], capsys)
         assert "s3://***@bucket holds what may be a secret" in told, name
@@ -288,33 +263,53 @@ def misnamed(tmp_path: Path) -> Path:
     return folder
 
 
-def test_no_name_of_a_file_costs_another_file_s_flow_or_steers_the_terminal(
-    misnamed: Path, tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a prediction of misnamed videos left at the terminal and in its folder."""
+
+    videos: Path
+    flow: Path
+    out: str
+    err: str
+
+
+LONG = "x" * 250
+
+
+@pytest.fixture
+def seen(misnamed: Path, tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]) -> Seen:
     render(misnamed / f"seen{ESCAPES}.mp4", 4, num_frames=3)
     (misnamed / f"bad{ESCAPES}.mp4").write_bytes(b"nothing")
-    long = "x" * 250
     render_images(misnamed / "long", 5, 2)
     for number in range(2):
-        (misnamed / "long" / f"{number}.png").rename(misnamed / "long" / f"{number}{long}.png")
-    flow = tmp_path / "flow"
-    words = ["--model", DIS, "--videos", str(misnamed), "--output", str(flow)]
+        (misnamed / "long" / f"{number}.png").rename(misnamed / "long" / f"{number}{LONG}.png")
+    words = ["--model", DIS, "--videos", str(misnamed), "--output", str(tmp_path / "flow")]
     with pytest.raises(SystemExit) as end:
         run(predict.main, predict.Predict, words)
     assert end.value.code == 1
     out, err = capsys.readouterr()
-    assert "error: the flow of 4 of 7 videos is incomplete" in err
-    assert f"file://{misnamed}/a%FF.mp4: its name isn't UTF-8; rename it" in err
-    assert f"file://{misnamed}/in%FE/b.mp4: its name isn't UTF-8; rename it" in err
-    assert f"{misnamed}/frames: the name of a frame isn't UTF-8; rename it" in err
+    return Seen(videos=misnamed, flow=tmp_path / "flow", out=out, err=err)
+
+
+def test_a_name_that_is_no_text_is_refused_with_a_remedy(seen: Seen) -> None:
+    assert "error: the flow of 4 of 7 videos is incomplete" in seen.err
+    assert f"file://{seen.videos}/a%FF.mp4: its name isn't UTF-8; rename it" in seen.err
+    assert f"file://{seen.videos}/in%FE/b.mp4: its name isn't UTF-8; rename it" in seen.err
+    assert f"{seen.videos}/frames: the name of a frame isn't UTF-8; rename it" in seen.err
+
+
+def test_a_name_with_escapes_is_printed_without_steering_the_terminal(seen: Seen) -> None:
     shown = r"\x1b]0;owned\x07\x1b[2J\u202e\r\nerror: x.mp4"
-    assert f"seen{shown}: flow of 2 pairs" in out
-    assert f"bad{shown}: " in err
-    for text in (out, err):
+    assert f"seen{shown}: flow of 2 pairs" in seen.out
+    assert f"bad{shown}: " in seen.err
+    for text in (seen.out, seen.err):
         assert all(each.isprintable() or each == "\n" for each in text)
         assert "\nerror: x" not in text
-    assert len(list((flow / "good").glob("*.flo"))) == 2
-    assert [file.name for file in (flow / "long").iterdir()] == [f"0{long}.flo"]
+
+
+def test_no_name_of_a_file_costs_another_file_s_flow(seen: Seen) -> None:
+    assert len(list((seen.flow / "good").glob("*.flo"))) == 2
+    assert [file.name for file in (seen.flow / "long").iterdir()] == [f"0{LONG}.flo"]
 
 
 def test_a_name_that_is_no_text_is_in_the_ledger_and_the_others_are_labelled(

@@ -7,22 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from bare_graph import BareGraph
 from clips import save_teacher
 from mlflow.entities import Run
 
 from flowcore.objectives import StudentObjective
-from flowcore.occlusion import OcclusionCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
-from flowcore.video import ClipOptions
 from jobs import distill
 from jobs.recipes import RECIPES
 from jobs.stages import Distill
 from pipelines import registry, tracking
 from pipelines.checkpoints import ModelInfo, fetch_model, load_model, save_model
-from pipelines.collection import Collection
-from pipelines.labelling import LabellingOptions, write_labels
-from pipelines.teachers import Teachers
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -49,15 +43,7 @@ def stage(
     for seed in range(2):
         scene = render_scene(seed, SceneOptions(height=64, width=96, num_frames=9))
         write_video(folder / "videos" / f"{seed}.mp4", scene.frames)
-    write_labels(
-        Collection.find(str(folder / "videos")),
-        Teachers.fetched([str(folder / "teacher")]),
-        str(folder / "labels"),
-        ClipOptions(),
-        OcclusionCheck(),
-        LabellingOptions(),
-        graph=BareGraph(),
-    )
+    label(folder)
     save_wild_network(folder / "wild")
     shutil.copy(empty_store, folder)
     _, defaults = distill.recipes()["smoke"]

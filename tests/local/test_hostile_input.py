@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from object_storage import Bucket
 from ray.data.extensions import ArrowPythonObjectArray
+from typed import error_of
 
 from flowcore.formats import write_flow, write_image
 from flowcore.scenes import SceneOptions, render_scene, write_video
@@ -58,17 +59,6 @@ REFUSED = {
 @pytest.fixture(autouse=True)
 def own_runs(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_store, tmp_path)}")
-
-
-def error_of(job: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> str:
-    """The error with which a job ended that had to end with 1."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        job()
-    assert end.value.code == 1
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
-    return told[told.index("error: ") :]
 
 
 class Payload:
@@ -150,15 +140,11 @@ def hostile_labels(request: pytest.FixtureRequest, labels_of_some: Path, tmp_pat
 @pytest.mark.parametrize("hostile_labels", ["extra", "image1", "teacher"], indirect=True)
 @pytest.mark.parametrize("where", [(), ("--where", "flow_p50 >= 0")])
 def test_an_export_runs_nothing_that_a_label_set_holds(
-    hostile_labels: Path,
-    where: tuple[str, ...],
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
-    capsys: pytest.CaptureFixture[str],
+    hostile_labels: Path, where: tuple[str, ...], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     column = request.node.callspec.params["hostile_labels"]
     arguments = ["--labels", str(hostile_labels), "--output", str(tmp_path / "files"), *where]
-    error = error_of(lambda: run(export_labels.main, export_labels.ExportLabels, arguments), capsys)
+    error = error_of(lambda: run(export_labels.main, export_labels.ExportLabels, arguments))
     assert f"column '{column}'" in error
     assert "00000.parquet" in error
     assert "restore it, or delete it" in error
@@ -179,11 +165,7 @@ def test_an_export_as_a_command_runs_nothing_either(hostile_labels: Path, tmp_pa
 
 @pytest.mark.parametrize("hostile_labels", ["extra", "image2"], indirect=True)
 def test_the_gallery_and_a_student_run_nothing_that_a_label_set_holds(
-    hostile_labels: Path,
-    labels_of_some: Path,
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
-    capsys: pytest.CaptureFixture[str],
+    hostile_labels: Path, labels_of_some: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     column = request.node.callspec.params["hostile_labels"]
     videos = str(labels_of_some.parent / "videos.txt")
@@ -205,7 +187,7 @@ def test_the_gallery_and_a_student_run_nothing_that_a_label_set_holds(
     for record in hostile_labels.glob("*/_video.json"):
         record.unlink()
     for name, job in jobs.items():
-        assert f"column '{column}'" in error_of(job, capsys), name
+        assert f"column '{column}'" in error_of(job), name
         assert not (tmp_path / "ran").exists(), name
 
 
@@ -214,9 +196,7 @@ def rewritten(video: Path, **changes: object) -> None:
     record.write_text(json.dumps(json.loads(record.read_text()) | changes))
 
 
-def test_labelling_stays_in_a_set_that_a_stranger_has_begun(
-    labels_of_some: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_labelling_stays_in_a_set_that_a_stranger_has_begun(labels_of_some: Path, tmp_path: Path) -> None:
     folders = {Path(each.video).name: each.folder for each in PairSet.open(str(labels_of_some)).videos()}
     video, outside = folders["honest.mp4"], tmp_path / "outside"
 
@@ -256,8 +236,7 @@ def test_labelling_stays_in_a_set_that_a_stranger_has_begun(
                 pseudolabel.main,
                 pseudolabel.recipes(),
                 ["smoke", "--videos", videos, "--teacher", "opencv:dis_ultrafast", *options],
-            ),
-            capsys,
+            )
         )
         assert re.search(told, error), (name, error)
         after = sorted(outside.rglob("*")) if outside.is_dir() else outside.exists() and outside.read_bytes()
@@ -276,32 +255,35 @@ def write_pair(files: Path, number: int, suffix: str = ".flo5") -> Path:
     return files / f"{number:07d}-flow_01{suffix}"
 
 
-def test_flow_files_put_no_other_file_into_a_label_set(
-    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    files, shape = tmp_path / "files", (40, 64, 2)
-    (tmp_path / "secret").write_bytes(SECRET)
-    with h5py.File(tmp_path / "secret.h5", "w") as secret:
+def write_linked(files: Path, secrets: Path) -> None:
+    """HDF5 files whose flow lies elsewhere."""
+    shape = (40, 64, 2)
+    (secrets / "secret").write_bytes(SECRET)
+    with h5py.File(secrets / "secret.h5", "w") as secret:
         secret["flow"] = np.ones(shape, np.float32)
     with h5py.File(write_pair(files, 0), "w") as file:
-        external = [(str(tmp_path / "secret"), 0, h5py.h5f.UNLIMITED)]
+        external = [(str(secrets / "secret"), 0, h5py.h5f.UNLIMITED)]
         file.create_dataset("flow", shape, np.float32, external=external)
         assert np.asarray(file["flow"]).tobytes() == SECRET[: 40 * 64 * 2 * 4]
     with h5py.File(write_pair(files, 1), "w") as file:
         layout = h5py.VirtualLayout(shape, np.float32)
-        layout[...] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "flow", shape)
+        layout[...] = h5py.VirtualSource(str(secrets / "secret.h5"), "flow", shape)
         file.create_virtual_dataset("flow", layout)
         assert np.asarray(file["flow"]).all()
     with h5py.File(write_pair(files, 2), "w") as file:
-        file["flow"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "flow")
+        file["flow"] = h5py.ExternalLink(str(secrets / "secret.h5"), "flow")
         assert np.asarray(file["flow"]).all()
     with h5py.File(write_pair(files, 3), "w") as file:
         file["there"] = np.ones(shape, np.float32)
         file["flow"] = h5py.SoftLink("/there")
+
+
+def write_other_flow(files: Path) -> None:
+    """Files that hold something else than the flow that they announce."""
     with h5py.File(write_pair(files, 4), "w") as file:
-        file["flow"] = np.ones(shape, np.int64)
+        file["flow"] = np.ones((40, 64, 2), np.int64)
     with h5py.File(write_pair(files, 5), "w") as file:
-        file.create_dataset("flow", shape, np.float32, chunks=(1, 1, 1), fillvalue=7)
+        file.create_dataset("flow", (40, 64, 2), np.float32, chunks=(1, 1, 1), fillvalue=7)
     for number, content in enumerate(
         (
             struct.pack("<fii", 202021.25, 2**31 - 1, 2**31 - 1),
@@ -314,6 +296,10 @@ def test_flow_files_put_no_other_file_into_a_label_set(
         write_pair(files, number, ".flo").write_bytes(content)
     write_pair(files, 10, ".flo").touch()
     os.truncate(files / "0000010-flow_01.flo", 10**11)
+
+
+def write_other_images(files: Path) -> None:
+    """Images of another size or kind than the flow beside them needs."""
     large = cv2.imencode(".png", np.zeros((20_000, 20_000), np.uint8), [cv2.IMWRITE_PNG_BILEVEL, 1])[1]
     for number, name in ((11, "img_0"), (12, "img_1"), (13, "occ_01")):
         write_flow(write_pair(files, number), np.zeros((2, 40, 64), np.float32))
@@ -322,14 +308,46 @@ def test_flow_files_put_no_other_file_into_a_label_set(
     (files / "0000014-img_0.png").write_bytes(
         cv2.imencode(".tiff", np.zeros((40, 64), np.uint8))[1].tobytes()
     )
-    arguments = ["--files", str(files), "--labels", str(tmp_path / "labels")]
-    error = error_of(lambda: run(import_labels.main, import_labels.ImportLabels, arguments), capsys)
+
+
+@pytest.fixture(scope="module")
+def refused_import(
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Path, ray_session: None
+) -> tuple[str, Path]:
+    """(the error of an import of hostile files, the label set that it was to write)."""
+    folder = tmp_path_factory.mktemp("import")
+    write_linked(folder / "files", folder)
+    write_other_flow(folder / "files")
+    write_other_images(folder / "files")
+    arguments = ["--files", str(folder / "files"), "--labels", str(folder / "labels")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_store, folder)}")
+        error = error_of(lambda: run(import_labels.main, import_labels.ImportLabels, arguments))
+    return error, folder / "labels"
+
+
+def test_an_import_of_hostile_files_alone_writes_nothing(refused_import: tuple[str, Path]) -> None:
+    error, labels = refused_import
     assert "15 of 15 pairs" in error
-    for told in (
+    assert not labels.exists()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
         "0000000-flow_01.flo5 is stored in other files",
         "0000001-flow_01.flo5 is stored in other files",
         "0000002-flow_01.flo5 is a link",
         "0000003-flow_01.flo5 is a link",
+    ],
+)
+def test_flow_files_put_no_other_file_into_a_label_set(told: str, refused_import: tuple[str, Path]) -> None:
+    assert told in refused_import[0]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
         "0000004-flow_01.flo5 is of int64",
         "0000005-flow_01.flo5 is 40x64 px (height x width), and the file doesn't hold so many",
         "0000006-flow_01.flo is 2147483647x2147483647 px",
@@ -337,18 +355,28 @@ def test_flow_files_put_no_other_file_into_a_label_set(
         "0000008-flow_01.flo is truncated",
         "0000009-flow_01.flo is 41x64 px",
         "0000010-flow_01.flo has 100000000000 bytes",
+    ],
+)
+def test_a_flow_file_that_holds_another_flow_than_it_says_is_refused(
+    told: str, refused_import: tuple[str, Path]
+) -> None:
+    assert told in refused_import[0]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
         "0000011-img_0.png is 20000x20000 px (height x width); more than",
         "0000012-img_1.png is 20000x20000 px (height x width) and its frames are 40x64 px",
         "0000013-occ_01.png is 20000x20000 px (height x width) and its frames are 40x64 px",
         "0000014-img_0.png is not an image: it begins with",
-    ):
-        assert told in error
-    assert not (tmp_path / "labels").exists()
+    ],
+)
+def test_an_image_that_does_not_fit_its_flow_is_refused(told: str, refused_import: tuple[str, Path]) -> None:
+    assert told in refused_import[0]
 
 
-def test_truth_of_strangers_is_refused_by_its_header(
-    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_truth_of_strangers_is_refused_by_its_header(tmp_path: Path, ray_session: None) -> None:
     stereo, frame = tmp_path / "stereo", np.zeros((40, 64, 3), np.uint8)
     stereo.mkdir()
     header = "{{'descr': '{0}', 'fortran_order': False, 'shape': ({1}, {1}), }}"
@@ -378,7 +406,7 @@ def test_truth_of_strangers_is_refused_by_its_header(
         for image in ("im0", "im1"):
             write_image(stereo / name / f"{image}.png", frame)
     arguments = ["--model", "zero", "--truth", f"middlebury-stereo:{stereo}"]
-    error = error_of(lambda: run(evaluate.main, evaluate.Evaluate, arguments), capsys)
+    error = error_of(lambda: run(evaluate.main, evaluate.Evaluate, arguments))
     assert f"{len(names)} of {len(names)} pairs" in error
     for told in (
         "huge_disp.npz is 1000000x1000000 px",
@@ -399,15 +427,13 @@ def np_file(header: str, content: bytes) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header) + 1) + header.encode() + b"\n" + content
 
 
-def test_a_kilobyte_of_flow_does_not_ask_for_gigabytes(
-    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_kilobyte_of_flow_does_not_ask_for_gigabytes(tmp_path: Path, ray_session: None) -> None:
     flow = write_pair(tmp_path / "files", 0)
     with h5py.File(flow, "w") as file:
         file.create_dataset("flow", (100_000, 100_000, 2), np.float32, chunks=(1000, 1000, 2))
     assert flow.stat().st_size < 2000
     arguments = ["--model", "zero", "--truth", f"chairs2:{tmp_path / 'files'}"]
-    error = error_of(lambda: run(evaluate.main, evaluate.Evaluate, arguments), capsys)
+    error = error_of(lambda: run(evaluate.main, evaluate.Evaluate, arguments))
     assert "0000000-flow_01.flo5 is 100000x100000 px" in error
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from ray.data.extensions import ArrowPythonObjectArray, ArrowTensorArray
+from typed import error_of
 
 from flowcore.formats import FrameCodec
 from flowcore.occlusion import OcclusionCheck
@@ -77,17 +78,6 @@ def labels(honest_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     shutil.copytree(honest_set, tmp_path / "labels")
     return tmp_path / "labels"
-
-
-def error_of(job: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> str:
-    """The error with which a job ended that had to end with 1."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        job()
-    assert end.value.code == 1
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
-    return told[told.index("error: ") :]
 
 
 def export(labels: Path) -> None:
@@ -203,11 +193,11 @@ RECORDS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("attack", RECORDS)
-def test_a_tampered_record_is_refused(attack: str, labels: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tampered_record_is_refused(attack: str, labels: Path) -> None:
     tamper, told = RECORDS[attack]
     before = snapshot(labels.parent)
     tamper(labels)
-    error = error_of(lambda: export(labels), capsys)
+    error = error_of(lambda: export(labels))
     assert re.search(told, error), error
     assert snapshot(labels.parent).keys() - before.keys() <= {"outside"}
 
@@ -216,10 +206,10 @@ def snapshot(folder: Path) -> dict[str, int]:
     return {entry.name: entry.stat().st_size for entry in folder.iterdir()}
 
 
-def test_every_job_refuses_them(labels: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_job_refuses_them(labels: Path) -> None:
     edited(MANIFEST, folder="../../X")(labels)
     for name, job in jobs(labels).items():
-        assert "'../../X' must be hexadecimal" in error_of(job, capsys), name
+        assert "'../../X' must be hexadecimal" in error_of(job), name
 
 
 def test_a_status_of_tampered_numbers_is_refused(
@@ -237,7 +227,7 @@ def test_a_status_of_tampered_numbers_is_refused(
         ('{"state": "eaten"}', "its state is 'eaten'"),
     ):
         (labels / "_progress.json").write_text(progress)
-        error = error_of(lambda: run_recipe(pseudolabel.main, pseudolabel.recipes(), arguments), capsys)
+        error = error_of(lambda: run_recipe(pseudolabel.main, pseudolabel.recipes(), arguments))
         assert told in error
     (labels / "_progress.json").write_text('{"bytes_per_second": 1e-300}')
     video.write_bytes(b"1")
@@ -288,15 +278,13 @@ ROWS: dict[str, tuple[dict[str, list[Any]], str]] = {
 
 
 @pytest.mark.parametrize("attack", ROWS)
-def test_a_row_that_holds_something_else_than_its_size_is_refused(
-    attack: str, labels: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_row_that_holds_something_else_than_its_size_is_refused(attack: str, labels: Path) -> None:
     changes, told = ROWS[attack]
     table = honest_table()
     for name, values in changes.items():
         table = column(table, name, values)
     (labels / SHARD).write_bytes(encode_shard(table, 2))
-    error = error_of(lambda: export(labels), capsys)
+    error = error_of(lambda: export(labels))
     assert re.search(told, error), error
 
 
@@ -363,12 +351,10 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_file_that_holds_something_else_than_it_says_is_refused(
-    bomb: str, labels: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_that_holds_something_else_than_it_says_is_refused(bomb: str, labels: Path) -> None:
     make, told = BOMBS[bomb]
     (labels / SHARD).write_bytes(make())
-    error = error_of(lambda: export(labels), capsys)
+    error = error_of(lambda: export(labels))
     assert told in error
     assert "00000.parquet" in error
     assert "restore it, or delete it" in error
@@ -402,10 +388,10 @@ def structs() -> pa.Table:
 
 @pytest.mark.parametrize("make", [nested_objects, tensors, dictionary, lists_of_large, structs])
 def test_a_column_of_another_type_is_refused_wherever_the_type_is_told(
-    make: Callable[[], pa.Table], labels: Path, capsys: pytest.CaptureFixture[str]
+    make: Callable[[], pa.Table], labels: Path
 ) -> None:
     (labels / SHARD).write_bytes(written(make()))
-    assert "column '" in error_of(lambda: export(labels), capsys)
+    assert "column '" in error_of(lambda: export(labels))
 
 
 def test_what_tools_note_in_a_schema_changes_nothing(labels: Path) -> None:
@@ -417,11 +403,9 @@ def test_what_tools_note_in_a_schema_changes_nothing(labels: Path) -> None:
     assert len(list((labels.parent / "files").glob("*-flow_01.flo"))) == PAIRS
 
 
-def test_an_arrow_stream_in_place_of_a_parquet_file_is_refused(
-    labels: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_arrow_stream_in_place_of_a_parquet_file_is_refused(labels: Path) -> None:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, honest_table().schema) as stream:
         stream.write_table(honest_table())
     (labels / SHARD).write_bytes(sink.getvalue().to_pybytes())
-    assert "00000.parquet" in error_of(lambda: export(labels), capsys)
+    assert "00000.parquet" in error_of(lambda: export(labels))

@@ -11,21 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bare_graph import BareGraph
 from ray import cloudpickle
 
 from flowcore.networks import tiny
 from flowcore.objectives import StudentObjective
-from flowcore.occlusion import OcclusionCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
-from flowcore.video import ClipOptions
 from jobs import distill, rerun
 from jobs.stages import LabelledStage
 from pipelines import registry, tracking
 from pipelines.checkpoints import fetch_model, load_model, save_model
-from pipelines.collection import Collection
-from pipelines.labelling import LabellingOptions, write_labels
-from pipelines.teachers import Teachers
 from pipelines.training import Source
 
 # Ray's workers have no test module to import it from.
@@ -76,15 +70,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Brighten:
     save_model(folder / "teacher", tiny()["raft"].build(), {"generation": "1", "run_id": "of-teacher"})
     scene = render_scene(0, SceneOptions(height=64, width=96, num_frames=7))
     write_video(folder / "videos" / "scene.mp4", scene.frames)
-    write_labels(
-        Collection.find(str(folder / "videos")),
-        Teachers.fetched([str(folder / "teacher")]),
-        str(folder / "labels"),
-        ClipOptions(),
-        OcclusionCheck(),
-        LabellingOptions(),
-        graph=BareGraph(),
-    )
+    label(folder)
     training = replace(distill.recipes()["smoke"][1].training, steps=2, validate_every=2)
     return Brighten(
         labels=str(folder / "labels"),

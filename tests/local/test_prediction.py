@@ -246,31 +246,44 @@ def test_a_damaged_image_ends_the_sequence_and_the_problem_names_the_one_before(
     assert "can't be decoded (read as far as 2.png)" in str(prediction.problem)
 
 
-def test_what_cannot_be_predicted_says_why_before_anything_is_written(
+def refusal(model: str, place: Path | str, output: Path | str, error: type[Exception] = ValueError) -> str:
+    """Why nothing is predicted."""
+    with pytest.raises(error) as caught:
+        predict(model, str(place), str(output), PredictionOptions(pictures=True))
+    return str(caught.value)
+
+
+def test_a_place_without_a_video_is_refused(model: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name, told in (("empty", "no video in"), ("nothing", "nothing is at")):
+        assert told in refusal(model, tmp_path / name, tmp_path / "flow", FileNotFoundError)
+    assert not (tmp_path / "flow").exists()
+
+
+def test_a_lone_image_is_refused(model: str, frames: Frames, tmp_path: Path) -> None:
+    lone = write_images(tmp_path / "lone", frames[:1], ["only.png"])
+    told = refusal(model, lone, tmp_path / "flow", FileNotFoundError)
+    assert "folders of two or more images" in told
+    assert "is one image and flow needs two" in refusal(model, lone / "only.png", tmp_path / "flow")
+    assert not (tmp_path / "flow").exists()
+
+
+def test_an_output_that_is_read_or_has_a_secret_is_refused(
     model: str, frames: Frames, tmp_path: Path
 ) -> None:
-    output = tmp_path / "flow"
-
-    def refusal(place: Path, to: str = str(output), error: type[Exception] = ValueError) -> str:
-        with pytest.raises(error) as caught:
-            predict(model, str(place), to, PredictionOptions(pictures=True))
-        return str(caught.value)
-
-    (tmp_path / "empty").mkdir()
-    assert "no video in" in refusal(tmp_path / "empty", error=FileNotFoundError)
-    assert "nothing is at" in refusal(tmp_path / "nothing", error=FileNotFoundError)
-    lone = write_images(tmp_path / "lone", frames[:1], ["only.png"])
-    assert "folders of two or more images" in refusal(lone, error=FileNotFoundError)
-    assert "is one image and flow needs two" in refusal(lone / "only.png")
-    images = write_images(tmp_path / "images", frames, [f"{index}.png" for index in range(6)])
+    images = write_images(tmp_path / "images", frames[:2], ["0.png", "1.png"])
     (tmp_path / "link").symlink_to(images)
-    assert "holds the images that are read" in refusal(images, str(tmp_path / "link"))
-    assert "holds what may be a secret" in refusal(images, "s3://key:secret@bucket/flow")
+    assert "holds the images that are read" in refusal(model, images, tmp_path / "link")
+    assert "holds what may be a secret" in refusal(model, images, "s3://key:secret@bucket/flow")
+
+
+def test_flow_that_would_have_two_meanings_is_refused(model: str, frames: Frames, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", frames[:2], ["0.png", "1.png"])
     shutil.copy(images / "0.png", images / "0.jpg")
-    assert "several images named 0" in refusal(images)
+    assert "several images named 0" in refusal(model, images, tmp_path / "flow")
     write_video(images / "preview.mp4", frames[:3, :36, :52])
-    assert "holds 7 images and 1 videos" in refusal(images)
-    assert not output.exists()
+    assert "holds 3 images and 1 videos" in refusal(model, images, tmp_path / "flow")
+    assert not (tmp_path / "flow").exists()
 
 
 def test_images_and_videos_in_one_place_are_refused_on_object_storage_too(

@@ -38,16 +38,26 @@ SMALLEST_FRAMES = {"chairs": (384, 512), "sintel": (436, 1024), "kitti": (370, 1
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_crops_suit_networks_and_frames_and_the_student_sees_less_than_the_teacher(name: str) -> None:
-    recipe = RECIPES[name]
-    teacher, student = recipe.augmentation.crop, recipe.challenge.crop
+def test_a_recipe_s_student_sees_less_than_its_teacher(name: str) -> None:
+    teacher, student = RECIPES[name].augmentation.crop, RECIPES[name].challenge.crop
     assert student.height <= teacher.height
     assert student.width <= teacher.width
     assert student != teacher
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_s_crops_suit_its_networks(name: str) -> None:
+    recipe = RECIPES[name]
     for network in recipe.networks.values():
         multiple = network.build().multiple
-        for crop in (teacher, student):
+        for crop in (recipe.augmentation.crop, recipe.challenge.crop):
             assert crop.height % multiple == crop.width % multiple == 0
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_s_crops_fit_into_its_smallest_frames(name: str) -> None:
+    recipe = RECIPES[name]
+    teacher = recipe.augmentation.crop
     height, width = SMALLEST_FRAMES.get(name.removeprefix("ddflow-"), recipe.clips.min_size)
     assert teacher.height <= height
     assert teacher.width <= width

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from bare_graph import BareGraph
 from clips import render, save_teacher
 from mlflow import MlflowClient
 from mlflow.artifacts import load_text
+from mlflow.entities.model_registry import ModelVersion
 from object_storage import Bucket
 
 from flowcore.networks import tiny
@@ -391,35 +392,47 @@ def test_a_picture_of_other_than_bytes_is_refused(project: Path) -> None:
         run.picture("held out/flow_fw", np.zeros((8, 12, 3)), 11)
 
 
-def test_the_first_model_is_champion_and_only_a_better_one_on_the_same_data_replaces_it(
-    project: Path,
-) -> None:
+def champion_of(project: Path) -> ModelVersion:
+    return client(project).get_model_version_by_alias("teacher", "champion")
+
+
+def registered(project: Path, loss: float, digest: str, judge: Callable[[str], float]) -> bool:
+    """Whether a model becomes champion."""
+    run = finished_run(project)
+    outcome = registry.register(run, "teacher", validation_loss=loss, validation_digest=digest, judge=judge)
+    assert outcome.is_champion == (champion_of(project).run_id == run.run_id)
+    return outcome.is_champion
+
+
+def test_the_first_model_is_champion_with_its_error_and_what_it_was_judged_on(project: Path) -> None:
+    assert registered(project, 2.0, "sintel", unasked)
+    tags = champion_of(project).tags
+    assert (tags["validation.loss"], tags["validation.digest"]) == ("2.0", "sintel")
+
+
+def test_on_the_same_data_only_a_better_model_becomes_champion(project: Path) -> None:
+    losses = (2.0, 2.5, 1.5)
+    assert [registered(project, loss, "sintel", unasked) for loss in losses] == [True, False, True]
+
+
+def test_a_champion_that_another_set_judged_is_judged_again(project: Path) -> None:
     asked = []
 
     def judge(uri: str) -> float:
         asked.append(uri)
-        if len(asked) == 3:
-            raise FileNotFoundError("its folder was deleted")
         return 2.0
 
-    runs = [finished_run(project) for _ in range(6)]
-    outcomes = [
-        registry.register(run, "teacher", validation_loss=loss, validation_digest=digest, judge=judge)
-        for run, loss, digest in zip(
-            runs,
-            (2.0, 2.5, 1.5, 9.0, 1.9, 5.0),
-            ("sintel", "sintel", "sintel", "kitti", "kitti", "chairs"),
-            strict=True,
-        )
-    ]
-    # Where another set judged the champion it is judged again: the fourth is worse than it, the fifth better.
-    assert [outcome.is_champion for outcome in outcomes] == [True, False, True, False, True, True]
-    assert asked == ["models:/teacher/3", "models:/teacher/3", "models:/teacher/5"]
-    assert [outcome.uri for outcome in outcomes] == [f"models:/teacher/{number}" for number in range(1, 7)]
-    champion = client(project).get_model_version_by_alias("teacher", "champion")
-    assert champion.run_id == runs[-1].run_id
-    assert champion.tags["validation.loss"] == "5.0"
-    assert champion.tags["validation.digest"] == "chairs"
+    registered(project, 1.5, "sintel", unasked)
+    assert [registered(project, loss, "kitti", judge) for loss in (9.0, 1.9)] == [False, True]
+    assert asked == ["models:/teacher/1"] * 2
+
+
+def test_a_champion_that_cannot_be_judged_again_is_replaced(project: Path) -> None:
+    def judge(uri: str) -> float:
+        raise FileNotFoundError("its folder was deleted")
+
+    registered(project, 1.5, "sintel", unasked)
+    assert registered(project, 5.0, "chairs", judge)
 
 
 def test_a_champion_that_was_crowned_meanwhile_is_compared_too(project: Path) -> None:

@@ -704,9 +704,8 @@ def test_level_weights_that_are_none_or_negative_are_refused(weights: tuple[floa
         Photometric(level_weights=weights)
 
 
-def test_validation_sums_add_and_perfect_flow_has_the_penalty_of_zero() -> None:
-    image = random(0, 1, 3, 16, 16)
-    still = torch.zeros(1, 2, 16, 16)
+def test_perfect_flow_has_the_penalty_of_zero() -> None:
+    image, still = random(0, 1, 3, 16, 16), torch.zeros(1, 2, 16, 16)
     perfect = validate_pair(Batch(image1=image, image2=image), still, still, CHECK)
     assert perfect["pairs"] == 1
     assert perfect["visible"] == 2 * 10 * 10
@@ -714,7 +713,19 @@ def test_validation_sums_add_and_perfect_flow_has_the_penalty_of_zero() -> None:
     assert perfect["unmasked"] == perfect["photometric"]
     assert perfect["pixels"] == 200
     assert perfect["occluded"] == perfect["motion"] == perfect["flow_variance"] == 0
+
+
+def test_uniform_flow_has_its_length_and_is_occluded_where_it_leaves_the_frame() -> None:
+    image, image2, flow = random(0, 1, 3, 16, 16), random(1, 1, 3, 16, 16), uniform(3, 4, 1, 16, 16)
+    moved = validate_pair(Batch(image1=image, image2=image2), flow, -flow, CHECK)
+    assert moved["motion"] == 5
+    assert moved["occluded"] == pytest.approx(1 - 13 * 12 / 256)
+
+
+def test_validation_sums_add() -> None:
+    image, still = random(0, 1, 3, 16, 16), torch.zeros(1, 2, 16, 16)
     image2, flow = random(1, 1, 3, 16, 16), uniform(3, 4, 1, 16, 16)
+    perfect = validate_pair(Batch(image1=image, image2=image), still, still, CHECK)
     moved = validate_pair(Batch(image1=image, image2=image2), flow, -flow, CHECK)
     both = validate_pair(
         Batch(image1=image.repeat(2, 1, 1, 1), image2=torch.cat([image, image2])),
@@ -722,8 +733,6 @@ def test_validation_sums_add_and_perfect_flow_has_the_penalty_of_zero() -> None:
         torch.cat([still, -flow]),
         CHECK,
     )
-    assert moved["motion"] == 5
-    assert moved["occluded"] == pytest.approx(1 - 13 * 12 / 256)
     for key, value in both.items():
         assert value == pytest.approx(perfect[key] + moved[key])
 
