@@ -14,8 +14,9 @@ from pathlib import Path
 
 from flowcore.networks.exported import SMALLEST_SIDE, disagreement, require_exportable, write_graph
 from jobs.command import run
-from pipelines.checkpoints import absolute_model, fetch_model, load_model
+from pipelines.checkpoints import load_model
 from pipelines.disclosure import tell
+from pipelines.models import absolute_model, fetch_model
 from pipelines.storage import Folder, absolute, split
 
 _TOLERANCE = 0.01

@@ -12,11 +12,12 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from jobs.command import run
-from pipelines.checkpoints import absolute_model, fetch_model, load_model
+from pipelines.checkpoints import load_model
 from pipelines.cluster import connect, has_cluster
 from pipelines.collection import absolute_collection
 from pipelines.disclosure import plain, tell
 from pipelines.flow_files import PredictionOptions
+from pipelines.models import absolute_model, fetch_model
 from pipelines.storage import absolute, split
 
 

@@ -15,10 +15,10 @@ from flowcore.objectives import StudentObjective, SupervisedObjective, TeacherOb
 from flowcore.occlusion import OcclusionCheck
 from flowcore.video import ClipOptions
 from jobs.options import REQUIRED
-from pipelines.checkpoints import StartingPoint, absolute_model, starting_point
 from pipelines.filters import PairFilter
 from pipelines.labelling import LabellingOptions
 from pipelines.labels import DEFAULT_MAX_SPREAD
+from pipelines.models import StartingPoint, absolute_model, starting_point
 from pipelines.pair_set import PairSet
 from pipelines.storage import absolute, shared_folder
 from pipelines.teachers import Teachers

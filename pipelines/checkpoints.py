@@ -6,46 +6,36 @@ of weights and configuration, so that a folder whose replacement was interrupted
 recognised instead of being loaded as a mixture.
 """
 
-import atexit
 import hashlib
 import io
 import json
 import pickle
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import safetensors.torch
 import torch
-from pyarrow import ArrowException
-from pyarrow.fs import FileSystem
 from safetensors import SafetensorError
-from torch import Tensor
 
 from flowcore import networks
-from flowcore.networks import ExternalConfig, FlowNetwork, NetworkConfig
+from flowcore.networks import FlowNetwork, NetworkConfig
 from flowcore.records import RECORD_BYTES, parse, record
-from pipelines.storage import Folder, absolute, is_mlflow_uri, patient, write_whole
-
-if TYPE_CHECKING:
-    # Only its type is needed: this module is imported by many processes that don't train.
-    import ray.train
+from pipelines.storage import write_whole
 
 FORMAT = 2
 """Version of the folder's layout; another one is refused."""
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
 STATE_FILE = "state.pt"
-_MOST_BYTES = 2**32
+MOST_BYTES = 2**32
 """Of a model's weights."""
 _HEADER_BYTES = 2**20
 """Of a file of weights beside them, at most."""
 
-_CONTENTS = f"a model is a folder with {WEIGHTS_FILE} and {CARD_FILE}"
+CONTENTS = f"a model is a folder with {WEIGHTS_FILE} and {CARD_FILE}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +97,7 @@ def load_model(folder: Path) -> tuple[FlowNetwork, ModelInfo]:
     Leaves torch's global generator as it was. FileNotFoundError if there is no model, ValueError if it can't
     be read.
     """
-    info, weights = _read(folder)
+    info, weights = read_model(folder)
     with torch.random.fork_rng(devices=[]):
         network = info.config.build()
     load_weights(network, weights, folder / WEIGHTS_FILE)
@@ -117,56 +107,13 @@ def load_model(folder: Path) -> tuple[FlowNetwork, ModelInfo]:
 def load_weights_into(network: FlowNetwork, folder: Path) -> ModelInfo:
     """Replaces the weights of `network` by those in a folder; ValueError if its network is configured
     otherwise."""
-    info, weights = _read(folder)
-    _require_same(network.config, info.config, str(folder))
+    info, weights = read_model(folder)
+    require_same(network.config, info.config, str(folder))
     load_weights(network, weights, folder / WEIGHTS_FILE)
     return info
 
 
-@dataclass(frozen=True, kw_only=True)
-class StartingPoint:
-    """What a training begins with."""
-
-    network: NetworkConfig
-    weights: Mapping[str, Tensor] | None = None
-    """By the names of the network's parameters; None for fresh ones."""
-    info: ModelInfo | None = None
-    """What the model says that the weights come from; None for fresh ones."""
-    uri: str | None = None
-    """Where the model lies; None for fresh weights."""
-
-    @property
-    def generation(self) -> int:
-        """See `ModelInfo.generation`; 0 for fresh weights."""
-        return 0 if self.info is None else self.info.generation
-
-    def require(self, network: NetworkConfig) -> None:
-        """ValueError where the model's network is another one."""
-        _require_same(network, self.network, self.uri or "fresh weights")
-
-
-def starting_point(init: str | None, network: NetworkConfig) -> StartingPoint:
-    """The model at `init`, see `fetch_model`; without one, `network` with fresh weights.
-
-    ValueError for another library's network: those make labels, and can't be trained here.
-    """
-    if init is None:
-        return StartingPoint(network=network)
-    config: NetworkConfig | None = networks.external_network(init)
-    if config is None:
-        folder = fetch_model(init)
-        # Not built before it is known to be ours: its library may be missing where a student is trained.
-        config = _read(folder)[0].config
-    if isinstance(config, ExternalConfig):
-        raise ValueError(
-            f"{init} is {config.uri}, which makes labels and can't be trained here; give --init fresh to "
-            "train the recipe's network from fresh weights, or another model"
-        )
-    loaded, info = load_model(folder)
-    return StartingPoint(network=config, weights=loaded.state_dict(), info=info, uri=init)
-
-
-def _require_same(here: NetworkConfig, there: NetworkConfig, place: str) -> None:
+def require_same(here: NetworkConfig, there: NetworkConfig, place: str) -> None:
     """ValueError, with what differs, where the network of a checkpoint is configured otherwise."""
     ours, theirs = networks.to_dict(here), networks.to_dict(there)
     differing = [
@@ -186,7 +133,7 @@ def model_digest(folder: Path) -> str:
 
     Provenance doesn't count: the same weights made twice are the same teacher.
     """
-    return _read(folder)[0].digest
+    return read_model(folder)[0].digest
 
 
 def save_training_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -216,97 +163,24 @@ def load_training_state(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged or no training state; resume from an earlier one") from error
 
 
-def absolute_model(uri: str, option: str) -> str:
-    """What `fetch_model` takes, with a path made absolute as `storage.absolute` does; URIs and the names of
-    other libraries' networks stay."""
-    return uri if networks.external_network(uri) is not None else absolute(uri, option)
-
-
-def fetch_model(uri: str) -> Path:
-    """The local folder of the model at `uri`; a remote one is copied to where it vanishes with the process.
-
-    `uri` is a local path, a URI that pyarrow reads (s3://, gs://, file://), `runs:/<run id>/model`,
-    `models:/<name>@<alias>` or `models:/<name>/<version>`; FileNotFoundError where there is no model, and
-    ConnectionError where that can't be told now. Or it
-    is `opencv:<name>`, a classical method, or `torchvision:<name>` or `ptlflow:<name>`, that library's
-    network with the weights that it publishes; raises what `ExternalConfig.build` and
-    `ExternalNetwork.load_pretrained` raise.
-    """
-    if (external := networks.external_network(uri)) is not None:
-        return _fetch_external(external)
-    if is_mlflow_uri(uri):
-        # Brings MLflow, which would cost each of Ray's workers a second: they import this module.
-        from pipelines import registry
-
-        return _model_folder(registry.download(uri), uri)
-    if "://" not in uri:
-        return _model_folder(Path(absolute(uri, "model")), uri)
-    folder = vanishing_folder()
-    try:
-        for name, most in ((WEIGHTS_FILE, _MOST_BYTES), (CARD_FILE, RECORD_BYTES)):
-            if (found := Folder(uri).size(name) or 0) > most:
-                raise ValueError(f"{name} at {uri} has {found} bytes, and at most {most} are read")
-            (folder / name).write_bytes(Folder(uri).read(name))
-    except (ArrowException, FileNotFoundError) as error:
-        raise FileNotFoundError(
-            f"there is no model at {uri} ({error}); {_CONTENTS}; check the address"
-        ) from error
-    except OSError as error:
-        raise ConnectionError(
-            f"the model at {uri} can't be read now ({error}); check the storage and its credentials"
-        ) from error
-    return folder
-
-
-@patient
-def copy_model(checkpoint: "ray.train.Checkpoint", folder: Path) -> None:
-    """Copies the model out of Ray Train's checkpoint, without the optimiser's state, which is twice as
-    large."""
-    filesystem = cast(FileSystem, checkpoint.filesystem)
-    for name in (WEIGHTS_FILE, CARD_FILE):
-        with filesystem.open_input_file(f"{checkpoint.path}/{name}") as file:
-            (folder / name).write_bytes(file.read())
-
-
-def _fetch_external(config: ExternalConfig) -> Path:
-    with torch.random.fork_rng(devices=[]):
-        network = config.build()
-    provenance = {
-        "stage": "external",
-        "network": config.uri,
-        "weights": network.load_pretrained(),
-        "version": network.version,
-    }
-    folder = vanishing_folder()
-    save_model(folder, network, provenance)
-    return folder
-
-
-def vanishing_folder() -> Path:
-    """A new empty folder, deleted when this process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="distillflow-model-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def _model_folder(folder: Path, name: object) -> Path:
+def model_folder(folder: Path, name: object) -> Path:
     """`folder`, if there is a model in it; FileNotFoundError or ValueError otherwise."""
     if folder.is_file():
         raise ValueError(
-            f"{name} is a file, and {_CONTENTS}; pickled checkpoints (.pt, .pth, .ckpt, .tar) are never "
+            f"{name} is a file, and {CONTENTS}; pickled checkpoints (.pt, .pth, .ckpt, .tar) are never "
             "read, because reading one runs the code in it"
         )
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no model folder {name}; train one, or check the path")
     missing = [file for file in (WEIGHTS_FILE, CARD_FILE) if not (folder / file).is_file()]
     if missing:
-        raise FileNotFoundError(f"there is no {' and no '.join(missing)} in {name}; {_CONTENTS}")
+        raise FileNotFoundError(f"there is no {' and no '.join(missing)} in {name}; {CONTENTS}")
     return folder
 
 
-def _read(folder: Path) -> tuple[ModelInfo, bytes]:
+def read_model(folder: Path) -> tuple[ModelInfo, bytes]:
     """(what the folder's card says, the bytes of its weights), checked to belong together."""
-    _model_folder(folder, folder)
+    model_folder(folder, folder)
     path = folder / CARD_FILE
     try:
         if (found := path.stat().st_size) > RECORD_BYTES:
@@ -335,7 +209,7 @@ def _weights(path: Path, wanted: int | None) -> bytes:
     """The content of a file of weights; ValueError where it has other sizes than a network of so many bytes,
     which would be made next, or than any has."""
     found = path.stat().st_size
-    least, most = (0, _MOST_BYTES) if wanted is None else (wanted, min(wanted + _HEADER_BYTES, _MOST_BYTES))
+    least, most = (0, MOST_BYTES) if wanted is None else (wanted, min(wanted + _HEADER_BYTES, MOST_BYTES))
     if least <= found <= most:
         return path.read_bytes()
     with path.open("rb") as file:

@@ -12,7 +12,8 @@ from flowcore.inference import InferenceOptions, estimate_frames
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import OcclusionCheck
 from flowcore.shapes import FlowArray, Frame
-from pipelines.checkpoints import absolute_model, fetch_model, load_model
+from pipelines.checkpoints import load_model
+from pipelines.models import absolute_model, fetch_model
 
 ZERO = "zero"
 """The name of the model that predicts no motion."""
@@ -32,7 +33,7 @@ class Estimator(Protocol):
 
 
 def absolute_estimator(model: str, option: str) -> str:
-    """What `load_estimator` takes, with a path made absolute as `checkpoints.absolute_model` does."""
+    """What `load_estimator` takes, with a path made absolute as `models.absolute_model` does."""
     return model if model == ZERO else absolute_model(model, option)
 
 

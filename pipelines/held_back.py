@@ -27,8 +27,9 @@ from flowcore.objectives import validate_pair
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
 from flowcore.shapes import Mask
-from pipelines.checkpoints import copy_model, load_model
+from pipelines.checkpoints import load_model
 from pipelines.labels import decode_occlusion
+from pipelines.models import copy_model
 from pipelines.pair_set import PairSet
 from pipelines.room import num_cores
 from pipelines.validation import score_of

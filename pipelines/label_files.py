@@ -28,8 +28,9 @@ from flowcore.records import LIST_BYTES
 from flowcore.shapes import Flow, Mask, to_images
 from pipelines.labels import MOST_FLOW, PAIR_ID, beside, decode_occlusion, label_columns
 from pipelines.ledger import write_ledger
-from pipelines.pair_set import PairSet, SetDescription
+from pipelines.pair_set import PairSet
 from pipelines.sample_set import SAMPLE_CODEC, frame_pair, in_parts, sample_set
+from pipelines.set_description import SetDescription
 from pipelines.set_files import read_record, require_plain
 from pipelines.storage import Folder, join, json_bytes
 

@@ -29,8 +29,8 @@ from pipelines.ledger import (
     with_pairs,
 )
 from pipelines.messages import VideoEnded
-from pipelines.pair_set import SetDescription, describe_set
 from pipelines.room import Accelerator
+from pipelines.set_description import SetDescription, describe_set
 from pipelines.set_files import require_plain
 from pipelines.storage import Folder, storage_of
 from pipelines.tally import Tally

@@ -9,7 +9,7 @@ from typing import Literal
 from pipelines.collection import Stamp, find_videos, stamps_of
 from pipelines.labelling_progress import LabellingProgress, read_progress
 from pipelines.ledger import MANIFEST_FILE, VideoRecord, read_ledger, read_manifest, short_reason
-from pipelines.pair_set import description_at
+from pipelines.set_description import description_at
 from pipelines.storage import Folder
 
 _LONGEST = 3e9

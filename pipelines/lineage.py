@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.checkpoints import StartingPoint, fetch_model
 from pipelines.disclosure import tell
+from pipelines.models import StartingPoint, fetch_model
 from pipelines.pair_set import PairSet
 from pipelines.registry import register, run_of
 from pipelines.storage import PROJECT_FOLDER, absolute, is_mlflow_uri

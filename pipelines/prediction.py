@@ -20,12 +20,13 @@ from flowcore.drawing import motion_scale
 from flowcore.networks import FlowNetwork
 from flowcore.records import record
 from flowcore.video import VideoError
-from pipelines.checkpoints import fetch_model, load_model
+from pipelines.checkpoints import load_model
 from pipelines.collection import VideoSource, stamp_of
 from pipelines.decoding import DecoderProcess
 from pipelines.destinations import destinations, flow_name
 from pipelines.flow_files import FLOW_ENDINGS, PredictionOptions, draw, write_pair
 from pipelines.inference import VideoFlow
+from pipelines.models import fetch_model
 from pipelines.progress import bar
 from pipelines.room import predicting_room
 from pipelines.set_files import read_record, require_plain

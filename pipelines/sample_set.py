@@ -15,8 +15,9 @@ from flowcore.datasets import Sample, Truth
 from flowcore.formats import FrameCodec
 from pipelines.labels import encode_shard, pair_columns, pair_id
 from pipelines.ledger import MANIFEST_FILE, VideoRecord, write_manifest
-from pipelines.pair_set import PairSet, SetDescription, describe_set
+from pipelines.pair_set import PairSet
 from pipelines.progress import bar
+from pipelines.set_description import SetDescription, describe_set
 from pipelines.shard_files import shard_at, shard_name
 from pipelines.storage import Folder
 

@@ -20,7 +20,8 @@ from pipelines.ledger import (
     write_video_record,
 )
 from pipelines.messages import STAGES, Message, Shard, VideoEnded
-from pipelines.pair_set import TEACHER_FOLDER, description_at
+from pipelines.pair_set import TEACHER_FOLDER
+from pipelines.set_description import description_at
 from pipelines.shard_files import require_own, video_of_shards
 from pipelines.storage import STORAGE_THREADS, Folder, concurrently
 

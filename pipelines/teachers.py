@@ -14,6 +14,7 @@ from flowcore import networks
 from flowcore.networks import FlowNetwork, NetworkConfig
 from pipelines import checkpoints
 from pipelines.checkpoints import CARD_FILE, WEIGHTS_FILE, ModelInfo
+from pipelines.models import fetch_model
 from pipelines.storage import Folder
 
 
@@ -50,8 +51,8 @@ class Teachers:
 
     @classmethod
     def fetched(cls, uris: Sequence[str]) -> Self:
-        """Those that `checkpoints.fetch_model` finds by these names."""
-        folders = tuple(checkpoints.fetch_model(uri) for uri in uris)
+        """Those that `models.fetch_model` finds by these names."""
+        folders = tuple(fetch_model(uri) for uri in uris)
         infos = tuple(checkpoints.load_model(folder)[1] for folder in folders)
         return cls(uris=tuple(uris), folders=folders, infos=infos)
 

@@ -19,8 +19,8 @@ from flowcore.hallucination import Transformation
 from flowcore.networks import NetworkConfig
 from flowcore.objectives import Objective
 from pipelines import progress, worker
-from pipelines.checkpoints import StartingPoint, copy_model, vanishing_folder
 from pipelines.held_back import SCORE, HeldBack, Validation
+from pipelines.models import StartingPoint, copy_model, vanishing_folder
 from pipelines.pair_set import PairSet, one_of_each_size
 from pipelines.room import TrainingRoom, resources, training_room
 from pipelines.split import hold_back

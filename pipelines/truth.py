@@ -7,8 +7,9 @@ import pyarrow as pa
 
 from flowcore.datasets import Sample, find_samples, load, samples_digest
 from pipelines.labels import beside, truth_columns
-from pipelines.pair_set import PairSet, SetDescription
+from pipelines.pair_set import PairSet
 from pipelines.sample_set import SAMPLE_CODEC, frame_pair, sample_set
+from pipelines.set_description import SetDescription
 from pipelines.storage import join
 
 

@@ -25,7 +25,6 @@ from flowcore.networks import FlowNetwork
 from flowcore.objectives import Estimator
 from pipelines import progress
 from pipelines.checkpoints import (
-    StartingPoint,
     load_training_state,
     load_weights_into,
     save_model,
@@ -34,6 +33,7 @@ from pipelines.checkpoints import (
 from pipelines.feed import Plan, batches
 from pipelines.held_back import SCORE, Validation
 from pipelines.logbook import Logbook
+from pipelines.models import StartingPoint
 from pipelines.room import num_cores
 from pipelines.split import hold_back, part_of
 from pipelines.step import OptimiserStep, Taken

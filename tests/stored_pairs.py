@@ -10,7 +10,7 @@ from flowcore.formats import FrameCodec
 from flowcore.pseudolabels import label_grid
 from pipelines.labels import LABEL_SCHEMA, PAIR_SCHEMA, encode_shard, masks, pair_id, quantized
 from pipelines.ledger import VIDEO_FILE, VideoRecord, write_manifest
-from pipelines.pair_set import SetDescription, describe_set
+from pipelines.set_description import SetDescription, describe_set
 from pipelines.shard_files import shard_name
 from pipelines.storage import Folder
 

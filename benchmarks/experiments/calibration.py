@@ -37,8 +37,9 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.pseudolabels import pseudo_labels
 from flowcore.scenes import SceneOptions, render_scene
 from flowcore.shapes import to_images
-from pipelines.checkpoints import fetch_model, load_model
+from pipelines.checkpoints import load_model
 from pipelines.labels import decode_flow, label_columns
+from pipelines.models import fetch_model
 from pipelines.storage import write_whole
 
 RECORDS = RESULTS / "calibration"

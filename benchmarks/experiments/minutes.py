@@ -33,9 +33,10 @@ from flowcore.pairs import Batch
 from flowcore.shapes import to_images
 from jobs import distill, pseudolabel, train_teacher
 from jobs.recipes import RECIPES
-from pipelines.checkpoints import fetch_model, load_model, save_model
+from pipelines.checkpoints import load_model, save_model
 from pipelines.cluster import connect
 from pipelines.held_back import REFEREE
+from pipelines.models import fetch_model
 from pipelines.storage import PROJECT_FOLDER
 from pipelines.training_options import TrainingOptions
 from pipelines.worker import KEPT_FOLDER

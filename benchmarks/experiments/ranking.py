@@ -16,9 +16,10 @@ import torch
 from benchmarks import report
 from benchmarks.experiments.cells import KINDS, TEST_SCENES, truth
 from flowcore.occlusion import OcclusionCheck
-from pipelines.checkpoints import fetch_model, load_model
+from pipelines.checkpoints import load_model
 from pipelines.cluster import connect
 from pipelines.held_back import HeldBack
+from pipelines.models import fetch_model
 from pipelines.truth import truth_set
 
 _SCORES = ("comparable", "unmasked", "photometric")

@@ -21,9 +21,10 @@ from benchmarks import report
 from benchmarks.inputs import real_sets
 from jobs import distill, evaluate, pseudolabel
 from jobs.stages import Evaluate
-from pipelines.checkpoints import fetch_model, load_model, save_model
+from pipelines.checkpoints import load_model, save_model
 from pipelines.cluster import connect
 from pipelines.evaluation import ErrorSummary
+from pipelines.models import fetch_model
 from pipelines.storage import PROJECT_FOLDER
 
 RESULTS = PROJECT_FOLDER / "docs" / "results" / "real-pixels"

@@ -35,8 +35,9 @@ from flowcore.pseudolabels import PseudoLabels, label_grid, pseudo_labels
 from flowcore.scenes import SceneOptions, render_scene
 from flowcore.shapes import to_images
 from flowcore.video import ClipOptions
-from pipelines.checkpoints import fetch_model, load_model
+from pipelines.checkpoints import load_model
 from pipelines.labels import decode_flow, encode_shard, label_columns, masks, quantized, stored_pixels
+from pipelines.models import fetch_model
 from pipelines.pair_set import row_values
 from pipelines.storage import PROJECT_FOLDER
 

@@ -15,9 +15,9 @@ from benchmarks.inputs import fresh_teacher, label, render_videos
 from flowcore.objectives import StudentObjective
 from jobs.recipes import RECIPES
 from pipelines import tracking
-from pipelines.checkpoints import starting_point
 from pipelines.cluster import connect
 from pipelines.lineage import StageRun
+from pipelines.models import starting_point
 from pipelines.pair_set import PairSet
 from pipelines.training import Source, train
 from pipelines.validation import CollapseAlarm, Judge

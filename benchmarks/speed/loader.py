@@ -35,10 +35,10 @@ from flowcore.hallucination import Challenge, CopyPaste, RectangleNoise, Superpi
 from flowcore.pairs import Batch, FramePair
 from flowcore.scenes import SceneOptions
 from jobs.recipes import RECIPES
-from pipelines.checkpoints import fetch_model
 from pipelines.cluster import connect
 from pipelines.feed import Plan, batches
 from pipelines.label_files import EXPORT_FILE, export_labels
+from pipelines.models import fetch_model
 from pipelines.pair_set import PairSet
 
 _HEIGHT, _WIDTH, _BATCH = 256, 320, 4

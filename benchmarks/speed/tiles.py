@@ -21,7 +21,8 @@ import torch
 from benchmarks import report
 from flowcore.inference import InferenceOptions, estimate_frames, tiles_of
 from flowcore.scenes import SceneOptions, render_scene
-from pipelines.checkpoints import fetch_model, load_model
+from pipelines.checkpoints import load_model
+from pipelines.models import fetch_model
 
 
 def measure(model: str, pair: Path, tile_pixels: int) -> None:

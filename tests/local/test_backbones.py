@@ -15,10 +15,11 @@ from flowcore.pairs import Batch
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
 from jobs.recipes import RECIPES
-from pipelines.checkpoints import StartingPoint, load_model, save_model, starting_point
+from pipelines.checkpoints import load_model, save_model
 from pipelines.collection import Collection
 from pipelines.held_back import HeldBack
 from pipelines.labelling import LabellingOptions, write_labels, write_pairs
+from pipelines.models import StartingPoint, starting_point
 from pipelines.pair_set import PairSet
 from pipelines.step import OptimiserStep
 from pipelines.teachers import Teachers

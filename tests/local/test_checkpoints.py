@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from flowcore.networks import ExternalConfig, FlowNetwork, PWCNetConfig
-from pipelines import checkpoints
+from pipelines import checkpoints, models
 
 SMALL = PWCNetConfig(
     encoder_widths=(4, 4, 8), decoder_widths=(8, 8), context_widths=(8,), finest_level=2, radius=1
@@ -32,14 +32,14 @@ def same_weights(one: FlowNetwork, other: FlowNetwork) -> bool:
 
 def test_only_a_folder_s_name_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert checkpoints.absolute_model("teacher", "--teacher") == str(tmp_path / "teacher")
+    assert models.absolute_model("teacher", "--teacher") == str(tmp_path / "teacher")
     for uri in (
         "torchvision:raft_small",
         "opencv:dis_medium",
         "models:/flow-teacher@champion",
         "s3://b/model",
     ):
-        assert checkpoints.absolute_model(uri, "--teacher") == uri
+        assert models.absolute_model(uri, "--teacher") == uri
 
 
 def test_a_saved_model_comes_back_with_its_weights_configuration_and_provenance(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_pickle_is_refused_and_its_code_is_not_run(tmp_path: Path, form: str) 
     with pytest.raises(ValueError, match="is a pickle, never read"):
         checkpoints.load_model(folder)
     with pytest.raises(ValueError, match="never read"):
-        checkpoints.fetch_model(str(path))
+        models.fetch_model(str(path))
     assert not sprung.exists()
 
 
@@ -271,16 +271,16 @@ def test_a_truncated_state_is_named(tmp_path: Path) -> None:
 def test_a_model_is_found_by_path_and_by_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = checkpoints.save_model(tmp_path / "model", network(), {})
     monkeypatch.chdir(tmp_path)
-    assert checkpoints.fetch_model("model") == tmp_path / "model"
-    assert checkpoints.fetch_model(str(tmp_path / "model")) == tmp_path / "model"
-    copied = checkpoints.fetch_model(f"file://{tmp_path}/model")
+    assert models.fetch_model("model") == tmp_path / "model"
+    assert models.fetch_model(str(tmp_path / "model")) == tmp_path / "model"
+    copied = models.fetch_model(f"file://{tmp_path}/model")
     assert checkpoints.model_digest(copied) == digest
 
 
 @pytest.mark.parametrize("uri", ["absent", "file:///absent/model", "gopher://host/model"])
 def test_a_model_that_is_nowhere_is_named(uri: str) -> None:
     with pytest.raises(FileNotFoundError, match=uri):
-        checkpoints.fetch_model(uri)
+        models.fetch_model(uri)
 
 
 def test_a_relative_model_is_refused_in_the_working_folder_of_a_ray_job(
@@ -290,13 +290,13 @@ def test_a_relative_model_is_refused_in_the_working_folder_of_a_ray_job(
     checkpoints.save_model(copy / "model", network(), {})
     monkeypatch.chdir(copy)
     with pytest.raises(ValueError, match="absolute path"):
-        checkpoints.fetch_model("model")
+        models.fetch_model("model")
 
 
 def test_a_training_starts_from_the_weights_of_a_model_whatever_network_is_given(tmp_path: Path) -> None:
     saved = network()
     digest = checkpoints.save_model(tmp_path, saved, {})
-    start = checkpoints.starting_point(str(tmp_path), PWCNetConfig())
+    start = models.starting_point(str(tmp_path), PWCNetConfig())
     assert start.network == SMALL
     assert start.weights is not None
     assert start.weights.keys() == saved.state_dict().keys()
@@ -306,7 +306,7 @@ def test_a_training_starts_from_the_weights_of_a_model_whatever_network_is_given
 
 
 def test_a_training_without_a_model_starts_from_fresh_weights_of_the_network_given() -> None:
-    assert checkpoints.starting_point(None, SMALL) == checkpoints.StartingPoint(network=SMALL)
+    assert models.starting_point(None, SMALL) == models.StartingPoint(network=SMALL)
 
 
 EXTERNAL = pytest.mark.parametrize("uri", ["torchvision:raft_small", "ptlflow:raft"])
@@ -317,13 +317,13 @@ def test_an_external_network_needs_its_library_to_label(uri: str, monkeypatch: p
     library = uri.partition(":")[0]
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(RuntimeError, match=rf"pip install -e '\.\[{library}\]'"):
-        checkpoints.fetch_model(uri)
+        models.fetch_model(uri)
 
 
 @EXTERNAL
 def test_an_external_network_is_never_trained(uri: str) -> None:
     with pytest.raises(ValueError, match=f"{uri}, which makes labels .* give --init fresh"):
-        checkpoints.starting_point(uri, SMALL)
+        models.starting_point(uri, SMALL)
 
 
 def published(config: ExternalConfig, hub: Path) -> FlowNetwork:
@@ -354,7 +354,7 @@ def test_an_external_network_is_fetched_with_its_weights_and_saved_like_any_othe
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     config = ExternalConfig(library=library, name=name)  # type: ignore[arg-type]
     theirs = published(config, tmp_path / "hub")
-    loaded, info = checkpoints.load_model(checkpoints.fetch_model(config.uri))
+    loaded, info = checkpoints.load_model(models.fetch_model(config.uri))
     assert same_weights(theirs, loaded)
     assert loaded.config == config
     assert info.provenance["network"] == config.uri
@@ -374,4 +374,4 @@ def test_weights_that_cannot_be_downloaded_are_an_error_with_the_remedy(
     # nobody listens there
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(OSError, match=f"put the file into {tmp_path}/hub/checkpoints"):
-        checkpoints.fetch_model(f"{library}:raft_small")
+        models.fetch_model(f"{library}:raft_small")

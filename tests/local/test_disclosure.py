@@ -32,7 +32,7 @@ from pipelines import disclosure, tracking
 from pipelines.collection import Collection
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.ledger import read_ledger
-from pipelines.pair_set import DESCRIPTION_FILE
+from pipelines.set_description import DESCRIPTION_FILE
 from pipelines.storage import Folder, absolute
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -16,7 +16,8 @@ from jobs import distill
 from jobs.recipes import RECIPES
 from jobs.stages import Distill
 from pipelines import registry, tracking
-from pipelines.checkpoints import ModelInfo, fetch_model, load_model, save_model
+from pipelines.checkpoints import ModelInfo, load_model, save_model
+from pipelines.models import fetch_model
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -24,7 +24,8 @@ from pipelines.filters import PairFilter
 from pipelines.labelling import LabellingOptions, write_labels
 from pipelines.labels import LABEL_SCHEMA, PAIR_SCHEMA, encode_shard, pair_id
 from pipelines.ledger import VideoRecord, write_manifest
-from pipelines.pair_set import PairSet, SetDescription, describe_set
+from pipelines.pair_set import PairSet
+from pipelines.set_description import SetDescription, describe_set
 from pipelines.shard_files import shard_name
 from pipelines.split import hold_back, part_of
 from pipelines.storage import Folder

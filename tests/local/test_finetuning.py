@@ -20,13 +20,14 @@ from flowcore.video import ClipOptions
 from jobs import finetune, rerun
 from jobs.recipes import RECIPES
 from pipelines import recorded, registry, tracking
-from pipelines.checkpoints import fetch_model, load_model, save_model
+from pipelines.checkpoints import load_model, save_model
 from pipelines.collection import Collection
 from pipelines.estimators import NetworkEstimator
 from pipelines.evaluation import Errors, pair_errors
 from pipelines.held_back import HeldBack
 from pipelines.labelling import LabellingOptions, write_labels
 from pipelines.ledger import MANIFEST_FILE
+from pipelines.models import fetch_model
 from pipelines.pair_set import PairSet
 from pipelines.revision import PACKAGES_FILE
 from pipelines.teachers import Teachers

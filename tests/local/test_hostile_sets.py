@@ -25,7 +25,7 @@ from jobs import distill, export_labels, finetune, gallery, pseudolabel
 from jobs.command import run, run_recipe
 from pipelines.labels import beside, encode_shard, label_columns, pair_columns, pair_id
 from pipelines.ledger import VideoRecord, write_ledger, write_manifest
-from pipelines.pair_set import SetDescription, describe_set
+from pipelines.set_description import SetDescription, describe_set
 from pipelines.storage import Folder
 
 HEIGHT, WIDTH, PAIRS = 40, 64, 4

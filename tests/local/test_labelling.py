@@ -24,7 +24,7 @@ from flowcore.networks import FlowNetwork
 from flowcore.occlusion import OcclusionCheck
 from flowcore.shapes import Flow, Mask, to_images
 from flowcore.video import ClipOptions
-from pipelines.checkpoints import fetch_model, model_digest
+from pipelines.checkpoints import model_digest
 from pipelines.collection import Collection, Stamp, VideoSource, find_videos, stamp_of
 from pipelines.labelling import LabellingOptions, LabellingSummary, write_labels, write_pairs
 from pipelines.labelling_progress import LabellingProgress
@@ -33,7 +33,9 @@ from pipelines.labelling_status import labelling_status
 from pipelines.labels import decode_occlusion, decode_row
 from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE
 from pipelines.messages import Message
-from pipelines.pair_set import DESCRIPTION_FILE, PairSet
+from pipelines.models import fetch_model
+from pipelines.pair_set import PairSet
+from pipelines.set_description import DESCRIPTION_FILE
 from pipelines.shards import RayGraph
 from pipelines.teachers import Teachers
 

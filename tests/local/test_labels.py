@@ -33,7 +33,8 @@ from pipelines.labels import (
     stored_pixels,
 )
 from pipelines.ledger import MANIFEST_FILE, VideoRecord, write_manifest
-from pipelines.pair_set import PairSet, SetDescription, SetKind, describe_set
+from pipelines.pair_set import PairSet
+from pipelines.set_description import SetDescription, SetKind, describe_set
 from pipelines.shard_files import shard_name
 from pipelines.storage import Folder
 

@@ -19,7 +19,8 @@ from flowcore.scenes import SceneOptions, render_scene, write_video
 from jobs import distill, rerun
 from jobs.stages import LabelledStage
 from pipelines import registry, tracking
-from pipelines.checkpoints import fetch_model, load_model, save_model
+from pipelines.checkpoints import load_model, save_model
+from pipelines.models import fetch_model
 from pipelines.training import Source
 
 # Ray's workers have no test module to import it from.

@@ -25,9 +25,10 @@ from flowcore.scenes import Scene, SceneOptions, render_scene, write_video
 from jobs import distill, finetune, pseudolabel, train_teacher
 from jobs.recipes import RECIPES
 from jobs.stages import Distill, TrainingStage
-from pipelines.checkpoints import StartingPoint, model_digest, save_model
+from pipelines.checkpoints import model_digest, save_model
 from pipelines.collection import Collection
 from pipelines.labelling import LabellingOptions, write_labels, write_pairs
+from pipelines.models import StartingPoint
 from pipelines.pair_set import PairSet
 from pipelines.step import OptimiserStep, Taken
 from pipelines.teachers import Teachers

@@ -19,13 +19,14 @@ from flowcore.formats import write_image
 from flowcore.occlusion import OcclusionCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
-from pipelines.checkpoints import fetch_model, model_digest, save_model
+from pipelines.checkpoints import model_digest, save_model
 from pipelines.collection import Collection, find_videos, stamp_of
 from pipelines.copies import possible_copies
 from pipelines.labelling import LabellingOptions, LabellingSummary, write_labels, write_pairs
 from pipelines.labelling_progress import LabellingProgress, read_progress
 from pipelines.ledger import LEDGER_FILE, MANIFEST_FILE, VIDEO_FILE, read_ledger
 from pipelines.messages import STAGES
+from pipelines.models import fetch_model
 from pipelines.pair_set import PairSet
 from pipelines.teachers import Teachers
 

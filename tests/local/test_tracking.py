@@ -34,11 +34,12 @@ from flowcore.video import ClipOptions
 from jobs import predict
 from jobs.command import run as run_job
 from pipelines import registry, revision, tracking
-from pipelines.checkpoints import ModelInfo, StartingPoint
+from pipelines.checkpoints import ModelInfo
 from pipelines.collection import Collection
 from pipelines.held_back import HeldBack
 from pipelines.labelling import LabellingOptions, write_labels
 from pipelines.lineage import Made, StageRun, lineage
+from pipelines.models import StartingPoint
 from pipelines.pair_set import PairSet
 from pipelines.teachers import Teachers
 from pipelines.tracking import Run

@@ -34,7 +34,6 @@ from pipelines import tracking
 from pipelines.checkpoints import (
     CARD_FILE,
     WEIGHTS_FILE,
-    StartingPoint,
     load_model,
     load_training_state,
     save_model,
@@ -44,6 +43,7 @@ from pipelines.feed import Plan
 from pipelines.held_back import HeldBack, Validation
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.lineage import StageRun
+from pipelines.models import StartingPoint
 from pipelines.pair_set import PairSet, one_of_each_size
 from pipelines.split import hold_back
 from pipelines.training import Source, Trained, train

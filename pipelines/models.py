@@ -1,0 +1,155 @@
+"""Which model does a name mean?
+
+A folder, a URI, MLflow's names and other libraries' networks all come down to a folder here. A training
+begins with the model in one, or with fresh weights.
+"""
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from pyarrow import ArrowException
+from pyarrow.fs import FileSystem
+from torch import Tensor
+
+from flowcore import networks
+from flowcore.networks import ExternalConfig, NetworkConfig
+from flowcore.records import RECORD_BYTES
+from pipelines.checkpoints import (
+    CARD_FILE,
+    CONTENTS,
+    MOST_BYTES,
+    WEIGHTS_FILE,
+    ModelInfo,
+    load_model,
+    model_folder,
+    read_model,
+    require_same,
+    save_model,
+)
+from pipelines.storage import Folder, absolute, is_mlflow_uri, patient
+
+if TYPE_CHECKING:
+    # Only its type is needed: this module is imported by many processes that don't train.
+    import ray.train
+
+
+def absolute_model(uri: str, option: str) -> str:
+    """What `fetch_model` takes, with a path made absolute as `storage.absolute` does; URIs and the names of
+    other libraries' networks stay."""
+    return uri if networks.external_network(uri) is not None else absolute(uri, option)
+
+
+def fetch_model(uri: str) -> Path:
+    """The local folder of the model at `uri`; a remote one is copied to where it vanishes with the process.
+
+    `uri` is a local path, a URI that pyarrow reads (s3://, gs://, file://), `runs:/<run id>/model`,
+    `models:/<name>@<alias>` or `models:/<name>/<version>`; FileNotFoundError where there is no model, and
+    ConnectionError where that can't be told now. Or it
+    is `opencv:<name>`, a classical method, or `torchvision:<name>` or `ptlflow:<name>`, that library's
+    network with the weights that it publishes; raises what `ExternalConfig.build` and
+    `ExternalNetwork.load_pretrained` raise.
+    """
+    if (external := networks.external_network(uri)) is not None:
+        return _fetch_external(external)
+    if is_mlflow_uri(uri):
+        # Brings MLflow, which would cost each of Ray's workers a second: they import this module.
+        from pipelines import registry
+
+        return model_folder(registry.download(uri), uri)
+    if "://" not in uri:
+        return model_folder(Path(absolute(uri, "model")), uri)
+    folder = vanishing_folder()
+    try:
+        for name, most in ((WEIGHTS_FILE, MOST_BYTES), (CARD_FILE, RECORD_BYTES)):
+            if (found := Folder(uri).size(name) or 0) > most:
+                raise ValueError(f"{name} at {uri} has {found} bytes, and at most {most} are read")
+            (folder / name).write_bytes(Folder(uri).read(name))
+    except (ArrowException, FileNotFoundError) as error:
+        raise FileNotFoundError(
+            f"there is no model at {uri} ({error}); {CONTENTS}; check the address"
+        ) from error
+    except OSError as error:
+        raise ConnectionError(
+            f"the model at {uri} can't be read now ({error}); check the storage and its credentials"
+        ) from error
+    return folder
+
+
+@patient
+def copy_model(checkpoint: "ray.train.Checkpoint", folder: Path) -> None:
+    """Copies the model out of Ray Train's checkpoint, without the optimiser's state, which is twice as
+    large."""
+    filesystem = cast(FileSystem, checkpoint.filesystem)
+    for name in (WEIGHTS_FILE, CARD_FILE):
+        with filesystem.open_input_file(f"{checkpoint.path}/{name}") as file:
+            (folder / name).write_bytes(file.read())
+
+
+def _fetch_external(config: ExternalConfig) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        network = config.build()
+    provenance = {
+        "stage": "external",
+        "network": config.uri,
+        "weights": network.load_pretrained(),
+        "version": network.version,
+    }
+    folder = vanishing_folder()
+    save_model(folder, network, provenance)
+    return folder
+
+
+def vanishing_folder() -> Path:
+    """A new empty folder, deleted when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="distillflow-model-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartingPoint:
+    """What a training begins with."""
+
+    network: NetworkConfig
+    weights: Mapping[str, Tensor] | None = None
+    """By the names of the network's parameters; None for fresh ones."""
+    info: ModelInfo | None = None
+    """What the model says that the weights come from; None for fresh ones."""
+    uri: str | None = None
+    """Where the model lies; None for fresh weights."""
+
+    @property
+    def generation(self) -> int:
+        """See `ModelInfo.generation`; 0 for fresh weights."""
+        return 0 if self.info is None else self.info.generation
+
+    def require(self, network: NetworkConfig) -> None:
+        """ValueError where the model's network is another one."""
+        require_same(network, self.network, self.uri or "fresh weights")
+
+
+def starting_point(init: str | None, network: NetworkConfig) -> StartingPoint:
+    """The model at `init`, see `fetch_model`; without one, `network` with fresh weights.
+
+    ValueError for another library's network: those make labels, and can't be trained here.
+    """
+    if init is None:
+        return StartingPoint(network=network)
+    config: NetworkConfig | None = networks.external_network(init)
+    if config is None:
+        folder = fetch_model(init)
+        # Not built before it is known to be ours: its library may be missing where a student is trained.
+        config = read_model(folder)[0].config
+    if isinstance(config, ExternalConfig):
+        raise ValueError(
+            f"{init} is {config.uri}, which makes labels and can't be trained here; give --init fresh to "
+            "train the recipe's network from fresh weights, or another model"
+        )
+    loaded, info = load_model(folder)
+    return StartingPoint(network=config, weights=loaded.state_dict(), info=info, uri=init)
