@@ -1,7 +1,8 @@
-"""How do a process and its confined child talk? In messages of JSON and bytes, which can't run code.
+"""How does a process talk to its confined child?
 
-A message is a header, which is a JSON object, and some bodies, which are bytes. Its size comes first and is
-compared with what the receiver will take before any of it is read.
+In messages of JSON and bytes, which can't run code. A message is a header, which is a JSON object, and some
+bodies, which are bytes. Its size comes first and is compared with what the receiver will take before any of
+it is read.
 """
 
 import json

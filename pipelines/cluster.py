@@ -1,4 +1,4 @@
-"""How does a job join a Ray cluster, and how does Ray behave once it has?
+"""How does a job use Ray? In the cluster that it joins or starts, with the settings made here.
 
 Ray is imported where it is used: the options of every job come from modules that import this one, and
 `--help` should not wait for Ray.

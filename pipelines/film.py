@@ -1,8 +1,12 @@
-"""How do pictures become a video?"""
+"""How is a video's flow drawn? As pictures, and as a film of them.
+
+Pictures are drawn when all flow is there, so that one scale serves the whole video: in pictures with scales
+of their own the same colour would be another speed.
+"""
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,13 +14,56 @@ import av
 import numpy as np
 from av.container import OutputContainer
 
-from flowcore.drawing import Picture
+from flowcore.drawing import (
+    Cell,
+    Picture,
+    flow_colors,
+    flow_legend,
+    occlusion_image,
+    panel,
+    with_arrows,
+)
+from flowcore.formats import decode_flow, decode_mask, encode_image
+from pipelines.collection import VideoSource
+from pipelines.decoding import DecoderProcess
+from pipelines.destinations import flow_name
+from pipelines.flow_files import OCCLUSION, PICTURE, SUFFIXES, PredictionOptions
+from pipelines.inference import SeenPair, seen_pairs
 from pipelines.storage import Folder
 
 FILM_NAME = "flow.mp4"
 _DEFAULT_RATE = Fraction(25)
 _FASTEST, _SLOWEST = 1000.0, 10.0
 """Pictures a second, and seconds of a picture, that are still taken for a video's own."""
+
+
+def draw(source: VideoSource, folder: Folder, options: PredictionOptions, scale: float) -> None:
+    """Draws the pairs whose flow lies in the folder; `scale` pixels are drawn in full colour."""
+    with ExitStack() as stack:
+        decoder = stack.enter_context(DecoderProcess())
+        shown = stack.enter_context(film(folder)) if options.video else None
+        for pair in seen_pairs(decoder, source, stride=options.stride, most=options.limit):
+            picture = _picture(folder, flow_name(source, pair.index), pair, options, scale)
+            if options.pictures:
+                name = flow_name(source, pair.index) + PICTURE
+                folder.write(name, encode_image(picture, name))
+            if shown is not None:
+                shown.add(picture, pair.seconds)
+
+
+def _picture(folder: Folder, name: str, pair: SeenPair, options: PredictionOptions, scale: float) -> Picture:
+    file = name + SUFFIXES[options.files]
+    flow, _ = decode_flow(folder.read(file), file, pair.image1.shape[:2])
+    row: list[Cell | None] = [
+        ("frame", with_arrows(pair.image1, flow)),
+        ("flow", flow_colors(flow, scale)),
+    ]
+    if options.occlusion:
+        occluded = decode_mask(folder.read(name + OCCLUSION), name + OCCLUSION)
+        row.append(("white: not seen in the next frame", occlusion_image(occluded)))
+    side = min(128, *pair.image1.shape[:2])
+    row.append((f"up to {scale:.1f} px, darker beyond", flow_legend(side, side)))
+    return panel([row])
 
 
 class Film:

@@ -24,7 +24,8 @@ from pipelines.checkpoints import load_model
 from pipelines.collection import VideoSource, stamp_of
 from pipelines.decoding import DecoderProcess
 from pipelines.destinations import destinations, flow_name
-from pipelines.flow_files import FLOW_ENDINGS, PredictionOptions, draw, write_pair
+from pipelines.film import draw
+from pipelines.flow_files import FLOW_ENDINGS, PredictionOptions, write_pair
 from pipelines.inference import VideoFlow
 from pipelines.models import fetch_model
 from pipelines.progress import bar

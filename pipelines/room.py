@@ -1,4 +1,4 @@
-"""How many processes may each stage have, and what does each ask of Ray?
+"""What share of a cluster does each stage get?
 
 All that depends on the number of CPUs and GPUs is decided here, so that stages that run beside each other
 never ask for more than there is and wait for ever.

@@ -1,5 +1,6 @@
-"""Where does data live? A location is a local path or a URI such as s3://bucket/folder, and every option that
-takes one goes through this module.
+"""Where does data live? At a local path or at a URI such as s3://bucket/folder.
+
+Every location that an option names goes through here.
 
 Two choices aren't obvious. Under `ray job submit` the working folder is a copy of the repository that
 vanishes with the job and lies elsewhere on every node, so a relative path is refused instead of resolved. And

@@ -1,4 +1,4 @@
-"""What has become of each video in a labelling run? It holds a few numbers a video and none a pair."""
+"""What has become of each video in a labelling run? A few numbers a video tell."""
 
 import time
 from collections import Counter, deque

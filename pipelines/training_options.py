@@ -1,4 +1,4 @@
-"""How is a network trained? How long, how fast, and on how many workers."""
+"""Which options does a training have?"""
 
 import math
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
-"""What does one training worker do? It feeds itself and takes its share of every step.
+"""What does one training worker do? Its share of every step.
 
-Its place in the data is the number of steps taken, from which `pipelines.feed` plans the rest. At a
-checkpoint the worker first waits for the validation of the one before, and hears the judge's verdict.
+It feeds itself. Its place in the data is the number of steps taken, from which `pipelines.feed` plans the
+rest. At a checkpoint the worker first waits for the validation of the one before, and hears the judge's
+verdict.
 """
 
 import copy
