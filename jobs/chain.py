@@ -1,5 +1,6 @@
 """What is the whole chain? Videos, a teacher, its labels, a student, and what both are worth."""
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -100,3 +101,17 @@ def draw(recipe: str, folder: Path, picture: Path, models: Mapping[str, str]) ->
     estimators = {name: load_estimator(uri) for name, uri in models.items()}
     both = predictions(pair.image1, pair.image2, estimators, recipes.RECIPES[recipe].check)
     write_image(picture, comparison_panel(pair.image1, pair.image2, predictions=both))
+
+
+def summary_json(
+    seed: int, models: Mapping[str, str], pairs: int, errors: "Mapping[str, Errors]", clock: StageClock
+) -> bytes:
+    """The chain's models, how many pairs were labelled or, with truth, judged, the errors by model, and the
+    seconds by stage."""
+    summary: dict[str, object] = {"seed": seed, "models": dict(models), "pairs": pairs}
+    if errors:
+        summary["pairs"] = errors["student"].pairs
+    for model, error in errors.items():
+        sums = error.summary()
+        summary[model] = {"epe": sums["epe"], "fl": sums["fl"], "occlusion_f1": sums["occlusion"]["f1"]}
+    return (json.dumps(summary | {"seconds": clock.summary}, indent=2) + "\n").encode()

@@ -8,12 +8,11 @@ Everything lands in a new folder under runs/, every stage is a run in MLflow, an
 look.
 """
 
-import json
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobs.chain import TEST_SCENES, TRAINING_SCENES, StageClock, draw, judge, render, train_both
+from jobs import chain
 from jobs.command import run_recipe
 from jobs.recipes import RECIPES
 from pipelines.cluster import connect
@@ -43,34 +42,32 @@ def demo(options: Demo, recipe: str) -> None:
     from pipelines import tracking
     from pipelines.evaluation import table
 
-    stamp, clock = time.strftime("%Y%m%d-%H%M%S"), StageClock()
+    stamp, clock = time.strftime("%Y%m%d-%H%M%S"), chain.StageClock()
     folder = shared_folder(options.run_root, "--run-root") / f"demo-{stamp}-seed{options.seed}"
     videos = Collection.find(options.videos).place if options.videos else str(folder / "videos")
     if not options.videos:
-        with clock.stage("render", f"{len(TRAINING_SCENES)} videos and {len(TEST_SCENES)} test scenes"):
-            render(folder, RECIPES[recipe].clips.size or (96, 128))
+        with clock.stage(
+            "render", f"{len(chain.TRAINING_SCENES)} videos and {len(chain.TEST_SCENES)} test scenes"
+        ):
+            chain.render(folder, RECIPES[recipe].clips.size or (96, 128))
     with clock.stage("start", "an embedded Ray"):
         connect()
     picture, numbers = folder / "comparison.png", folder / "summary.json"
     subject = f"seed {options.seed}"
-    with tracking.start("demo", recipe=recipe, parameters=options, subject=subject, is_chain=True) as chain:
-        models, pairs = train_both(recipe, options.seed, videos, folder, clock)
-        summary: dict[str, object] = {"seed": options.seed, "models": models, "pairs": pairs}
+    with tracking.start("demo", recipe=recipe, parameters=options, subject=subject, is_chain=True) as run:
+        models, pairs = chain.train_both(recipe, options.seed, videos, folder, clock)
         errors: dict[str, Errors] = {}
         if options.videos:
             with clock.stage("picture", "teacher and student on your videos"):
-                draw(recipe, folder, picture, models)
+                chain.draw(recipe, folder, picture, models)
         else:
             with clock.stage("evaluate", "zero flow, DIS, teacher and student on scenes never trained on"):
-                errors = judge(recipe, folder, picture, models)
-            summary["pairs"] = errors["student"].pairs
+                errors = chain.judge(recipe, folder, picture, models)
         for model, error in errors.items():
-            sums = error.summary()
-            summary[model] = {"epe": sums["epe"], "fl": sums["fl"], "occlusion_f1": sums["occlusion"]["f1"]}
-            chain.summary(error.metrics(model))
-        numbers.write_text(json.dumps(summary | {"seconds": clock.summary}, indent=2) + "\n")
+            run.summary(error.metrics(model))
+        numbers.write_bytes(chain.summary_json(options.seed, models, pairs, errors, clock))
         for file in (numbers, picture):
-            chain.artifact(file)
+            run.artifact(file)
     tell(f"\n{table(subject, errors) if errors else ''}\n\npicture: {picture}")
     tell(f"numbers: {numbers}\nlabels:  {folder / 'labels'}\nstudent: {models['student']}")
     tell(f"every step: {tracking.ui_command()}")

@@ -7,7 +7,6 @@ Prints a table. Each model gets a run in MLflow with its metrics and with pictur
 worst pair, linked to the run that made the model.
 """
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -60,21 +59,16 @@ def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, Ev
 
 
 def main(stage: Evaluate) -> None:
-    from pipelines.evaluation import table
+    from jobs.report import errors_json, errors_text
+    from pipelines.tracking import ui_command
 
     numbers = None if stage.json is None else split(absolute(stage.json, "--json"))
     results = evaluate_models({model: model for model in stage.model}, stage)
-    for group, errors in next(iter(results.values())).groups.items():
-        rows = {name: result.groups[group] for name, result in results.items()}
-        tell(table(f"{group}, {errors.pairs} pairs", rows) + "\n")
+    tell(errors_text(results))
     if numbers is not None:
-        summaries = {name: result.summary() for name, result in results.items()}
-        content = summaries if len(summaries) > 1 else next(iter(summaries.values()))
         folder, name = numbers
-        Folder(folder).write(name, (json.dumps(content, indent=2) + "\n").encode())
+        Folder(folder).write(name, errors_json(results))
         tell(f"numbers: {join(folder, name)}")
-    from pipelines.tracking import ui_command
-
     tell(f"look at it: {ui_command()}")
 
 

@@ -4,7 +4,7 @@
 
 Writes a .flo file for every two consecutive frames, at their own size, named after the first frame: <image's
 stem>.flo, or 000000.flo and so on for a video. The videos of a folder get a folder each. The same command
-again does what is left. The job is a run in MLflow, linked to the run that made the model.
+again finishes what is missing. The job is a run in MLflow, linked to the run that made the model.
 """
 
 import time
@@ -61,33 +61,20 @@ def main(stage: Predict) -> None:
         connect()
     # Slow imports come after the checks above, so that a wrong option fails at once.
     from pipelines.lineage import lineage
-    from pipelines.prediction import predict
+    from pipelines.prediction import PredictionSummary, predict
 
     made_from = {"videos": videos, "model": model}
     with lineage("predict", None, stage, made_from, subject=split(videos)[1]) as run:
         run.link("model", load_model(folder)[1].run_id)
         started = time.monotonic()
-        predictions = predict(str(folder), videos, output, stage.prediction, on_cluster=has_cluster())
-        seconds = time.monotonic() - started
-        new_pairs = sum(prediction.num_pairs for prediction in predictions if prediction.is_new)
-        numbers = {
-            "videos": len(predictions),
-            "pairs": sum(prediction.num_pairs for prediction in predictions),
-            "new_pairs": new_pairs,
-            "seconds": seconds,
-            "pairs_per_second": new_pairs / seconds,
-        }
-        run.summary({f"predict/{name}": number for name, number in numbers.items()})
-        for prediction in predictions:
-            name, place = plain(prediction.source.name), plain(prediction.folder)
-            was_there = "" if prediction.is_new else ", which was there already"
-            tell(f"{name}: flow of {prediction.num_pairs} pairs in {place}{was_there}")
-        if problems := [prediction for prediction in predictions if prediction.problem is not None]:
-            reasons = "\n".join(plain(f"{each.source.name}: {each.problem}") for each in problems)
-            raise ValueError(
-                f"the flow of {len(problems)} of {len(predictions)} videos is incomplete; repair or remove "
-                f"these:\n{reasons}"
-            )
+        predicted = predict(str(folder), videos, output, stage.prediction, on_cluster=has_cluster())
+        summary = PredictionSummary(videos=tuple(predicted), seconds=time.monotonic() - started)
+        run.summary(summary.metrics())
+        for video in summary.videos:
+            was_there = "" if video.is_new else ", which was there already"
+            name, place = plain(video.source.name), plain(video.folder)
+            tell(f"{name}: flow of {video.num_pairs} pairs in {place}{was_there}")
+        summary.require_complete()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""How does a labelling run report what it does? In words, with a picture of one label."""
+"""How does a job report what it did? In words, as JSON, and with a picture of one label."""
 
+import json
 from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from flowcore.drawing import Picture, Prediction, comparison_panel
 from pipelines.disclosure import plain
+from pipelines.evaluation import EvaluationResult, table
 from pipelines.labelling import LabellingSummary
 from pipelines.labelling_status import LabellingStatus
 from pipelines.labels import decode_occlusion
@@ -68,6 +71,22 @@ def summary_text(summary: LabellingSummary) -> str:
         # Strangers choose these: a line end would begin a line that looks like one of ours.
         lines.append(f"  {plain(entry.video)}: {entry.outcome}, {plain(entry.reason)}")
     return "\n".join(lines)
+
+
+def errors_text(results: Mapping[str, EvaluationResult]) -> str:
+    """A table of the models' errors for each group of pairs."""
+    tables = []
+    for group, errors in next(iter(results.values())).groups.items():
+        rows = {name: result.groups[group] for name, result in results.items()}
+        tables.append(table(f"{group}, {errors.pairs} pairs", rows) + "\n")
+    return "\n".join(tables)
+
+
+def errors_json(results: Mapping[str, EvaluationResult]) -> bytes:
+    """The numbers of the model, or of several models by name."""
+    summaries = {name: result.summary() for name, result in results.items()}
+    content = summaries if len(summaries) > 1 else next(iter(summaries.values()))
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def example_picture(pairs: PairSet) -> Picture:

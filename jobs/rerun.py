@@ -18,7 +18,6 @@ from jobs.options import Positional
 from jobs.stages import Distill, Finetune, TrainTeacher
 from jobs.train_teacher import train_teacher
 from pipelines.disclosure import tell
-from pipelines.storage import is_mlflow_uri
 
 STAGES: Mapping[str, tuple[type, Callable[[Any, str], str]]] = {
     "train_teacher": (TrainTeacher, train_teacher),
@@ -61,10 +60,7 @@ def rerun(
         )
     kind, function = stages[before.stage]
     stage: Any = TypeAdapter(kind).validate_json(before.options)
-    if "init" in before.made_from and is_mlflow_uri(stage.init or ""):
-        # The alias may name another model by now.
-        stage = replace(stage, init=f"runs:/{before.made_from['init']}/model")
-    uri = function(replace(stage, resume=None), before.recipe)
+    uri = function(replace(stage, resume=None, init=before.pinned(stage.init)), before.recipe)
     run_id = run_of(uri)
     assert run_id is not None
     return uri, comparison(before, recorded(run_id))

@@ -43,6 +43,8 @@ class PredictionOptions:
     """Distance in frames between the two frames of a pair. Raise it where little moves."""
     limit: int | None = None
     """Maximum pairs of each video, from its start; `none` takes all. Lower it for a quick look."""
+    check: OcclusionCheck = field(default_factory=OcclusionCheck)
+    """Tells, for --occlusion, the pixels that the next frame doesn't show."""
     inference: InferenceOptions = field(default_factory=InferenceOptions)
     """What the network is shown."""
 
@@ -64,7 +66,7 @@ def write_pair(folder: Folder, name: str, pair: EstimatedPair, options: Predicti
         there, back = (torch.from_numpy(flow)[None] for flow in (pair.flow_fw, pair.flow_bw))
         confidence = f"{name}_confidence.png"
         folder.write(f"{name}_back{suffix}", _encoded(pair.flow_bw, f"{name}_back{suffix}"))
-        folder.write(name + OCCLUSION, encode_mask(OcclusionCheck()(there, back)[0, 0].numpy(), OCCLUSION))
+        folder.write(name + OCCLUSION, encode_mask(options.check(there, back)[0, 0].numpy(), OCCLUSION))
         folder.write(confidence, encode_share(agreement(there, back)[0, 0].numpy(), confidence))
     folder.write(name + suffix, _encoded(pair.flow_fw, name + suffix))
 

@@ -24,6 +24,7 @@ from pipelines.checkpoints import load_model
 from pipelines.collection import VideoSource, stamp_of
 from pipelines.decoding import DecoderProcess
 from pipelines.destinations import destinations, flow_name
+from pipelines.disclosure import plain
 from pipelines.film import draw
 from pipelines.flow_files import FLOW_ENDINGS, PredictionOptions, write_pair
 from pipelines.inference import VideoFlow
@@ -50,6 +51,36 @@ class PredictedVideo:
     """False where an earlier run had done it all."""
     problem: str | None = None
     """Why pairs are missing; None if none are known to be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionSummary:
+    """What a prediction did."""
+
+    videos: tuple[PredictedVideo, ...]
+    seconds: float
+    """How long it took."""
+
+    def metrics(self) -> dict[str, float]:
+        """What the run in MLflow is told."""
+        new_pairs = sum(video.num_pairs for video in self.videos if video.is_new)
+        numbers = {
+            "videos": len(self.videos),
+            "pairs": sum(video.num_pairs for video in self.videos),
+            "new_pairs": new_pairs,
+            "seconds": self.seconds,
+            "pairs_per_second": new_pairs / self.seconds,
+        }
+        return {f"predict/{name}": float(number) for name, number in numbers.items()}
+
+    def require_complete(self) -> None:
+        """ValueError, with each reason, where pairs of a video are missing."""
+        if problems := [video for video in self.videos if video.problem is not None]:
+            reasons = "\n".join(plain(f"{video.source.name}: {video.problem}") for video in problems)
+            raise ValueError(
+                f"the flow of {len(problems)} of {len(self.videos)} videos is incomplete; repair or remove "
+                f"these:\n{reasons}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +244,7 @@ def _found(location: str) -> _Record | None:
         others = [name for name in Folder(location).infos(recursive=False) if name.endswith(FLOW_ENDINGS)]
         if not others:
             return None
-        problem = f"holds {others[0]} and no {RECORD_FILE} that tells of what it is the flow"
+        problem = f"holds {others[0]} but no {RECORD_FILE} to say which video it belongs to"
     except ValueError as error:
         problem = f"has a damaged {RECORD_FILE} ({error})"
     raise ValueError(f"--output {location} {problem}; remove it, or give another folder")

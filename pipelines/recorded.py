@@ -8,7 +8,7 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.disclosure import without_secrets
 from pipelines.revision import DIFF_FILE, PACKAGES_FILE, code_files, revision_of
-from pipelines.storage import PROJECT_FOLDER
+from pipelines.storage import PROJECT_FOLDER, is_mlflow_uri
 from pipelines.tracking import ABSENT, OPTIONS_FILE, client_of, impatient, tracking_uri, unreachable
 
 
@@ -28,6 +28,12 @@ class Recorded:
     """The digests of the data that it read, by what the data are."""
     made_from: dict[str, str]
     """The runs that made what it was made from, by what that is."""
+
+    def pinned(self, init: str | None) -> str | None:
+        """The model that `init` named when the run began: an alias may name another one by now."""
+        if "init" in self.made_from and is_mlflow_uri(init or ""):
+            return f"runs:/{self.made_from['init']}/model"
+        return init
 
 
 def recorded(run_id: str, project_folder: Path = PROJECT_FOLDER) -> Recorded:

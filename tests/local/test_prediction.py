@@ -28,7 +28,7 @@ from pipelines.decoding import DecoderProcess
 from pipelines.film import film
 from pipelines.flow_files import FlowFormat, PredictionOptions
 from pipelines.inference import VideoFlow
-from pipelines.prediction import RECORD_FILE, PredictedVideo, predict
+from pipelines.prediction import RECORD_FILE, PredictedVideo, PredictionSummary, predict
 from pipelines.storage import Folder
 
 PLAIN = PredictionOptions()
@@ -337,6 +337,30 @@ def test_every_kind_of_file_holds_the_same_flow(
         flow, valid = read_flow(tmp_path / "other" / f"{index}{suffix}")
         assert valid.all()
         assert np.abs(flow - expected).max() <= off
+
+
+def test_what_is_occluded_is_what_the_given_check_finds(model: str, frames: Frames, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", frames[:2], ["0.png", "1.png"])
+    shares = []
+    for name, check in (
+        ("lenient", OcclusionCheck(alpha2=1e9)),
+        ("strict", OcclusionCheck(alpha1=0, alpha2=1e-9)),
+    ):
+        options = PredictionOptions(occlusion=True, check=check)
+        predict(model, str(images), str(tmp_path / name), options)
+        shares.append(read_mask(tmp_path / name / "0_occlusion.png").mean())
+    # To a check that lets everything pass only what leaves the frame is occluded.
+    assert shares[0] < shares[1]
+
+
+def test_a_summary_counts_new_pairs_alone_towards_the_speed() -> None:
+    done = [
+        PredictedVideo(source=VideoSource(name), folder="f", num_pairs=pairs, is_new=is_new)
+        for name, pairs, is_new in (("a", 3, True), ("b", 5, False))
+    ]
+    metrics = PredictionSummary(videos=tuple(done), seconds=2.0).metrics()
+    assert (metrics["predict/pairs"], metrics["predict/new_pairs"]) == (8, 3)
+    assert metrics["predict/pairs_per_second"] == 1.5
 
 
 def test_with_occlusion_comes_the_flow_back_what_is_hidden_and_how_well_both_agree(

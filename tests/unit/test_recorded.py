@@ -34,3 +34,14 @@ def test_other_data_are_named_before_the_losses_that_they_change() -> None:
 def test_fewer_losses_than_before_are_not_the_same() -> None:
     after = replace(BEFORE, losses={2: 0.5})
     assert comparison(BEFORE, after) == "not the same: losses of 2 steps then, and of 1 now"
+
+
+def test_an_alias_is_pinned_to_the_model_that_it_named_then() -> None:
+    before = replace(BEFORE, made_from={"init": "0123"})
+    assert before.pinned("models:/flow-student@champion") == "runs:/0123/model"
+
+
+def test_a_folder_fresh_weights_and_no_model_stay_what_they_were() -> None:
+    before = replace(BEFORE, made_from={"init": "0123"})
+    assert [before.pinned(init) for init in ("/data/model", "fresh", None)] == ["/data/model", "fresh", None]
+    assert BEFORE.pinned("models:/flow-student@champion") == "models:/flow-student@champion"
