@@ -1,5 +1,7 @@
 """The pages' commands and links, compared with what there is."""
 
+import argparse
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -45,6 +47,54 @@ def test_every_command_in_the_pages_has_options_that_its_job_has() -> None:
         names = {option.name for option in known} | {"--help", "--help-all"}
         unknown += [(page, job, word) for word in words if word.startswith("--") and word not in names]
     assert unknown == []
+
+
+class _Parser(Exception):  # noqa: N818 - it carries a parser out of a script that would go on to measure
+    pass
+
+
+def parser_of(script: str, patch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
+    """The parser that a script makes of its own before it does anything else."""
+
+    def stop(parser: argparse.ArgumentParser, *_: object) -> None:
+        raise _Parser(parser)
+
+    main = importlib.import_module(script).main
+    with patch.context() as here:
+        here.setattr(argparse.ArgumentParser, "parse_args", stop)
+        with pytest.raises(_Parser) as stopped:
+            main()
+    parser = stopped.value.args[0]
+    assert isinstance(parser, argparse.ArgumentParser)
+    return parser
+
+
+def script_commands() -> dict[str, list[tuple[str, list[str]]]]:
+    """(page, its words) of every command that runs a script of ours, by script."""
+    found: dict[str, list[tuple[str, list[str]]]] = {}
+    for page in PAGES:
+        inline = re.findall(r"`(python -m [^`]+)`", page.read_text())
+        for command in (*blocks(page).splitlines(), *inline):
+            for script, words in re.findall(
+                r"python -m ((?:benchmarks|docs\.make)\.[\w.]+)([^\n]*)", command
+            ):
+                found.setdefault(script, []).append(
+                    (str(page.relative_to(REPOSITORY)), shlex.split(words, comments=True))
+                )
+    return found
+
+
+@pytest.mark.parametrize("script", script_commands())
+def test_every_script_takes_the_words_that_the_pages_give_it(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY)
+    parser = parser_of(script, monkeypatch)
+    for page, words in script_commands()[script]:
+        try:
+            parser.parse_args(words)
+        except SystemExit:
+            pytest.fail(f"{page}: {shlex.join(words)}: {capsys.readouterr().err}")
 
 
 def test_no_two_commands_of_the_pages_write_into_one_place() -> None:
