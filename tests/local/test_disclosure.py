@@ -309,7 +309,7 @@ def test_a_name_with_escapes_is_printed_without_steering_the_terminal(seen: Seen
 
 def test_no_name_of_a_file_costs_another_file_s_flow(seen: Seen) -> None:
     assert len(list((seen.flow / "good").glob("*.flo"))) == 2
-    assert [file.name for file in (seen.flow / "long").iterdir()] == [f"0{LONG}.flo"]
+    assert [file.name for file in (seen.flow / "long").glob("*.flo")] == [f"0{LONG}.flo"]
 
 
 def test_a_name_that_is_no_text_is_in_the_ledger_and_the_others_are_labelled(
