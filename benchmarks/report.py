@@ -8,6 +8,9 @@ import shlex
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import combinations
+
+import numpy as np
 
 
 def parser(docstring: str | None) -> argparse.ArgumentParser:
@@ -50,3 +53,12 @@ def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
 
 def median_and_range(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def tau(scores: Sequence[float], errors: Sequence[float]) -> float:
+    """Kendall's, of two orders of the same models."""
+    signs = [
+        float(np.sign((scores[one] - scores[two]) * (errors[one] - errors[two])))
+        for one, two in combinations(range(len(scores)), 2)
+    ]
+    return statistics.mean(signs)

@@ -8,13 +8,7 @@ six codecs and containers. Prints what became of the files. Fails unless each is
 exactly once, and every pair of the set can be read.
 """
 
-import os
-import subprocess
-import sys
 import tempfile
-import time
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -23,12 +17,9 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from benchmarks import report
-from benchmarks.inputs import fresh_teacher
+from benchmarks.endurance.trials import accounted_for, mutated
 from flowcore.scenes import SceneOptions, render_scene
-from jobs.recipes import RECIPES
 from pipelines.collection import find_videos
-from pipelines.pair_set import PairSet
-from pipelines.storage import PROJECT_FOLDER
 
 _CODECS = {
     "mp4": "libx264",
@@ -54,29 +45,6 @@ def render(folder: Path) -> list[Path]:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode(None))
     return sorted(folder.iterdir())
-
-
-def mutated(content: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
-    """The kind of damage, and the damaged file."""
-    data = np.frombuffer(content, np.uint8).copy()
-    size = len(data)
-    first, second = sorted(int(each) for each in rng.integers(0, size, 2))
-    kind = str(
-        rng.choice(["flipped bits", "overwritten header", "truncated", "part missing", "part repeated"])
-    )
-    if kind == "flipped bits":
-        places = rng.integers(0, size, int(rng.choice([1, 10, 100, 1000])))
-        data[places] ^= (1 << rng.integers(0, 8, len(places))).astype(np.uint8)
-    elif kind == "overwritten header":
-        length = min(size, int(rng.choice([4, 64, 1024])))
-        data[:length] = rng.integers(0, 256, length, np.uint8)
-    elif kind == "truncated":
-        data = data[:first]
-    elif kind == "part missing":
-        data = np.concatenate([data[:first], data[second:]])
-    else:
-        data = np.concatenate([data[:second], data[first:]])
-    return kind, data.tobytes()
 
 
 def main() -> None:
@@ -107,44 +75,6 @@ def main() -> None:
         told = accounted_for(folder, kinds)
     print(report.command())
     print(f"{arguments.files} damaged files of {len(whole)} videos, {told}")
-
-
-def accounted_for(folder: Path, kinds: Mapping[str, str]) -> str:
-    """Labels the videos in the folder's `videos` and tells what became of each; AssertionError where one of
-    them, or a pair, is lost or doubled.
-
-    kinds: the damage by the names of all the videos.
-    """
-    teacher = fresh_teacher(folder / "teacher", RECIPES["smoke"].network)
-    started = time.monotonic()
-    command = [
-        *(sys.executable, str(PROJECT_FOLDER / "jobs/pseudolabel.py"), "smoke"),
-        *("--videos", str(folder / "videos"), "--teacher", teacher),
-        *("--labels", str(folder / "set"), "--labelling.max-bad-share", "1"),
-    ]
-    runs = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
-    subprocess.run(command, check=True, cwd=folder, env=os.environ | runs)
-    seconds = time.monotonic() - started
-    pairs = PairSet.open(str(folder / "set"))
-    ledger, entries = pairs.ledger(), pairs.videos()
-    kept = {entry.video for entry in entries}
-    unread = [entry.video for entry in ledger if entry.video not in kept]
-    index = pairs.index()
-    ids = index.column("pair_id").to_pylist()
-    for place in index.to_pylist():
-        pairs.decode(pairs.read(place))
-    accounted = [*kept, *unread]
-    outcomes: Counter[tuple[str, str]] = Counter((kinds[entry.video], entry.outcome) for entry in ledger)
-    done = Counter(kinds[video] for video in kept - {entry.video for entry in ledger})
-    columns = ("done", "cut short", "nothing", "duplicate", "unreadable now", "failed")
-    rows = [
-        (kind, done[kind], *(outcomes[kind, column] for column in columns[1:]))
-        for kind in sorted(set(kinds.values()))
-    ]
-    assert sorted(accounted) == sorted(kinds), "a file is lost, or accounted for twice"
-    assert len(ids) == len(set(ids)) == sum(entry.pairs for entry in entries), "a pair is lost or doubled"
-    table = report.table(["damage", *columns], rows)
-    return f"{seconds:.0f} s, {len(ids)} pairs; every input accounted for once, every pair read\n\n{table}"
 
 
 if __name__ == "__main__":

@@ -26,9 +26,8 @@ import numpy as np
 import torch
 
 from benchmarks import report
-from benchmarks.endurance.fuzzing import accounted_for, mutated
 from benchmarks.endurance.fuzzing_flow import flow
-from benchmarks.endurance.trials import Ended, Watch, command, tried
+from benchmarks.endurance.trials import Ended, Watch, accounted_for, command, mutated, tried
 from flowcore import networks
 from flowcore.formats import read_flow
 from flowcore.scenes import SceneOptions, render_scene, write_video

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import report
-from benchmarks.endurance.fuzzing import mutated
-from benchmarks.endurance.trials import Watch, command
+from benchmarks.endurance.trials import Watch, command, mutated
 from flowcore.formats import encode_flow, read_flow, write_image
 from pipelines.pair_set import PairSet
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from benchmarks import report
 from benchmarks.experiments.cells import RESULTS, file_name
-from benchmarks.experiments.real_pixels import STUDENT
+from benchmarks.experiments.real_pairs import STUDENT
 from benchmarks.inputs import real_sets
 from flowcore.datasets import find_samples, load
 from flowcore.metrics import endpoint_error

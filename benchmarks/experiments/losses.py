@@ -31,8 +31,7 @@ from benchmarks.experiments.cells import (
     file_name,
     revision,
 )
-from benchmarks.experiments.ranking import tau
-from benchmarks.report import mean_and_spread
+from benchmarks.report import mean_and_spread, tau
 from flowcore import networks
 from flowcore.augmentation import Colour
 from flowcore.hallucination import Challenge, RectangleNoise

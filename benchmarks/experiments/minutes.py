@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks import report
-from benchmarks.experiments.real_pixels import STUDENT, errors_on_real_pairs
+from benchmarks.experiments.real_pairs import STUDENT, errors_on_real_pairs
 from benchmarks.inputs import read_chunks
 from flowcore.objectives import validate_pair
 from flowcore.occlusion import OcclusionCheck

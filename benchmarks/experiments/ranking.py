@@ -7,10 +7,8 @@ same pairs, and Kendall's tau between the order by each of them and the order by
 same order, -1 for the opposite one. `comparable` is the score by which models are compared.
 """
 
-from itertools import combinations
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from benchmarks import report
@@ -23,15 +21,6 @@ from pipelines.models import fetch_model
 from pipelines.truth import truth_set
 
 _SCORES = ("comparable", "unmasked", "photometric")
-
-
-def tau(scores: list[float], errors: list[float]) -> float:
-    """Kendall's, of two orders of the same models."""
-    signs = [
-        np.sign((scores[one] - scores[two]) * (errors[one] - errors[two]))
-        for one, two in combinations(range(len(scores)), 2)
-    ]
-    return float(np.mean(signs))
 
 
 def main() -> None:
@@ -55,7 +44,7 @@ def main() -> None:
         print(f"\n{kind}\n")
         cells = [[Path(model).name, *(f"{value:.3f}" for value in values)] for model, *values in rows]
         errors = [row[1] for row in rows]
-        taus = [tau([row[2 + at] for row in rows], errors) for at in range(len(_SCORES))]
+        taus = [report.tau([row[2 + at] for row in rows], errors) for at in range(len(_SCORES))]
         cells.append(["Kendall's tau", "", *(f"{each:.2f}" for each in taus)])
         print(report.table(["model", "EPE", *_SCORES], cells), flush=True)
 

@@ -13,22 +13,18 @@ tables. --judge judges the student that is there, without training.
 import json
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.inputs import real_sets
-from jobs import distill, evaluate, pseudolabel
-from jobs.stages import Evaluate
+from benchmarks.experiments.real_pairs import RESULTS, STUDENT, errors_on_real_pairs
+from jobs import distill, pseudolabel
 from pipelines.checkpoints import load_model, save_model
 from pipelines.cluster import connect
-from pipelines.evaluation import ErrorSummary
 from pipelines.models import fetch_model
 from pipelines.storage import PROJECT_FOLDER
 
-RESULTS = PROJECT_FOLDER / "docs" / "results" / "real-pixels"
-STUDENT, FACTS, ERRORS = RESULTS / "student", RESULTS / "facts.json", RESULTS / "errors.json"
+FACTS, ERRORS = RESULTS / "facts.json", RESULTS / "errors.json"
 WORK = PROJECT_FOLDER / "runs" / "real_pixels"
 
 TEACHER = "opencv:dis_medium"
@@ -68,19 +64,6 @@ def make_student(data: Path, workers: int) -> None:
         "seconds": {stage: round(value) for stage, value in seconds.items()},
     }
     FACTS.write_text(json.dumps(facts, indent=1) + "\n")
-
-
-def errors_on_real_pairs(data: Path, models: Mapping[str, str]) -> dict[str, dict[str, ErrorSummary]]:
-    """The errors of models, by name, on each group of the real pairs with truth."""
-    errors = {}
-    for data_set in real_sets(data):
-        stage = Evaluate(model=("zero",), truth=str(data_set))
-        results = evaluate.evaluate_models(models, stage)
-        for group, total in next(iter(results.values())).groups.items():
-            errors[f"{group}, {total.pairs} pairs"] = {
-                name: result.groups[group].summary() for name, result in results.items()
-            }
-    return errors
 
 
 def tables() -> str:

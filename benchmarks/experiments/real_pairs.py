@@ -1,0 +1,27 @@
+"""What are models worth on real pairs with truth?"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.inputs import real_sets
+from jobs import evaluate
+from jobs.stages import Evaluate
+from pipelines.evaluation import ErrorSummary
+from pipelines.storage import PROJECT_FOLDER
+
+RESULTS = PROJECT_FOLDER / "docs" / "results" / "real-pixels"
+STUDENT = RESULTS / "student"
+"""The network that was trained on real clips."""
+
+
+def errors_on_real_pairs(data: Path, models: Mapping[str, str]) -> dict[str, dict[str, ErrorSummary]]:
+    """The errors of models, by name, on each group of the real pairs with truth."""
+    errors = {}
+    for data_set in real_sets(data):
+        stage = Evaluate(model=("zero",), truth=str(data_set))
+        results = evaluate.evaluate_models(models, stage)
+        for group, total in next(iter(results.values())).groups.items():
+            errors[f"{group}, {total.pairs} pairs"] = {
+                name: result.groups[group].summary() for name, result in results.items()
+            }
+    return errors
