@@ -164,7 +164,7 @@ def load(sample: Sample) -> Truth:
 
 
 def unreadable(problems: Sequence[str], num_samples: int, place: object) -> ValueError:
-    """What to raise where samples can't be read: it names each, so that all can be mended at once.
+    """What to raise where samples can't be read: it names each, so that all can be repaired at once.
 
     problems: a line for each, which begins with the sample's name.
     """
@@ -173,8 +173,8 @@ def unreadable(problems: Sequence[str], num_samples: int, place: object) -> Valu
         told.append(f"and {more} more")
     lines = "\n  ".join(told)
     return ValueError(
-        f"{len(problems)} of {num_samples} pairs in {place} can't be read, and nothing was written; mend or "
-        f"remove them:\n  {lines}"
+        f"{len(problems)} of {num_samples} pairs in {place} can't be read, and nothing was written; repair "
+        f"or remove them:\n  {lines}"
     )
 
 

@@ -205,7 +205,7 @@ class SupervisedObjective:
 
     level_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
     """Weight of each level's loss, finest level first; a network's further levels have none. Take 1 alone to
-    learn from the final flow only, as SelFlow does."""
+    learn from the final flow only."""
     unmasked_steps: ClassVar[int] = 0
     """No pixel is masked: an occluded pixel has a true flow too."""
 

@@ -29,8 +29,8 @@ from pipelines.storage import absolute
 
 
 def pseudolabel(stage: Pseudolabel, recipe: str) -> LabellingSummary:
-    """Runs the stage; returns what was written. OSError, once it is recorded, where the storage didn't give
-    every video."""
+    """Runs the stage; returns what was written. OSError, once it is recorded, where the storage couldn't
+    deliver every video."""
     labels = absolute(stage.labels, "--labels")
     collection, teachers = Collection.find(stage.videos), stage.teachers()
     connect()

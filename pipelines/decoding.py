@@ -32,20 +32,20 @@ from pipelines.sandbox import LAYERS, bare_environment
 from pipelines.video_files import VideoFiles
 
 _READY_WITHIN = 120.0
-"""Seconds that a decoder process may take to start. No video prolongs that; a busy machine does."""
+"""Seconds in which a decoder process must start. No video prolongs that; a busy machine does."""
 _FRAME_SECONDS, _VIDEO_SECONDS = 100, 86_400
-"""That a processor may compute from one sign of life to the next, and for one video. A day is enough for the
-two million frames that are read by default, of 1080p."""
+"""CPU seconds allowed between two signs of life, and for one video. A day is enough for the two million
+frames that are read by default, of 1080p."""
 _STARTED_BYTES = 1 << 30
 """Address space of the process before it reads a video."""
 _PICTURES = 24
-"""That a decoder holds at once: 16 to refer to, and those on their way in and out."""
+"""Frames a decoder holds at once: 16 to refer to, and those on their way in and out."""
 _PICTURE_BYTES = 6
-"""Of a pixel in a decoder: three channels of 16 bits."""
+"""Bytes of a pixel in a decoder: three channels of 16 bits."""
 _WAITING = 64
 """Frames beyond a chunk that wait: up to 50 for the end of a fade, and some for a cut."""
 _STDERR_BYTES = 1 << 16
-"""That the process may print about one video."""
+"""Bytes the process may print about one video."""
 
 
 def memory_for(options: ClipOptions) -> int:
@@ -201,12 +201,12 @@ class DecoderProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class _Limits:
-    """That a process is started with and can't be rid of."""
+    """Limits set when a process starts, which it can't lift."""
 
     memory: int
-    """Bytes."""
+    """Bytes of address space."""
     pixels: int
-    """Of an image."""
+    """Pixels of an image."""
 
 
 class _Child:

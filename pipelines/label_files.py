@@ -1,8 +1,8 @@
 """How do other tools exchange labels with us? As files in the layout of a data set that every tool knows.
 
 An export numbers the pairs in the order of the set's index. Names thus follow from the set and the filter
-alone, and a rerun finds what is there and does what is left. An import takes its identity from the bytes of
-the files: other files are another set.
+alone, and a rerun keeps what is there and finishes what is missing. An import takes its identity from the
+bytes of the files: other files are another set.
 """
 
 import dataclasses

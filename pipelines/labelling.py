@@ -129,13 +129,13 @@ class LabellingSummary:
     """Videos of the collection that the storage couldn't deliver; the same run again tries them."""
 
     def require_all_read(self) -> None:
-        """OSError where the storage didn't give every video, which says nothing of the video itself."""
+        """OSError where the storage couldn't deliver every video, which says nothing of the video itself."""
         if self.unread:
             examples = "; ".join(f"{record.video}: {record.reason}" for record in self.unread[:3])
             raise OSError(
                 f"{len(self.unread)} videos can't be read now ({examples}). {self.location} has the others' "
-                "pairs. Run the same command again, which tries only these; if it is no passing fault, "
-                "mend their storage or leave them out"
+                "pairs. Run the same command again, which tries only these; if the error persists, "
+                "repair the storage or leave these videos out"
             )
 
     @property
@@ -195,7 +195,7 @@ def write_pairs(
 
     graph: what reads and writes; None takes Ray, which has to be running. Raises ValueError where the folder
     is another set's, and RuntimeError, with the ledger written, if nothing or too little came of the inputs.
-    What the storage didn't give is no bad input: see `LabellingSummary.require_all_read`.
+    What the storage couldn't deliver is no bad input: see `LabellingSummary.require_all_read`.
     """
     codec = options.codec_for(collection.place)
     description = SetDescription(

@@ -1,7 +1,7 @@
 """How does a video become shards? In three stages: read encoded frames, ask the teachers, write the files.
 
 A shard's name and content follow from the video and the options, it appears whole, and it is skipped where
-it is there; so a rerun of the same command does what is left.
+it is there; so a rerun of the same command finishes what is missing.
 
 The choice that isn't obvious is that a reader yields one row a shard even for shards that are there already,
 and that each row is a block of Ray's. Ray runs a task anew when its process dies, and goes on behind the
@@ -121,8 +121,8 @@ class Graph(Protocol):
 def group_tables(
     sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], last: Set[str], most: int
 ) -> list[pa.Table]:
-    """What the reading tasks, at most so many, are given: videos that may be copies of each other a row.
-    Those named in `last` come at the end."""
+    """The tables for at most `most` reading tasks. Each row is a group of videos that may be copies of each
+    other. Those named in `last` come at the end."""
     groups = pa.array(
         [
             [

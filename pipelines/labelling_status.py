@@ -13,12 +13,12 @@ from pipelines.set_description import description_at
 from pipelines.storage import Folder
 
 _LONGEST = 3e9
-"""Seconds that are told, a century: the speed may be anything."""
+"""Maximum seconds to report, a century: the speed may be anything."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabellingStatus:
-    """How far the labelling of a collection into a folder is, as its runs have told."""
+    """How far the labelling of a collection into a folder is, as its runs have reported."""
 
     state: Literal["not begun", "unfinished", "finished"]
     videos: int
@@ -32,13 +32,13 @@ class LabellingStatus:
     pairs_per_second: float | None
     """Of the last run that made pairs; None before there was one."""
     seconds_left: float | None
-    """At that run's speed; None where that can't be told."""
+    """At that run's speed; None where that isn't known."""
     last_written: float | None
     """When the newest shard was written, in seconds since 1970; None without a shard."""
     is_running: bool
-    """Whether a run has told something within the last minute and hasn't ended."""
+    """Whether a run has reported something within the last minute and hasn't ended."""
     last_report: float | None
-    """When a run has told last how far it is, in seconds since 1970; None before the first."""
+    """When a run has last reported how far it is, in seconds since 1970; None before the first."""
     failure: str
     """Why the last run failed; empty if it didn't."""
 
@@ -49,7 +49,7 @@ class LabellingStatus:
 
 
 def labelling_status(location: str, videos: str | None = None) -> LabellingStatus:
-    """How far a folder is, without Ray and without a trace: what the last run has told, against the
+    """How far a folder is, without Ray and without a trace: what the last run has reported, against the
     collection as it is now.
 
     videos: the collection; None for what the last run found in it, of which ValueError if there was none. The
@@ -62,8 +62,8 @@ def labelling_status(location: str, videos: str | None = None) -> LabellingStatu
     told = read_progress(location)
     if videos is None and told is None:
         raise ValueError(
-            f"no run has told how far {location} is: its labels came as files, or nothing was labelled there "
-            "yet; add --videos"
+            f"no run has reported how far {location} is: its labels came as files, or nothing was labelled "
+            "there yet; add --videos"
         )
     progress = told or LabellingProgress()
     stamps = None if videos is None else stamps_of(find_videos(videos))

@@ -331,8 +331,8 @@ def decode_row(row: Mapping[str, Any], max_spread: float = DEFAULT_MAX_SPREAD) -
 
 
 def decode_occlusion(row: Mapping[str, Any], column: str = "occ_fw") -> Bool[ndarray, "height width"]:
-    """True where a label's pixel is occluded, which an untrusted one needn't be; `occ_bw` is the other
-    direction."""
+    """True where the label's pixel is occluded. A pixel can be untrusted without being occluded. Pass
+    `occ_bw` for the backward direction."""
     return np.asarray(row[column], bool).reshape(row["height"], row["width"])
 
 

@@ -14,7 +14,7 @@ class Logbook:
     """Sums over the steps since the last entry, without what comes between them, such as validation."""
 
     def __init__(self, *, skipped: int, max_skipped: int, on_skipped: Callable[[Taken], None]) -> None:
-        """skipped: the steps that the training has skipped so far. on_skipped: is told of each that
+        """skipped: the steps that the training has skipped so far. on_skipped: called with each that
         follows."""
         self.skipped = skipped
         """The steps that the training has skipped."""

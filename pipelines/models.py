@@ -50,10 +50,9 @@ def fetch_model(uri: str) -> Path:
 
     `uri` is a local path, a URI that pyarrow reads (s3://, gs://, file://), `runs:/<run id>/model`,
     `models:/<name>@<alias>` or `models:/<name>/<version>`; FileNotFoundError where there is no model, and
-    ConnectionError where that can't be told now. Or it
-    is `opencv:<name>`, a classical method, or `torchvision:<name>` or `ptlflow:<name>`, that library's
-    network with the weights that it publishes; raises what `ExternalConfig.build` and
-    `ExternalNetwork.load_pretrained` raise.
+    ConnectionError where the storage doesn't answer. Or it is `opencv:<name>`, a classical method, or
+    `torchvision:<name>` or `ptlflow:<name>`, that library's network with the weights that it publishes;
+    raises what `ExternalConfig.build` and `ExternalNetwork.load_pretrained` raise.
     """
     if (external := networks.external_network(uri)) is not None:
         return _fetch_external(external)

@@ -62,7 +62,7 @@ class PredictionSummary:
     """How long it took."""
 
     def metrics(self) -> dict[str, float]:
-        """What the run in MLflow is told."""
+        """What the run in MLflow logs."""
         new_pairs = sum(video.num_pairs for video in self.videos if video.is_new)
         numbers = {
             "videos": len(self.videos),

@@ -124,7 +124,7 @@ def download(uri: str, project_folder: Path = PROJECT_FOLDER) -> Path:
 
     `uri` is runs:/<run id>/<folder> (by default `model`), models:/<name>@<alias> or models:/<name>/<version>.
     ValueError for another form, FileNotFoundError where there is no such model, ConnectionError where that
-    can't be told, as MLflow or the store of its files doesn't answer.
+    isn't known, as MLflow or the store of its files doesn't answer.
     """
     _, source, store = _resolved(uri, project_folder)
     # Given models:/, MLflow 3.17 would ask the process's own registry, which is ./mlflow.db by default.

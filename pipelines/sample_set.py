@@ -1,7 +1,7 @@
 """How do samples in files become a pair set? Tasks of Ray write its shards.
 
 A shard holds some of the samples. Its name and content follow from the samples alone, it appears whole, and a
-shard that is there is left as it is; so a rerun does what is left.
+shard that is there is left as it is; so a rerun finishes what is missing.
 """
 
 import hashlib

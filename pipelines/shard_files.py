@@ -40,7 +40,7 @@ _FOOTER_BYTES = 1 << 16
 _MOST_FOOTER_BYTES = 1 << 26
 _MOST_PAIRS = 1 << 20
 _MOST_GROUP_BYTES = 1 << 32
-"""Of a shard's footer, in a shard, and of a row group: many times what any set has."""
+"""Limits on a shard's footer, its pairs and a row group; far above any real set."""
 _MAP_NORESERVE = 0x4000
 """Linux's; Python names it from 3.13 on."""
 _GAP_BYTES = 1 << 16
@@ -157,7 +157,7 @@ class OpenShard:
                 raise self._damaged(f"a row group of {end - start} bytes")
             piece = memoryview(self._file.read_at(end - start, start))
             if len(piece) < end - start:
-                # The storage's fault, which trying again may mend.
+                # The storage's fault, which another try may repair.
                 raise OSError(f"{self._place} ended after {start + len(piece)} bytes")
             content[start:end] = piece
             for chunk in together:

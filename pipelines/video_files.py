@@ -28,7 +28,7 @@ class VideoFiles:
     """
 
     failure: OSError | None
-    """Why the storage didn't give a block that was asked for; None if it gave all."""
+    """Why the storage couldn't deliver a block that was asked for; None if it delivered all."""
 
     def __init__(self, source: VideoSource) -> None:
         self.source = source

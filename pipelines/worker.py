@@ -362,5 +362,5 @@ def _stored(
     except OSError as error:
         raise OSError(
             f"the checkpoint of step {step} can't be written into --run-root: {error}; the one before is "
-            f"whole: free space there, or mend the storage, and continue with --resume {run_id}"
+            f"whole: free space there, or repair the storage, and continue with --resume {run_id}"
         ) from error

@@ -247,7 +247,7 @@ def test_other_files_are_imported_into_another_set(
     shutil.copytree(export.files, files)
     shutil.copy(files / "0000004-occ_10.png", files / "0000003-occ_10.png")
     told = refusal(capsys, imported, files, Path(returned.location))
-    assert "is a set made otherwise: teacher.digest is" in told
+    assert "is a set made with other options: teacher.digest is" in told
 
 
 @pytest.mark.parametrize("export", ["chairs2"], indirect=True)
