@@ -58,7 +58,7 @@ class TrainingStage:
     """How long, how fast and on how many workers the network is trained."""
     init: str | None = None
     """The model to start from: a checkpoint folder or its URI, runs:/<run id>/model or
-    models:/<name>@<alias>. `fresh` takes fresh weights of the recipe's network."""
+    models:/<name>@<alias>. Take `fresh` for fresh weights of the recipe's network."""
     validate_on: str | None = None
     """A data set whose truth judges the network while it trains, such as sintel:/data/MPI-Sintel. Without it,
     pairs that are held back from training judge the network. Take it if you have truth of scenes like
@@ -170,8 +170,8 @@ class LabelledStage(TrainingStage):
 
     where: str | None = None
     """The pairs to take, for validation too, by columns of the labels: "occluded < 0.6 and photometric < 4".
-    Write numbers, texts in single quotes, < <= > >= == !=, and, or, not, parentheses; SQL takes the same
-    text."""
+    Give it to leave out bad labels. Write numbers, texts in single quotes, < <= > >= == !=, and, or, not,
+    parentheses; SQL takes the same text."""
     max_spread: float = DEFAULT_MAX_SPREAD
     """Ignore pixels of a label on which several teachers differ by this many pixels or more. Lower it to
     learn only where they agree closely."""
@@ -228,7 +228,7 @@ class Finetune(LabelledStage):
     """The data set whose truth is learnt from, NAME:FOLDER with one of the names sintel, kitti2012,
     kitti2015, chairs, chairs2, middlebury, kitti2015-stereo, middlebury-stereo and scenes (rendered)."""
     init: str | None = field()
-    """The model to start from, such as models:/flow-student@champion; `fresh` takes fresh weights of the
+    """The model to start from, such as models:/flow-student@champion. Take `fresh` for fresh weights of the
     recipe's network."""
     augmentation: Challenge
     """What is done to the pairs with truth."""
