@@ -80,12 +80,7 @@ NETWORKS: dict[str, AnyNetworkConfig] = {
     ),
     "flownets": replace(cast(FlowNetConfig, _SMALL["flownets"]), refines=False),
     "flownetc": replace(cast(FlowNetConfig, _SMALL["flownetc"]), refines=False),
-    "raft_small": replace(
-        cast(RAFTConfig, _SMALL["raft_small"]),
-        encoder_widths=(24, 32, 48),
-        iterations=4,
-        learned_upsampling=True,
-    ),
+    "raft_small": replace(cast(RAFTConfig, _SMALL["raft_small"]), iterations=4),
 }
 """Of a size that lets all cells be done in some hours on two cores: half the demo's work a step."""
 GENERALISED = tuple(NETWORKS)[1:]

@@ -91,7 +91,8 @@ def from_dict(values: dict[str, Any]) -> NetworkConfig:
     known = {field.name for field in dataclasses.fields(kind)}
     if unknown := sorted(set(values) - known):
         raise ValueError(
-            f"{name} has no option {', '.join(unknown)}; the checkpoint was made by another version"
+            f"{name} has no option {', '.join(unknown)}; the checkpoint was made by another version: use "
+            "that one, or train the network again"
         )
     try:
         config = record(kind, values)

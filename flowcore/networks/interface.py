@@ -64,6 +64,19 @@ class FlowNetwork(nn.Module):
     def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[FlowLevel]:
         """The flow from frames 1 to frames 2, finest level first, in the unit of BidirectionalFlow."""
 
+    def decode_finest(self, features1: list[Tensor], features2: list[Tensor]) -> FlowLevel:
+        """The finest level that `decode` gives, alone: the estimate."""
+        return self.decode(features1, features2)[0]
+
+    def set_iterations(self, iterations: int) -> None:
+        """How often a recurrent network refines its flow from now on; its weights stay as they are.
+
+        ValueError for fewer than one, and for a network that isn't recurrent.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no iterations to set to {iterations}; of our networks RAFT has them"
+        )
+
     def _block(self, function: Callable[..., Any], *inputs: Tensor) -> Any:
         """`function` of the inputs, recomputed in the backward pass if `checkpoints_activations`."""
         if not (self.checkpoints_activations and torch.is_grad_enabled()):
@@ -99,6 +112,11 @@ class FlowNetwork(nn.Module):
             strides=self.strides,
         )
 
+    def _finest_of_both(self, first: list[Tensor], second: list[Tensor]) -> tuple[FlowLevel, FlowLevel]:
+        """The finest level of both directions."""
+        both = self._both_directions(first, second)
+        return both.forward[0], both.backward[0]
+
     def ready(self, device: torch.device) -> "FlowNetwork":
         """This network, set up on the device for inference."""
         if device.type == "cpu":
@@ -120,8 +138,7 @@ class FlowNetwork(nn.Module):
         """
         flows = []
         for firsts, seconds in self._encoded_pairs(frames, at_once):
-            both = self._both_directions(firsts, seconds)
-            flows.append((both.forward[0], both.backward[0]))
+            flows.append(self._finest_of_both(firsts, seconds))
         forward, backward = (torch.cat(direction) for direction in zip(*flows, strict=True))
         return forward, backward
 
@@ -130,7 +147,7 @@ class FlowNetwork(nn.Module):
         self, frames: Float[Tensor, "frames 3 height width"], at_once: int | None = None
     ) -> Float[Tensor, "pairs 2 _ _"]:
         """The forward flow alone, in about half the time; see `estimate_chunk`."""
-        return torch.cat([self.decode(*both)[0] for both in self._encoded_pairs(frames, at_once)])
+        return torch.cat([self.decode_finest(*both) for both in self._encoded_pairs(frames, at_once)])
 
     def _encoded_pairs(
         self, frames: Float[Tensor, "frames 3 height width"], at_once: int | None
@@ -152,9 +169,10 @@ class FlowNetwork(nn.Module):
         """Forward and backward flow at full resolution, for frames of any size: they are padded and the flow
         is cropped."""
         height, width = image1.shape[-2:]
-        both = self(pad_to_multiple(image1, self.multiple), pad_to_multiple(image2, self.multiple))
+        frames = torch.cat([image1, image2])
+        features = self.encode(pad_to_multiple(frames, self.multiple))
+        first = [level[: len(image1)] for level in features]
+        second = [level[len(image1) :] for level in features]
+        flow_fw, flow_bw = self._finest_of_both(first, second)
         stride = self.strides[0]
-        return (
-            upsample_flow(both.forward[0], stride, height, width),
-            upsample_flow(both.backward[0], stride, height, width),
-        )
+        return upsample_flow(flow_fw, stride, height, width), upsample_flow(flow_bw, stride, height, width)

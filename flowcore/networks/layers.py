@@ -61,9 +61,14 @@ def doubled(flow: Flow, mask: Tensor) -> Tensor:
 
     Source: RAFT, "Upsampling".
     """
-    batch, _, height, width = flow.shape
-    weights = mask.reshape(batch, 1, _NEIGHBOURS, 2, 2, height, width).softmax(dim=2)
-    around = functional.unfold(functional.pad(flow, (1, 1, 1, 1), mode="replicate"), 3)
-    around = around.reshape(batch, 2, _NEIGHBOURS, 1, 1, height, width)
+    return weighted_neighbours(functional.pad(flow, (1, 1, 1, 1), mode="replicate"), mask, 2)
+
+
+def weighted_neighbours(padded: Flow, mask: Tensor, factor: int) -> Tensor:
+    """Flow at `factor` times the resolution, each vector the mean of the 3x3 coarse ones around it, with the
+    softmax of the mask as weights. The flow has a margin of one vector."""
+    batch, _, height, width = mask.shape
+    weights = mask.reshape(batch, 1, _NEIGHBOURS, factor, factor, height, width).softmax(dim=2)
+    around = functional.unfold(padded, 3).reshape(batch, 2, _NEIGHBOURS, 1, 1, height, width)
     fine = (weights * around).sum(dim=2)
-    return fine.permute(0, 1, 4, 2, 5, 3).reshape(batch, 2, 2 * height, 2 * width)
+    return fine.permute(0, 1, 4, 2, 5, 3).reshape(batch, 2, factor * height, factor * width)

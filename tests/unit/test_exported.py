@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -34,31 +35,25 @@ def unchecked_shapes() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+RAFT = RAFTConfig(
+    encoder_widths=(4, 8, 8),
+    feature_width=8,
+    hidden_width=8,
+    context_width=8,
+    similarity_widths=(8, 8),
+    flow_widths=(4, 4),
+    motion_width=8,
+    head_width=8,
+    iterations=2,
+)
 BACKBONES: dict[str, NetworkConfig] = {
     "pwcnet": PWCNetConfig(encoder_widths=(4, 6, 8), decoder_widths=(8, 6), context_widths=(8,), radius=1),
     "flownets": FlowNetConfig(encoder_widths=(4, 6, 8, 8), decoder_widths=(6, 8)),
     "flownetc": FlowNetConfig(
         variant="correlated", encoder_widths=(4, 6, 8, 8), decoder_widths=(6, 8), radius=2
     ),
-    "raft": RAFTConfig(
-        encoder_widths=(4, 6, 8),
-        feature_width=8,
-        hidden_width=8,
-        context_width=8,
-        motion_width=8,
-        iterations=1,
-    ),
-    "raft_small": RAFTConfig(
-        encoder_widths=(4, 6),
-        feature_width=8,
-        hidden_width=8,
-        context_width=8,
-        motion_width=8,
-        iterations=2,
-        scales=2,
-        radius=2,
-        learned_upsampling=False,
-    ),
+    "raft": replace(RAFT, iterations=1),
+    "raft_small": replace(RAFT, variant="small", stride=4, similarity_widths=(8,), scales=2, radius=2),
 }
 
 

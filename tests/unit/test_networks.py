@@ -20,7 +20,6 @@ from flowcore.networks import (
     NetworkConfig,
     PWCNet,
     PWCNetConfig,
-    RAFTConfig,
     from_dict,
     full,
     light,
@@ -29,8 +28,6 @@ from flowcore.networks import (
     to_dict,
 )
 from flowcore.networks.correlation import cost_volume, normalize_features
-from flowcore.networks.layers import doubled
-from flowcore.networks.raft import _all_pairs, _lookup
 from flowcore.photometric import census_distance, robust
 
 few = settings(max_examples=30)
@@ -555,36 +552,6 @@ def test_every_backbone_learns_one_motion_from_the_frames(backbone: str) -> None
     # What is at p in image1 is 3 px to the right and 2 px down in image2.
     error = (flow - torch.tensor([3.0, 2.0]).view(1, 2, 1, 1)).norm(dim=1).mean()
     assert error < 0.5 * 13**0.5
-
-
-def test_raft_looks_up_what_a_cost_volume_finds() -> None:
-    features1, features2 = random(0, 2, 1, 8, 10, 12)
-    pyramid = _all_pairs(features1, features2, 1)
-    found = _lookup(pyramid, torch.zeros(1, 2, 10, 12), 2, 1)
-    torch.testing.assert_close(found, cost_volume(features1, features2, 2))
-    moved = _lookup(pyramid, torch.full((1, 2, 10, 12), 1.0), 1, 1)
-    # One to the right and one down: the inner displacements of the larger window
-    expected = cost_volume(features1, features2, 2).view(1, 5, 5, 10, 12)[:, 2:5, 2:5].reshape(1, 9, 10, 12)
-    torch.testing.assert_close(moved, expected)
-
-
-def test_raft_refines_as_often_as_it_is_told_and_begins_at_rest() -> None:
-    config = BACKBONES["raft_small"]
-    assert isinstance(config, RAFTConfig)
-    for iterations in (1, 5):
-        network = dataclasses.replace(config, iterations=iterations).build()
-        assert network.strides == (4,) * iterations
-        for parameter in network.head[-1].parameters():  # type: ignore[index, union-attr]
-            parameter.data.zero_()
-        flows = network(*random(0, 2, 1, 3, 32, 48))
-        assert len(flows.forward) == iterations
-        assert all(level.eq(0).all() for level in flows.forward)
-
-
-def test_learned_upsampling_of_a_uniform_flow_is_uniform() -> None:
-    flow = torch.tensor([1.5, -2.0]).view(1, 2, 1, 1).expand(1, 2, 4, 6)
-    twice = doubled(flow, random(0, 1, 36, 4, 6) * 5)
-    torch.testing.assert_close(twice, torch.tensor([1.5, -2.0]).view(1, 2, 1, 1).expand(1, 2, 8, 12))
 
 
 def test_decoders_of_another_number_than_flownets_levels_are_refused() -> None:
