@@ -219,13 +219,17 @@ class RAFT(FlowNetwork):
 
     def _both_directions(self, first: list[Tensor], second: list[Tensor]) -> BidirectionalFlow:
         levels = self._levels(self._both_ways(first, second), torch.cat([first[1], second[1]]))
-        forward, backward = zip(*(level.chunk(2) for level in levels), strict=True)
-        return BidirectionalFlow(forward=list(forward), backward=list(backward), strides=self.strides)
+        pairs = first[0].shape[0]
+        return BidirectionalFlow(
+            forward=[level[:pairs] for level in levels],
+            backward=[level[pairs:] for level in levels],
+            strides=self.strides,
+        )
 
     def _finest_of_both(self, first: list[Tensor], second: list[Tensor]) -> tuple[FlowLevel, FlowLevel]:
         last = self._last(self._both_ways(first, second), torch.cat([first[1], second[1]]))
-        forward, backward = last.chunk(2)
-        return forward, backward
+        pairs = first[0].shape[0]
+        return last[:pairs], last[pairs:]
 
     def _one_way(self, features1: list[Tensor], features2: list[Tensor]) -> Correlation:
         return one_way(features1[0], features2[0], self.config.scales, self.config.radius)
