@@ -5,8 +5,9 @@ the sums and counts of all workers before it divides, so that the loss and its g
 global batch, however many workers share it. An empty set gives 0.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal, TypeVar, cast
 
 import torch
@@ -42,6 +43,40 @@ def weighted_term(name: str, weight: float, error: Tensor, weights: Weights) -> 
     penalty = robust(torch.where(counted, error, nothing))
     total = (torch.where(counted, penalty, nothing) * weights).sum()
     return Term(name=name, weight=weight, total=total, count=weights.sum())
+
+
+def graded_levels(
+    flows: BidirectionalFlow, level_weights: Sequence[float], sequence_gamma: float
+) -> list[tuple[str, float]]:
+    """(name, weight) of each of a network's levels that has a loss, finest first.
+
+    A pyramid's finest levels have `level_weights`; its further ones are on the way to these, and learn
+    through them. A recurrent network's levels, all of one stride, are its iterations: the last one weighs 1,
+    each earlier one `sequence_gamma` of the next. Source: RAFT, "Supervision"; without truth, SMURF (Stone et
+    al., CVPR 2021), "Sequence loss".
+
+    ValueError for levels that are neither: some would have no loss, and nothing would learn from them.
+    """
+    strides, count = flows.strides, len(flows.strides)
+    if flows.is_sequence:
+        return [(f"iteration{count - place}", sequence_gamma**place) for place in range(count)]
+    if any(fine >= coarse for fine, coarse in pairwise(strides)):
+        raise ValueError(
+            f"a network's levels have strides {strides}, some of which no loss would reach; levels must "
+            "all have one stride, as iterations do, or each a larger one than the level before"
+        )
+    return [(f"stride{stride}", weight) for stride, weight in zip(strides, level_weights, strict=False)]
+
+
+def require_level_weights(level_weights: Sequence[float], sequence_gamma: float) -> None:
+    """ValueError for what `graded_levels` can't weigh levels with."""
+    if not level_weights or min(level_weights) < 0:
+        raise ValueError(f"level_weights {level_weights} must be at least one number, none below 0")
+    if not 0 < sequence_gamma <= 1:
+        raise ValueError(
+            f"sequence_gamma {sequence_gamma} must be at most 1, and above 0: at 0 only the last iteration "
+            "would have a loss"
+        )
 
 
 def _area(values: Tensor, height: int, width: int) -> Tensor:
@@ -192,10 +227,12 @@ def _levels(
     is_clean: look at the batch's scenes where it has some. What lies around the frames is looked at on a grid
     of full resolution alone.
     """
-    scenes = _Scenes.of(batch, occlusions, is_clean=is_clean)
+    grids = {1: _Scenes.of(batch, occlusions, is_clean=is_clean)}
     for flow_fw, flow_bw, stride in zip(flows.forward, flows.backward, flows.strides, strict=True):
+        if stride not in grids:
+            grids[stride] = grids[1].on_grid(*flow_fw.shape[-2:])
         yield _Level(
-            scenes=scenes if stride == 1 else scenes.on_grid(*flow_fw.shape[-2:]),
+            scenes=grids[stride],
             flow_fw=flow_fw / stride,
             flow_bw=flow_bw / stride,
             stride=stride,
@@ -219,6 +256,9 @@ class Photometric:
     sides count too, their patches filled by repetition: 3 px of a level left out are most of a small frame
     at stride 16, where nothing would teach the flow to point outwards.
 
+    A recurrent network's flow of every iteration has the whole loss, smoothness too, as a final flow has it:
+    the sequence loss, see `graded_levels`.
+
     Clean frames: SMURF (Stone et al., CVPR 2021); DDFlow looks at what the network sees. Smoothness, of which
     `smoothness` names the sources: UFlow weighs order 1 by 4.0 and order 2 by 2.0.
     """
@@ -227,7 +267,10 @@ class Photometric:
     """How two frames are compared: census by the order of neighbouring pixels, which changing light leaves
     as it is; rgb by colours, for constant light; ssim by local statistics."""
     level_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
-    """Weight of each level's loss, finest level first; a network's further levels have none."""
+    """Weight of each level's loss, finest level first; a network's further levels have none. RAFT has
+    `sequence_gamma` instead."""
+    sequence_gamma: float = 0.8
+    """Weight of the loss of each of RAFT's iterations, as a share of the next one's; the last weighs 1."""
     full_resolution: bool = True
     """Take the finest level's loss on full-resolution frames. Off takes it on the level's own grid, which
     saves a tenth of a step's time and hides errors below a pixel or two."""
@@ -244,23 +287,27 @@ class Photometric:
     across the edges of things."""
 
     def __post_init__(self) -> None:
-        if not self.level_weights or min(self.level_weights) < 0:
-            raise ValueError(f"level_weights {self.level_weights} must be at least one number, none below 0")
+        require_level_weights(self.level_weights, self.sequence_gamma)
         if self.smoothness_weight < 0:
             raise ValueError(f"smoothness_weight {self.smoothness_weight} must not be below 0")
 
     def graded(self, flows: BidirectionalFlow, height: int, width: int) -> BidirectionalFlow:
         """The levels that have a loss of their own, on the grid on which they have it, for frames of this
         size."""
-        kept = len(self.level_weights)
+        kept = len(self.levels(flows))
         forward, backward, strides = flows.forward[:kept], flows.backward[:kept], flows.strides[:kept]
         if self.full_resolution and strides[0] > 1:
-            final = (upsample_flow(each[0], strides[0], height, width) for each in (forward, backward))
+            final = len(strides) if flows.is_sequence else 1
             forward, backward = (
-                [first, *each[1:]] for first, each in zip(final, (forward, backward), strict=True)
+                [upsample_flow(flow, strides[0], height, width) for flow in each[:final]] + each[final:]
+                for each in (forward, backward)
             )
-            strides = (1, *strides[1:])
+            strides = (1,) * final + strides[final:]
         return BidirectionalFlow(forward=forward, backward=backward, strides=strides)
+
+    def levels(self, flows: BidirectionalFlow) -> list[tuple[str, float]]:
+        """(name, weight) of each level that has a loss; see `graded_levels`."""
+        return graded_levels(flows, self.level_weights, self.sequence_gamma)
 
     def terms(
         self,
@@ -272,7 +319,7 @@ class Photometric:
         for frames that are all border."""
         terms = []
         levels = _levels(batch, graded, occlusions, is_clean=self.clean)
-        for weight, level in zip(self.level_weights, levels, strict=False):
+        for (level_name, weight), level in zip(self.levels(graded), levels, strict=True):
             ways = level, level.reversed()
             # Both directions in one call: on small frames calls cost more than what they compute.
             both = distance_everywhere(
@@ -284,7 +331,7 @@ class Photometric:
                 counted = way.counted()
                 if way.stride == 1 and self.full_resolution:
                     counted &= self._within(distance)
-                name = f"photometric/stride{way.stride}/{name}"
+                name = f"photometric/{level_name}/{name}"
                 term = weighted_term(name, weight, distance, counted.to(distance.dtype))
                 terms.append(replace(term, total=term.total / distance.shape[1]))
         return terms
@@ -303,14 +350,19 @@ class Photometric:
         return within
 
     def smoothness_terms(self, batch: Batch, flows: BidirectionalFlow) -> list[Term]:
-        """Means over the batch's pairs, of both directions, of the network's own flows."""
+        """Means over the batch's pairs, of both directions, of the network's own finest flow, or of each of its
+        iterations' flows."""
         if self.smoothness_weight == 0:
             return []
+        finest = [(f"stride{flows.strides[0]}", 1.0)]
+        weights = self.levels(flows) if flows.is_sequence else finest
         terms = []
-        finest = next(_levels(batch, flows, None, is_clean=self.clean))
-        for name, way in (("fw", finest), ("bw", finest.reversed())):
-            value = smoothness(way.flow_fw, way.image1, self.smoothness_edge, self.smoothness_order)
-            pairs = torch.full_like(value, len(way.flow_fw))
-            name = f"smoothness/{name}"
-            terms.append(Term(name=name, weight=self.smoothness_weight, total=value * pairs, count=pairs))
+        levels = _levels(batch, flows, None, is_clean=self.clean)
+        for (level_name, weight), level in zip(weights, levels, strict=False):
+            for name, way in (("fw", level), ("bw", level.reversed())):
+                value = smoothness(way.flow_fw, way.image1, self.smoothness_edge, self.smoothness_order)
+                pairs = torch.full_like(value, len(way.flow_fw))
+                name = f"smoothness/{level_name}/{name}"
+                weighed = weight * self.smoothness_weight
+                terms.append(Term(name=name, weight=weighed, total=value * pairs, count=pairs))
         return terms

@@ -9,7 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowcore.geometry import backward_warp, upsample_flow
-from flowcore.losses import Photometric, Term, shrink_label, weighted_term
+from flowcore.losses import (
+    Photometric,
+    Term,
+    graded_levels,
+    require_level_weights,
+    shrink_label,
+    weighted_term,
+)
 from flowcore.networks import BidirectionalFlow
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
@@ -115,7 +122,8 @@ class StudentObjective:
     whose student has no other loss; DistillFlow's second variant. Whether L_p stays is an option.
 
     Taken level by level as the photometric loss is, the final flow at full resolution as in the papers; the
-    label of a coarser level, a deviation, is the mean over its labelled pixels alone.
+    label of a coarser level, a deviation, is the mean over its labelled pixels alone. A recurrent network has
+    the sequence loss of both, over all its iterations.
     """
 
     view: Literal["occlusion", "confidence"] = "occlusion"
@@ -170,15 +178,13 @@ class StudentObjective:
         """L_o or L_c: the network's flow against the labels, weighted by the labels' confidence."""
         ways = (("fw", labels, graded), ("bw", labels.reversed(), graded.reversed()))
         terms = []
-        for level, (level_weight, stride) in enumerate(
-            zip(self.photometric.level_weights, graded.strides, strict=False)
-        ):
+        for level, (level_name, level_weight) in enumerate(self.photometric.levels(graded)):
             for name, label, mine in ways:
                 assert label.flow_fw is not None
                 assert label.confidence_fw is not None
                 flow = mine.forward[level]
                 target, weights = shrink_label(label.flow_fw, label.confidence_fw, *flow.shape[-2:])
-                name = f"distillation/stride{stride}/{name}"
+                name = f"distillation/{level_name}/{name}"
                 weight = level_weight * self.distillation_weight
                 terms.append(weighted_term(name, weight, target - flow, weights))
         return terms
@@ -199,28 +205,35 @@ class StudentObjective:
 class SupervisedObjective:
     """Fine-tuning: the network's flow against the truth, at full resolution, on the pixels that have one.
 
-    sum psi(w_gt - w) V / sum V, psi summed over u and v; of each level, upsampled. Source: SelFlow,
-    "Supervised Fine-tuning", which takes the final flow alone: `level_weights` of (1,) do so.
+    sum psi(w_gt - w) V / sum V, psi summed over u and v; of each level, upsampled, or of each iteration: the
+    sequence loss. Source: SelFlow, "Supervised Fine-tuning", which takes the final flow alone:
+    `level_weights` of (1,) do so.
     """
 
     level_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
-    """Weight of each level's loss, finest level first; a network's further levels have none. Take 1 alone to
-    learn from the final flow only."""
+    """Weight of each level's loss, finest level first; a network's further levels have none. RAFT has
+    `sequence_gamma` instead."""
+    sequence_gamma: float = 0.8
+    """Weight of the loss of each of RAFT's iterations, as a share of the next one's; the last weighs 1."""
     unmasked_steps: ClassVar[int] = 0
     """No pixel is masked: an occluded pixel has a true flow too."""
+
+    def __post_init__(self) -> None:
+        require_level_weights(self.level_weights, self.sequence_gamma)
 
     def __call__(self, estimate: Estimator, batch: Batch, *, step: int, check: OcclusionCheck) -> Outcome:
         if batch.flow_fw is None or batch.confidence_fw is None:
             raise ValueError("the supervised objective needs true flow; this batch has none")
         flows = estimate(batch.image1, batch.image2)
         height, width = batch.image1.shape[-2:]
+        levels = graded_levels(flows, self.level_weights, self.sequence_gamma)
         terms = []
         for name, truth, mine in (("fw", batch, flows), ("bw", batch.reversed(), flows.reversed())):
             if truth.flow_fw is None or truth.confidence_fw is None:
                 continue
-            for weight, flow, stride in zip(self.level_weights, mine.forward, mine.strides, strict=False):
+            for (level_name, weight), flow, stride in zip(levels, mine.forward, mine.strides, strict=False):
                 error = truth.flow_fw - upsample_flow(flow, stride, height, width)
-                term_name = f"supervised/stride{stride}/{name}"
+                term_name = f"supervised/{level_name}/{name}"
                 terms.append(weighted_term(term_name, weight, error, truth.confidence_fw))
         return Outcome(terms=terms, watched=_watched(flows, _occlusions(flows, check, height, width)))
 

@@ -30,6 +30,11 @@ class BidirectionalFlow:
     strides: tuple[int, ...]
     """The stride of each level."""
 
+    @property
+    def is_sequence(self) -> bool:
+        """Whether the levels are a recurrent network's iterations: several, all of one stride."""
+        return len(self.strides) > 1 and len(set(self.strides)) == 1
+
     def reversed(self) -> "BidirectionalFlow":
         """The same estimate with the roles of the frames swapped."""
         return BidirectionalFlow(forward=self.backward, backward=self.forward, strides=self.strides)

@@ -756,7 +756,7 @@ def test_smoothness_can_be_left_out_and_pulls_only_on_flow_that_changes() -> Non
     assert not [term for term in plain.terms if term.name.startswith("smoothness")]
     smooth = TeacherObjective(photometric=Photometric(smoothness_weight=4.0), unmasked_steps=1)
     terms = {term.name: term for term in smooth(network, batch, **NOW).terms if term.name[:6] == "smooth"}
-    assert set(terms) == {"smoothness/fw", "smoothness/bw"}
+    assert set(terms) == {"smoothness/stride2/fw", "smoothness/stride2/bw"}
     assert all(term.weight == 4.0 and term.count == 2 and term.total > 0 for term in terms.values())
     flat = [uniform(3.0, 1.0, 2, 16, 16)]
     still = smooth(
@@ -764,7 +764,7 @@ def test_smoothness_can_be_left_out_and_pulls_only_on_flow_that_changes() -> Non
         batch,
         **NOW,
     )
-    assert named(still, "smoothness/fw").total == 0
+    assert named(still, "smoothness/stride4/fw").total == 0
 
 
 def test_a_students_flow_is_smooth_in_either_view_by_a_weight_of_its_own() -> None:
@@ -779,6 +779,6 @@ def test_a_students_flow_is_smooth_in_either_view_by_a_weight_of_its_own() -> No
             photometric=Photometric(smoothness_weight=4.0),
             photometric_weight=weight,
         )
-        term = named(student(small_network(), batch, **NOW), "smoothness/fw")
+        term = named(student(small_network(), batch, **NOW), "smoothness/stride2/fw")
         assert term.weight == 4.0
         assert term.total > 0
