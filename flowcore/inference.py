@@ -44,7 +44,13 @@ class InferenceOptions:
     """Cut frames of more pixels (after scaling) into tiles, which keeps memory small and loses fast motion at
     their borders. `none` takes 2,100,000 on a CPU and 4,200,000 on a GPU. Lower it if memory runs out."""
 
+    iterations: int | None = None
+    """How often RAFT refines the flow; more take longer and may be more accurate. `none` takes as many as in
+    training, of which its authors take two or three times as many here."""
+
     def __post_init__(self) -> None:
+        if self.iterations is not None and self.iterations < 1:
+            raise ValueError(f"iterations {self.iterations} must be at least 1")
         if not 0.1 <= self.scale <= 4.0:
             raise ValueError(f"scale {self.scale} must be in [0.1, 4]")
         if self.tile_pixels is not None and self.tile_pixels < 128 * 128:

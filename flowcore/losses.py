@@ -350,8 +350,8 @@ class Photometric:
         return within
 
     def smoothness_terms(self, batch: Batch, flows: BidirectionalFlow) -> list[Term]:
-        """Means over the batch's pairs, of both directions, of the network's own finest flow, or of each of its
-        iterations' flows."""
+        """Means over the batch's pairs, of both directions, of the network's own finest flow, or of the flow
+        of each of its iterations."""
         if self.smoothness_weight == 0:
             return []
         finest = [(f"stride{flows.strides[0]}", 1.0)]

@@ -130,6 +130,8 @@ def predict(
     """
     folders = destinations(videos, output)
     network, info = load_model(fetch_model(model))
+    if options.inference.iterations is not None:
+        network.set_iterations(options.inference.iterations)
     _require_plain(absolute(output, "--output"), folders.values())
     tasks = list(concurrently(lambda each: _task(*each, info.digest, options), list(folders.items())))
     results = []

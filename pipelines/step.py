@@ -19,7 +19,7 @@ import torch.distributed
 from jaxtyping import Float
 from torch import Tensor
 
-from flowcore.networks import BidirectionalFlow, FlowNetwork
+from flowcore.networks import BidirectionalFlow, FlowNetwork, RAFTConfig
 from flowcore.objectives import Estimator, Objective, Outcome
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
@@ -210,6 +210,10 @@ class OptimiserStep:
         if options.accumulate < pairs:
             parts = min(pairs, 2 * options.accumulate)
             remedies.append(f"--training.accumulate {parts} saves {1 - options.accumulate / parts:.0%}")
+        if isinstance(config := self.network.config, RAFTConfig) and config.iterations > 1:
+            # What an iteration keeps, of which the sequence loss needs each.
+            fewer = max(1, config.iterations // 2)
+            remedies.append(f"--network.iterations {fewer} saves about {1 - fewer / config.iterations:.0%}")
         if not options.checkpoint_activations:
             remedies.append("--training.checkpoint-activations saves about half")
         if options.precision == "float32":

@@ -17,7 +17,7 @@ from flowcore.chunks import ChunkReader
 from flowcore.drawing import flow_colors, motion_scale
 from flowcore.formats import read_flow, read_image, read_mask, write_image
 from flowcore.inference import InferenceOptions
-from flowcore.networks import FlowNetwork, PWCNetConfig
+from flowcore.networks import FlowNetwork, PWCNetConfig, tiny
 from flowcore.occlusion import OcclusionCheck, agreement
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.shapes import to_images
@@ -152,6 +152,28 @@ def test_the_pictures_of_a_video_share_one_scale(model: str, frames: Frames, tmp
         # Beside the frame, below a caption, each pixel five times as large.
         shown = picture[24 : 24 + 5 * 37 : 5, 277 : 277 + 5 * 53 : 5]
         np.testing.assert_array_equal(shown, flow_colors(flow, scale))
+
+
+def test_raft_predicts_with_as_many_iterations_as_it_is_told(frames: Frames, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = tiny()["raft"].build()
+    save_model(tmp_path / "model", network, {})
+    images = write_images(tmp_path / "images", frames[:2], ["0.png", "1.png"])
+    options = PredictionOptions(inference=InferenceOptions(iterations=5))
+    predict(str(tmp_path / "model"), str(images), str(tmp_path / "flow"), options)
+    network.set_iterations(5)
+    expected = flow_of_pair(network, frames[0], frames[1])
+    np.testing.assert_allclose(read_flow(tmp_path / "flow" / "0.flo")[0], expected, atol=1e-3)
+
+
+def test_iterations_of_a_network_that_has_none_are_refused_before_anything_is_written(
+    model: str, frames: Frames, tmp_path: Path
+) -> None:
+    images = write_images(tmp_path / "images", frames[:2], ["0.png", "1.png"])
+    options = PredictionOptions(inference=InferenceOptions(iterations=9))
+    with pytest.raises(ValueError, match="PWCNet has no iterations"):
+        predict(model, str(images), str(tmp_path / "flow"), options)
+    assert not (tmp_path / "flow").exists()
 
 
 def test_the_film_is_as_fast_as_the_video(model: str, frames: Frames, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from flowcore.losses import Photometric
-from flowcore.networks import BidirectionalFlow, FlowNetwork, PWCNetConfig
+from flowcore.networks import BidirectionalFlow, FlowNetwork, PWCNetConfig, tiny
 from flowcore.objectives import Estimator, Objective, Outcome, SupervisedObjective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
@@ -376,13 +376,16 @@ def test_all_workers_have_the_same_weights_and_facts_to_the_last_bit(
     assert one["facts"] == other["facts"]
 
 
+def exhausted(network: FlowNetwork) -> Estimator:
+    """The network on a device without memory."""
+
+    def estimate(image1: Tensor, image2: Tensor) -> BidirectionalFlow:
+        raise torch.OutOfMemoryError("2 GiB more")
+
+    return estimate
+
+
 def test_where_memory_runs_out_the_error_says_what_to_lower_and_what_it_saves() -> None:
-    def exhausted(network: FlowNetwork) -> Estimator:
-        def estimate(image1: Tensor, image2: Tensor) -> BidirectionalFlow:
-            raise torch.OutOfMemoryError("2 GiB more")
-
-        return estimate
-
     step = optimiser(replace(OPTIONS, accumulate=2), wrap=exhausted)
     with pytest.raises(RuntimeError, match="has too little memory for a step") as failure:
         step.take([batch(0)])
@@ -392,3 +395,10 @@ def test_where_memory_runs_out_the_error_says_what_to_lower_and_what_it_saves() 
     assert "these 32x48 px on each side saves 44%" in remedies
     # It can be taken again, with less.
     assert step.step == 0
+
+
+def test_where_memory_runs_out_in_a_sequence_loss_the_error_names_fewer_iterations() -> None:
+    options = replace(OPTIONS, global_batch=1, accumulate=1)
+    step = OptimiserStep(tiny()["raft"].build(), [Learn()], CHECK, options, wrap=exhausted)
+    with pytest.raises(RuntimeError, match=r"--network\.iterations 1 saves about 67%"):
+        step.take([batch(0, 1)])
