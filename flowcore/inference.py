@@ -45,8 +45,8 @@ class InferenceOptions:
     their borders. `none` takes 2,100,000 on a CPU and 4,200,000 on a GPU. Lower it if memory runs out."""
 
     iterations: int | None = None
-    """How often RAFT refines the flow; more take longer and may be more accurate. `none` takes as many as in
-    training, of which its authors take two or three times as many here."""
+    """How often RAFT refines the flow; `none` means as often as in its training. Two to three times as often
+    takes as much longer and may be more accurate."""
 
     def __post_init__(self) -> None:
         if self.iterations is not None and self.iterations < 1:

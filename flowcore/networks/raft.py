@@ -40,7 +40,7 @@ class RAFTConfig(NetworkConfig):
     """
 
     variant: Literal["full", "small"] = "full"
-    """The paper's full or small network."""
+    """full is the larger network, with an upsampling that it learns; small has a fifth of its weights."""
     encoder_widths: tuple[int, ...] = (64, 96, 128)
     """Channels of the encoders, two residual blocks a width; multiples of 4 in the small variant."""
     stride: int = 8
