@@ -22,7 +22,10 @@ class InstanceNorm(nn.Module):
     """Zero mean and unit variance per frame and channel; 0 where a frame has one pixel."""
 
     def forward(self, x: Tensor) -> Tensor:
-        # functional.instance_norm refuses a single pixel.
+        # functional's forms refuse a single pixel.
+        if x.device.type == "cpu":
+            # A group a channel is the same, keeps the layout, and takes a fifth of the time there.
+            return torch.group_norm(x, x.shape[1], None, None, 1e-5)
         return torch.instance_norm(x, None, None, None, None, True, 0.0, 1e-5, torch.backends.cudnn.enabled)
 
 
@@ -172,10 +175,10 @@ class ConvGRU(nn.Module):
     def forward(self, hidden: Tensor, shared: Tensor, motion: Tensor) -> Tensor:
         """The next state; `shared` is `context` of the context."""
         for_gates, for_proposal = shared.split([2 * self.hidden, self.hidden], dim=1)
-        gates = self.gates(torch.cat([hidden, motion], dim=1)) + for_gates
-        update, reset = gates.sigmoid().chunk(2, dim=1)
-        proposal = self.proposal(torch.cat([reset * hidden, motion], dim=1)) + for_proposal
-        return torch.lerp(hidden, proposal.tanh(), update)
+        gates = self.gates(torch.cat([hidden, motion], dim=1)).add_(for_gates).sigmoid_()
+        update, reset = gates.chunk(2, dim=1)
+        proposal = self.proposal(torch.cat([reset * hidden, motion], dim=1)).add_(for_proposal).tanh_()
+        return torch.lerp(hidden, proposal, update)
 
 
 def flow_change(hidden: int, width: int) -> nn.Sequential:
