@@ -122,8 +122,9 @@ class OnDemand:
     order. Averages of products are products with averaged features."""
 
     def __init__(self, features1: Features, features2: Features, scales: int, radius: int) -> None:
-        channels, height, width = features1.shape[1:]
+        batch, channels, height, width = features1.shape
         self._radius = radius
+        self._frames = torch.arange(batch, device=features1.device).repeat_interleave(height * width)
         self._first = (features1.float() / channels**0.5).movedim(1, -1).reshape(-1, channels, 1)
         self._pixels = pixel_grid(height, width, features1.device)
         # One more than the window on each axis, to interpolate; what lies further out is zero as well.
@@ -147,17 +148,22 @@ class OnDemand:
     def around(self, flow: Float[Tensor, "batch 2 height width"]) -> Similarities:
         batch, _, height, width = flow.shape
         target = (self._pixels + flow).movedim(1, -1).reshape(-1, 2)
-        frames = torch.arange(batch, device=flow.device).repeat_interleave(height * width)
         side = 2 * self._radius + 2
         at_once = max(1, _AT_ONCE // (side * side * self._first.shape[1]))
-        parts = zip(target.split(at_once), frames.split(at_once), self._first.split(at_once), strict=True)
-        found = [self._of_pixels(*part) for part in parts]
-        similarities = torch.cat(found).view(batch, height, width, -1)
+        parts = zip(
+            target.split(at_once), self._frames.split(at_once), self._first.split(at_once), strict=True
+        )
+        if torch.is_grad_enabled():
+            found = torch.cat([self._recomputed(*part) for part in parts])
+        else:
+            found = flow.new_empty(len(target), len(self._rows) * (side - 1) ** 2)
+            # Parts that are kept between others that are freed would fragment the memory.
+            for mine, part in zip(found.split(at_once), parts, strict=True):
+                mine.copy_(self._windows_of(*part))
+        similarities = found.view(batch, height, width, -1)
         return functional.pad(similarities, (0, self._missing)).movedim(-1, 1)
 
-    def _of_pixels(self, target: Tensor, frames: Tensor, first: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return self._windows_of(target, frames, first)
+    def _recomputed(self, target: Tensor, frames: Tensor, first: Tensor) -> Tensor:
         # The windows' features, a hundred times the frame's, are gathered again in the backward pass.
         similarities: Tensor = checkpoint(
             self._windows_of, target, frames, first, use_reentrant=False, preserve_rng_state=False

@@ -198,6 +198,25 @@ def test_similarities_on_demand_are_those_of_the_volume_within_a_hundred_thousan
         torch.testing.assert_close(built, on_demand, rtol=0, atol=1e-5 * max(1.0, built.abs().max().item()))
 
 
+def test_similarities_on_demand_are_the_same_in_parts_and_without_a_graph() -> None:
+    # At 128 channels and 64 places a window, 512 of the 2400 pixels are looked up at once.
+    features1, features2 = random(0, 2, 2, 128, 30, 40) - 0.5
+    flow = (random(1, 2, 2, 30, 40) - 0.5) * 20
+    expected = Volume(all_products(features1, features2), 4, 3).around(flow)
+    torch.testing.assert_close(OnDemand(features1, features2, 4, 3).around(flow), expected, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        alone = OnDemand(features1, features2, 4, 3).around(flow)
+    torch.testing.assert_close(alone, expected, atol=1e-5, rtol=0)
+
+
+def test_large_frames_are_looked_up_without_anything_of_the_size_of_a_volume() -> None:
+    height, width = 128, 129
+    features1, features2 = random(0, 2, 1, 4, height, width)
+    with torch.no_grad(), Counting() as counting:
+        both_ways(features1, features2, 4, 2).around(torch.zeros(2, 2, height, width))
+    assert counting.largest < (height * width) ** 2 / 50
+
+
 def test_without_flow_a_lookup_finds_what_a_cost_volume_does() -> None:
     features1, features2 = random(0, 2, 1, 8, 10, 12)
     found = one_way(features1, features2, 1, 2).around(torch.zeros(1, 2, 10, 12))
@@ -236,16 +255,20 @@ def test_a_flow_that_is_not_finite_has_similarities_that_are_not_and_the_process
 
 
 class Counting(TorchDispatchMode):
-    """How often each operation is called."""
+    """How often each operation is called, and how many numbers its result has at most."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: dict[str, int] = {}
+        self.largest = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name().split(".")[0]
         self.calls[name] = self.calls.get(name, 0) + 1
-        return func(*args, **kwargs or {})
+        result = func(*args, **kwargs or {})
+        if isinstance(result, Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result
 
 
 def calls(network: FlowNetwork, iterations: int) -> dict[str, int]:
