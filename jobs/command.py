@@ -16,6 +16,7 @@ from typing import NoReturn, TypeVar
 from jobs.parsing import HelpAsked, Recipes, UsageError, parse, parse_recipe
 from pipelines.cluster import is_debugging
 from pipelines.disclosure import tell
+from pipelines.invocation import program, typed_again
 
 Options = TypeVar("Options")
 
@@ -28,20 +29,24 @@ def run(
 ) -> None:
     """Calls `main` with the options that the command line gives; --help shows the docstring of its module."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = _parsed(lambda: parse(options, given, program=_program(), description=_docstring(main)))
-    _call(lambda: main(parsed))
+    parsed = _parsed(lambda: parse(options, given, program=program(), description=_docstring(main)))
+    _call(lambda: main(parsed), goes_on=getattr(parsed, "goes_on", False))
 
 
 def run_recipe(
-    main: Callable[[Options, str], None], recipes: Recipes[Options], arguments: Sequence[str] | None = None
+    main: Callable[[Options, str], None],
+    recipes: Recipes[Options],
+    arguments: Sequence[str] | None = None,
+    *,
+    usual: str | None = None,
 ) -> None:
     """As `run`, for a job whose first word is a recipe: `main` gets the recipe's options with the flags
-    applied, and its name."""
+    applied, and its name. usual: the recipe where none is given."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     name, parsed = _parsed(
-        lambda: parse_recipe(recipes, given, program=_program(), description=_docstring(main))
+        lambda: parse_recipe(recipes, given, program=program(), description=_docstring(main), usual=usual)
     )
-    _call(lambda: main(parsed, name))
+    _call(lambda: main(parsed, name), goes_on=getattr(parsed, "goes_on", False))
 
 
 def run_training(
@@ -76,11 +81,13 @@ def _parsed(read: Callable[[], Parsed]) -> Parsed:
         _fail(error, status=2)
 
 
-def _call(work: Callable[[], None]) -> None:
+def _call(work: Callable[[], None], *, goes_on: bool) -> None:
+    """goes_on: whether the same command does what an interrupted one left."""
     try:
         work()
-    except KeyboardInterrupt:
-        tell("error: interrupted", to=sys.stderr)
+    except KeyboardInterrupt as stop:
+        notes = [*getattr(stop, "__notes__", ()), *([f"to go on: {typed_again()}"] if goes_on else ())]
+        tell("\n".join(["error: interrupted", *notes]), to=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         cause = _root_cause(error)
@@ -131,10 +138,6 @@ def _message(error: BaseException) -> str:
         return f"{error.filename}: {error.strerror}"
     # Ray Data appends advice about retries to what a worker raised.
     return str(error).partition("\nFailed to apply ")[0] or type(error).__name__
-
-
-def _program() -> str:
-    return f"python {sys.argv[0]}"
 
 
 def _docstring(main: Callable[..., None]) -> str:

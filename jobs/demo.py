@@ -1,15 +1,15 @@
 """The whole chain on this machine: videos, teacher, pseudo-labels, student, evaluation.
 
-    make demo                    # on rendered videos, whose true flow is known
-    make demo VIDEOS=my_videos   # on your own
-    python jobs/demo.py smoke    # the same with another recipe
+    python jobs/demo.py                       # on rendered videos, whose true flow is known
+    python jobs/demo.py --videos my_videos    # on your own
+    python jobs/demo.py smoke                 # with another recipe than demo
 
-Everything lands in a new folder under runs/, every stage is a run in MLflow, and the last lines say where to
-look.
+In a checkout, `make demo` does the same. Everything lands in a new folder under runs/, every stage is a run
+in MLflow, and the last lines say where to look.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from jobs import chain
@@ -18,7 +18,8 @@ from jobs.recipes import RECIPES
 from pipelines.cluster import connect
 from pipelines.collection import Collection
 from pipelines.disclosure import tell
-from pipelines.storage import PROJECT_FOLDER, shared_folder
+from pipelines.installation import home_of
+from pipelines.storage import shared_folder
 
 if TYPE_CHECKING:
     from pipelines.evaluation import Errors
@@ -33,7 +34,7 @@ class Demo:
     seed: int = 0
     """Decides weights, the order of pairs and crops. The rendered videos are always the same. Change it to
     see how much results vary."""
-    run_root: str = str(PROJECT_FOLDER / "runs")
+    run_root: str = field(default_factory=lambda: str(home_of() / "runs"))
     """Where the demo makes its folder. Give another one if this disk has little space."""
 
 
@@ -79,4 +80,4 @@ def recipes() -> dict[str, tuple[str, Demo]]:
 
 
 if __name__ == "__main__":
-    run_recipe(demo, recipes())
+    run_recipe(demo, recipes(), usual="demo")

@@ -1,4 +1,4 @@
-"""Distills the student: the teacher's network, trained on transformed crops of what the teacher labelled.
+"""Distills the student: the teacher's network, trained on harder crops of its labels.
 
     python jobs/distill.py demo --labels my_labels --run-root runs
 

@@ -9,6 +9,7 @@ makes chairs2 a label set again. If the job is killed, the same command again wr
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from jobs.command import run
 from pipelines.disclosure import tell
@@ -33,6 +34,8 @@ class ExportLabels:
     where: str | None = None
     """The pairs to take, by columns of the labels: "occluded < 0.6 and forward_backward < 2". Give it to
     leave out bad labels; without it all are written."""
+
+    goes_on: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.where is not None:

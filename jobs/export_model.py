@@ -1,4 +1,4 @@
-"""Writes a network as a file that runs without this project: ONNX, or PyTorch's torch.export.
+"""Writes a network as ONNX or for torch.export: a file that runs without this project.
 
     python jobs/export_model.py --model models:/flow-student@champion --output student.onnx
 

@@ -10,6 +10,7 @@ what is missing.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from flowcore.occlusion import OcclusionCheck
 from jobs.command import run
@@ -28,6 +29,8 @@ class ImportLabels:
     """Folder or URI of the label set to write, empty or begun by the same command."""
     check: OcclusionCheck = field(default_factory=OcclusionCheck)
     """Finds occluded pixels where no mask file is given."""
+
+    goes_on: ClassVar[bool] = True
 
 
 def main(stage: ImportLabels) -> None:

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from jobs.options import REQUIRED, Option, first_sentence
+from pipelines.invocation import as_typed
 
 WIDTH = 100
 _HELP_COLUMN = 6
@@ -75,7 +76,7 @@ def _words(option: Option) -> str:
 
 def _refilled(text: str) -> str:
     """A docstring at this width; what is indented, such as a command, stays as it is."""
-    paragraphs = text.split("\n\n")
+    paragraphs = as_typed(text).split("\n\n")
     return "\n\n".join(
         each if each.startswith(" ") else _filled(" ".join(each.split()), 0) for each in paragraphs
     )
@@ -84,7 +85,7 @@ def _refilled(text: str) -> str:
 def _filled(text: str, indent: int) -> str:
     margin = " " * indent
     return textwrap.fill(
-        text,
+        as_typed(text),
         WIDTH,
         initial_indent=margin,
         subsequent_indent=margin,

@@ -50,13 +50,23 @@ def parse(options: Any, arguments: Sequence[str], *, program: str, description: 
 
 
 def parse_recipe(
-    recipes: Recipes[Options], arguments: Sequence[str], *, program: str, description: str
+    recipes: Recipes[Options],
+    arguments: Sequence[str],
+    *,
+    program: str,
+    description: str,
+    usual: str | None = None,
 ) -> tuple[str, Options]:
-    """(the recipe's name, its options) of a command line whose first word is a recipe; see `parse`."""
+    """(the recipe's name, its options) of a command line whose first word is a recipe; see `parse`.
+
+    usual: the recipe of a command line that names none; without it, one must be named.
+    """
     known = ", ".join(name for name in recipes if ":" not in name)
     if arguments and arguments[0] in _HELP:
         texts = {name: text for name, (text, _) in recipes.items()}
         raise HelpAsked(recipe_list(program, description, texts))
+    if usual is not None and (not arguments or arguments[0].startswith("-")):
+        arguments = [usual, *arguments]
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(f"the recipe comes first: {program} RECIPE [options]; a recipe is one of {known}")
     name = arguments[0]

@@ -13,17 +13,15 @@ not repeated. To see progress, now or later, without Ray and without labelling a
     python jobs/pseudolabel.py demo --labels my_labels --status
 """
 
-from datetime import datetime
-
+from jobs import status
 from jobs.command import run_recipe
 from jobs.recipes import by_recipe
-from jobs.report import example_picture, status_text, summary_text
+from jobs.report import example_picture, summary_text
 from jobs.stages import Pseudolabel
 from pipelines.cluster import connect
-from pipelines.collection import Collection, absolute_collection
+from pipelines.collection import Collection
 from pipelines.disclosure import tell
 from pipelines.labelling import LabellingSummary, write_labels
-from pipelines.labelling_status import labelling_status
 from pipelines.pair_set import PairSet
 from pipelines.storage import absolute
 
@@ -60,9 +58,7 @@ def pseudolabel(stage: Pseudolabel, recipe: str) -> LabellingSummary:
 
 def main(stage: Pseudolabel, recipe: str) -> None:
     if stage.status:
-        labels = absolute(stage.labels, "--labels")
-        videos = absolute_collection(stage.videos, "--videos") if stage.videos else None
-        tell(status_text(labels, labelling_status(labels, videos), datetime.now()))
+        status.main(status.Status(labels=stage.labels, videos=stage.videos or None))
         return
     tell(summary_text(pseudolabel(stage, recipe)))
     from pipelines.tracking import ui_command

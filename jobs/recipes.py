@@ -173,8 +173,8 @@ RECIPES: dict[str, Recipe] = {
     "laptop": Recipe(
         description="Your own videos without a GPU, at about 320x448 px. It takes every second frame and at "
         "most 160 pairs a video. Label with --teacher opencv:dis_medium, then distill with --init"
-        " fresh. Two CPU cores, an hour and a half. docs/results/real-pixels.md has its errors on"
-        " real pairs.",
+        " fresh. Two CPU cores, an hour and a half. In the repository, docs/results/real-pixels.md has its"
+        " errors on real pairs.",
         clips=ClipOptions(size=(320, 448), min_size=(192, 256), stride=2, max_pairs_per_video=160),
         networks=networks.light(),
         augmentation=Challenge(geometric=_CAMERA, crop=Crop(height=192, width=256)),
@@ -258,7 +258,7 @@ RECIPES: dict[str, Recipe] = {
     "video": Recipe(
         description="Your own videos at 384x640 px, with the loss and the network that we found best. A GPU "
         "and 16 cores; half an hour on an H200, from the speed of its first 12,000 steps."
-        " docs/results/minutes.md has the errors after these.",
+        " In the repository, docs/results/minutes.md has the errors after these.",
         clips=ClipOptions(size=(384, 640), min_size=(288, 384), stride=2, max_pairs_per_video=160),
         networks=_SHARPER,
         augmentation=Challenge(geometric=_CAMERA, crop=Crop(height=256, width=384), surroundings=32),

@@ -1,4 +1,4 @@
-"""Repeats a training with the options that its run recorded, to see whether it comes out the same.
+"""Repeats a training with the options of its run, to see whether it comes out the same.
 
     python jobs/rerun.py RUN_ID [--anyway]
 

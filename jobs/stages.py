@@ -16,6 +16,7 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.video import ClipOptions
 from jobs.options import REQUIRED
 from pipelines.filters import PairFilter
+from pipelines.invocation import typed
 from pipelines.labelling import LabellingOptions
 from pipelines.labels import DEFAULT_MAX_SPREAD
 from pipelines.models import StartingPoint, absolute_model, starting_point
@@ -154,6 +155,7 @@ class Pseudolabel:
         "labelling.codec",
     )
     excused: ClassVar[dict[str, dict[str, object]]] = {"status": {"videos": "", "teacher": ()}}
+    goes_on: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.teacher and not self.status:
@@ -187,7 +189,7 @@ class LabelledStage(TrainingStage):
         pairs = replace(PairSet.open(absolute(labels, "--labels")), max_spread=self.max_spread, where=where)
         if not pairs.has_labels:
             raise ValueError(
-                f"--labels {labels} has frame pairs without labels; make labels with jobs/pseudolabel.py"
+                f"--labels {labels} has frame pairs without labels; make labels with `{typed('pseudolabel')}`"
             )
         return pairs
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pipelines.disclosure import tell
+from pipelines.installation import PROJECT_FOLDER, is_installed, is_shipped_copy
 from pipelines.room import num_cores
-from pipelines.storage import PROJECT_FOLDER, is_shipped_copy
 
 if TYPE_CHECKING:
     import ray.data
@@ -46,7 +46,7 @@ def connect() -> None:
     ConnectionError, within seconds, where RAY_ADDRESS leads to no cluster.
     """
     if has_cluster():
-        _require_listener(os.environ[_ADDRESS])
+        require_listener(os.environ[_ADDRESS])
     import ray
     import ray.data
 
@@ -68,14 +68,17 @@ def _start(*, debugs: bool) -> None:
         ray.init, logging_level=logging.INFO if debugs else logging.ERROR, log_to_driver=debugs
     )
     if has_cluster():
-        # The workers of a Ray job find its copy of the code. Others look where the code is on this machine.
+        # Workers find the copy of the code that a Ray job has, and code that is installed. Others look where
+        # the code is on this machine.
+        finds_code = is_shipped_copy() or is_installed()
         here = {"env_vars": {"PYTHONPATH": str(PROJECT_FOLDER)}}
         _tell(f"joining Ray at {os.environ[_ADDRESS]}")
-        start(address=os.environ[_ADDRESS], runtime_env=None if is_shipped_copy() else here)
+        start(address=os.environ[_ADDRESS], runtime_env=None if finds_code else here)
         return
-    # Ray's processes inherit it, so that the workers import the code that runs here.
-    inherited = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT_FOLDER), *([inherited] if inherited else [])])
+    if not is_installed():
+        # Ray's processes inherit it, so that the workers import the code that runs here.
+        inherited = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT_FOLDER), *([inherited] if inherited else [])])
     _tell("starting Ray on this machine")
     with _known_address(), _own_token():
         start(
@@ -103,7 +106,7 @@ def _tell(what: str) -> None:
     tell(f"{what} ...", to=sys.stderr)
 
 
-def _require_listener(address: str) -> None:
+def require_listener(address: str) -> None:
     """Raises ConnectionError at once where RAY_ADDRESS leads nowhere, where Ray would retry for minutes, or
     to a job server. Ray itself resolves `auto`."""
     if address.startswith("http"):

@@ -241,7 +241,7 @@ class _Child:
         if lacking:
             warnings.warn(
                 f"this system lacks {' and '.join(lacking)} to confine the process that decodes videos: see "
-                "docs/explanation/trust.md before decoding what strangers made",
+                "docs/explanation/trust.md in the repository before decoding what strangers made",
                 RuntimeWarning,
                 stacklevel=2,
             )

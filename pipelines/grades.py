@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from pipelines.invocation import typed
 from pipelines.pair_set import PairSet
 
 
@@ -86,11 +87,13 @@ class GradedSet:
         if not pairs.has_labels:
             raise ValueError(
                 f"{pairs.location} holds frame pairs without pseudo-labels; label these videos with "
-                "jobs/pseudolabel.py and give the folder of its --labels"
+                f"`{typed('pseudolabel')}` and give the folder of its --labels"
             )
         index = pairs.index(pairs.quality_columns)
         if len(index) == 0:
-            raise ValueError(f"{pairs.location} holds no pair; label other videos with jobs/pseudolabel.py")
+            raise ValueError(
+                f"{pairs.location} holds no pair; label other videos with `{typed('pseudolabel')}`"
+            )
         return cls(pairs=pairs, index=index, origin=origin or {})
 
     def quality(self, column: str) -> Float[ndarray, "pairs"]:

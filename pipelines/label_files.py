@@ -26,6 +26,7 @@ from flowcore.pairs import FramePair
 from flowcore.pseudolabels import labels_of
 from flowcore.records import LIST_BYTES
 from flowcore.shapes import Flow, Mask, to_images
+from pipelines.invocation import typed
 from pipelines.labels import MOST_FLOW, PAIR_ID, beside, decode_occlusion, label_columns
 from pipelines.ledger import write_ledger
 from pipelines.pair_set import PairSet
@@ -68,7 +69,9 @@ def export_labels(
     for a folder that holds anything else.
     """
     if not pairs.has_labels:
-        raise ValueError(f"{pairs.location} has frame pairs without labels; make labels with pseudolabel")
+        raise ValueError(
+            f"{pairs.location} has frame pairs without labels; make labels with `{typed('pseudolabel')}`"
+        )
     places = pairs.index().to_pylist()
     folder = Folder(location)
     _claim(
@@ -124,7 +127,7 @@ def import_labels(folder: Path, location: str, check: OcclusionCheck) -> PairSet
         raise ValueError(
             f"{len(lacking)} of {len(samples)} pairs in {folder} have no flow back, such as "
             f"{_backward_name(lacking[0])}; a label is of both directions. Write these files, or learn from "
-            f"forward flow alone, with jobs/finetune.py --truth chairs2:{folder}"
+            f"forward flow alone, with `{typed('finetune')} RECIPE --truth chairs2:{folder}`"
         )
     read = [each for part in in_parts(_read_all, samples, "files") for each in part]
     if errors := [each.error for each in read if each.error]:

@@ -5,16 +5,19 @@ digests of the data, the provenance that every model carries, the registered ver
 """
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.disclosure import tell
+from pipelines.installation import PROJECT_FOLDER
+from pipelines.invocation import running_job, typed, typed_again
 from pipelines.models import StartingPoint, fetch_model
 from pipelines.pair_set import PairSet
 from pipelines.registry import register, run_of
-from pipelines.storage import PROJECT_FOLDER, absolute, is_mlflow_uri
+from pipelines.storage import absolute, is_mlflow_uri
 from pipelines.teachers import teacher_names
 from pipelines.tracking import Run, start
 
@@ -124,18 +127,28 @@ def lineage(
     ) as run:
         provenance = {"stage": stage, "run_id": run.run_id} | ({} if recipe is None else {"recipe": recipe})
         stage_run = StageRun(run, stage, root, provenance)
-        if hasattr(configuration, "resume"):
-            tell(
-                f"run {run.run_id}: {run.url_hint}\n"
-                f"if it is killed: jobs/{stage}.py with the same options and --resume {run.run_id}"
-            )
+        goes_on = _goes_on(stage, run.run_id) if hasattr(configuration, "resume") else None
+        if goes_on is not None:
+            tell(f"run {run.run_id}: {run.url_hint}\nif it is killed: {goes_on}")
         for name, made in made_from.items():
             _record(stage_run, name, made, project_folder)
         for numbers in kept.values():
             stage_run.log(0, numbers)
         if generation is not None:
             stage_run.has_generation(generation)
-        yield stage_run
+        try:
+            yield stage_run
+        except KeyboardInterrupt as stop:
+            if goes_on is not None:
+                stop.add_note(f"to go on: {goes_on}")
+            raise
+
+
+def _goes_on(stage: str, run_id: str) -> str:
+    """What to type to go on with a training that ended too early."""
+    if running_job() != stage:
+        return f"{typed(stage)} with the same options and --resume {run_id}"
+    return typed_again() if "--resume" in sys.argv else typed_again("--resume", run_id)
 
 
 def kept_pairs(pairs: PairSet) -> dict[str, float]:

@@ -16,6 +16,7 @@ from numpy import ndarray
 
 from flowcore.pairs import FramePair
 from pipelines.filters import PairFilter
+from pipelines.invocation import typed
 from pipelines.labels import (
     DEFAULT_MAX_SPREAD,
     PAIR_ID,
@@ -72,18 +73,20 @@ class PairSet:
         description = description_at(folder)
         if description is None:
             if not folder.exists():
-                raise FileNotFoundError(f"there is no folder {location}; make it with jobs/pseudolabel.py")
+                raise FileNotFoundError(
+                    f"there is no folder {location}; make it with `{typed('pseudolabel')}`"
+                )
             raise FileNotFoundError(
                 f"{location} is no pair set, it has no {DESCRIPTION_FILE}; give the folder that "
-                "jobs/pseudolabel.py was given as --labels"
+                f"`{typed('pseudolabel')}` was given as --labels"
             )
         try:
             videos = read_manifest(location)
         except FileNotFoundError:
             raise ValueError(
                 f"{location} isn't finished, it has no {MANIFEST_FILE}; run the command that writes it, "
-                "jobs/pseudolabel.py RECIPE --videos ... --teacher ... --labels ..., again: it adds only "
-                "what is missing"
+                f"`{typed('pseudolabel')} RECIPE --videos ... --teacher ... --labels ...`, again: it adds "
+                "only what is missing"
             ) from None
         files = [shard_name(video.folder, shard) for video in videos for shard in range(video.shards)]
         return cls(location=location, description=description, files=tuple(sorted(files)))

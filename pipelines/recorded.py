@@ -7,8 +7,9 @@ import mlflow.artifacts
 from mlflow.exceptions import MlflowException
 
 from pipelines.disclosure import without_secrets
+from pipelines.installation import PACKAGE, PROJECT_FOLDER
 from pipelines.revision import DIFF_FILE, PACKAGES_FILE, code_files, revision_of
-from pipelines.storage import PROJECT_FOLDER, is_mlflow_uri
+from pipelines.storage import is_mlflow_uri
 from pipelines.tracking import ABSENT, OPTIONS_FILE, client_of, impatient, tracking_uri, unreachable
 
 
@@ -61,7 +62,8 @@ def recorded(run_id: str, project_folder: Path = PROJECT_FOLDER) -> Recorded:
     revision, now = revision_of(project_folder)[0], code_files(project_folder)
     differences = []
     if (was := run.data.tags["mlflow.source.git.commit"]) != revision:
-        differences.append(f"code of revision {was}, not {revision}: git checkout {was}")
+        remedy = "install that one" if was.startswith(PACKAGE) else f"git checkout {was}"
+        differences.append(f"code of revision {was}, not {revision}: {remedy}")
     if texts[DIFF_FILE] != now[DIFF_FILE]:
         differences.append(f"other uncommitted changes: the run's artifact {DIFF_FILE} has them")
     missing = sorted(set(texts[PACKAGES_FILE].split("\n")) - set(now[PACKAGES_FILE].split("\n")))

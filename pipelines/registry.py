@@ -12,7 +12,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pipelines.disclosure import tell, without_secrets
-from pipelines.storage import PROJECT_FOLDER
+from pipelines.installation import PROJECT_FOLDER
 from pipelines.tracking import ABSENT, Run, client_of, impatient, tracking_uri, unreachable
 
 CHAMPION = "champion"

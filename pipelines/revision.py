@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +13,12 @@ from pathlib import Path
 import cv2
 
 from pipelines.disclosure import code_without_secrets, storable
-from pipelines.storage import is_shipped_copy
+from pipelines.installation import PACKAGE, home_of, installed_version, is_installed, is_shipped_copy
+from pipelines.invocation import typed_again
 
 _PACKAGES = ("torch", "ray", "numpy", "pyarrow", "av", "mlflow")
 _CODE = ("*.py", "*.jinja", "pyproject.toml", "uv.lock")
+_OURS = ("flowcore", "pipelines", "jobs")
 _LONGEST_DIFF = 1_000_000
 """Characters."""
 DIFF_FILE = "repeat/uncommitted.diff"
@@ -30,10 +31,10 @@ def code_tags(project_folder: Path) -> dict[str, str]:
     revision, is_dirty = revision_of(project_folder)
     return {
         "mlflow.source.name": sys.argv[0],
-        "mlflow.source.type": "JOB" if is_shipped_copy(project_folder) else "LOCAL",
+        "mlflow.source.type": "JOB" if is_shipped_copy(home_of(project_folder)) else "LOCAL",
         "mlflow.source.git.commit": revision,
         "revision.dirty": is_dirty,
-        "command": shlex.join(sys.argv),
+        "command": typed_again(),
         "version.python": platform.python_version(),
         **{f"version.{name}": _version(name) for name in _PACKAGES},
         # OpenCV comes in any of four packages, or with the system in none.
@@ -49,14 +50,30 @@ def _version(package: str) -> str:
 
 
 def revision_of(project_folder: Path) -> tuple[str, str]:
-    """(git revision, whether files differ from it); a copy without git repeats DISTILLFLOW_REVISION."""
+    """(git revision, whether files differ from it); a copy without git repeats DISTILLFLOW_REVISION.
+
+    An installed package has its version, and a digest of its files, which tells builds of one version apart.
+    """
     told = os.environ.get("DISTILLFLOW_REVISION", "unknown")
+    if told == "unknown" and is_installed(project_folder):
+        return f"{PACKAGE} {installed_version()}, files {_files_digest(project_folder)}", "false"
     revision, changes = (
         _git(project_folder, *command) for command in (("rev-parse", "HEAD"), ("status", "--porcelain"))
     )
     if revision is None or changes is None:
         return told, "unknown"
     return revision.decode().strip(), str(changes.strip() != b"").lower()
+
+
+def _files_digest(folder: Path) -> str:
+    """12 hexadecimal digits of the code of our packages in the folder."""
+    paths = (
+        path for package in _OURS for kind in ("*.py", "*.jinja") for path in (folder / package).rglob(kind)
+    )
+    digest = hashlib.blake2b(digest_size=6)
+    for path in sorted(paths):
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def _git(project_folder: Path, *arguments: str) -> bytes | None:

@@ -28,6 +28,7 @@ from uuid import uuid4
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
 from pipelines.disclosure import require_storable
+from pipelines.installation import is_shipped_copy
 
 Arguments = ParamSpec("Arguments")
 Item = TypeVar("Item")
@@ -41,13 +42,6 @@ _RETRY_AFTER = (0.2, 1.0, 5.0)
 """Seconds to wait before each further attempt."""
 PARTIAL = ".partial"
 """The ending of the hidden name that a file has until it is complete."""
-PROJECT_FOLDER = Path(__file__).resolve().parent.parent
-"""The repository's root, or Ray's copy of it."""
-
-
-def is_shipped_copy(folder: Path = PROJECT_FOLDER) -> bool:
-    """True where `folder` is, or lies in, the copy of a working folder that Ray 2.60 unpacks for a job."""
-    return "working_dir_files" in folder.parts
 
 
 def absolute(location: str, option: str) -> str:

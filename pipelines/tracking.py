@@ -31,9 +31,10 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pydantic import TypeAdapter
 
 from pipelines.disclosure import require_one_password, storable, without_secrets
+from pipelines.installation import PROJECT_FOLDER, home_of, is_shipped_copy
 from pipelines.parameters import differing, flattened, shortened
 from pipelines.revision import code_files, code_tags
-from pipelines.storage import PROJECT_FOLDER, is_shipped_copy, json_bytes
+from pipelines.storage import json_bytes
 
 EXPERIMENT = "distillflow"
 _TRAINING_PAGES = "?workflowType=machine_learning"
@@ -46,21 +47,23 @@ ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def tracking_uri(project_folder: Path = PROJECT_FOLDER) -> str:
-    """Where runs are recorded: MLFLOW_TRACKING_URI, or a SQLite file in the project folder.
+    """Where runs are recorded: MLFLOW_TRACKING_URI, or a SQLite file in the checkout, or in the current
+    folder where the code is installed.
 
-    ValueError for what would be another place in another process: a relative file, or the project folder
-    where it is the copy that Ray made for a job. ValueError as `disclosure.require_one_password`.
+    ValueError for what would be another place in another process: a relative file, or that folder where it is
+    the copy that Ray made for a job. ValueError as `disclosure.require_one_password`.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     require_one_password(uri, "MLFLOW_TRACKING_URI")
     if not uri:
-        if is_shipped_copy(project_folder):
+        home = home_of(project_folder)
+        if is_shipped_copy(home):
             raise ValueError(
-                f"MLFLOW_TRACKING_URI is not set, and in {project_folder}, Ray's copy of the working folder "
+                f"MLFLOW_TRACKING_URI is not set, and in {home}, Ray's copy of the working folder "
                 "for this job, the runs would be lost; name a server: ray job submit --runtime-env-json "
                 '\'{"env_vars": {"MLFLOW_TRACKING_URI": "http://host:5000"}}\' ...'
             )
-        return f"sqlite:///{project_folder.resolve() / 'mlflow.db'}"
+        return f"sqlite:///{home.resolve() / 'mlflow.db'}"
     if uri.startswith("file:") or (":/" not in uri and uri != "databricks"):
         raise ValueError(
             f"MLFLOW_TRACKING_URI {uri!r} is a folder of files, which MLflow no longer writes; "

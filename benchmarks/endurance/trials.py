@@ -29,8 +29,8 @@ from benchmarks.inputs import fresh_teacher
 from jobs import export_labels, gallery, predict, pseudolabel
 from jobs.command import run, run_recipe
 from jobs.recipes import RECIPES
+from pipelines.installation import PROJECT_FOLDER
 from pipelines.pair_set import PairSet
-from pipelines.storage import PROJECT_FOLDER
 
 _MEMORY = 16 * 2**30
 """Bytes of address space, many times what any trial needs; who asks for more breaks."""

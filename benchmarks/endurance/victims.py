@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 from ray.cluster_utils import Cluster
 
-from pipelines.storage import PROJECT_FOLDER
+from pipelines.installation import PROJECT_FOLDER
 
 
 class Nodes:

@@ -25,9 +25,10 @@ from flowcore.objectives import StudentObjective, TeacherObjective
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, finetune, pseudolabel, train_teacher
 from jobs.stages import Evaluate, TrainTeacher
+from pipelines.installation import PROJECT_FOLDER
 from pipelines.ledger import MANIFEST_FILE
 from pipelines.models import fetch_model
-from pipelines.storage import PROJECT_FOLDER, write_whole
+from pipelines.storage import write_whole
 from pipelines.training_options import TrainingOptions
 from pipelines.validation import TrainingStopped
 

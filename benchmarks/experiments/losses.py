@@ -40,7 +40,8 @@ from flowcore.networks import AnyNetworkConfig, FlowNetwork, PWCNetConfig
 from flowcore.objectives import StudentObjective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from pipelines.checkpoints import load_model, save_model
-from pipelines.storage import PROJECT_FOLDER, write_whole
+from pipelines.installation import PROJECT_FOLDER
+from pipelines.storage import write_whole
 from pipelines.training_options import TrainingOptions
 
 RECORDS = RESULTS / "losses"

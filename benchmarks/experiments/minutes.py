@@ -36,8 +36,8 @@ from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model, save_model
 from pipelines.cluster import connect
 from pipelines.held_back import REFEREE
+from pipelines.installation import PROJECT_FOLDER
 from pipelines.models import fetch_model
-from pipelines.storage import PROJECT_FOLDER
 from pipelines.training_options import TrainingOptions
 from pipelines.worker import KEPT_FOLDER
 

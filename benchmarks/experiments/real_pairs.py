@@ -7,7 +7,6 @@ from benchmarks.inputs import real_sets
 from jobs import evaluate
 from jobs.stages import Evaluate
 from pipelines.evaluation import ErrorSummary
-from pipelines.storage import PROJECT_FOLDER
 
 RESULTS = PROJECT_FOLDER / "docs" / "results" / "real-pixels"
 STUDENT = RESULTS / "student"

@@ -21,8 +21,8 @@ from benchmarks.experiments.real_pairs import RESULTS, STUDENT, errors_on_real_p
 from jobs import distill, pseudolabel
 from pipelines.checkpoints import load_model, save_model
 from pipelines.cluster import connect
+from pipelines.installation import PROJECT_FOLDER
 from pipelines.models import fetch_model
-from pipelines.storage import PROJECT_FOLDER
 
 FACTS, ERRORS = RESULTS / "facts.json", RESULTS / "errors.json"
 WORK = PROJECT_FOLDER / "runs" / "real_pixels"

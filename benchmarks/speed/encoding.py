@@ -36,10 +36,10 @@ from flowcore.scenes import SceneOptions, render_scene
 from flowcore.shapes import to_images
 from flowcore.video import ClipOptions
 from pipelines.checkpoints import load_model
+from pipelines.installation import PROJECT_FOLDER
 from pipelines.labels import decode_flow, encode_shard, label_columns, masks, quantized, stored_pixels
 from pipelines.models import fetch_model
 from pipelines.pair_set import row_values
-from pipelines.storage import PROJECT_FOLDER
 
 _COLUMNS = ("flow_fw", "flow_bw", "occ_fw", "occ_bw")
 _FLO_BYTES = 8

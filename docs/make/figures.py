@@ -19,7 +19,7 @@ from flowcore.hallucination import CopyPaste, SuperpixelNoise
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import FramePair
 from flowcore.scenes import SceneOptions, render_scene
-from pipelines.storage import PROJECT_FOLDER
+from pipelines.installation import PROJECT_FOLDER
 
 FOLDER = PROJECT_FOLDER / "docs" / "figures"
 SCENE = SceneOptions(height=192, width=256, num_frames=2, camera_speed=24.0, layer_speed=12.0)

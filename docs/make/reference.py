@@ -16,20 +16,13 @@ from sphinx.util.docutils import SphinxDirective
 
 from flowcore.metrics import FlowErrors, OcclusionCounts
 from flowcore.pseudolabels import PseudoLabels
-from jobs.options import REQUIRED, Option, docstrings, options_of
+from jobs.commands import options_of_job
+from jobs.options import REQUIRED, Option, docstrings
 from jobs.recipes import RECIPES
+from pipelines.installation import PROJECT_FOLDER
 from pipelines.labels import LABEL_SCHEMA, MEANINGS, PAIR_SCHEMA, SPREAD_SCHEMA, TRUTH_SCHEMA
-from pipelines.storage import PROJECT_FOLDER
 
 _NOT_IN_RECIPE = ""
-
-
-def options_of_job(job: str) -> dict[str, list[Option]]:
-    """A job's options by recipe, and recipe:backbone; under "" those of a job without recipes."""
-    module = importlib.import_module(f"jobs.{job}")
-    if callable(recipes := getattr(module, "recipes", None)):
-        return {name: options_of(stage) for name, (_, stage) in recipes().items()}
-    return {"": options_of(getattr(module, job.title().replace("_", "")))}
 
 
 def purpose(job: str) -> str:

@@ -10,7 +10,7 @@ import re
 from importlib import import_module
 
 from benchmarks import report
-from pipelines.storage import PROJECT_FOLDER
+from pipelines.installation import PROJECT_FOLDER
 
 RESULTS = PROJECT_FOLDER / "docs" / "results"
 _PART = re.compile(r"(<!-- (benchmarks\.[\w.]+)\.(\w+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)

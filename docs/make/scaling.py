@@ -42,10 +42,10 @@ from flowcore.shapes import to_images
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model
 from pipelines.cluster import connect
+from pipelines.installation import PROJECT_FOLDER
 from pipelines.labelling import LabellingOptions
 from pipelines.labels import decode_flow, encode_shard, label_columns
 from pipelines.pair_set import row_values
-from pipelines.storage import PROJECT_FOLDER
 
 HOURS, FRAME_RATE, VIDEO_BITS = 1e6, 30, 2.5e6
 """Of video; its frames and its bits a second."""

@@ -8,6 +8,7 @@ import pytest
 from object_storage import Bucket
 
 from pipelines import storage
+from pipelines.installation import is_shipped_copy
 
 
 def test_a_relative_path_becomes_absolute_and_everything_else_stays(
@@ -26,8 +27,8 @@ def test_a_relative_path_is_refused_in_the_working_folder_of_a_ray_job(
     copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
-    assert storage.is_shipped_copy(copy)
-    assert not storage.is_shipped_copy(tmp_path)
+    assert is_shipped_copy(copy)
+    assert not is_shipped_copy(tmp_path)
     with pytest.raises(ValueError, match="--videos 'videos' is a relative path"):
         storage.absolute("videos", "--videos")
     assert storage.absolute("/videos", "--videos") == "/videos"

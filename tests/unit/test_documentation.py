@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.make.reference import options_of_job
+from jobs.commands import options_of_job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OF_CODE_HOST = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
