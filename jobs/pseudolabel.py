@@ -36,7 +36,8 @@ def pseudolabel(stage: Pseudolabel, recipe: str) -> LabellingSummary:
     from pipelines.lineage import lineage
     from pipelines.progress import video_bar
 
-    with lineage("pseudolabel", recipe, stage, {"videos": collection.place, **teachers.places}) as run:
+    made_from = {"videos": collection.place, **teachers.places}
+    with lineage("pseudolabel", recipe, stage, made_from, subject=", ".join(stage.teacher)) as run:
         with video_bar("pseudo-labels") as draw:
             summary = write_labels(
                 collection,

@@ -107,8 +107,8 @@ def _tell(what: str) -> None:
 
 
 def require_listener(address: str) -> None:
-    """Raises ConnectionError at once where RAY_ADDRESS leads nowhere, where Ray would retry for minutes, or
-    to a job server. Ray itself resolves `auto`."""
+    """Raises ConnectionError at once where RAY_ADDRESS leads nowhere or to something else, where Ray would
+    retry for minutes, or to a job server. Ray itself resolves `auto`."""
     if address.startswith("http"):
         raise ConnectionError(
             f"RAY_ADDRESS {address} is a job server's: type `ray job submit --working-dir . -- python ...`, "
@@ -116,14 +116,34 @@ def require_listener(address: str) -> None:
         )
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdecimal():
-        return
+        if address == "auto" or "://" in address:
+            return
+        raise ConnectionError(
+            f"RAY_ADDRESS {address} has no port: set it to HOST:PORT, which `ray start --head` prints, or "
+            "unset it to run without a cluster"
+        )
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_ANSWER).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_ANSWER) as there:
+            if not _uses_tls() and not _speaks_http2(there):
+                raise ConnectionError("something else listens there")
     except (OSError, OverflowError) as error:
         raise ConnectionError(
             f"no Ray answers at RAY_ADDRESS {address} ({error}); start it (`ray start --head`), correct "
             "RAY_ADDRESS, or unset it to run without a cluster"
         ) from error
+
+
+def _uses_tls() -> bool:
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+
+
+def _speaks_http2(there: socket.socket) -> bool:
+    """True where the other end begins as gRPC does, with the settings of HTTP/2; that is all that tells Ray
+    from a server of something else without importing Ray and waiting for it."""
+    no_settings = bytes(3) + b"\x04" + bytes(5)
+    there.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + no_settings)
+    with there.makefile("rb") as answer:
+        return answer.read(4)[3:] == b"\x04"
 
 
 @contextlib.contextmanager

@@ -321,9 +321,11 @@ def _comparison(labels: GradedSet, other: GradedSet) -> _Comparison:
             if column in other.pairs.quality_columns
         ]
         means = _Table(heads=["mean over the pairs in both", "A", "B"], rows=rows)
+    counts = (
+        f"{shared.sum()} pairs are in both, {(~shared).sum()} only in A, {(in_labels < 0).sum()} only in B."
+    )
     return _Comparison(
-        counts=f"{shared.sum()} pairs are in both, {(~shared).sum()} only in A, "
-        f"{(in_labels < 0).sum()} only in B.",
+        counts=counts if shared.any() else f"{counts} {_why_none_is_shared(labels, other)}",
         means=means,
         only_in=[
             _only_in(name, graded, is_absent)
@@ -331,6 +333,23 @@ def _comparison(labels: GradedSet, other: GradedSet) -> _Comparison:
             if is_absent.any()
         ],
     )
+
+
+def _why_none_is_shared(labels: GradedSet, other: GradedSet) -> str:
+    """What two sets without a common pair differ in."""
+    if not set(labels.folders()) & set(other.folders()):
+        return "They have no video in common."
+    sizes = [
+        sorted(set(zip(*(graded.index[side].to_pylist() for side in ("height", "width")), strict=True)))
+        for graded in (labels, other)
+    ]
+    if not set(sizes[0]) & set(sizes[1]):
+        a, b = (", ".join(f"{height} x {width}" for height, width in each[:3]) for each in sizes)
+        return (
+            f"The frames of A have {a} px and those of B {b} px: a pair is the same only at the same size. "
+            "Label both sets with the same --clips.size."
+        )
+    return "They have other frames of their videos, such as by another --clips.stride."
 
 
 def _only_in(name: str, graded: GradedSet, is_absent: Bool[ndarray, "pairs"]) -> _Table:

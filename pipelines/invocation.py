@@ -32,15 +32,15 @@ def typed(job: str) -> str:
 def typed_again(*more: str) -> str:
     """The command line of this process as it was typed, with more words behind it."""
     words = [*sys.argv[1:], *more]
-    if _has_console() and running_job() is not None:
-        return f"{_program()} {shlex.join(words)}".rstrip()
-    return shlex.join([sys.argv[0], *words])
+    if running_job() is None:
+        return shlex.join([sys.argv[0], *words])
+    return f"{program()} {shlex.join(words)}".rstrip()
 
 
 def program() -> str:
     """What was typed to start this process, before its options."""
-    is_command = _has_console() and running_job() is not None
-    return _program() if is_command else f"python {sys.argv[0]}"
+    job = running_job()
+    return typed(job) if job is not None and _has_console() else f"python {sys.argv[0]}"
 
 
 def as_typed(text: str) -> str:
@@ -55,12 +55,6 @@ def running_job() -> str | None:
     """The job that this process runs; None in another program."""
     script = Path(sys.argv[0])
     return script.stem if script.parent.name == "jobs" and script.suffix == ".py" else None
-
-
-def _program() -> str:
-    job = running_job()
-    assert job is not None
-    return typed(job)
 
 
 def _has_console() -> bool:

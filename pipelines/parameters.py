@@ -5,7 +5,7 @@ from collections.abc import Mapping, Set
 
 from pipelines.disclosure import storable
 
-_LONGEST_SUBJECT = 100
+LONGEST_SUBJECT = 100
 """Characters in a run's name beside its stage and recipe."""
 _LONGEST_TEXT = 5000
 """Characters of a parameter or tag that every MLflow store accepts."""
@@ -34,7 +34,7 @@ def differing(parameters: object, defaults: object, without: Set[str]) -> str:
         for name, value in flattened(parameters, "").items()
         if name not in without and value != usual.get(name)
     ]
-    return shortened(", ".join(changed), _LONGEST_SUBJECT)
+    return shortened(", ".join(changed), LONGEST_SUBJECT)
 
 
 def shortened(text: str, longest: int = _LONGEST_TEXT) -> str:

@@ -32,7 +32,7 @@ from pydantic import TypeAdapter
 
 from pipelines.disclosure import require_one_password, storable, without_secrets
 from pipelines.installation import PROJECT_FOLDER, home_of, is_shipped_copy
-from pipelines.parameters import differing, flattened, shortened
+from pipelines.parameters import LONGEST_SUBJECT, differing, flattened, shortened
 from pipelines.revision import code_files, code_tags
 from pipelines.storage import json_bytes
 
@@ -270,7 +270,7 @@ def _create(
     if (parent := _parent.get()) is not None:
         tags[MLFLOW_PARENT_RUN_ID] = parent
     name = stage if recipe in (None, stage) else f"{stage} {recipe}"
-    name = f"{name}: {subject}" if subject else name
+    name = f"{name}: {shortened(subject, LONGEST_SUBJECT)}" if subject else name
     return str(client.create_run(experiment_id, tags=tags, run_name=storable(name)).info.run_id)
 
 

@@ -27,6 +27,7 @@ SMALLEST_SIDE = 128
 SUFFIXES = (".onnx", ".pt2")
 _INPUTS = ["image1", "image2"]
 _OUTPUTS = ["flow_fw", "flow_bw"]
+_FREE_AXES = {0: "batch", 2: "height", 3: "width"}
 _CARD = "distillflow.json"
 
 
@@ -99,6 +100,11 @@ def write_graph(network: FlowNetwork, path: Path, card: Mapping[str, Any]) -> No
         )
     assert made is not None
     made.model.metadata_props[_CARD] = text
+    # torch names the axes after its symbols, such as s11.
+    for value in (*made.model.graph.inputs, *made.model.graph.outputs):
+        assert value.shape is not None
+        for axis, name in _FREE_AXES.items():
+            value.shape[axis] = name
     made.save(path)
 
 

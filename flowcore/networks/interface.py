@@ -16,6 +16,9 @@ from flowcore.shapes import Flow, Image
 # Every level has its own size; with Flow, one height and width would have to fit all levels of a call.
 FlowLevel = Float[Tensor, "batch 2 _ _"]
 
+_BRIGHTEST = 2.0
+"""What no frame in [0, 1] reaches, though resampling may take it somewhat above 1."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BidirectionalFlow:
@@ -172,7 +175,8 @@ class FlowNetwork(nn.Module):
     @torch.no_grad()
     def estimate(self, image1: Image, image2: Image) -> tuple[Flow, Flow]:
         """Forward and backward flow at full resolution, for frames of any size: they are padded and the flow
-        is cropped."""
+        is cropped. ValueError for what aren't two batches of frames of one size, RGB in [0, 1]."""
+        _require_frames(image1, image2)
         height, width = image1.shape[-2:]
         frames = torch.cat([image1, image2])
         features = self.encode(pad_to_multiple(frames, self.multiple))
@@ -181,3 +185,23 @@ class FlowNetwork(nn.Module):
         flow_fw, flow_bw = self._finest_of_both(first, second)
         stride = self.strides[0]
         return upsample_flow(flow_fw, stride, height, width), upsample_flow(flow_bw, stride, height, width)
+
+
+def _require_frames(image1: Tensor, image2: Tensor) -> None:
+    """ValueError, with the remedy, for what aren't two batches of frames of one size, RGB in [0, 1]."""
+    for name, image in (("image1", image1), ("image2", image2)):
+        shape = list(image.shape)
+        if image.ndim == 3:
+            raise ValueError(f"{name} {shape} must be (batch, 3, height, width); one frame is image[None]")
+        if image.ndim != 4 or shape[1] != 3:
+            hint = "; move the channels: image.movedim(-1, 1)" if shape[3:] == [3] else ""
+            raise ValueError(f"{name} {shape} must be (batch, 3, height, width){hint}")
+        if not image.is_floating_point():
+            raise ValueError(f"{name} is {image.dtype} and must be RGB in [0, 1]; take image.float() / 255")
+        if image.numel() and float(image.max()) > _BRIGHTEST:
+            raise ValueError(f"{name} reaches {float(image.max()):g} and must be in [0, 1]; divide it by 255")
+    if image1.shape != image2.shape:
+        raise ValueError(
+            f"image1 {list(image1.shape)} and image2 {list(image2.shape)} must have the same shape; resize "
+            "one or crop both"
+        )

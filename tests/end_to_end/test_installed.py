@@ -215,6 +215,7 @@ def test_bash_completes_commands_recipes_and_options(
 def labelled(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which a user typed `distillflow label`."""
     folder = tmp_path_factory.mktemp("user")
+    (folder / "frames").mkdir()
     frames = render_scene(0, SceneOptions(height=72, width=96, num_frames=3)).frames
     for index, frame in enumerate(frames):
         write_image(folder / "frames" / f"{index}.png", frame)

@@ -6,8 +6,11 @@ import json
 import os
 import re
 import shutil
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,7 +41,8 @@ from jobs.options import REQUIRED, Option, options_of
 from jobs.parsing import UsageError, parse, parse_recipe
 from pipelines import tracking
 from pipelines.checkpoints import save_model
-from pipelines.cluster import connect
+from pipelines.cluster import connect, require_listener
+from pipelines.invocation import typed_again
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -395,6 +399,30 @@ def test_ctrl_c_ends_the_job_without_a_traceback(capsys: pytest.CaptureFixture[s
     assert "Traceback" not in capsys.readouterr().err
 
 
+@dataclass(frozen=True, kw_only=True)
+class Continued(Options):
+    goes_on: ClassVar[bool] = True
+
+
+def test_ctrl_c_repeats_the_command_that_does_what_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(options: Options) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["jobs/pseudolabel.py", "smoke", "--labels", "my labels"])
+    with pytest.raises(SystemExit):
+        run(main, Continued, ["--videos", "a"])
+    again = "to go on: python jobs/pseudolabel.py smoke --labels 'my labels'\n"
+    assert capsys.readouterr().err.endswith(again)
+
+
+def test_a_console_command_is_repeated_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", ["python", "/usr/bin/distillflow", "label", "smoke"])
+    monkeypatch.setattr(sys, "argv", ["/usr/lib/jobs/pseudolabel.py", "smoke"])
+    assert typed_again("--status") == "distillflow label smoke --status"
+
+
 def in_a_task(options: Options) -> None:
     @ray.remote
     def task() -> None:
@@ -424,6 +452,38 @@ def test_a_job_server_is_no_cluster_to_join(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     with pytest.raises(ConnectionError, match="ray job submit"):
         connect()
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"+PONG\r\n", b""])
+def test_a_server_of_something_else_is_no_ray(answer: bytes) -> None:
+    class Server(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1)
+            self.request.sendall(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ConnectionError, match=r"no Ray answers at RAY_ADDRESS 127\.0\.0\.1"):
+            require_listener(f"127.0.0.1:{server.server_address[1]}")
+        server.shutdown()
+
+
+def test_a_server_that_says_nothing_is_no_ray() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        pytest.raises(ConnectionError, match=r"no Ray answers .*timed out"),
+    ):
+        require_listener(f"127.0.0.1:{server.getsockname()[1]}")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_cluster_that_runs_answers() -> None:
+    require_listener(ray.get_runtime_context().gcs_address)
+
+
+def test_an_address_without_a_port_says_what_one_looks_like() -> None:
+    with pytest.raises(ConnectionError, match="RAY_ADDRESS head has no port: set it to HOST:PORT"):
+        require_listener("head")
 
 
 def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

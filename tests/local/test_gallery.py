@@ -246,6 +246,18 @@ def test_a_set_compared_with_itself_differs_nowhere(labels: GradedSet) -> None:
         assert shown.numbers(section, r"EPE ([\d.]+) px") == [0.0] * 3
 
 
+def test_sets_of_frames_of_different_sizes_say_why_they_share_no_pair(
+    labels: GradedSet, collections: tuple[Path, Path], tmp_path: Path
+) -> None:
+    smaller = replace(CLIPS, size=(32, 48), min_size=(16, 16))
+    collection, fetched = Collection.find(str(collections[0])), Teachers.fetched(["opencv:dis_ultrafast"])
+    check, graph = OcclusionCheck(), BareGraph()
+    write_labels(collection, fetched, str(tmp_path), smaller, check, OPTIONS, run_id="abcd", graph=graph)
+    shown = page(labels, GradedSet.read(PairSet.open(str(tmp_path))))
+    assert "0 pairs are in both" in shown.text["comparison"]
+    assert "a pair is the same only at the same size" in shown.text["comparison"]
+
+
 def test_a_comparison_counts_the_pairs_that_both_sets_have(labels: GradedSet, other: GradedSet) -> None:
     shown = page(labels, other, GalleryOptions(count=99))
     assert "8 pairs are in both, 6 only in A, 3 only in B." in shown.text["comparison"]

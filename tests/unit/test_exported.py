@@ -105,6 +105,9 @@ def test_an_exported_network_says_what_it_is_and_what_it_takes(graphs: Graphs) -
     session = onnxruntime.InferenceSession(graphs("pwcnet", ".onnx")[1], providers=["CPUExecutionProvider"])
     assert [each.name for each in session.get_inputs()] == ["image1", "image2"]
     assert [each.name for each in session.get_outputs()] == ["flow_fw", "flow_bw"]
+    for each in (*session.get_inputs(), *session.get_outputs()):
+        channels = 3 if each.name.startswith("image") else 2
+        assert each.shape == ["batch", channels, "height", "width"]
     stored = {"distillflow.json": ""}
     torch.export.load(graphs("flownets", ".pt2")[1], extra_files=stored)
     cards = session.get_modelmeta().custom_metadata_map["distillflow.json"], stored["distillflow.json"]

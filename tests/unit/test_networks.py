@@ -1,9 +1,10 @@
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -42,6 +43,14 @@ AFRESH = dataclasses.replace(SMALL, refines=False)
 
 def random(seed: int, *shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """As outside the tests, where nothing asserts the shapes of arguments."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def small_network(config: PWCNetConfig = SMALL) -> PWCNet:
@@ -251,6 +260,29 @@ def test_frames_that_do_not_fit_are_padded_and_their_flow_cropped_back() -> None
         full = functional.interpolate(level, scale_factor=4, mode="bilinear", align_corners=False)
         assert flow.shape == (1, 2, 37, 50)
         assert flow.equal(full[..., :37, :50])
+
+
+@pytest.mark.parametrize(
+    ("image1", "image2", "remedy"),
+    [
+        (torch.zeros(3, 32, 48), torch.zeros(3, 32, 48), r"image\[None\]"),
+        (torch.zeros(1, 32, 48, 3), torch.zeros(1, 32, 48, 3), r"image\.movedim\(-1, 1\)"),
+        (torch.zeros(1, 1, 32, 48), torch.zeros(1, 1, 32, 48), r"must be \(batch, 3, height, width\)"),
+        (torch.zeros(1, 3, 32, 48), torch.zeros(1, 3, 32, 64), "must have the same shape"),
+        (torch.zeros(1, 3, 32, 48), torch.zeros(2, 3, 32, 48), "must have the same shape"),
+        (
+            torch.zeros(1, 3, 32, 48),
+            torch.full((1, 3, 32, 48), 255.0),
+            "reaches 255 .* divide it by 255",
+        ),
+        (torch.zeros(1, 3, 32, 48).byte(), torch.zeros(1, 3, 32, 48), r"image\.float\(\) / 255"),
+    ],
+)
+def test_what_are_no_frames_of_one_size_in_0_to_1_is_refused_with_the_remedy(
+    image1: Tensor, image2: Tensor, remedy: str, unchecked_shapes: None
+) -> None:
+    with pytest.raises(ValueError, match=remedy):
+        small_network().estimate(image1, image2)
 
 
 def test_frames_that_do_not_fit_are_refused_in_training_with_the_remedy() -> None:
