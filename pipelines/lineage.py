@@ -11,11 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.description import NOTE, description
 from pipelines.disclosure import tell
 from pipelines.installation import PROJECT_FOLDER
 from pipelines.invocation import running_job, typed, typed_again
 from pipelines.models import StartingPoint, fetch_model
 from pipelines.pair_set import PairSet
+from pipelines.parameters import shortened
 from pipelines.registry import register, run_of
 from pipelines.storage import absolute, is_mlflow_uri
 from pipelines.teachers import teacher_names
@@ -40,6 +42,8 @@ class StageRun(Run):
         """Folder or URI where the stage keeps its checkpoints; empty for a stage without any."""
         self.provenance = dict(provenance)
         """What is written into every model of this run."""
+        self._description: str | None = None
+        """That which this process wrote last."""
 
     def reads(self, name: str, place: str, pairs: PairSet, context: str) -> None:
         """Records that the run reads a pair set, made at `place`, and which run made it.
@@ -61,6 +65,13 @@ class StageRun(Run):
         self.has_generation(pairs.generation)
         for name in teacher_names(pairs.description.num_teachers):
             self.link(name, pairs.description.provenance.get(f"{name}_run_id"))
+
+    def describe(self) -> None:
+        """Writes what is known of the run as its description, unless somebody has written another."""
+        run = self.client.get_run(self.run_id)
+        if run.data.tags.get(NOTE) in (None, self._description):
+            self._description = shortened(description(run.data.tags, run.info.experiment_id))
+            self.tag(NOTE, self._description)
 
     def has_generation(self, generation: int) -> None:
         """Records how many teachers stand between the result and the unlabelled videos."""
@@ -85,6 +96,7 @@ class StageRun(Run):
             validation_digest=trained.judge.digest,
             judge=lambda uri: trained.judge.score(fetch_model(uri)),
         )
+        self.tag("made", version.uri)
         if not version.is_champion:
             tell(
                 f"models:/{name}@champion stays the earlier version, whose error on the held-back pairs is "
@@ -136,12 +148,14 @@ def lineage(
             stage_run.log(0, numbers)
         if generation is not None:
             stage_run.has_generation(generation)
+        stage_run.describe()
         try:
             yield stage_run
         except KeyboardInterrupt as stop:
             if goes_on is not None:
                 stop.add_note(f"to go on: {goes_on}")
             raise
+        stage_run.describe()
 
 
 def _goes_on(stage: str, run_id: str) -> str:

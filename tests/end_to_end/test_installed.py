@@ -234,6 +234,12 @@ def test_a_run_is_recorded_in_the_folder_where_its_command_was_typed(labelled: P
     assert run.data.tags["command"].startswith("distillflow label smoke --videos frames ")
 
 
+def test_a_labelling_run_is_named_after_its_teacher(labelled: Path) -> None:
+    client = client_of(labelled)
+    (run,) = client.search_runs([client.get_experiment_by_name("distillflow").experiment_id])
+    assert run.info.run_name == "pseudolabel smoke: opencv:dis_ultrafast"
+
+
 def test_the_revision_of_installed_code_is_its_version_and_its_files(labelled: Path) -> None:
     client = client_of(labelled)
     (run,) = client.search_runs([client.get_experiment_by_name("distillflow").experiment_id])

@@ -697,6 +697,30 @@ def test_a_run_that_can_be_resumed_says_how(project: Path, capsys: pytest.Captur
     assert f"jobs/distill.py with the same options and --resume {run.run_id}" in capsys.readouterr().out
 
 
+def test_ctrl_c_says_how_to_go_on_with_the_run(project: Path) -> None:
+    with (
+        pytest.raises(KeyboardInterrupt) as stop,
+        lineage("distill", "smoke", Resumable(), {}, project_folder=project) as run,
+    ):
+        raise KeyboardInterrupt
+    (note,) = stop.value.__notes__
+    assert note.startswith("to go on: ")
+    assert note.endswith(f" --resume {run.run_id}")
+
+
+def test_a_run_describes_what_it_was_made_from(project: Path, descended: Descended) -> None:
+    note = client(project).get_run(descended.run.run_id).data.tags["mlflow.note.content"]
+    assert note.startswith("Trains a student")
+    assert "model to start from: `/models/student`" in note
+    assert f"/runs/{descended.teacher.run_id})" in note
+
+
+def test_a_description_that_a_user_wrote_stays(project: Path) -> None:
+    with lineage("distill", "smoke", {}, {}, project_folder=project) as run:
+        run.tag("mlflow.note.content", "the good one")
+    assert client(project).get_run(run.run_id).data.tags["mlflow.note.content"] == "the good one"
+
+
 def test_a_stage_that_is_resumed_goes_on_with_its_run(project: Path) -> None:
     with lineage("distill", "smoke", Resumable(), {}, project_folder=project) as run:
         pass
@@ -789,6 +813,34 @@ def test_without_git_the_revision_is_what_one_is_told(
     assert revision.revision_of(tmp_path) == ("unknown", "unknown")
     monkeypatch.setenv("DISTILLFLOW_REVISION", "abc")
     assert revision.revision_of(tmp_path) == ("abc", "unknown")
+
+
+@pytest.fixture
+def site_packages(tmp_path: Path) -> Path:
+    """A folder that a wheel was installed into."""
+    (tmp_path / "distillflow_ray-0.1.0.dist-info").mkdir()
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "distill.py").write_text("steps = 8")
+    return tmp_path
+
+
+def test_the_revision_of_installed_code_changes_with_its_files(
+    site_packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DISTILLFLOW_REVISION", raising=False)
+    before = revision.revision_of(site_packages)
+    assert before == revision.revision_of(site_packages)
+    (site_packages / "jobs" / "distill.py").write_text("steps = 9")
+    assert revision.revision_of(site_packages) != before
+
+
+def test_the_runs_of_installed_code_are_recorded_in_the_current_folder(
+    site_packages: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path_factory.mktemp("current")
+    monkeypatch.chdir(folder)
+    assert tracking.tracking_uri(site_packages) == f"sqlite:///{folder}/mlflow.db"
 
 
 def test_the_revision_is_that_of_git_and_a_new_file_makes_it_dirty(

@@ -1,0 +1,65 @@
+"""What does a run say about itself? Markdown that MLflow's page shows above a run's numbers.
+
+It puts into words what the run's tags record: what it was made from, who made that, and what came of it.
+"""
+
+from collections.abc import Mapping
+
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as a run's description."""
+_STAGES = {
+    "train_teacher": "Trains a teacher: a network that learns optical flow from unlabelled videos.",
+    "pseudolabel": "Labels frame pairs with the flow of one or several teachers.",
+    "distill": "Trains a student on harder crops of pairs that a teacher labelled.",
+    "finetune": "Trains a network with true flow.",
+    "evaluate": "Compares a model with true flow.",
+    "predict": "Computes the flow of videos.",
+    "gallery": "Shows a label set, to judge it by.",
+}
+_INPUTS = {
+    "init": "model to start from",
+    "labels": "pseudo-labels",
+    "other": "second label set",
+    "truth": "true flow",
+    "validation": "true flow to judge by",
+}
+"""Names of inputs that don't say what they are."""
+
+
+def description(tags: Mapping[str, str], experiment: str) -> str:
+    """The Markdown of a run with these tags. experiment: the id, for links to other runs."""
+    parts = [_STAGES.get(tags.get("stage", ""), "")]
+    inputs = {name.removeprefix("input.") for name in tags if name.startswith("input.")}
+    makers = {name.removeprefix("from.") for name in tags if name.startswith("from.")}
+    lines = [_made_from(name, tags, experiment) for name in sorted(inputs | makers)]
+    if lines:
+        parts.append("\n".join(["Made from:", "", *lines]))
+    if "generation" in tags:
+        count = int(tags["generation"])
+        parts.append(f"Generation {count}: {_teachers(count)} between the unlabelled videos and this result.")
+    parts += [
+        f"{what}: {_code(tags[name])}"
+        for name, what in (("labels", "Labels"), ("made", "Model"))
+        if name in tags
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _made_from(name: str, tags: Mapping[str, str], experiment: str) -> str:
+    line = f"- {_INPUTS.get(name, name)}"
+    if place := tags.get(f"input.{name}"):
+        line += f": {_code(place)}"
+    if maker := tags.get(f"from.{name}"):
+        line += f", made by [run {maker[:8]}](#/experiments/{experiment}/runs/{maker})"
+    return line
+
+
+def _teachers(count: int) -> str:
+    if count == 0:
+        return "no teacher stands"
+    return "one teacher stands" if count == 1 else f"{count} teachers stand"
+
+
+def _code(text: str) -> str:
+    """Text as it is: a name may hold what Markdown takes for more than that."""
+    return f"`{text.replace('`', '?')}`"
