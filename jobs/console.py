@@ -89,7 +89,3 @@ def _refuse(command: str) -> NoReturn:
         text = "a command is missing"
     tell(f"error: {text}; {PROGRAM} --help lists the commands", to=sys.stderr)
     raise SystemExit(2)
-
-
-if __name__ == "__main__":
-    main()

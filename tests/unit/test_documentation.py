@@ -9,13 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands import options_of_job
+from jobs.commands import COMMANDS, options_of_job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OF_CODE_HOST = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 """Pages that aren't part of the site, whose links Sphinx doesn't follow."""
 PAGES = [*OF_CODE_HOST[:2], *sorted((REPOSITORY / "docs").rglob("*.md"))]
-JOBS = [path.stem for path in (REPOSITORY / "jobs").glob("*.py") if "__main__" in path.read_text()]
+JOBS = [
+    path.stem
+    for path in (REPOSITORY / "jobs").glob("*.py")
+    if '\nif __name__ == "__main__":' in path.read_text()
+]
 
 
 def blocks(page: Path) -> str:
@@ -27,8 +31,11 @@ def blocks(page: Path) -> str:
 def job_commands() -> Iterator[tuple[str, str, list[str]]]:
     """(page, job, its words) of every command that runs a job."""
     for page in PAGES:
+        name = str(page.relative_to(REPOSITORY))
         for job, words in re.findall(r"python jobs/(\w+)\.py(.*)", blocks(page)):
-            yield str(page.relative_to(REPOSITORY)), job, shlex.split(words, comments=True)
+            yield name, job, shlex.split(words, comments=True)
+        for command, words in re.findall(r"^distillflow ([a-z][a-z-]*)(.*)", blocks(page), re.MULTILINE):
+            yield name, COMMANDS[command], shlex.split(words, comments=True)
 
 
 @pytest.mark.parametrize("page", OF_CODE_HOST, ids=lambda page: page.name)
@@ -41,7 +48,7 @@ def test_every_command_in_the_pages_has_options_that_its_job_has() -> None:
     unknown = []
     for page, job, words in job_commands():
         by_recipe = options_of_job(job)
-        recipe = "" if "" in by_recipe else words[0]
+        recipe = "" if "" in by_recipe else next(iter(words), "demo")
         # The tutorial's variable.
         known = by_recipe["smoke" if recipe == "$RECIPE" else recipe]
         names = {option.name for option in known} | {"--help", "--help-all"}
@@ -118,6 +125,10 @@ def test_every_option_that_a_sentence_names_is_one_of_some_job() -> None:
         for name in re.findall(r"(?<!-)--[a-z][a-z0-9-]*(?:\.[a-z0-9-]+)+", page.read_text())
     }
     assert {(page, name) for page, name in named if name not in known} == set()
+
+
+def test_every_job_is_a_command() -> None:
+    assert sorted(COMMANDS.values()) == sorted(JOBS)
 
 
 def test_every_job_has_a_page_in_the_reference() -> None:
