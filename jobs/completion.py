@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from jobs.commands import COMMANDS, options_of_job, purpose_of
 from jobs.options import Option, first_sentence
-from pipelines.invocation import PROGRAM
+from pipelines.invocation import PROGRAM, as_typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +80,9 @@ def _fish_lines() -> Iterator[str]:
         if words.recipes:
             yield f"{here} -a '{' '.join(words.recipes)}' -d recipe"
         for option in words.options:
+            text = _quoted(as_typed(first_sentence(option.help)))
             for typed in _names_of(option):
-                yield f"{here} -l {typed.removeprefix('--')} -d {_quoted(first_sentence(option.help))}"
+                yield f"{here} -l {typed.removeprefix('--')} -d {text}"
 
 
 def _quoted(text: str) -> str:
