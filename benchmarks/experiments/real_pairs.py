@@ -7,6 +7,7 @@ from benchmarks.inputs import real_sets
 from jobs import evaluate
 from jobs.stages import Evaluate
 from pipelines.evaluation import ErrorSummary
+from pipelines.installation import PROJECT_FOLDER
 
 RESULTS = PROJECT_FOLDER / "docs" / "results" / "real-pixels"
 STUDENT = RESULTS / "student"
