@@ -522,7 +522,7 @@ def test_wrong_input_is_told_before_ray_and_mlflow_are_asked(tmp_path: Path) -> 
     label = ["pseudolabel", "smoke", "--labels", "labels", "--teacher"]
     dis = "opencv:dis_medium"
     wrong = {
-        (*label, dis, "--videos", "vidoes"): f"{tmp_path / 'vidoes'} is no file",
+        (*label, dis, "--videos", "vidoes"): f"nothing is at {tmp_path / 'vidoes'}",
         (*label, dis, "--videos", "nothing"): f"no video in {tmp_path / 'nothing'}",
         (*label, "model", "--videos", "videos"): f"there is no model folder {tmp_path / 'model'}",
         ("train_teacher", "smoke", "--run-root", "runs", "--videos", "nothing"): "no video in",
