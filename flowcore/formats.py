@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from flowcore.flo5 import decode_flo5, encode_flo5
-from flowcore.image_size import MOST_PIXELS, RefusedError, image_size, require_size
+from flowcore.image_size import MOST_PIXELS, RefusedError, image_size, require_decoded, require_size
 
 FLOW_SUFFIXES = (".flo", ".flo5", ".npy", ".pfm", ".png")
 
@@ -37,8 +37,9 @@ _MOST_VALUE_BYTES = 32
 """Of a pixel in a file, at most: two numbers of HDF5's longest kind."""
 _SPARE_BYTES = 2**24
 """Of a file beside its pixels, such as a camera's notes."""
-# A frame is what its pixels are, not what a camera noted of how it was held.
+# An image is what its pixels are, not what a camera noted of how it was held: its flow lies on the pixels.
 _FRAME = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_IMAGE = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _PFM_HEADER = re.compile(
     rb"(PF|Pf)\s{1,9}(\d{1,9})\s{1,9}(\d{1,9})\s{1,9}([-+]?(?:\d{1,40}\.?\d{0,40}|\.\d{1,40})(?:[eE][-+]?\d{1,3})?)\s"
 )
@@ -133,7 +134,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndar
     PNG, JPEG, PGM or PPM, whatever the file's name. size: the (height, width) that it must have. ValueError
     for anything else, and for more than `MOST_PIXELS`.
     """
-    bgr = _decode_image(_content(path, size), path, cv2.IMREAD_COLOR, size)
+    bgr = _decode_image(_content(path, size), path, _IMAGE, size)
     return np.ascontiguousarray(bgr[..., ::-1])
 
 
@@ -178,7 +179,7 @@ def decode_mask(
     content: bytes, name: str | PathLike[str], size: tuple[int, int] | None = None
 ) -> Bool[np.ndarray, "height width"]:
     """What `read_mask` makes of a file of this name with this content."""
-    bgr = _decode_image(content, Path(name), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, size)
+    bgr = _decode_image(content, Path(name), _IMAGE | cv2.IMREAD_ANYDEPTH, size)
     mask: np.ndarray = (bgr != 0).any(axis=2)
     return mask
 
@@ -381,6 +382,8 @@ def _decode_image(content: bytes, path: Path, mode: int, size: tuple[int, int] |
     try:
         require_size(path, image_size(content), size)
         image = cv2.imdecode(np.frombuffer(content, np.uint8), mode)
+        if image is not None:
+            require_decoded(image.shape, content)
     except RefusedError:
         raise
     except (ValueError, cv2.error) as error:
@@ -448,7 +451,7 @@ class FrameCodec:
         """The RGB image that `data` holds; ValueError if it holds none.
 
         size: the (height, width) that it must have, of data from others, and of raw pixels, which don't tell
-        it. It is compared with the header before memory is asked for.
+        it. It is compared with the header before memory is asked for, and the header with what was decoded.
         """
         if self.kind == "raw":
             if size is None or not self.holds(data, size):
@@ -459,9 +462,12 @@ class FrameCodec:
         problem = "aren't an image"
         image: np.ndarray | None = None
         try:
-            found = size if size is None else image_size(data)
-            if found == size:
-                image = cv2.imdecode(np.frombuffer(data, np.uint8), _FRAME)
+            found = image_size(data)
+            if size is None or found == size:
+                decoded = cv2.imdecode(np.frombuffer(data, np.uint8), _FRAME)
+                if decoded is not None:
+                    require_decoded(decoded.shape, data)
+                image = decoded
             else:
                 problem = f"are an image of {found} px (height, width) where {size} px belong"
         except (ValueError, cv2.error) as error:

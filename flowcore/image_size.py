@@ -17,8 +17,11 @@ _JPEG_FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD
 """Markers of the segments of a JPEG that hold its size."""
 _JPEG_ALONE = {0x00, 0x01, *range(0xD0, 0xDB)}
 """Markers without a length, or of the image itself: none of them comes before the size."""
-_SPACE = rb"(?:[ \t\r\n]|#[^\n]*\n)+"
-_PNM = re.compile(rb"P[1-6Ff]" + _SPACE + rb"([0-9]{1,9})" + _SPACE + rb"([0-9]{1,9})[ \t\r\n#]")
+_SPACE = rb"[ \t\r\n](?:[ \t\r\n]|#[^\r\n]*[\r\n])*"
+"""As OpenCV reads it: either line end ends a comment, and none begins right behind a number."""
+_PNM = re.compile(rb"P[1-6Ff]" + _SPACE + rb"([0-9]{1,9})" + _SPACE + rb"([0-9]{1,9})[ \t\r\n]")
+_PNM_HEADER_BYTES = 2**16
+"""Of such a header and its comments, at most."""
 
 
 class RefusedError(ValueError):
@@ -37,13 +40,21 @@ def require_size(path: Path, found: tuple[int, ...], size: tuple[int, int] | Non
         raise RefusedError(f"{shown}; more than {MOST_PIXELS} pixels aren't read")
 
 
+def require_decoded(found: tuple[int, ...], content: bytes) -> None:
+    """ValueError where the image that was decoded has another (height, width), the first of `found`, than its
+    header says: whatever else the decoder makes of a header, what was checked by it is what is used."""
+    said = image_size(content)
+    if tuple(found[:2]) != said:
+        raise ValueError(f"its header says {said} px (height, width), and {tuple(found[:2])} px were decoded")
+
+
 def image_size(content: bytes) -> tuple[int, int]:
     """(height, width) in px of a PNG, a JPEG, or a PBM, PGM, PPM or PFM; ValueError for anything else."""
     if content[:8] == _PNG and content[12:16] == b"IHDR" and len(content) >= 24:
         return int.from_bytes(content[20:24], "big"), int.from_bytes(content[16:20], "big")
     if content[:2] == _JPEG:
         return _jpeg_size(content)
-    if match := _PNM.match(content):
+    if match := _PNM.match(content, 0, _PNM_HEADER_BYTES):
         return int(match[2]), int(match[1])
     raise ValueError(f"it begins with {content[:8]!r}, as no PNG, JPEG, PGM, PPM or PFM does")
 

@@ -45,6 +45,8 @@ NO_VIDEOS = {
 network."""
 LIMIT = ("--clips.max-pixels", "50000")
 """Of frames, in the run that labels; decoders add their padding to it."""
+LARGER_THAN_ITS_COMMENTS_SAY = b"P4\n#\r800 800\n#\n64 40\n" + bytes(800 * 100)
+"""An image of 800x800 px, for OpenCV; of 40x64 px for who ends a comment at one of its line ends alone."""
 NAMES = ("concat:secret.ts|secret.ts.mp4", "file:secret.ts.mp4", "-i.mp4", "secret%02d.mp4")
 """Of videos that are nothing else: FFmpeg and its formats would take them for more."""
 REFUSED = {
@@ -308,6 +310,8 @@ def write_other_images(files: Path) -> None:
     (files / "0000014-img_0.png").write_bytes(
         cv2.imencode(".tiff", np.zeros((40, 64), np.uint8))[1].tobytes()
     )
+    write_flow(write_pair(files, 15), np.zeros((2, 40, 64), np.float32))
+    (files / "0000015-img_1.png").write_bytes(LARGER_THAN_ITS_COMMENTS_SAY)
 
 
 @pytest.fixture(scope="module")
@@ -328,7 +332,7 @@ def refused_import(
 
 def test_an_import_of_hostile_files_alone_writes_nothing(refused_import: tuple[str, Path]) -> None:
     error, labels = refused_import
-    assert "15 of 15 pairs" in error
+    assert "16 of 16 pairs" in error
     assert not labels.exists()
 
 
@@ -370,6 +374,7 @@ def test_a_flow_file_that_holds_another_flow_than_it_says_is_refused(
         "0000012-img_1.png is 20000x20000 px (height x width) and its frames are 40x64 px",
         "0000013-occ_01.png is 20000x20000 px (height x width) and its frames are 40x64 px",
         "0000014-img_0.png is not an image: it begins with",
+        "0000015-img_1.png is 800x800 px (height x width) and its frames are 40x64 px",
     ],
 )
 def test_an_image_that_does_not_fit_its_flow_is_refused(told: str, refused_import: tuple[str, Path]) -> None:
@@ -405,6 +410,10 @@ def test_truth_of_strangers_is_refused_by_its_header(tmp_path: Path, ray_session
         (stereo / name / "disp0.pfm").write_bytes(content)
         for image in ("im0", "im1"):
             write_image(stereo / name / f"{image}.png", frame)
+    names.append("comments")
+    write_image(stereo / "comments_left.png", frame)
+    (stereo / "comments_right.png").write_bytes(LARGER_THAN_ITS_COMMENTS_SAY)
+    np.savez(stereo / "comments_disp.npz", np.ones((40, 64), np.float32))
     arguments = ["--model", "zero", "--truth", f"middlebury-stereo:{stereo}"]
     error = error_of(lambda: run(evaluate.main, evaluate.Evaluate, arguments))
     assert f"{len(names)} of {len(names)} pairs" in error
@@ -417,6 +426,7 @@ def test_truth_of_strangers_is_refused_by_its_header(tmp_path: Path, ray_session
         "endless/disp0.pfm is not an image",
         "negative/disp0.pfm is not an image",
         "large/disp0.pfm is 999999999x999999999 px",
+        "comments_right.png is 800x800 px (height x width) and its frames are 40x64 px",
     ):
         assert told in error
     assert not (tmp_path / "ran").exists()

@@ -252,6 +252,12 @@ def claims(height: int, width: int) -> bytes:
     return bytes(content)
 
 
+def commented(height: int, width: int) -> bytes:
+    """A black PBM of this size whose comments, read with one line end alone, say 40x64 px."""
+    rows = bytes(height * -(-width // 8))
+    return b"P4\n#\r%d %d\n#\n64 40\n" % (width, height) + rows
+
+
 ROWS: dict[str, tuple[dict[str, list[Any]], str]] = {
     "80 GB of pixels": ({"height": [100_000] * 4, "width": [100_000] * 4}, "is of 100000x100000 px"),
     "no height": ({"height": [0] * 4}, "frames of 0x64 px"),
@@ -270,6 +276,10 @@ ROWS: dict[str, tuple[dict[str, list[Any]], str]] = {
     "an image that is missing": ({"image1": [None] * 4}, "lacks a frame"),
     "an image larger than its row": ({"image1": [png(9000, 9000)] * 4}, r"an image of \(9000, 9000\) px"),
     "an image that says it is larger": ({"image1": [claims(30_000, 30_000)] * 4}, r"\(30000, 30000\) px"),
+    "an image larger than its comments say": (
+        {"image1": [commented(8000, 8000)] * 4},
+        r"\(8000, 8000\) px",
+    ),
     "an image that is a script": ({"image1": [b"#!/bin/sh"] * 4}, "aren't an image"),
     "an image without an end": ({"image1": [png(40, 64)[:40]] * 4}, "aren't an image"),
     "no occlusion": ({"occ_fw": [[]] * 4}, "0 values in occ_fw"),

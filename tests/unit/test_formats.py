@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flowcore.formats import FrameCodec, read_flow, read_image, read_mask, write_flow, write_image, write_mask
+from flowcore.image_size import image_size
 
 in_one_folder = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -315,6 +316,44 @@ def test_a_truncated_or_empty_image_is_an_error(tmp_path: Path, suffix: str) -> 
 def test_an_image_extension_without_encoder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no encoder for the extension '\.xyz'"):
         write_image(tmp_path / "image.xyz", np.zeros((2, 2, 3), np.uint8))
+
+
+HEADER = [b" ", b"\n", b"\r", b"\t", b"\v", b"#", b"#9\n", b"#9\r", b"1", b"2", b"16", b"08", b"-1.0", b"+3"]
+
+
+@settings(max_examples=1000)
+@given(
+    kind=st.sampled_from([b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"PF", b"Pf"]),
+    before=st.lists(st.sampled_from(HEADER), max_size=3),
+    between=st.lists(st.sampled_from(HEADER), max_size=3),
+    depth=st.sampled_from([b" ", b" 255 ", b" -1.0\n"]),
+)
+def test_the_header_of_a_pnm_file_says_the_size_that_opencv_decodes(
+    kind: bytes, before: list[bytes], between: list[bytes], depth: bytes
+) -> None:
+    content = kind + b" " + b"".join(before) + b"16" + b"".join(between) + b" 2" + depth
+    content += b"1 " * 2000 if kind in (b"P1", b"P2", b"P3") else bytes(4000)
+    try:
+        said = image_size(content)
+    except ValueError:
+        return
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        return
+    assert image is None or image.shape[:2] == said
+
+
+def test_an_image_is_its_pixels_however_a_camera_was_held(tmp_path: Path) -> None:
+    pixels = np.full((8, 16, 3), 200, np.uint8)
+    photograph = cv2.imencode(".jpg", pixels)[1].tobytes()
+    upright = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    noted = photograph[:2] + b"\xff\xe1" + struct.pack(">H", len(upright) + 2) + upright + photograph[2:]
+    (tmp_path / "image.jpg").write_bytes(noted)
+    assert cv2.imread(str(tmp_path / "image.jpg")).shape == (16, 8, 3)
+    assert read_image(tmp_path / "image.jpg", (8, 16)).shape == (8, 16, 3)
+    assert read_mask(tmp_path / "image.jpg", (8, 16)).shape == (8, 16)
+    assert FrameCodec("jpeg").decode(noted, (8, 16)).shape == (8, 16, 3)
 
 
 @in_one_folder
