@@ -9,6 +9,7 @@ has each of them.
 """
 
 import ctypes
+import fcntl
 import os
 import resource
 import sys
@@ -21,20 +22,33 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 # fmt: off
 _ALLOWED = (
-    "brk", "clock_getres", "clock_gettime", "clock_nanosleep", "close", "dup", "exit", "exit_group", "fcntl",
+    "brk", "clock_getres", "clock_gettime", "clock_nanosleep", "close", "dup", "exit", "exit_group",
     "fstat", "futex", "getcpu", "getegid", "geteuid", "getgid", "getpid", "getrandom", "getrusage", "gettid",
-    "gettimeofday", "getuid", "lseek", "madvise", "membarrier", "mremap", "munmap", "nanosleep", "poll",
+    "gettimeofday", "getuid", "lseek", "membarrier", "mremap", "munmap", "nanosleep", "poll",
     "ppoll", "pread64", "pselect6", "read", "readv", "recvfrom", "recvmsg", "restart_syscall", "rseq",
     "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sched_getaffinity", "sched_yield", "select",
     "set_robust_list", "sigaltstack", "sysinfo", "time", "times", "uname", "write", "writev",
 )
 # fmt: on
-"""System calls of a process that computes, has threads, and reads and writes what is open. Names that an
-architecture lacks are passed over."""
+"""System calls of a process that computes, has threads, and reads and writes what is open, whatever their
+arguments are. Those that reach further with some arguments are in `_forbid_calls`. Names that an architecture
+lacks are passed over."""
 _SCMP_ACT_ALLOW, _SCMP_ACT_ERRNO = 0x7FFF0000, 0x00050000
-_SCMP_CMP_EQ, _SCMP_CMP_MASKED_EQ = 4, 7
+_SCMP_CMP_LT, _SCMP_CMP_EQ, _SCMP_CMP_MASKED_EQ = 2, 4, 7
 _SCMP_FLTATR_CTL_TSYNC = 4
 _CLONE_THREAD, _PROT_EXEC = 0x10000, 0x4
+_CLONE_OTHERS = 0x7E02A000
+"""Flags by which what is cloned is traced, or gets another parent or namespaces of its own."""
+_MADV_HWPOISON = 100
+"""The first of the pieces of advice that take memory from the whole machine, which root may give."""
+_DESCRIPTOR_COMMANDS = (
+    fcntl.F_DUPFD,
+    fcntl.F_DUPFD_CLOEXEC,
+    fcntl.F_GETFD,
+    fcntl.F_SETFD,
+    fcntl.F_GETFL,
+)
+"""What `fcntl` may be asked. Among the rest are locks, leases, and signals to any process of the user."""
 _EPERM, _ENOSYS = 1, 38
 
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
@@ -145,12 +159,20 @@ def _forbid_calls(library: ctypes.CDLL) -> bool:
         rule(_SCMP_ACT_ALLOW, name)
     itself = _Comparison(0, _SCMP_CMP_EQ, os.getpid(), 0)
     not_executable = _Comparison(2, _SCMP_CMP_MASKED_EQ, _PROT_EXEC, 0)
+    is_thread = _Comparison(0, _SCMP_CMP_MASKED_EQ, _CLONE_THREAD | _CLONE_OTHERS, _CLONE_THREAD)
+    set_flags = _Comparison(1, _SCMP_CMP_EQ, fcntl.F_SETFL, 0)
     conditional = [
         rule(_SCMP_ACT_ALLOW, "tgkill", itself),
         rule(_SCMP_ACT_ALLOW, "sendto", _Comparison(4, _SCMP_CMP_EQ, 0, 0)),
         rule(_SCMP_ACT_ALLOW, "mmap", not_executable),
         rule(_SCMP_ACT_ALLOW, "mprotect", not_executable),
-        rule(_SCMP_ACT_ALLOW, "clone", _Comparison(0, _SCMP_CMP_MASKED_EQ, _CLONE_THREAD, _CLONE_THREAD)),
+        rule(_SCMP_ACT_ALLOW, "madvise", _Comparison(2, _SCMP_CMP_LT, _MADV_HWPOISON, 0)),
+        *(
+            rule(_SCMP_ACT_ALLOW, "fcntl", _Comparison(1, _SCMP_CMP_EQ, command, 0))
+            for command in _DESCRIPTOR_COMMANDS
+        ),
+        rule(_SCMP_ACT_ALLOW, "fcntl", set_flags, _Comparison(2, _SCMP_CMP_MASKED_EQ, os.O_ASYNC, 0)),
+        rule(_SCMP_ACT_ALLOW, "clone", is_thread),
         # Its arguments can't be looked at. Told that there is none, the C library takes `clone`.
         rule(_SCMP_ACT_ERRNO | _ENOSYS, "clone3"),
     ]

@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -19,15 +19,32 @@ from pipelines.decoding import DecoderProcess, memory_for
 from pipelines.sandbox import LAYERS
 
 ATTEMPTS = """
-import mmap, os, signal, socket, sys, threading
-from pipelines.sandbox import confine
+import ctypes, fcntl, mmap, os, resource, signal, socket, sys, threading
+from pipelines import sandbox
 
-victim, reading = int(sys.argv[1]), os.open(sys.argv[2], os.O_RDONLY)
-listening = socket.socket()
-listening.bind(("127.0.0.1", 0))
-listening.listen()
-print(*confine(1 << 30))
+victim, layers, reading = int(sys.argv[1]), sys.argv[3].split(), os.open(sys.argv[2], os.O_RDONLY)
+listening = socket.create_server(("127.0.0.1", 0))
+waiting = socket.create_connection(listening.getsockname())
+asked, asking = socket.socketpair()
+system = ctypes.CDLL(None, use_errno=True)
+if "landlock" not in layers:
+    sandbox._forbid_files = lambda *_: False
+if "seccomp" not in layers:
+    sandbox._forbid_calls = lambda *_: False
+print(*sandbox.confine(1 << 30))
 
+def called(result):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "refused")
+
+def signal_by_a_socket():
+    fcntl.fcntl(asked, fcntl.F_SETOWN, victim)
+    fcntl.fcntl(asked, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(asked, fcntl.F_SETFL, fcntl.fcntl(asked, fcntl.F_GETFL) | os.O_ASYNC)
+    asking.send(b"x")
+
+FIOSETOWN, MADV_HWPOISON, CLONE_THREAD, CLONE_NEWNS = 0x8901, 100, 0x10D00, 0x20000
+CLONE = 56 if os.uname().machine == "x86_64" else 220
 attempts = {
     "read a file": lambda: open(sys.argv[2]),
     "read the environment of another process": lambda: open(f"/proc/{victim}/environ"),
@@ -36,17 +53,38 @@ attempts = {
     "write a file": lambda: open("written", "w"),
     "make a folder": lambda: os.mkdir("made"),
     "remove a file": lambda: os.unlink(sys.argv[2]),
+    "become a program": lambda: os.execv(sys.executable, [sys.executable, "--version"]),
+    "take memory": lambda: bytearray(1 << 31),
     "open a socket": socket.socket,
     "open a datagram socket": lambda: socket.socket(type=socket.SOCK_DGRAM),
     "open a socket of this machine": lambda: socket.socket(socket.AF_UNIX),
     "connect": lambda: listening.connect(listening.getsockname()),
     "accept": listening.accept,
-    "start a process": os.fork,
-    "become a program": lambda: os.execv(sys.executable, [sys.executable, "--version"]),
-    "signal a process": lambda: os.kill(victim, signal.SIGKILL),
+    "start a process": lambda: os.fork() or os._exit(0),
     "run what it wrote": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC),
-    "take memory": lambda: bytearray(1 << 31),
+    "lock a file": lambda: fcntl.fcntl(reading, fcntl.F_SETLEASE, fcntl.F_RDLCK),
+    "slow a process down": lambda: os.setpriority(os.PRIO_PROCESS, victim, 19),
+    "limit a process": lambda: resource.prlimit(victim, resource.RLIMIT_CORE, (0, 0)),
+    "hold a process": lambda: os.pidfd_open(victim),
+    "choose who gets a socket's signals": lambda: fcntl.fcntl(asked, fcntl.F_SETOWN, victim),
+    "choose a socket's signal": lambda: fcntl.fcntl(asked, fcntl.F_SETSIG, signal.SIGUSR1),
+    "have a socket send signals": lambda: fcntl.fcntl(asked, fcntl.F_SETFL, os.O_ASYNC),
+    "choose who gets a socket's signals by another call": lambda: fcntl.ioctl(
+        asked, FIOSETOWN, victim.to_bytes(4, sys.byteorder)
+    ),
+    "signal a process by a socket": signal_by_a_socket,
+    "signal a process": lambda: os.kill(victim, signal.SIGKILL),
 }
+if "seccomp" in layers:
+    # Where they aren't refused, this process or memory of this machine is gone.
+    attempts |= {
+        "poison memory": lambda: called(
+            system.madvise(ctypes.c_void_p(0), ctypes.c_size_t(0), MADV_HWPOISON)
+        ),
+        "start a thread with mounts of its own": lambda: called(
+            system.syscall(CLONE, CLONE_THREAD | CLONE_NEWNS, 0, 0, 0, 0)
+        ),
+    }
 for name, attempt in attempts.items():
     try:
         attempt()
@@ -58,30 +96,54 @@ worker.start()
 worker.join()
 os.abort()
 """
+OF_FILES = {
+    "read a file",
+    "read the environment of another process",
+    "read the memory of another process",
+    "list a folder",
+    "write a file",
+    "make a folder",
+    "remove a file",
+    "become a program",
+    "take memory",
+}
+"""What Landlock and the limits refuse, whatever else there is."""
 
 
-def test_a_confined_process_computes_and_does_nothing_else(tmp_path: Path) -> None:
+def attempted(tmp_path: Path, layers: Sequence[str]) -> tuple[set[str], bool]:
+    """(what a process could that is confined by these layers, whether the process beside it lives on)."""
     (tmp_path / "file").write_text("what was open stays open")
     with subprocess.Popen(["sleep", "1000"], env={"SECRET": "key"}) as victim:
         try:
             ended = subprocess.run(
-                [sys.executable, "-c", ATTEMPTS, str(victim.pid), str(tmp_path / "file")],
+                [sys.executable, "-c", ATTEMPTS, str(victim.pid), str(tmp_path / "file"), " ".join(layers)],
                 cwd=tmp_path,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
                 capture_output=True,
                 text=True,
                 check=False,
             )
-            assert victim.poll() is None
+            lives = victim.poll() is None
         finally:
             victim.kill()
-    layers, *rest = ended.stdout.splitlines()
-    if layers.split() != [*LAYERS]:
-        pytest.skip(f"this system has of {LAYERS} only: {layers}")
-    assert rest == ["what was open stays open"], ended.stderr
+    there, *could, last = ended.stdout.splitlines()
+    if there.split() != [*layers]:
+        pytest.skip(f"this system has of {layers} only: {there}")
+    assert last == "what was open stays open", ended.stderr
     # Death by its own hand is seen.
     assert ended.returncode == -6
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    return {each.removeprefix("it could ") for each in could}, lives
+
+
+@pytest.mark.parametrize("layers", [LAYERS, ("seccomp",)])
+def test_a_confined_process_computes_and_does_nothing_else(tmp_path: Path, layers: Sequence[str]) -> None:
+    assert attempted(tmp_path, layers) == (set(), True)
+
+
+def test_landlock_alone_keeps_files(tmp_path: Path) -> None:
+    could, _ = attempted(tmp_path, ("landlock",))
+    assert not could & OF_FILES
 
 
 Decoding = tuple[DecoderProcess, VideoSource]
