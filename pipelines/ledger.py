@@ -40,7 +40,7 @@ _MANIFEST = ("video", "outcome", "stamp", "folder", "pairs", "shards", "bytes")
 
 _HEX = re.compile(r"[0-9a-f]{0,64}")
 _MOST_SHARDS = 2**23
-"""In a set; the names of so many take a gigabyte."""
+"""In a set: of two billion pairs, as GPUs write them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from pipelines.labels import (
 )
 from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE, VideoRecord, read_ledger, read_manifest
 from pipelines.set_description import DESCRIPTION_FILE, SetDescription, SetKind, description_at
-from pipelines.shard_files import OpenShard, opened_shard, shard_name
+from pipelines.shard_files import OpenShard, ShardNames, opened_shard
 from pipelines.storage import Folder, concurrently, join, patient
 
 Result = TypeVar("Result")
@@ -56,8 +56,8 @@ class PairSet:
     location: str
     """Folder or URI."""
     description: SetDescription
-    files: tuple[str, ...]
-    """The Parquet files, relative to the location, sorted."""
+    files: ShardNames
+    """The Parquet files, relative to the location, by folder and number."""
     max_spread: float = DEFAULT_MAX_SPREAD
     """Pixels by which several teachers may disagree on a label that is trusted."""
     where: PairFilter | None = None
@@ -88,8 +88,8 @@ class PairSet:
                 f"`{typed('pseudolabel')} RECIPE --videos ... --teacher ... --labels ...`, again: it adds "
                 "only what is missing"
             ) from None
-        files = [shard_name(video.folder, shard) for video in videos for shard in range(video.shards)]
-        return cls(location=location, description=description, files=tuple(sorted(files)))
+        files = ShardNames(tuple(sorted((video.folder, video.shards) for video in videos)))
+        return cls(location=location, description=description, files=files)
 
     @property
     def label_set(self) -> str:

@@ -11,6 +11,7 @@ pages are checked as `pipelines.shard_pages` does, and Arrow unpacks them from m
 """
 
 import base64
+import bisect
 import mmap
 import posixpath
 import reprlib
@@ -18,7 +19,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from functools import cached_property
+from itertools import accumulate
+from typing import cast, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,6 +66,35 @@ class ShardSize:
 def shard_name(video_folder: str, shard: int) -> str:
     """The file of a video's shard, relative to the set's folder."""
     return f"{video_folder}/{shard:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class ShardNames(Sequence[str]):
+    """The files of videos, by folder and number. Names are made when they are asked for: a manifest of some
+    bytes may say that there are millions."""
+
+    shards: tuple[tuple[str, int], ...]
+    """(folder, how many) of each video, sorted."""
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            return [self[each] for each in range(len(self))[place]]
+        number = range(len(self))[place]
+        video = bisect.bisect_right(self._ends, number)
+        folder, count = self.shards[video]
+        return shard_name(folder, number - self._ends[video] + count)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """How many files there are up to the end of each video."""
+        return list(accumulate(count for _, count in self.shards))
 
 
 def require_own(location: str, label_set: str, found: str) -> None:

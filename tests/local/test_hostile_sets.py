@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from jobs import distill, export_labels, finetune, gallery, pseudolabel
 from jobs.command import run, run_recipe
 from pipelines.labels import beside, encode_shard, label_columns, pair_columns, pair_id
 from pipelines.ledger import VideoRecord, write_ledger, write_manifest
+from pipelines.pair_set import PairSet
 from pipelines.set_description import SetDescription, describe_set
 from pipelines.storage import Folder
 
@@ -152,6 +154,7 @@ RECORDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "an absolute folder": (edited(MANIFEST, folder="/etc"), "folder '/etc' must be hexadecimal"),
     "no folder": (edited(MANIFEST, folder=""), "names the folder ''"),
     "a billion shards": (edited(MANIFEST, shards=10**9, pairs=10**10), "1000000000 shards, and at most"),
+    "millions of shards": (edited(MANIFEST, shards=2**23, pairs=2**23), "00001.parquet"),
     "more shards than pairs": (edited(MANIFEST, shards=5), "5 shards of 4 pairs"),
     "fewer than no pairs": (edited(MANIFEST, pairs=-1), "its pairs must be a count, and is -1"),
     "pairs that are a text": (edited(MANIFEST, pairs="4"), "its pairs is '4'"),
@@ -204,6 +207,20 @@ def test_a_tampered_record_is_refused(attack: str, labels: Path) -> None:
 
 def snapshot(folder: Path) -> dict[str, int]:
     return {entry.name: entry.stat().st_size for entry in folder.iterdir()}
+
+
+def test_a_manifest_of_millions_of_shards_takes_no_memory_for_their_names(labels: Path) -> None:
+    edited(MANIFEST, shards=2**23, pairs=2**23)(labels)
+    tracemalloc.start()
+    try:
+        files = PairSet.open(str(labels)).files
+        assert len(files) == 2**23
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    assert [files[0], files[-1]] == [SHARD, f"{VIDEO}/8388607.parquet"]
+    with pytest.raises(IndexError):
+        files[2**23]
 
 
 def test_every_job_refuses_them(labels: Path) -> None:

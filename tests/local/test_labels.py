@@ -121,7 +121,7 @@ def test_the_index_names_each_pair_once_and_where_it_is(tmp_path: Path) -> None:
     )
     write_set(tmp_path / "set", {"b": [other], "a": [first, second]})
     pairs = PairSet.open(str(tmp_path / "set"))
-    assert pairs.files == ("a/00000.parquet", "a/00001.parquet", "b/00000.parquet")
+    assert [*pairs.files] == ["a/00000.parquet", "a/00001.parquet", "b/00000.parquet"]
     index = pairs.index().to_pylist()
     where = [(entry["file"], entry["row_group"], entry["row"]) for entry in index]
     # Row groups of three.
