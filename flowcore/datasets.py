@@ -30,6 +30,9 @@ from flowcore.formats import read_disparity, read_flow, read_image, read_mask
 _MOST_TOLD = 1000
 """Problems that an error tells one by one."""
 CHAIRS_SPLIT = "FlyingChairs_train_val.txt"
+_SPLIT_BYTES = 2**20
+"""Of such a file, at most: half a million lines. Flying Chairs has 22,872."""
+_PAIR_NUMBER = re.compile("[0-9]{1,9}")
 _FRAME = "frame_[0-9][0-9][0-9][0-9]"
 _NAME = re.compile(r"[a-z][a-z0-9-]+", re.IGNORECASE)
 """What a user may mean as a data set's name, unlike a drive letter or the start of a path."""
@@ -193,18 +196,20 @@ class FrameSequence:
         return posixpath.splitext(self.frames[0])[0]
 
 
-def find_sequences(name: str, files: Collection[str], read: Callable[[str], str]) -> list[FrameSequence]:
+def find_sequences(
+    name: str, files: Collection[str], read: Callable[[str, int], bytes]
+) -> list[FrameSequence]:
     """The sequences of a data set that a network may learn from without truth.
 
     files: names of the files in the unpacked folder, relative to it, with / between parts.
-    read: gives the text of one of these files.
+    read: gives the beginning of one of these files, at most so many bytes.
 
     A missing frame ends a sequence, and the next frame begins another. Left out are KITTI's pairs with truth
     with the frames beside them, and, where the split file is there, Flying Chairs' validation pairs. All
     frames of Sintel are taken: both passes, in training/ and test/.
 
-    Raises ValueError for a data set without such frames, FileNotFoundError where the expected layout has no
-    sequence.
+    Raises ValueError for a data set without such frames and for a split file that is none, FileNotFoundError
+    where the expected layout has no sequence.
     """
     if name not in _SEQUENCES:
         raise ValueError(
@@ -214,7 +219,7 @@ def find_sequences(name: str, files: Collection[str], read: Callable[[str], str]
     sequences = next(filter(None, (_sequences(files, pattern) for pattern in patterns)), [])
     split = next((file for file in files if posixpath.basename(file) == CHAIRS_SPLIT), None)
     if name == "chairs" and split is not None:
-        parts = read(split).split()
+        parts = _split_parts(read(split, _SPLIT_BYTES + 1), split)
         sequences = [pair for pair in sequences if _split_of(pair.name.split("_")[0], parts) == "training"]
     if not sequences:
         raise FileNotFoundError(
@@ -377,9 +382,14 @@ def _find_middlebury_stereo(root: Path) -> Iterator[Sample]:
 def _find_chairs(root: Path) -> Iterator[Sample]:
     pairs = _inside(root, "data")
     split = next((file for file in (root / CHAIRS_SPLIT, pairs / CHAIRS_SPLIT) if file.is_file()), None)
-    parts = None if split is None else split.read_text().split()
+    parts: list[str] | None = None
+    if split is not None:
+        with split.open("rb") as file:
+            parts = _split_parts(file.read(_SPLIT_BYTES + 1), split)
     for flow in pairs.glob("[0-9]*_flow.flo"):
         name = flow.name.removesuffix("_flow.flo")
+        if not _PAIR_NUMBER.fullmatch(name):
+            continue
         yield Sample(
             name=name,
             group="chairs",
@@ -404,6 +414,18 @@ def _find_chairs2(root: Path) -> Iterator[Sample]:
             occlusion=_if_there(flow.parent / f"{pair}-occ_01.png"),
             split={"train": "training", "val": "validation"}.get(folder.name),  # type: ignore[arg-type]
         )
+
+
+def _split_parts(content: bytes, file: object) -> list[str]:
+    """The lines of a split file, of which the beginning was read; ValueError for one of another kind."""
+    if len(content) > _SPLIT_BYTES:
+        raise ValueError(
+            f"{file} has more than {_SPLIT_BYTES} bytes; a split file has a line, 1 or 2, for a pair"
+        )
+    parts = content.split()
+    if other := next((part for part in parts if part not in (b"1", b"2")), None):
+        raise ValueError(f"{file} has a line {other[:20]!r}; each line of a split file is 1 or 2")
+    return [part.decode() for part in parts]
 
 
 def _split_of(name: str, parts: list[str]) -> Literal["training", "validation"]:

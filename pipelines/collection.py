@@ -233,9 +233,11 @@ def _sequences_at(name: str, folder: str) -> list[VideoSource]:
     else:
         files = [os.path.relpath(file, folder) for file in _files_under(folder)]
     try:
-        sequences = find_sequences(name, files, lambda file: Folder(folder).read(file).decode())
+        sequences = find_sequences(name, files, Folder(folder).read)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{folder}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
     return [VideoSource(join(folder, each.folder), each.frames, each.name) for each in sequences]
 
 

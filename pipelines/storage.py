@@ -263,11 +263,11 @@ class Folder:
         return cast(int, info.size) if info.type == FileType.File else None
 
     @patient
-    def read(self, name: str) -> bytes:
-        """FileNotFoundError if there is no such file."""
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """The content of a file, or its first `most` bytes; FileNotFoundError if there is no such file."""
         filesystem, root = storage_of(self.location)
         with filesystem.open_input_file(f"{root}/{name}") as file:
-            return cast(bytes, file.read())
+            return cast(bytes, file.read(most))
 
     @patient
     def write(self, name: str, content: bytes) -> None:

@@ -432,6 +432,42 @@ def test_truth_of_strangers_is_refused_by_its_header(tmp_path: Path, ray_session
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "size", "told"),
+    [
+        (b"1\n", 6 * 10**9, "has more than 1048576 bytes"),
+        (b"1\n\xff\n", 4, r"has a line b'\xff'"),
+        (b"1\n" + b"2" * 10**5, 10**5 + 2, "has a line b'2222222222"),
+    ],
+)
+def test_a_split_of_chairs_that_is_none_is_named_before_it_is_read(
+    content: bytes, size: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chairs = tmp_path / "chairs"
+    chairs.mkdir()
+    for frame in (1, 2):
+        write_image(chairs / f"00001_img{frame}.ppm", np.zeros((40, 64, 3), np.uint8))
+    write_flow(chairs / "00001_flow.flo", np.zeros((2, 40, 64), np.float32))
+    # A name that is no number, and one too long for any.
+    for name in ("1x", "9" * 100):
+        (chairs / f"{name}_flow.flo").touch()
+    split = chairs / "FlyingChairs_train_val.txt"
+    split.write_bytes(content)
+    os.truncate(split, size)
+    judge = ["--model", "zero", "--truth", f"chairs:{chairs}"]
+    learn = ["smoke", "--videos", f"chairs:{chairs}", "--teacher", "opencv:dis_ultrafast"]
+    jobs: list[Callable[[], None]] = [
+        lambda: run(evaluate.main, evaluate.Evaluate, judge),
+        lambda: run_recipe(
+            pseudolabel.main, pseudolabel.recipes(), [*learn, "--labels", str(tmp_path / "labels")]
+        ),
+    ]
+    for job in jobs:
+        error = error_of(job, capsys)
+        assert "FlyingChairs_train_val.txt" in error
+        assert told in error
+
+
 def np_file(header: str, content: bytes) -> bytes:
     """An array in NumPy's format with this header."""
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header) + 1) + header.encode() + b"\n" + content
