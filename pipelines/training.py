@@ -16,7 +16,7 @@ import ray.train
 import ray.train.torch
 
 from flowcore.hallucination import Transformation
-from flowcore.networks import NetworkConfig
+from flowcore.networks import NetworkConfig, require_affordable
 from flowcore.objectives import Objective
 from pipelines import progress, worker
 from pipelines.held_back import SCORE, HeldBack, Validation
@@ -116,6 +116,8 @@ def train(
             "--objective.unmasked-steps or raise --training.steps"
         )
     indices = [source.pairs.index() for source in sources]
+    # Before hours of training: what is read back is checked so.
+    require_affordable(start.network)
     _require_fitting_crops(start.network, sources, indices)
     have = resources()
     room = training_room(

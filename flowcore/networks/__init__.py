@@ -32,6 +32,7 @@ __all__ = [
     "from_dict",
     "full",
     "light",
+    "require_affordable",
     "size_in_bytes",
     "small",
     "tiny",
@@ -46,10 +47,16 @@ _ARCHITECTURES: dict[str, type[NetworkConfig]] = {
     "raft": RAFTConfig,
     "external": ExternalConfig,
 }
-_MOST_CHANNELS = 2**16
-_MOST_OTHERS = 2**10
+_MOST_CHANNELS = 2048
+_MOST_PIXEL_CHANNELS = 64
+"""Of an encoder level, for each pixel of the frames. A level has a quarter of the pixels of the last."""
 _MOST_LEVELS = 8
-"""In a configuration that is read. Frames are padded to multiples of 2 to the number of levels."""
+"""Of an encoder. Frames are padded to multiples of 2 to the number of levels."""
+_MOST_LAYERS = 16
+"""In a list of widths."""
+_MOST = {"iterations": 128, "radius": 20, "scales": 8}
+"""Of other options. A radius of 20 makes 1681 similarities for each place."""
+_MOST_OTHERS = 1024
 
 
 def tiny() -> dict[str, AnyNetworkConfig]:
@@ -98,15 +105,34 @@ def from_dict(values: dict[str, Any]) -> NetworkConfig:
         config = record(kind, values)
     except ValueError as error:
         raise ValueError(f"the configuration of {name} is damaged: {error}") from error
+    require_affordable(config)
+    return config
+
+
+def require_affordable(config: NetworkConfig) -> None:
+    """ValueError for a network that would take more memory or time than any of ours needs. The networks of
+    the papers have at most 16 channels for each pixel, 1024 in a layer, 32 iterations and a radius of 10."""
+    values = to_dict(config)
+    name = values.pop("architecture")
     for key, value in values.items():
-        most = _MOST_CHANNELS if key.endswith(("width", "widths")) else _MOST_OTHERS
         numbers = value if isinstance(value, list | tuple) else [value]
+        if len(numbers) > _MOST_LAYERS:
+            raise ValueError(f"{key} of {name} has {len(numbers)} entries; at most {_MOST_LAYERS} are taken")
+        is_width = key.endswith(("width", "widths"))
+        most = _MOST_CHANNELS if is_width else _MOST.get(key, _MOST_OTHERS)
         if not all(0 <= number <= most for number in numbers if isinstance(number, int)):
             raise ValueError(f"{key} of {name} is {reprlib.repr(value)}; it must lie in 0..{most}")
-    levels = len(getattr(config, "encoder_widths", ()))
-    if levels > _MOST_LEVELS:
-        raise ValueError(f"encoder_widths of {name} has {levels} entries; at most {_MOST_LEVELS} are read")
-    return config
+    widths = values.get("encoder_widths", ())
+    if len(widths) > _MOST_LEVELS:
+        raise ValueError(
+            f"encoder_widths of {name} has {len(widths)} entries; at most {_MOST_LEVELS} are taken"
+        )
+    for level, width in enumerate(widths, start=1):
+        if width > _MOST_PIXEL_CHANNELS * 4**level:
+            raise ValueError(
+                f"encoder_widths of {name} has {width} channels at level {level}; at most "
+                f"{_MOST_PIXEL_CHANNELS * 4**level} are taken"
+            )
 
 
 def size_in_bytes(config: NetworkConfig) -> int | None:
