@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
@@ -36,6 +37,8 @@ _READY_WITHIN = 120.0
 _FRAME_SECONDS, _VIDEO_SECONDS = 100, 86_400
 """CPU seconds allowed between two signs of life, and for one video. A day is enough for the two million
 frames that are read by default, of 1080p."""
+_WAITED_SECONDS = 3 * 86_400
+"""Seconds in which one video must be done, whether or not the process computes."""
 _STARTED_BYTES = 1 << 30
 """Address space of the process before it reads a video."""
 _PICTURES = 24
@@ -70,13 +73,15 @@ class DecoderProcess:
         timeout: float = 120.0,
         frame_seconds: int = _FRAME_SECONDS,
         video_seconds: int = _VIDEO_SECONDS,
+        waited_seconds: float = _WAITED_SECONDS,
     ) -> None:
         """timeout: seconds without a sign of life (a chunk or a frame) after which the process counts as
         hanging. frame_seconds, video_seconds: of computing, from one sign of life to the next and for a video
-        altogether, that a video may take, however busy the machine is."""
+        altogether, that a video may take, however busy the machine is. waited_seconds: for which the process
+        is waited for, for a video altogether; what is done with its chunks meanwhile doesn't count."""
         self.report = VideoReport()
         self._timeout = timeout
-        self._seconds = frame_seconds, video_seconds
+        self._seconds = frame_seconds, video_seconds, waited_seconds
         self._child: _Child | None = None
         self._files: VideoFiles | None = None
         self._is_busy = False
@@ -257,12 +262,14 @@ class _Child:
         codec: FrameCodec,
         frame_seconds: int,
         video_seconds: int,
+        waited_seconds: float,
     ) -> None:
         """Sends the request to read a video; EOFError if the process is gone."""
         self._files = files
         self._printable = _STDERR_BYTES
         self._frame_seconds = frame_seconds
         self._computes_until = self._computed() + video_seconds
+        self._wait_left = waited_seconds
         request = {
             "images": len(files.source.frames),
             "options": asdict(options),
@@ -274,17 +281,25 @@ class _Child:
             raise EOFError from error
 
     def answer(self, most_bytes: int, timeout: float) -> Message:
-        """The next message; EOFError if the process is gone, TimeoutError if none comes in time."""
+        """The next message; EOFError if the process is gone, TimeoutError if none comes in time, VideoError
+        where the video has been waited for too long."""
+        began = time.monotonic()
         limit = math.ceil(min(self._computed() + self._frame_seconds, self._computes_until))
         _, most = resource.getrlimit(resource.RLIMIT_CPU)
         try:
             if most == resource.RLIM_INFINITY or limit < most:
                 resource.prlimit(self.process.pid, resource.RLIMIT_CPU, (max(1, limit), most))
-            return self._channel.receive(most=most_bytes, within=timeout)
+            return self._channel.receive(most=most_bytes, within=min(timeout, self._wait_left))
         except TimeoutError as error:
+            if self._wait_left <= timeout:
+                raise VideoError(
+                    "reading it takes too long: its time to wait for frames is used up"
+                ) from error
             raise TimeoutError(f"the decoder process hung: no sign of life for {timeout:g} s") from error
         except OSError as error:
             raise EOFError from error
+        finally:
+            self._wait_left -= time.monotonic() - began
 
     def death(self) -> VideoError | OSError:
         """What the end of the process means for the video that it was reading."""

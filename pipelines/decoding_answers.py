@@ -4,7 +4,6 @@ The process may have been taken over by a video, so nothing that it sends is bel
 that frames are images of the size that it names, and not that it has the pairs that it counts.
 """
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any, TypeGuard
 
@@ -14,6 +13,8 @@ from flowcore.video import MOST_ASPECT, ClipOptions
 from pipelines.channel import Message, WrongMessageError, is_list_of
 
 _MOST_COUNT = 2**31 - 1
+_MOST_SECONDS = 2**53
+"""Of a time in a video: beyond, not every second is a number."""
 _MOST_REASON = 2000
 """Characters of a reason that are kept."""
 _FRAME_BYTES = 4
@@ -122,7 +123,8 @@ def _is_count(value: Any) -> TypeGuard[int]:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) is int or (type(value) is float and not math.isinf(value))
+    # A time that isn't known is nan, which is beyond nothing.
+    return type(value) in (int, float) and not abs(value) > _MOST_SECONDS
 
 
 def _reason(text: str | None) -> str | None:

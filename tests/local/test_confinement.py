@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -237,6 +238,16 @@ def test_a_video_that_takes_too_long_gives_what_came_before(tmp_path: Path) -> N
                 chunks.append(chunk)
         assert 1 <= len(chunks) < 10_000
         assert decoder.report.frames_read < 40_000
+
+
+def test_signs_of_life_without_an_end_are_not_waited_for(tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "a.h264", 40, container="h264").read_bytes()
+    (tmp_path / "a.h264").write_bytes(whole * 1000)
+    nothing_moves = replace(OPTIONS, static_threshold=255.0)
+    with DecoderProcess(timeout=60, waited_seconds=2) as decoder:
+        with pytest.raises(VideoError, match="time to wait for frames is used up"):
+            list(decoder.read(VideoSource(str(tmp_path / "a.h264")), nothing_moves, JPEG))
+        assert 0 < decoder.report.frames_read < 40_000
 
 
 def test_a_video_that_is_computed_on_without_a_frame_is_left(tmp_path: Path) -> None:

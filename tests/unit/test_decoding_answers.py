@@ -85,6 +85,9 @@ WRONG_CHUNKS: dict[str, dict[str, Any]] = {
     "beyond all numbers": {"frame_indices": [2**40, 2**40 + 2, 2**40 + 4]},
     "times that are missing": {"timestamps": [0.0]},
     "times without end": {"timestamps": [0.0, float("inf"), 0.0]},
+    "a time beyond every number": {"timestamps": [0.0, 10**400, 0.0]},
+    "a time before every number": {"timestamps": [0.0, -(10**400), 0.0]},
+    "a time of ages": {"timestamps": [0.0, 1e300, 0.0]},
     "times that are none": {"timestamps": ["0", "1", "2"]},
     "another size": {"height": HEIGHT + 1},
     "no size": {"height": 0, "width": 0},
@@ -125,6 +128,7 @@ def test_pairs_are_counted_and_none_beyond_those_asked_for_are_taken() -> None:
         {**asdict(VideoReport()), "frames_read": 2**60},
         {**asdict(VideoReport()), "share": 1.5},
         {**asdict(VideoReport()), "share": float("nan")},
+        {**asdict(VideoReport()), "share": 10**400},
         {**asdict(VideoReport()), "truncated": 3},
     ],
 )
