@@ -38,6 +38,10 @@ _HEADER_BYTES = 2**20
 CONTENTS = f"a model is a folder with {WEIGHTS_FILE} and {CARD_FILE}"
 
 
+class OtherVersionError(ValueError):
+    """A model is whole, and of another version of this software; a damaged one is a mere ValueError."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     """What a model folder says about its weights."""
@@ -94,8 +98,8 @@ def save_model(folder: Path, network: FlowNetwork, provenance: Mapping[str, str]
 def load_model(folder: Path) -> tuple[FlowNetwork, ModelInfo]:
     """The network with its weights, on the CPU, and what the folder says about it.
 
-    Leaves torch's global generator as it was. FileNotFoundError if there is no model, ValueError if it can't
-    be read.
+    Leaves torch's global generator as it was. FileNotFoundError if a file isn't there, ValueError if it is
+    damaged, and of these OtherVersionError if another version of this software made the model.
     """
     info, weights = read_model(folder)
     with torch.random.fork_rng(devices=[]):
@@ -191,15 +195,17 @@ def read_model(folder: Path) -> tuple[ModelInfo, bytes]:
     except ValueError as error:
         raise ValueError(f"{path} doesn't describe a model ({error}); save the model again") from error
     if card is None:
-        raise ValueError(
+        told = (
             f"{path} has format {version!r:.100}, and this version reads {FORMAT}; use the one that wrote it"
         )
+        raise OtherVersionError(told) if isinstance(version, int) else ValueError(told)
     try:
         config = networks.from_dict(dict(card.config))
         info = ModelInfo(config=config, digest=card.digest, provenance=card.provenance)
         wanted = networks.size_in_bytes(config)
     except ValueError as error:
-        raise ValueError(f"{path} describes no model that can be read: {error}") from error
+        # A JSON file that is whole was written so.
+        raise OtherVersionError(f"{path} describes no model that can be read: {error}") from error
     weights = _weights(folder / WEIGHTS_FILE, wanted)
     _require_digest(weights, card.config, card.digest, f"{WEIGHTS_FILE} in {folder}")
     return info, weights
@@ -238,11 +244,16 @@ def _require_digest(weights: bytes, config: Mapping[str, Any], digest: str, plac
 
 
 def load_weights(network: FlowNetwork, weights: bytes, place: object) -> None:
-    """Puts the content of a file of weights into the network; ValueError where they are another's."""
+    """Puts the content of a file of weights into the network; OtherVersionError where they are another's,
+    ValueError where they are no weights."""
     try:
-        network.load_state_dict(safetensors.torch.load(weights))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(
+        tensors = safetensors.torch.load(weights)
+    except SafetensorError as error:
+        raise ValueError(f"{place} isn't safetensors ({error}); save or download it again") from error
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise OtherVersionError(
             f"{place} doesn't hold the weights of the network that {CARD_FILE} describes ({error}); use the "
             "version that wrote it"
         ) from error

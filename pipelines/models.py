@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
-from pyarrow import ArrowException
+from pyarrow import ArrowInvalid
 from pyarrow.fs import FileSystem
 from torch import Tensor
 
@@ -69,7 +69,8 @@ def fetch_model(uri: str) -> Path:
             if (found := Folder(uri).size(name) or 0) > most:
                 raise ValueError(f"{name} at {uri} has {found} bytes, and at most {most} are read")
             (folder / name).write_bytes(Folder(uri).read(name))
-    except (ArrowException, FileNotFoundError) as error:
+    # Arrow's other errors, such as that memory ran out, say nothing of the model.
+    except (ArrowInvalid, FileNotFoundError) as error:
         raise FileNotFoundError(
             f"there is no model at {uri} ({error}); {CONTENTS}; check the address"
         ) from error

@@ -1,6 +1,8 @@
 """Which version of a registered model is the best?"""
 
+import functools
 import math
+import posixpath
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from pipelines.checkpoints import CARD_FILE, OtherVersionError
 from pipelines.disclosure import tell, without_secrets
 from pipelines.installation import PROJECT_FOLDER
 from pipelines.tracking import ABSENT, Run, client_of, impatient, tracking_uri, unreachable
@@ -19,6 +22,10 @@ CHAMPION = "champion"
 """The alias of a registered model's best version."""
 _RUN_URI = re.compile(r"runs:/(?P<run>[^/]+)(?:/(?P<path>.+))?")
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))")
+
+
+class AbsentModelError(FileNotFoundError):
+    """MLflow has no such model, or has lost its files for good: both were asked, and answered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +55,9 @@ def register(
 
     It becomes the champion where its loss is lower than the champion's on the same validation set, and where
     there is none. judge: the loss there of the model at a URI, for a champion that another set judged. That
-    it raises FileNotFoundError, as the model is gone, or ValueError, as it is no model of this version, ends
-    the champion's reign; whatever else it raises is passed on, and the alias stays. ValueError for a loss
-    that isn't finite or a run without that folder.
+    it raises AbsentModelError or OtherVersionError ends the champion's reign. Whatever else it raises, as for
+    files that can't be read now or are damaged, is passed on: the alias stays, and nothing is registered, so
+    that the run can be resumed. ValueError for a loss that isn't finite or a run without that folder.
     """
     if not math.isfinite(validation_loss):
         raise ValueError(
@@ -73,14 +80,27 @@ def register(
     }
     earlier = client.search_model_versions(f"name = '{name}' and run_id = '{run.run_id}'")
     version = next((each for each in earlier if each.tags == all_tags), None)
+    losses: dict[str, float] = {}
+
+    def loss_of(champion: ModelVersion) -> float:
+        number = str(champion.version)
+        if number not in losses:
+            losses[number] = _loss_of(champion, validation_digest, judge)
+        return losses[number]
+
+    champion = _champion(client, name)
+    if champion is not None and _number(champion) != _number(version):
+        loss_of(champion)
     if version is None:
         source = f"{run.artifact_uri}/{folder}"
         version = client.create_model_version(name, source, run_id=run.run_id, tags=all_tags)
-    is_champion = _is_crowned(client, version, judge)
+    is_champion = _is_crowned(client, version, loss_of)
     return RegisteredVersion(name=name, version=str(version.version), is_champion=is_champion)
 
 
-def _is_crowned(client: MlflowClient, version: ModelVersion, judge: Callable[[str], float]) -> bool:
+def _is_crowned(
+    client: MlflowClient, version: ModelVersion, loss_of: Callable[[ModelVersion], float]
+) -> bool:
     """Makes a version the champion if it is better than the present one.
 
     MLflow has no way to set an alias only where it is still what was read. The alias is therefore read again
@@ -88,10 +108,11 @@ def _is_crowned(client: MlflowClient, version: ModelVersion, judge: Callable[[st
     """
     while True:
         champion = _champion(client, version.name)
+        loss = math.inf
         if champion is not None and _number(champion) != _number(version):
-            loss = _loss_of(champion, version.tags["validation.digest"], judge)
-            if float(version.tags["validation.loss"]) >= loss:
-                return False
+            loss = loss_of(champion)
+        if float(version.tags["validation.loss"]) >= loss:
+            return False
         if _number(_champion(client, version.name)) == _number(champion):
             client.set_registered_model_alias(version.name, CHAMPION, str(version.version))
             return True
@@ -109,9 +130,15 @@ def _loss_of(champion: ModelVersion, validation_digest: str, judge: Callable[[st
     tell(f"{uri}, the champion, was judged on other pairs; judging it on these")
     try:
         return judge(uri)
-    except (FileNotFoundError, ValueError) as error:
+    except (AbsentModelError, OtherVersionError) as error:
         tell(f"it is a model no longer: {error}")
         return math.inf
+    except Exception:
+        tell(
+            "it can't be judged, so it stays the champion, and the new model isn't registered. Restore its "
+            "files, or remove its alias on its page in MLflow if they are lost; then go on with this run"
+        )
+        raise
 
 
 def run_of(uri: str, project_folder: Path = PROJECT_FOLDER) -> str | None:
@@ -123,8 +150,8 @@ def download(uri: str, project_folder: Path = PROJECT_FOLDER) -> Path:
     """The local folder of a model in MLflow; read it only, since a local store answers with its own folder.
 
     `uri` is runs:/<run id>/<folder> (by default `model`), models:/<name>@<alias> or models:/<name>/<version>.
-    ValueError for another form, FileNotFoundError where there is no such model, ConnectionError where that
-    isn't known, as MLflow or the store of its files doesn't answer.
+    ValueError for another form, AbsentModelError where there is no such model, ConnectionError where that
+    can't be told, as MLflow or the store of its files doesn't answer or isn't mounted.
     """
     _, source, store = _resolved(uri, project_folder)
     # Given models:/, MLflow 3.17 would ask the process's own registry, which is ./mlflow.db by default.
@@ -133,24 +160,36 @@ def download(uri: str, project_folder: Path = PROJECT_FOLDER) -> Path:
     # Each kind of store has its own exceptions.
     except Exception as error:
         place = without_secrets(source)
-        if _is_empty(source, store):
-            raise FileNotFoundError(
+        if _is_gone(source, store):
+            raise AbsentModelError(
                 f"MLflow knows {uri}, but there are no files at {place}; train and register it again, or "
                 "restore them"
             ) from error
         raise ConnectionError(
             f"MLflow knows {uri}, but its files can't be read at {place} now "
-            f"({without_secrets(str(error))}); check the artifact store and its credentials, then run the "
-            "same command again"
+            f"({without_secrets(str(error))}); check that the artifact store is there and mounted, and its "
+            "credentials, then run the same command again"
         ) from error
 
 
-def _is_empty(source: str, store: str) -> bool:
-    """True where an artifact store answers and has nothing at `source`."""
+def _is_gone(source: str, store: str) -> bool:
+    """True where the run's other artifacts are there and its model isn't.
+
+    Of what isn't mounted MLflow says, without an error, that it is empty. A listing may also be stale, so
+    that the model's card is asked for by its name as well.
+    """
     try:
-        return not mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=store)
+        listed = functools.partial(mlflow.artifacts.list_artifacts, tracking_uri=store)
+        others = {posixpath.basename(each.path) for each in listed(artifact_uri=posixpath.dirname(source))}
+        if not others or posixpath.basename(source) in others or listed(artifact_uri=source):
+            return False
     except Exception:
         return False
+    try:
+        mlflow.artifacts.download_artifacts(artifact_uri=f"{source}/{CARD_FILE}", tracking_uri=store)
+    except Exception:
+        return True
+    return False
 
 
 def _resolved(uri: str, project_folder: Path) -> tuple[str | None, str, str]:
@@ -174,7 +213,7 @@ def _resolved(uri: str, project_folder: Path) -> tuple[str | None, str, str]:
     except MlflowException as error:
         if error.error_code not in ABSENT:
             raise unreachable(store, error) from error
-        raise FileNotFoundError(
+        raise AbsentModelError(
             f"MLflow at {without_secrets(store)} has no {uri} ({error}); train and register one, or set "
             "MLFLOW_TRACKING_URI to the server that has it"
         ) from error

@@ -375,6 +375,8 @@ def _resume(client: MlflowClient, run_id: str, stage: str, uri: str) -> None:
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise unreachable(uri, error) from error
         raise ValueError(f"no run {run_id} to resume at {without_secrets(uri)} ({error})") from error
     was = run.data.tags.get("stage")
     if was != stage:

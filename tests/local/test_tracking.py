@@ -1,10 +1,13 @@
 """Runs, their lineage and the registry, in a real MLflow store."""
 
+import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -20,27 +23,29 @@ from uuid import uuid4
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from bare_graph import BareGraph
-from clips import render, save_teacher
+from clips import TINY, render, save_teacher
 from mlflow import MlflowClient
 from mlflow.artifacts import load_text
 from mlflow.entities.model_registry import ModelVersion
 from object_storage import Bucket
 
-from flowcore.networks import tiny
+from flowcore.networks import FlowNetwork, tiny
 from flowcore.occlusion import OcclusionCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
 from jobs import predict
 from jobs.command import run as run_job
 from pipelines import registry, revision, tracking
-from pipelines.checkpoints import ModelInfo
+from pipelines.checkpoints import CARD_FILE, WEIGHTS_FILE, ModelInfo, save_model
 from pipelines.collection import Collection
 from pipelines.held_back import HeldBack
 from pipelines.labelling import LabellingOptions, write_labels
 from pipelines.lineage import Made, StageRun, lineage
 from pipelines.models import StartingPoint
 from pipelines.pair_set import PairSet
+from pipelines.storage import Folder
 from pipelines.teachers import Teachers
 from pipelines.tracking import Run
 from pipelines.training import Trained
@@ -430,7 +435,7 @@ def test_a_champion_that_another_set_judged_is_judged_again(project: Path) -> No
 
 def test_a_champion_that_cannot_be_judged_again_is_replaced(project: Path) -> None:
     def judge(uri: str) -> float:
-        raise FileNotFoundError("its folder was deleted")
+        raise registry.AbsentModelError("its folder was deleted")
 
     registered(project, 1.5, "sintel", unasked)
     assert registered(project, 5.0, "chairs", judge)
@@ -481,8 +486,144 @@ def test_a_fault_of_the_storage_costs_no_champion_its_place(
     assert client(project).get_model_version_by_alias("teacher", "champion").run_id == champion.run_id
     refused_share = 0.0
     assert not crowned()
-    bucket.remove(f"runs/{champion.run_id}/artifacts/model/model.safetensors")
+    Folder(bucket.uri()).remove_folder(f"runs/{champion.run_id}/artifacts/model")
+    # Nothing at all of the run is there, as where the bucket is another one.
+    with pytest.raises(ConnectionError, match=r"can't be read .* now"):
+        crowned()
+    champion.document("other.json", {})
     assert crowned()
+
+
+def test_a_model_that_a_stale_listing_leaves_out_is_not_gone(
+    project: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", bucket.endpoint)
+    client(project).create_experiment(tracking.EXPERIMENT, artifact_location=f"s3://{bucket.name}/runs")
+    with tracking.start("train teacher", parameters={}, project_folder=project) as run:
+        run.document("other.json", {})
+        bucket.server.lists_stale = True
+        for folder in ("", "model"):
+            run.client.list_artifacts(run.run_id, folder)
+        save_model(project / "made", TINY.build(), {})
+        run.artifact(project / "made", "model")
+    with pytest.raises(ConnectionError, match=r"can't be read .* now"):
+        registry.download(f"runs:/{run.run_id}/model", project)
+    bucket.server.reset()
+    assert (registry.download(f"runs:/{run.run_id}/model", project) / CARD_FILE).is_file()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sure(HeldBack):
+    """Pairs on which every network that can be loaded is as good."""
+
+    def judge(self, network: FlowNetwork, device: torch.device) -> tuple[dict[str, float], np.ndarray]:
+        return {"photometric": 1.0, "comparable": 1.0}, np.zeros((1, 1, 3), np.uint8)
+
+
+def finished_training(project: Path, pairs: str, comparable: float, resume: str | None = None) -> StageRun:
+    """A job's run from the end of its training on: it registers what it trained."""
+    judge = Sure(
+        stage="distill",
+        pairs=cast(PairSet, None),
+        places=pa.table({"pair_id": [pairs]}),
+        check=OcclusionCheck(),
+    )
+    with lineage("distill", "smoke", Resumable(resume=resume), {}, project_folder=project) as run:
+        save_model(project / "trained", TINY.build(), {})
+        validation = {"photometric": comparable, "comparable": comparable}
+        trained = Trained(model=project / "trained", step=1, ended_at=1, validation=validation, judge=judge)
+        run.register(trained, "student")
+    return run
+
+
+def half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def with_card(**changes: object) -> Callable[[Path], None]:
+    def change(model: Path) -> None:
+        card = json.loads((model / CARD_FILE).read_text())
+        (model / CARD_FILE).write_text(json.dumps(card | changes))
+
+    return change
+
+
+def unmounted(model: Path) -> None:
+    """The root of all runs' files is an empty folder."""
+    root = model.parents[2]
+    shutil.rmtree(root)
+    root.mkdir()
+
+
+PASSING = {
+    "its disk isn't mounted": (unmounted, "check that the artifact store is there and mounted"),
+    "its run's files aren't there": (lambda model: shutil.rmtree(model.parent), "is there and mounted"),
+    "a listing lacks its weights": (lambda model: (model / WEIGHTS_FILE).unlink(), f"no {WEIGHTS_FILE} in"),
+    "a listing lacks its card": (lambda model: (model / CARD_FILE).unlink(), f"no {CARD_FILE} in"),
+    "its weights are copied in half": (lambda model: half(model / WEIGHTS_FILE), "it is damaged, or"),
+    "its card is copied in half": (lambda model: half(model / CARD_FILE), "doesn't describe a model"),
+    "its card is empty": (lambda model: (model / CARD_FILE).write_bytes(b""), "doesn't describe a model"),
+}
+"""By what happens to a champion's files, how, and what is told."""
+FOR_GOOD: dict[str, Callable[[Path], object]] = {
+    "deleted": shutil.rmtree,
+    "of another format": with_card(format=1),
+    "of an unknown network": with_card(config={"architecture": "perceptron"}),
+}
+
+
+@pytest.fixture
+def recorded_in(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose store the environment names, as jobs find it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(project))
+    return project
+
+
+@pytest.mark.parametrize("happened", PASSING)
+def test_files_that_may_come_back_cost_no_champion_its_place(
+    happened: str, recorded_in: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    champion = finished_training(recorded_in, "a", 1.0)
+    files = Path(champion.artifact_uri)
+    kept = shutil.copytree(files, tmp_path / "kept")
+    happen, told = PASSING[happened]
+    happen(files / "model")
+    with pytest.raises((OSError, ValueError), match=re.escape(told)):
+        finished_training(recorded_in, "b", 90.0)
+    assert "it stays the champion" in capsys.readouterr().out
+    store = client(recorded_in)
+    (alone,) = store.search_model_versions("name = 'student'")
+    assert store.get_model_version_by_alias("student", "champion").run_id == alone.run_id == champion.run_id
+    # Once the files are back, the run goes on where it failed.
+    shutil.rmtree(files, ignore_errors=True)
+    shutil.copytree(kept, files)
+    experiment = store.get_run(champion.run_id).info.experiment_id
+    (failed,) = store.search_runs([experiment], "attributes.status = 'FAILED'")
+    finished_training(recorded_in, "b", 90.0, resume=failed.info.run_id)
+    assert len(store.search_model_versions("name = 'student'")) == 2
+    assert store.get_model_version_by_alias("student", "champion").run_id == champion.run_id
+
+
+@pytest.mark.parametrize("happened", FOR_GOOD)
+def test_a_champion_that_is_a_model_no_longer_is_succeeded(happened: str, recorded_in: Path) -> None:
+    champion = finished_training(recorded_in, "a", 1.0)
+    FOR_GOOD[happened](Path(champion.artifact_uri) / "model")
+    successor = finished_training(recorded_in, "b", 90.0)
+    assert client(recorded_in).get_model_version_by_alias("student", "champion").run_id == successor.run_id
+
+
+def test_a_store_that_fails_is_not_taken_for_one_without_the_run_to_resume(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tracking.start("distill", parameters={}, project_folder=project) as run:
+        pass
+    with sqlite3.connect(project / "mlflow.db") as database:
+        database.execute("alter table runs rename to elsewhere")
+    with (
+        pytest.raises(ConnectionError, match="doesn't answer as MLflow"),
+        tracking.start("distill", parameters={}, resume_run_id=run.run_id, project_folder=project),
+    ):
+        pass
 
 
 def test_a_model_that_finds_nothing_visible_is_no_champion_for_that(
@@ -567,7 +708,7 @@ def test_a_model_that_mlflow_does_not_have_is_named(project: Path, uri: str) -> 
 
 
 def test_a_run_without_a_model_is_named(project: Path) -> None:
-    with tracking.start("distill", recipe="smoke", parameters={}, project_folder=project) as run:
+    with tracking.start("distill", recipe="smoke", parameters=Options(), project_folder=project) as run:
         pass
     with pytest.raises(FileNotFoundError, match="there are no files at"):
         registry.download(f"runs:/{run.run_id}/model", project)
