@@ -12,7 +12,7 @@ shards.
 import errno
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -37,7 +37,7 @@ from pipelines.decoding_answers import EncodedChunk
 from pipelines.labels import beside, encode_shard, label_columns, pair_columns, pair_id
 from pipelines.ledger import Outcome, VideoRecord, duplicate, video_record
 from pipelines.messages import Message, Shard, VideoEnded, messages
-from pipelines.shard_files import ShardSize, require_own, shard_at, shard_name
+from pipelines.shard_files import ForeignSetError, ShardSize, require_own, shard_at, shard_name
 from pipelines.storage import Folder
 from pipelines.teachers import TeacherModel
 
@@ -161,16 +161,17 @@ class Reader:
         first: dict[str, str] = {}
         for video in group:
             source = VideoSource(video["uri"], tuple(video["frames"]), video["scene"])
+            # Whatever is wrong here, with the video or with what the set has of it, costs this video.
             try:
                 folder = _decoder().digest(source)
-            except (VideoError, OSError) as error:
+                before = None if folder in first else video_record(self.plan.location, folder)
+            except (VideoError, OSError, ValueError) as error:
                 yield VideoEnded(record=_unread(source, video["stamp"], error))
                 continue
             if folder in first:
                 yield VideoEnded(record=duplicate(source.name, first[folder], video["stamp"]))
                 continue
             first[folder] = source.name
-            before = video_record(self.plan.location, folder)
             if before is not None:
                 require_own(self.plan.location, self.plan.label_set, before.label_set)
             # Run anew by Ray, this must not see what this run wrote: it would yield other rows.
@@ -181,28 +182,12 @@ class Reader:
 
     def _read(self, source: VideoSource, stamp: str, folder: str) -> Iterator[Message]:
         decoder = _decoder()
-        waiting: list[EncodedChunk] = []
-        shards = 0
-        reason = None
-        started = time.monotonic()
         try:
-            with closing(decoder.read(source, self.plan.clips, self.plan.codec)) as chunks:
-                for chunk in chunks:
-                    waiting.append(chunk)
-                    if _num_pairs(waiting) >= self.plan.shard_pairs:
-                        yield self._shard(source, folder, shards, waiting, time.monotonic() - started)
-                        waiting, shards = [], shards + 1
-                        started = time.monotonic()
-        except VideoError as error:
-            reason = str(error)
+            shards, reason = yield from self._shards(source, folder)
         except (OSError, ValueError) as error:
-            # A ValueError is of a shard that is there and damaged.
             record = _unread(source, stamp, error)
             yield VideoEnded(record=replace(record, frames_read=decoder.report.frames_read))
             return
-        if waiting:
-            yield self._shard(source, folder, shards, waiting, time.monotonic() - started)
-            shards += 1
         report = decoder.report
         reason = reason or report.truncated
         outcome: Outcome = "cut short"
@@ -225,6 +210,30 @@ class Reader:
             run=self.plan.run,
         )
         yield VideoEnded(record=record)
+
+    def _shards(self, source: VideoSource, folder: str) -> Generator[Shard, None, tuple[int, str | None]]:
+        """The shards of a video; returns how many they are, and why it was read no further.
+
+        ValueError for one that is there and damaged.
+        """
+        waiting: list[EncodedChunk] = []
+        shards = 0
+        reason = None
+        started = time.monotonic()
+        try:
+            with closing(_decoder().read(source, self.plan.clips, self.plan.codec)) as chunks:
+                for chunk in chunks:
+                    waiting.append(chunk)
+                    if _num_pairs(waiting) >= self.plan.shard_pairs:
+                        yield self._shard(source, folder, shards, waiting, time.monotonic() - started)
+                        waiting, shards = [], shards + 1
+                        started = time.monotonic()
+        except VideoError as error:
+            reason = str(error)
+        if waiting:
+            yield self._shard(source, folder, shards, waiting, time.monotonic() - started)
+            shards += 1
+        return shards, reason
 
     def _shard(
         self, source: VideoSource, folder: str, number: int, chunks: Sequence[EncodedChunk], seconds: float
@@ -250,7 +259,8 @@ def _num_pairs(chunks: Sequence[EncodedChunk]) -> int:
 
 
 def _unread(source: VideoSource, stamp: str, error: VideoError | OSError | ValueError) -> VideoRecord:
-    """The record of a video that couldn't be read; another run tries it again."""
+    """The record of a video that couldn't be read, or whose part in the set is damaged; another run tries it
+    again."""
     outcome: Outcome = "failed"
     if isinstance(error, VideoError):
         outcome = "nothing"
@@ -268,7 +278,8 @@ def _attempt(stage: str, shard: Shard, work: Callable[[Shard], Shard]) -> Shard:
         return work(shard)
     except Exception as error:
         # On a broken device, or a disk that takes nothing, every other video would fail as well.
-        if isinstance(error, torch.AcceleratorError) or getattr(error, "errno", None) in _REFUSALS:
+        is_refusal = getattr(error, "errno", None) in _REFUSALS
+        if is_refusal or isinstance(error, torch.AcceleratorError | ForeignSetError):
             raise
         traceback.print_exc()
         return shard.lighter(failure=f"{stage} failed: {type(error).__name__}: {error}")

@@ -97,10 +97,14 @@ class ShardNames(Sequence[str]):
         return list(accumulate(count for _, count in self.shards))
 
 
+class ForeignSetError(RuntimeError):
+    """Labels of two sets lie in one folder, or are about to."""
+
+
 def require_own(location: str, label_set: str, found: str) -> None:
-    """RuntimeError where something that was found in a set's folder is of another set."""
+    """ForeignSetError where something that was found in a set's folder is of another set."""
     if found != label_set:
-        raise RuntimeError(
+        raise ForeignSetError(
             f"{location} holds labels of the set {found} beside those of {label_set}: a run with other "
             "options or another teacher writes there at the same time, or did; give each a folder of its own"
         )

@@ -5,7 +5,6 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 
 from pipelines.collection import Stamp
 from pipelines.labelling_progress import LabellingProgress
@@ -59,6 +58,7 @@ class Tally:
         self._earlier = earlier or LabellingProgress()
         self._started = time.monotonic()
         self._threads = ThreadPoolExecutor(STORAGE_THREADS)
+        self._damaged: dict[str, str] = {}
         self._folders = self._listed()
         self._before = self._records_in(self._folders)
         self._accounted: dict[str, VideoRecord] = {}
@@ -85,9 +85,16 @@ class Tally:
         return [name for name in Folder(self._location).folders() if not name.startswith(TEACHER_FOLDER)]
 
     def _records_in(self, folders: Sequence[str]) -> dict[str, VideoRecord]:
-        """By folder, of those that have one."""
-        found = concurrently(partial(video_record, self._location), folders)
+        """By folder, of those that have one; notes what is wrong with a damaged one."""
+        found = concurrently(self._record_in, folders)
         return {record.folder: record for record in found if record is not None}
+
+    def _record_in(self, folder: str) -> VideoRecord | None:
+        try:
+            return video_record(self._location, folder)
+        except ValueError as error:
+            self._damaged[folder] = str(error)
+            return None
 
     @property
     def seconds(self) -> float:
@@ -216,6 +223,7 @@ class Tally:
         kept |= self._meanwhile(kept)
         self._require_own_set(kept.values())
         records = [*(each for each in self._accounted.values() if not each.folder), *kept.values()]
+        records += self._unknown(self._damaged.keys() - stale)
         write_ledger(self._location, records)
         self._require_enough(records, max_bad_share)
         # A reader that has the new manifest doesn't miss what is removed then.
@@ -230,6 +238,15 @@ class Tally:
         known = records.keys() | set(self._folders)
         return self._records_in([name for name in self._listed() if name not in known])
 
+    def _unknown(self, folders: Iterable[str]) -> list[VideoRecord]:
+        """What the ledger says of folders with damaged records, where it hasn't their videos anyway."""
+        named = ((folder, self._video_of(folder) or folder) for folder in sorted(folders))
+        return [
+            VideoRecord(video=video, outcome="failed", reason=self._damaged[folder])
+            for folder, video in named
+            if video not in self._accounted
+        ]
+
     def _stale(self) -> set[str]:
         """The folders of content that a video of the collection no longer has."""
         kept = {record.folder for record in self._accounted.values()}
@@ -243,10 +260,15 @@ class Tally:
         return "" if record is None else record.folder
 
     def _video_of(self, folder: str) -> str | None:
-        """The video that a folder was made from, as its record or, of an unfinished one, its shard says."""
+        """The video that a folder was made from, as its record or, of an unfinished one, its shard says; None
+        where that can't be told."""
         if folder in self._before:
             return self._before[folder].video
-        return video_of_shards(self._location, folder)
+        try:
+            return video_of_shards(self._location, folder)
+        except (OSError, ValueError):
+            # A folder that stays costs space; its video may be one that the ledger has to name.
+            return None
 
     def _require_own_set(self, records: Iterable[VideoRecord]) -> None:
         description = description_at(Folder(self._location))

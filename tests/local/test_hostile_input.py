@@ -167,10 +167,9 @@ def test_an_export_as_a_command_runs_nothing_either(hostile_labels: Path, tmp_pa
 
 @pytest.mark.parametrize("hostile_labels", ["extra", "image2"], indirect=True)
 def test_the_gallery_and_a_student_run_nothing_that_a_label_set_holds(
-    hostile_labels: Path, labels_of_some: Path, tmp_path: Path, request: pytest.FixtureRequest
+    hostile_labels: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     column = request.node.callspec.params["hostile_labels"]
-    videos = str(labels_of_some.parent / "videos.txt")
     labels, page, runs = (str(tmp_path / name) for name in ("labels", "page.html", "runs"))
     jobs: dict[str, Callable[[], None]] = {
         "gallery": lambda: run(gallery.main, gallery.Gallery, ["--labels", labels, "--output", page]),
@@ -179,18 +178,36 @@ def test_the_gallery_and_a_student_run_nothing_that_a_label_set_holds(
             distill.recipes(),
             ["smoke", "--labels", labels, "--run-root", runs, "--init", "fresh"],
         ),
-        "pseudolabel": lambda: run_recipe(
-            pseudolabel.main,
-            pseudolabel.recipes(),
-            ["smoke", "--videos", videos, "--teacher", "opencv:dis_ultrafast", "--labels", labels, *LIMIT],
-        ),
     }
-    # Without its record a video is unfinished, and its shards are looked at.
-    for record in hostile_labels.glob("*/_video.json"):
-        record.unlink()
     for name, job in jobs.items():
         assert f"column '{column}'" in error_of(job), name
         assert not (tmp_path / "ran").exists(), name
+
+
+@pytest.mark.parametrize("hostile_labels", ["extra", "image2"], indirect=True)
+def test_labelling_runs_nothing_that_a_set_holds_and_labels_the_videos_of_which_it_holds_nothing(
+    hostile_labels: Path, labels_of_some: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    column = request.node.callspec.params["hostile_labels"]
+    folders = {Path(each.video).name: each.folder for each in PairSet.open(str(hostile_labels)).videos()}
+    shutil.rmtree(hostile_labels / folders["honest.mp4"])
+    # Without its record a video is unfinished, and its shards are looked at.
+    for record in hostile_labels.glob("*/_video.json"):
+        record.unlink()
+    label_again(labels_of_some, hostile_labels)
+    assert not (tmp_path / "ran").exists()
+    pairs = PairSet.open(str(hostile_labels))
+    assert [Path(each.video).name for each in pairs.videos()] == ["honest.mp4"]
+    for name in folders.keys() - {"honest.mp4"}:
+        assert f"column '{column}'" in reasons_of(pairs)[name]
+
+
+def label_again(labels_of_some: Path, labels: Path) -> None:
+    """The job that made the fixture's set, in a copy of it."""
+    videos = str(labels_of_some.parent / "videos.txt")
+    arguments = ["smoke", "--videos", videos, "--teacher", "opencv:dis_ultrafast", "--labels", str(labels)]
+    more = [*LIMIT, "--labelling.max-bad-share", "1"]
+    run_recipe(pseudolabel.main, pseudolabel.recipes(), [*arguments, *more])
 
 
 def rewritten(video: Path, **changes: object) -> None:
@@ -214,37 +231,40 @@ def test_labelling_stays_in_a_set_that_a_stranger_has_begun(labels_of_some: Path
     attacks: dict[str, tuple[Callable[[Path], None], str]] = {
         "lock": (lambda labels: replace_by_link(labels, ".lock"), ".lock in .* is a link or a device"),
         "folder": (lambda labels: replace_by_link(labels, video), "is a link or a device"),
-        "folder outside": (
-            lambda labels: rewritten(labels / video, folder="../../X"),
-            "its folder '../../X' must be hexadecimal digits",
-        ),
-        "another folder": (
-            lambda labels: rewritten(labels / video, folder="ab"),
-            "the record of the folder 'ab'",
-        ),
-        "counts": (lambda labels: rewritten(labels / video, pairs=-1), "its pairs must be a count"),
         "teacher": (replace_teacher, "_teacher/model.safetensors in .* isn't opencv:dis_ultrafast"),
     }
-    videos = str(labels_of_some.parent / "videos.txt")
     for name, (attack, told) in attacks.items():
         labels = tmp_path / name / "labels"
         shutil.copytree(labels_of_some, labels)
         (labels / ".lock").unlink(missing_ok=True)
         attack(labels)
         before = sorted(outside.rglob("*")) if outside.is_dir() else outside.exists() and outside.read_bytes()
-        options = ["--labels", str(labels), *LIMIT, "--labelling.max-bad-share", "1"]
-        error = error_of(
-            lambda options=options: run_recipe(
-                pseudolabel.main,
-                pseudolabel.recipes(),
-                ["smoke", "--videos", videos, "--teacher", "opencv:dis_ultrafast", *options],
-            )
-        )
+        error = error_of(lambda labels=labels: label_again(labels_of_some, labels))
         assert re.search(told, error), (name, error)
         after = sorted(outside.rglob("*")) if outside.is_dir() else outside.exists() and outside.read_bytes()
         assert after == before, name
-        assert not (tmp_path / "X").exists()
         shutil.rmtree(outside) if outside.is_dir() else outside.unlink(missing_ok=True)
+
+
+def test_a_record_that_a_stranger_wrote_costs_its_video_and_leads_nowhere(
+    labels_of_some: Path, tmp_path: Path
+) -> None:
+    folders = {Path(each.video).name: each.folder for each in PairSet.open(str(labels_of_some)).videos()}
+    attacks: dict[str, tuple[dict[str, object], str]] = {
+        "honest.mp4": ({"folder": "../../X"}, "its folder '../../X' must be hexadecimal digits"),
+        "pattern": ({"folder": "ab"}, "the record of the folder 'ab'"),
+        NAMES[0]: ({"pairs": -1}, "its pairs must be a count"),
+    }
+    labels = tmp_path / "labels"
+    shutil.copytree(labels_of_some, labels)
+    for name, (changes, _) in attacks.items():
+        rewritten(labels / folders[name], **changes)
+    label_again(labels_of_some, labels)
+    pairs = PairSet.open(str(labels))
+    assert {Path(each.video).name for each in pairs.videos()} == folders.keys() - attacks.keys()
+    for name, (_, told) in attacks.items():
+        assert told in reasons_of(pairs)[name]
+    assert not list(tmp_path.rglob("X"))
 
 
 def write_pair(files: Path, number: int, suffix: str = ".flo5") -> Path:
@@ -463,7 +483,7 @@ def test_a_split_of_chairs_that_is_none_is_named_before_it_is_read(
         ),
     ]
     for job in jobs:
-        error = error_of(job, capsys)
+        error = error_of(job)
         assert "FlyingChairs_train_val.txt" in error
         assert told in error
 

@@ -4,7 +4,8 @@ import fcntl
 import json
 import os
 import shutil
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from clips import TINY, contents, render, render_images, save_teacher, written
 from flowcore.formats import write_image
 from flowcore.occlusion import OcclusionCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
+from flowcore.shapes import Flow, Mask
 from flowcore.video import ClipOptions
 from pipelines.checkpoints import model_digest, save_model
 from pipelines.collection import Collection, find_videos, stamp_of
@@ -433,3 +435,114 @@ def test_the_verdict_names_the_stage_that_the_others_waited_for(
         left_out={},
     )
     assert summary.verdict.startswith(begins)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def lead_out(path: Path) -> None:
+    shutil.move(path, path.parents[2] / "elsewhere")
+    path.symlink_to(path.parents[2] / "elsewhere")
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> tuple[Path, Path, str]:
+    """(videos, their set, which isn't finished, and the folder in it of one of two shards)."""
+    videos, labels = tmp_path / "videos", tmp_path / "labels"
+    for number, num_frames in enumerate((7, 12, 5)):
+        render(videos / f"{number}.mp4", number, num_frames=num_frames)
+    paired(videos, labels)
+    (folder,) = (each.folder for each in PairSet.open(str(labels)).videos() if each.shards == 2)
+    (labels / MANIFEST_FILE).unlink()
+    for record in labels.glob(f"*/{VIDEO_FILE}"):
+        record.unlink()
+    return videos, labels, folder
+
+
+@pytest.mark.parametrize("shard", [0, 1])
+@pytest.mark.parametrize("damage", [cut_short, lead_out, empty])
+def test_a_damaged_shard_costs_its_video_until_it_is_gone(
+    damage: Callable[[Path], object], shard: int, begun: tuple[Path, Path, str]
+) -> None:
+    videos, labels, folder = begun
+    before, damaged = contents(labels), labels / folder / f"{shard:05d}.parquet"
+    damage(damaged)
+    for _ in range(2):
+        assert paired(videos, labels).num_pairs == 6 + 4
+        assert outcomes(labels) == {"1.mp4": "failed"}
+    (record,) = read_ledger(str(labels))
+    assert damaged.name in record.reason
+    damaged.unlink()
+    assert paired(videos, labels).num_pairs == 6 + 11 + 4
+    assert contents(labels) == before
+
+
+def test_a_damaged_record_costs_its_video_also_one_that_is_no_longer_there(tmp_path: Path) -> None:
+    videos, labels = tmp_path / "videos", tmp_path / "labels"
+    for number in range(3):
+        render(videos / f"{number}.mp4", number, num_frames=5)
+    paired(videos, labels)
+    folders = {Path(each.video).name: labels / each.folder for each in PairSet.open(str(labels)).videos()}
+    (videos / "2.mp4").unlink()
+    sound = {name: (folder / VIDEO_FILE).read_bytes() for name, folder in folders.items()}
+    for name in ("1.mp4", "2.mp4"):
+        cut_short(folders[name] / VIDEO_FILE)
+    for _ in range(2):
+        assert paired(videos, labels).num_pairs == 4
+        assert outcomes(labels) == {"1.mp4": "failed", "2.mp4": "failed"}
+    assert all(VIDEO_FILE in record.reason for record in read_ledger(str(labels)))
+    (folders["1.mp4"] / VIDEO_FILE).unlink()
+    (folders["2.mp4"] / VIDEO_FILE).write_bytes(sound["2.mp4"])
+    assert paired(videos, labels).num_pairs == 12
+
+
+def test_a_record_that_is_damaged_while_the_others_are_labelled_costs_its_video(tmp_path: Path) -> None:
+    videos, labels = tmp_path / "videos", tmp_path / "labels"
+    for number in range(2):
+        render(videos / f"{number}.mp4", number, num_frames=5)
+    paired(videos, labels)
+    record = next(labels.glob(f"*/{VIDEO_FILE}"))
+    render(videos / "2.mp4", 2, num_frames=5)
+    sound = record.read_bytes()
+    record.unlink()
+    damaged = BareGraph(meanwhile=lambda: record.write_bytes(b"{"))
+    assert paired(videos, labels, graph=damaged).num_pairs == 8
+    assert set(outcomes(labels).values()) == {"failed"}
+    record.write_bytes(sound)
+    assert paired(videos, labels).num_pairs == 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside(OcclusionCheck):
+    """Another run writes its shards into the set while this one labels."""
+
+    theirs: str
+    ours: str
+
+    def __call__(self, flow_fw: Flow, flow_bw: Flow) -> Mask:
+        for shard in Path(self.theirs).glob("*/*.parquet"):
+            place = Path(self.ours) / shard.relative_to(self.theirs)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copy(shard, place)
+        return super().__call__(flow_fw, flow_bw)
+
+
+def test_a_shard_of_another_set_that_appears_while_its_pairs_are_labelled_ends_the_run(
+    tmp_path: Path,
+) -> None:
+    videos, theirs, ours = (tmp_path / name for name in ("videos", "theirs", "ours"))
+    render(videos / "0.mp4", 0, num_frames=5)
+    save_teacher(tmp_path / "teacher")
+    paired(videos, theirs)
+    check = Beside(theirs=str(theirs), ours=str(ours))
+    teachers = Teachers.fetched([str(tmp_path / "teacher")])
+    with pytest.raises(RuntimeError, match="holds labels of the set"):
+        write_labels(
+            Collection.find(str(videos)), teachers, str(ours), CLIPS, check, OPTIONS, graph=BareGraph()
+        )
+    assert not (ours / MANIFEST_FILE).exists()
