@@ -461,7 +461,7 @@ def test_truth_of_strangers_is_refused_by_its_header(tmp_path: Path, ray_session
     ],
 )
 def test_a_split_of_chairs_that_is_none_is_named_before_it_is_read(
-    content: bytes, size: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    content: bytes, size: int, told: str, tmp_path: Path
 ) -> None:
     chairs = tmp_path / "chairs"
     chairs.mkdir()
