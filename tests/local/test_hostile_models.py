@@ -157,9 +157,9 @@ def with_overlapping_tensors(model: Path) -> bytes:
         (without_one, "doesn't hold the weights of the network"),
         (with_one_more, "doesn't hold the weights of the network"),
         (of_another_shape, "doesn't hold the weights of the network"),
-        (with_a_long_header, "doesn't hold the weights of the network"),
-        (with_overlapping_tensors, "doesn't hold the weights of the network"),
-        (lambda model: (model / WEIGHTS_FILE).read_bytes()[:-4], "weights of the network that model.json"),
+        (with_a_long_header, "isn't safetensors"),
+        (with_overlapping_tensors, "isn't safetensors"),
+        (lambda model: (model / WEIGHTS_FILE).read_bytes()[:-4], "isn't safetensors"),
         (
             lambda model: (model / WEIGHTS_FILE).read_bytes() + bytes(2**21),
             "weights of the network that model.json",
@@ -168,7 +168,7 @@ def with_overlapping_tensors(model: Path) -> bytes:
         (lambda model: pickle.dumps(print), "is a pickle, never read"),
         (
             lambda model: pickle.dumps(print) + bytes((model / WEIGHTS_FILE).stat().st_size),
-            "doesn't hold the weights of the network",
+            "isn't safetensors",
         ),
     ],
 )

@@ -366,7 +366,7 @@ def test_what_is_occluded_is_what_the_given_check_finds(model: str, frames: Fram
     shares = []
     for name, check in (
         ("lenient", OcclusionCheck(alpha2=1e9)),
-        ("strict", OcclusionCheck(alpha1=0, alpha2=1e-9)),
+        ("strict", OcclusionCheck(alpha1=0.0, alpha2=1e-9)),
     ):
         options = PredictionOptions(occlusion=True, check=check)
         predict(model, str(images), str(tmp_path / name), options)
@@ -469,7 +469,7 @@ def test_a_folder_with_the_flow_of_something_else_is_refused_before_anything_is_
     (flow / RECORD_FILE).write_text("{}")
     assert "has a damaged _prediction.json" in refusal(model, images, PLAIN)
     (flow / RECORD_FILE).unlink()
-    assert "holds 0.flo and no _prediction.json" in refusal(model, images, PLAIN)
+    assert "holds 0.flo but no _prediction.json" in refusal(model, images, PLAIN)
 
 
 def test_what_the_method_cannot_estimate_costs_its_own_video_alone(frames: Frames, tmp_path: Path) -> None:
