@@ -41,6 +41,13 @@ _HARMLESS = frozenset({
 })
 # fmt: on
 """Parameters of a URI's query that hold no secret."""
+_WORD = re.compile(r"[^:@?#&;=]*[,.:)\]}>]*")
+_ENDPOINT = re.compile(
+    r"(?:https?://)?(?:\[[0-9a-f:.]+\]|[^:/@?#&;=\[\]]*)(?::\d{1,5})?(?:/[^:@?#&;=]*)?[,.:)\]}>]*",
+    re.IGNORECASE,
+)
+"""What a parameter without a secret may say, and `endpoint_override`: a host, with a port or without. In a
+text, signs may follow it."""
 _REMEDIES = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the file ~/.aws/credentials",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, which names a file of credentials",
@@ -51,16 +58,26 @@ _REMEDIES = {
 """By scheme, where a storage's secrets belong."""
 
 _SECRET_NAME = re.compile(
-    r"(?:secret|passw|pwd|token|signature|credential|(?:api|access|account|private)[_-]?key)[\w-]*[\"']?",
+    r"(?:secret|pass(?!es|ed|ing|ive)|pwd|token|signature|credential|(?:api|access|account|private)[_-]?key)"
+    r"[\w-]*[\"']?",
     re.IGNORECASE,
 )
 """Up to the quote that may close it, as in "password": "hush"."""
-_LITERAL = re.compile(r"""(["'])(?:(?!\1).)+\1""")
+_LITERAL = re.compile(r"""(\"""|\'\'\'|["'])((?:\\.|(?!\1)[^\\])+)\1""")
+_OPEN_TEXT = re.compile(r"""(?:^[-+ ]?\s*|[=(\[{,:+]\s*)[a-z]{0,2}(\"""|\'\'\')""", re.IGNORECASE)
+"""Of a text that goes on in the next line, its beginning; that of a docstring's end has words before it."""
+_VALUE = re.compile(r"""^(\\?["']?\s*[:=]).*""")
+"""What follows a secret's name in a text that holds its value too, such as "password=hush"."""
+_NEW_PLACE = re.compile(r"@@ |diff --git ")
+"""With what a line of a diff begins that doesn't follow the one before in the file."""
 _BARE_SECRETS = (
-    # tokens that say what they are: of Amazon, GitHub, Hugging Face, Google, Slack
+    # tokens that say what they are: of Amazon, GitHub, GitLab, Hugging Face, Google, Slack, OpenAI, Stripe,
+    # Databricks, SendGrid and registries, and those that are signed JSON
     re.compile(
         r"()\b(?:(?:AKIA|ASIA)[A-Z0-9]{16}|gh[pousr]_\w{30,}|github_pat_\w{30,}|hf_\w{30,}|AIza[\w-]{30,}"
-        r"|xox[abprs]-[\w-]{10,})"
+        r"|xox[abprs]-[\w-]{10,}|xapp-[\w-]{10,}|gl[a-z]{2,5}-[\w-]{20,}|sk-[\w-]{20,}|[sr]k_live_\w{16,}"
+        r"|(?:npm|dckr_pat|pypi)[_-][\w-]{20,}|dapi[0-9a-f]{32}|SG\.[\w-]{16,}\.[\w-]{16,}"
+        r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*)"
     ),
     re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)(?:.*?(?=-----END)|.*)", re.DOTALL),
 )
@@ -72,17 +89,72 @@ def without_secrets(text: str) -> str:
 
 
 def code_without_secrets(code: str) -> str:
-    """As `without_secrets`, for code: the texts in a line behind a name such as `password` are masked too."""
+    """As `without_secrets`, for code or a diff of it: the texts behind a name such as `password` are masked
+    too, up to the line in which the brackets and the long texts that begin behind it are closed."""
     for secret in _BARE_SECRETS:
         code = secret.sub(r"\1***", code)
-    return without_secrets("\n".join(map(_masked_line, code.split("\n"))))
+    # What a diff takes away and what it adds, each with the lines around it, is code that goes on.
+    old, new = _Masking(), _Masking()
+    lines = []
+    for line in code.split("\n"):
+        shown = line if line.startswith("+") else old.line(line)
+        lines.append(shown if line.startswith("-") else new.line(shown))
+    return without_secrets("\n".join(lines))
 
 
-def _masked_line(line: str) -> str:
-    name = _SECRET_NAME.search(line)
-    if name is None:
-        return line
-    return line[: name.end()] + _LITERAL.sub(r"\1***\1", line[name.end() :])
+class _Masking:
+    """What is known of the lines before while code is masked."""
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._depth = 0
+        """Brackets that are open since a secret's name."""
+        self._goes_on = False
+        """The value of such a name begins in the next line."""
+        self._closing = ""
+        """The quotes that end a secret of several lines."""
+
+    def line(self, line: str) -> str:
+        """The line as it may be stored."""
+        if _NEW_PLACE.match(line):
+            self._begin()
+        if self._closing:
+            _, closing, rest = line.partition(self._closing)
+            if not closing:
+                return f"{line[:1].strip()}***"
+            self._closing = ""
+            return f"***{closing}{self._after(rest, is_named=True)}"
+        if self._depth > 0 or self._goes_on:
+            return self._after(line, is_named=True)
+        name = _SECRET_NAME.search(line)
+        if name is None:
+            return line
+        text = next((each for each in _LITERAL.finditer(line) if name.start() in range(*each.span())), None)
+        if text is None:
+            return line[: name.end()] + self._after(line[name.end() :], is_named=False)
+        # The name is in a text, with its value or without.
+        end = min(name.end(), text.end(2))
+        inner = _VALUE.sub(r"\1***", line[end : text.end(2)])
+        after = self._after(line[text.end() :], is_named=False, is_key=True)
+        return f"{line[:end]}{inner}{text[1]}{after}"
+
+    def _after(self, rest: str, *, is_named: bool, is_key: bool = False) -> str:
+        """What follows a secret's name in its line, or a line of its value."""
+        masked = _LITERAL.sub(r"\1***\1", rest)
+        # Right behind a name there is no text without a sign between them.
+        bare = ("" if is_named else ".") + _LITERAL.sub("", rest)
+        opening = _OPEN_TEXT.search(bare)
+        if opening is not None:
+            self._closing = opening[1]
+            masked = masked[: masked.rindex(opening[1]) + 3] + "***"
+            bare = bare[: opening.start(1)]
+        bare = bare.partition("#")[0].rstrip()
+        opened, closed = (sum(bare.count(each) for each in signs) for signs in ("([{", ")]}"))
+        self._depth = max(0, self._depth + opened - closed)
+        self._goes_on = bare.endswith(("=", "\\")) or (is_key and bare.endswith(":"))
+        return masked
 
 
 def storable(text: str) -> str:
@@ -192,6 +264,14 @@ def _masked_parameter(part: str, *, is_fragment: bool) -> str:
     if not mark:
         # A page, such as #/experiments; as a parameter, whatever it is.
         return part if is_fragment else "***"
-    if unquote_plus(name).lower() in _HARMLESS and "@" not in unquote_plus(value):
-        return part
-    return f"{name}=***"
+    return part if _is_harmless(unquote_plus(name).lower(), value) else f"{name}=***"
+
+
+def _is_harmless(name: str, value: str) -> bool:
+    """Whether a parameter of a URI's query holds no secret: it is known, and its value is a word, a path or
+    an endpoint, however often it is encoded."""
+    while (decoded := unquote_plus(value)) != value:
+        value = decoded
+    kind = _ENDPOINT if name == "endpoint_override" else _WORD
+    is_bare = any(secret.search(value) for secret in _BARE_SECRETS)
+    return name in _HARMLESS and kind.fullmatch(value) is not None and not is_bare

@@ -60,6 +60,15 @@ SECRETS = [
     ("s3://bucket/a?region=us-east-1&X-Amz-Signature=hush", "?region=us-east-1&X-Amz-Signature=***"),
     ("s3://bucket/a?X-Amz-Security-Token=hush", "s3://bucket/a?X-Amz-Security-Token=***"),
     ("s3://bucket/a?hush", "s3://bucket/a?***"),
+    (
+        "s3://bucket/a?endpoint_override=http%3A%2F%2Fhost%2F%3Fsig%3Dhush",
+        "s3://bucket/a?endpoint_override=***",
+    ),
+    ("s3://bucket/a?endpoint_override=host%252F%253Fsig%253Dhush", "?endpoint_override=***"),
+    ("s3://bucket/a?endpoint_override=key%3Ahush", "s3://bucket/a?endpoint_override=***"),
+    ("hdfs://host/a?user=me:hush", "hdfs://host/a?user=***"),
+    ("hdfs://host/a?user=me%253Ahush", "hdfs://host/a?user=***"),
+    ("s3://bucket/a?region=AKIAHUSHHUSHHUSHHUSH", "s3://bucket/a?region=***"),
     ("gs://bucket/a?access_token=hush", "gs://bucket/a?access_token=***"),
     ("abfs://account:hush%2Fhush@box/a?enable_tls=false", "abfs://***@box/a?enable_tls=false"),
     ("abfs://box/a?client_id=me&client_secret=hush", "abfs://box/a?client_id=me&client_secret=***"),
@@ -75,6 +84,8 @@ SECRETS = [
 PUBLIC = [
     "s3://bucket/a:b@c.mp4",
     "s3://bucket/a?region=us-east-1&scheme=http&endpoint_override=127.0.0.1:9000",
+    "s3://bucket/a?endpoint_override=http%3A%2F%2F[::1]:9000/&tls_ca_file_path=/etc/ssl/ca.pem",
+    "hdfs://host:8020/a?user=me",
     "gs://anonymous@bucket/a",
     "abfss://container@account.dfs.core.windows.net/a",
     "hdfs://host:8020/a@b",
@@ -193,6 +204,41 @@ def last_run(store: str) -> Run:
     return client.search_runs([experiment.experiment_id])[0]
 
 
+CODE = r"""
+password = "abc\"hush"
+passphrase = 'hush'
+DB_PASS = "hush"
+password = (
+    "hush"  # (
+    "hush"
+)
+after = 'seen'
+settings = {"password":
+    "hush"}
+token = \
+    "hush"
+ask("what password?", "hush")
+connect("User=me;Password=hush")
+text = '{"password": "hush"}'
+headers = {"the token of the day": "hush"}
+login("me", secret=dict(
+    value=[
+        'hush',
+    ]))
+password = '''
+hush
+hush '''
+api_key = get(
+    '''hush
+hush''', "hush")
+key = ["glpat-hushhushhushhushhush", "sk-proj-hushhushhushhushhush", "npm_hushhushhushhushhush"]
+def passes(text='seen'):
+    '''What a token is.'''
+    return 'seen too'
+"""
+"""Secrets, each of which is `hush`, in the ways that Python has to write them."""
+
+
 def test_what_a_run_keeps_of_its_code_is_code_alone_bounded_and_without_secrets(
     tmp_path: Path, store: str
 ) -> None:
@@ -211,7 +257,7 @@ def test_what_a_run_keeps_of_its_code_is_code_alone_bounded_and_without_secrets(
     (project / "old.py").write_bytes(
         b"name = 'J\xf6rg W\xfcst'\nPASSWORD: str = 'hush'\nlogin(token=\"hush\")\n"
         b"url = 's3://key:hush@bucket'\nkey = '''-----BEGIN RSA PRIVATE KEY-----\nhush\n"
-        b"-----END RSA PRIVATE KEY-----'''\n"
+        b"-----END RSA PRIVATE KEY-----'''\n" + CODE.encode()
     )
     Path(os.fsdecode(os.fsencode(project) + b"/new\xff.py")).write_text("steps = 3\n")
     render(tmp_path / "a.mp4", 0, num_frames=3)
@@ -223,9 +269,16 @@ def test_what_a_run_keeps_of_its_code_is_code_alone_bounded_and_without_secrets(
     assert "+PASSWORD: str = '***'" in diff
     assert 'login(token="***")' in diff
     assert "+steps = 3" in diff
+    for kept in ("after = 'seen'", "def passes(text='seen'):", "    return 'seen too'"):
+        assert f"+{kept}" in diff
     assert "name = 'J\ufffdrg W\ufffdst'" in diff
     assert "long.py, which is too long" in diff
     assert "settings.yaml" not in diff
+
+
+def test_a_secret_that_a_diff_takes_away_doesn_t_show_the_one_that_it_adds() -> None:
+    diff = " password = (\n-    'hush')\n+    'hush')\n after = 'seen'\n@@ -9 +9 @@\n x = 'seen'"
+    assert disclosure.code_without_secrets(diff) == diff.replace("hush", "***")
 
 
 def test_a_status_asks_no_host_that_the_set_names(
