@@ -29,7 +29,7 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.pseudolabels import pseudo_labels
 from flowcore.shapes import to_images
 from flowcore.video import ClipOptions, VideoError
-from pipelines.cluster import times_begun
+from pipelines.attempts import MOST_DEATHS, Attempt
 from pipelines.collection import Stamp, VideoSource
 from pipelines.copies import possible_copies
 from pipelines.decoding import DecoderProcess
@@ -44,10 +44,6 @@ from pipelines.teachers import TeacherModel
 _UNKNOWN_SIZE = (1080, 1920)
 _PIXEL_BYTES = {"jpeg": 1, "png": 3}
 """About, of a stored frame with its share of the labels."""
-_MOST_ATTEMPTS = 3
-"""Processes that may die over a shard before it is left out. When a process dies, Ray also begins those tasks
-again that only waited in it. The death of two may therefore be their neighbour's doing."""
-
 _REFUSALS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """Why a disk takes no file."""
 
@@ -269,13 +265,15 @@ def _unread(source: VideoSource, stamp: str, error: VideoError | OSError | Value
     return VideoRecord(video=source.name, outcome=outcome, reason=str(error), stamp=stamp)
 
 
-def _attempt(stage: str, shard: Shard, work: Callable[[Shard], Shard]) -> Shard:
+def _attempt(run: str, stage: str, shard: Shard, work: Callable[[Shard], Shard]) -> Shard:
     """What a stage makes of a shard. What it raises costs the video of that shard and no other; and so does
-    a shard over which one process after another dies, as when its frames are too large for the memory."""
-    if times_begun() >= _MOST_ATTEMPTS:
-        return shard.lighter(failure=f"{stage} ended its process {_MOST_ATTEMPTS} times: is memory short?")
+    a video over which one process after another dies, as when its frames are too large for the memory."""
+    attempt = Attempt(run=run, stage=stage, folder=shard.folder, number=shard.number)
+    if attempt.is_hopeless():
+        return shard.lighter(failure=f"{stage} ended its process {MOST_DEATHS} times: is memory short?")
     try:
-        return work(shard)
+        with attempt.traced():
+            return work(shard)
     except Exception as error:
         # On a broken device, or a disk that takes nothing, every other video would fail as well.
         is_refusal = getattr(error, "errno", None) in _REFUSALS
@@ -301,7 +299,7 @@ class Teacher:
         for message in messages(table):
             match message:
                 case Shard() if message.chunks:
-                    yield _attempt("labelling", message, self._labelled).to_arrow()
+                    yield _attempt(self._plan.run, "labelling", message, self._labelled).to_arrow()
                 case _:
                     yield message.to_arrow()
 
@@ -327,7 +325,7 @@ class Writer:
         for message in messages(table):
             match message:
                 case Shard() if message.chunks:
-                    yield _attempt("writing", message, self._written).to_arrow()
+                    yield _attempt(self.plan.run, "writing", message, self._written).to_arrow()
                 case _:
                     yield message.to_arrow()
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 import pyarrow as pa
 import ray.data
 
+from pipelines.attempts import forget
 from pipelines.cluster import stream_rows
 from pipelines.collection import Stamp, VideoSource
 from pipelines.labelling_stages import Device, Plan, Reader, Teacher, Writer, group_tables
@@ -50,6 +51,7 @@ class RayGraph:
         data = self.stages(sources, stamps, plan)
         for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from messages(cast(pa.Table, batch))
+        forget(plan.run)
 
     def stages(
         self, sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: Plan

@@ -35,6 +35,10 @@ pytestmark = [pytest.mark.usefixtures("ray_address_file"), pytest.mark.cluster, 
 DEADLY_WIDTH = 96
 """Frames of this width kill the process that labels them, as those do that need more memory than there is."""
 
+MOST_DEATHS = 6
+"""Of the one process that labels a deadly video of 18 shards: three for each of the two that Ray sends it at
+once."""
+
 # It can stop at a step: however busy the machine is, it waits there for what the test does to it.
 DRIVER = """
 import os, signal, sys
@@ -48,6 +52,8 @@ from pipelines.teachers import Teachers
 class Deadly(OcclusionCheck):
     def __call__(self, flow_fw, flow_bw):
         if flow_fw.shape[-1] == WIDTH:
+            with open(DEATHS, "a") as deaths:
+                deaths.write("x")
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(flow_fw, flow_bw)
 
@@ -98,7 +104,8 @@ class Driver:
         self, address: str, collection: Path, teacher: Path, labels: Path | str, stop_at: int
     ) -> None:
         script = teacher / "driver.py"
-        script.write_text(DRIVER.replace("WIDTH", str(DEADLY_WIDTH)))
+        deaths = repr(str(script.with_name("deaths")))
+        script.write_text(DRIVER.replace("WIDTH", str(DEADLY_WIDTH)).replace("DEATHS", deaths))
         self.process = subprocess.Popen(
             [sys.executable, str(script), str(collection), str(teacher), str(labels), address, str(stop_at)],
             stdout=subprocess.PIPE,
@@ -280,17 +287,18 @@ def test_killed_workers_cost_no_pair(
     expect_the_same(labels, undisturbed)
 
 
-def test_a_video_over_which_processes_die_is_left_out_and_named(
-    tmp_path: Path, start: Start, collection: Path, undisturbed: Path
+def test_a_video_over_which_processes_die_is_left_out_and_named_however_many_shards_it_has(
+    tmp_path: Path, start: Start, collection: Path, teacher: Path, undisturbed: Path
 ) -> None:
     videos, labels = tmp_path / "videos", tmp_path / "labels"
     shutil.copytree(collection, videos)
     deadly = SceneOptions(height=48, width=DEADLY_WIDTH, num_frames=9, camera_speed=3.0, layer_speed=2.0)
-    write_video(videos / "deadly.mp4", render_scene(7, deadly).frames)
+    write_video(videos / "deadly.mp4", np.tile(render_scene(7, deadly).frames, (16, 1, 1, 1)))
     start(labels, videos=videos).finish()
     (failed,) = PairSet.open(str(labels)).ledger()
     assert (Path(failed.video).name, failed.outcome) == ("deadly.mp4", "failed")
     assert "labelling ended its process 3 times" in failed.reason
+    assert 3 <= len((teacher / "deaths").read_text()) <= MOST_DEATHS
     ids, expected = (PairSet.open(str(each)).index()["pair_id"].to_pylist() for each in (labels, undisturbed))
     assert sorted(ids) == sorted(expected)
 
