@@ -9,7 +9,6 @@ blocks that were consumed before, by their number: a reader that left out what i
 shards.
 """
 
-import errno
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
@@ -38,15 +37,12 @@ from pipelines.labels import beside, encode_shard, label_columns, pair_columns, 
 from pipelines.ledger import Outcome, VideoRecord, duplicate, video_record
 from pipelines.messages import Message, Shard, VideoEnded, messages
 from pipelines.shard_files import ForeignSetError, ShardSize, require_own, shard_at, shard_name
-from pipelines.storage import Folder
+from pipelines.storage import Folder, refuses_files
 from pipelines.teachers import TeacherModel
 
 _UNKNOWN_SIZE = (1080, 1920)
 _PIXEL_BYTES = {"jpeg": 1, "png": 3}
 """About, of a stored frame with its share of the labels."""
-_REFUSALS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-"""Why a disk takes no file."""
-
 _VIDEOS = pa.list_(
     pa.struct(
         [
@@ -276,8 +272,7 @@ def _attempt(run: str, stage: str, shard: Shard, work: Callable[[Shard], Shard])
             return work(shard)
     except Exception as error:
         # On a broken device, or a disk that takes nothing, every other video would fail as well.
-        is_refusal = getattr(error, "errno", None) in _REFUSALS
-        if is_refusal or isinstance(error, torch.AcceleratorError | ForeignSetError):
+        if refuses_files(error) or isinstance(error, torch.AcceleratorError | ForeignSetError):
             raise
         traceback.print_exc()
         return shard.lighter(failure=f"{stage} failed: {type(error).__name__}: {error}")
