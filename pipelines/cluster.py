@@ -30,6 +30,8 @@ _SPARE_CPUS = 2
 _FEWEST_CPUS = 4
 _IDLE_SECONDS = 60
 _SECONDS_TO_ANSWER = 2.0
+_MOST_STARTS = 4
+_TOO_SLOW = "timed out during startup"
 
 
 def has_cluster() -> bool:
@@ -80,15 +82,31 @@ def _start(*, debugs: bool) -> None:
         inherited = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT_FOLDER), *([inherited] if inherited else [])])
     _tell("starting Ray on this machine")
-    with _known_address(), _own_token():
-        start(
-            address="local",
-            num_cpus=max(_FEWEST_CPUS, num_cores() + _SPARE_CPUS),
-            include_dashboard=False,
-            # By default Ray ends a process after one idle second. Its successor then imports for seconds, on
-            # cores that others are working on.
-            _system_config={"idle_worker_killing_time_threshold_ms": _IDLE_SECONDS * 1000},
-        )
+    embedded = functools.partial(
+        start,
+        address="local",
+        num_cpus=max(_FEWEST_CPUS, num_cores() + _SPARE_CPUS),
+        include_dashboard=False,
+        # By default Ray ends a process after one idle second. Its successor then imports for seconds, on
+        # cores that others are working on.
+        _system_config={"idle_worker_killing_time_threshold_ms": _IDLE_SECONDS * 1000},
+    )
+    for left in reversed(range(_MOST_STARTS)):
+        try:
+            with _known_address(), _own_token():
+                embedded()
+            return
+        except Exception as error:
+            # Ray has no type for it, and no option for how long it waits: half a minute.
+            if _TOO_SLOW not in str(error):
+                raise
+            ray.shutdown()
+            if not left:
+                raise TimeoutError(
+                    f"Ray's processes didn't start in {_MOST_STARTS} times half a minute: this machine is "
+                    "too busy; wait until it has less to do, or join a Ray that runs (RAY_ADDRESS)"
+                ) from error
+            _tell("Ray is slow to start on this machine; starting it again")
 
 
 def times_begun() -> int:

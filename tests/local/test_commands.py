@@ -476,6 +476,41 @@ def test_a_server_that_says_nothing_is_no_ray() -> None:
         require_listener(f"127.0.0.1:{server.getsockname()[1]}")
 
 
+@pytest.fixture
+def slow_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
+    """Makes Ray too slow to start so many times; what it was asked for then is in the list."""
+
+    def slow(times: int) -> list[str]:
+        asked: list[str] = []
+
+        def init(**options: object) -> None:
+            asked.append(str(options["address"]))
+            if len(asked) <= times:
+                raise Exception("The current node timed out during startup.")
+
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        # It is put back as it was.
+        monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+        monkeypatch.setattr(ray, "init", init)
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(ray, "shutdown", lambda: None)
+        return asked
+
+    return slow
+
+
+def test_a_ray_that_is_slow_to_start_is_started_again(slow_ray: Callable[[int], list[str]]) -> None:
+    asked = slow_ray(2)
+    connect()
+    assert asked == ["local"] * 3
+
+
+def test_a_ray_that_never_starts_is_an_error_that_says_why(slow_ray: Callable[[int], list[str]]) -> None:
+    slow_ray(100)
+    with pytest.raises(TimeoutError, match="machine is too busy"):
+        connect()
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_a_cluster_that_runs_answers() -> None:
     require_listener(ray.get_runtime_context().gcs_address)
