@@ -59,11 +59,11 @@ def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, Ev
 
 
 def main(stage: Evaluate) -> None:
+    numbers = None if stage.json is None else split(absolute(stage.json, "--json"))
+    results = evaluate_models({model: model for model in stage.model}, stage)
     from jobs.report import errors_json, errors_text
     from pipelines.tracking import ui_command
 
-    numbers = None if stage.json is None else split(absolute(stage.json, "--json"))
-    results = evaluate_models({model: model for model in stage.model}, stage)
     tell(errors_text(results))
     if numbers is not None:
         folder, name = numbers

@@ -619,7 +619,11 @@ def test_predict_writes_the_flow_and_its_picture_of_each_pair_and_says_where(
 ) -> None:
     ended = predicting("images")
     assert ended.returncode == 0, ended.stderr
-    assert sorted(path.name for path in (tmp_path / "flow").iterdir()) == ["0.flo", "0.png", "1.flo", "1.png"]
+    found = {path.name for path in (tmp_path / "flow").iterdir()}
+    assert found == {
+        "_prediction.json",
+        *(f"{number}{end}" for number in (0, 1) for end in (".flo", "_picture.png")),
+    }
     assert read_flow(tmp_path / "flow" / "0.flo")[0].shape == (2, 37, 53)
     assert str(tmp_path / "flow") in ended.stdout
 
