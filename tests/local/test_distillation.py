@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from clips import save_teacher
+from clips import label, save_teacher
 from mlflow.entities import Run
 
 from flowcore.objectives import StudentObjective

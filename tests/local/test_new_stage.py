@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clips import label
 from ray import cloudpickle
 
 from flowcore.networks import tiny
