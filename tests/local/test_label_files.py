@@ -287,7 +287,7 @@ def test_files_of_one_direction_are_no_labels_but_truth(
     told = refusal(capsys, imported, theirs, tmp_path / "labels")
     assert "2 of 2 pairs in" in told
     assert "0000000-flow_10.flo; a label is of both directions" in told
-    assert "jobs/finetune.py --truth chairs2:" in told
+    assert "jobs/finetune.py RECIPE --truth chairs2:" in told
 
 
 def test_a_file_that_is_cut_short_is_named_and_nothing_imported(
