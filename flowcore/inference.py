@@ -43,7 +43,6 @@ class InferenceOptions:
     tile_pixels: int | None = None
     """Cut frames of more pixels (after scaling) into tiles, which keeps memory small and loses fast motion at
     their borders. `none` takes 2,100,000 on a CPU and 4,200,000 on a GPU. Lower it if memory runs out."""
-
     iterations: int | None = None
     """How often RAFT refines the flow; `none` means as often as in its training. Two to three times as often
     takes as much longer and may be more accurate."""

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Self
 
 from flowcore.chunks import VideoReport
-from flowcore.formats import FrameCodec
+from flowcore.frame_codec import FrameCodec
 from flowcore.video import ClipOptions, VideoError
 from pipelines.channel import Channel, Message, WrongMessageError
 from pipelines.collection import VideoSource

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeGuard
 
 from flowcore.chunks import VideoReport
-from flowcore.formats import FrameCodec
+from flowcore.frame_codec import FrameCodec
 from flowcore.video import MOST_ASPECT, ClipOptions
 from pipelines.channel import Message, WrongMessageError, is_list_of
 

@@ -23,7 +23,7 @@ import av
 import cv2
 
 from flowcore.chunks import Chunk, ChunkReader, VideoReport
-from flowcore.formats import FrameCodec
+from flowcore.frame_codec import FrameCodec
 from flowcore.video import ClipOptions, VideoError, VideoInput
 from pipelines.channel import Channel, Message
 from pipelines.sandbox import confine

@@ -36,7 +36,7 @@ from flowcore.drawing import (
     occlusion_image,
     warp_error,
 )
-from flowcore.formats import FrameCodec
+from flowcore.frame_codec import FrameCodec
 from flowcore.pairs import FramePair
 from pipelines.grades import QUALITIES, GalleryOptions, GradedSet, choose, finite_mean
 from pipelines.labels import decode_occlusion

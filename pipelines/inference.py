@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from flowcore.formats import FrameCodec
+from flowcore.frame_codec import FrameCodec
 from flowcore.inference import InferenceOptions, estimate_frames
 from flowcore.networks import FlowNetwork
 from flowcore.shapes import FlowArray, Frame
@@ -62,13 +62,7 @@ class VideoFlow:
     ) -> Iterator[EstimatedPair]:
         """The flow from each frame to the next, or to the one so many frames later; of so many pairs at most.
         VideoError for whatever keeps the video from being read, after the pairs before."""
-        clips = replace(
-            EVERY_PAIR,
-            chunk_pairs=_CHUNK_PAIRS[self._device.type],
-            min_size=(1, 1),
-            stride=stride,
-            max_pairs_per_video=most,
-        )
+        clips = _clips(_CHUNK_PAIRS[self._device.type], stride, most)
         before: _Computing | None = None
         for computing in self._computing(decoder, source, clips):
             if before is not None:
@@ -93,9 +87,15 @@ def seen_pairs(
     decoder: DecoderProcess, source: VideoSource, *, stride: int = 1, most: int | None = None
 ) -> Iterator[SeenPair]:
     """The pairs of `VideoFlow.pairs` without their flow."""
-    clips = replace(EVERY_PAIR, chunk_pairs=8, min_size=(1, 1), stride=stride, max_pairs_per_video=most)
+    clips = _clips(_CHUNK_PAIRS["cpu"], stride, most)
     for _, seen in _seen_chunks(decoder, source, clips):
         yield from seen
+
+
+def _clips(chunk_pairs: int, stride: int, most: int | None) -> ClipOptions:
+    return replace(
+        EVERY_PAIR, chunk_pairs=chunk_pairs, min_size=(1, 1), stride=stride, max_pairs_per_video=most
+    )
 
 
 def _seen_chunks(

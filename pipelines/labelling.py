@@ -16,7 +16,7 @@ from uuid import uuid4
 from pyarrow.fs import LocalFileSystem
 
 from flowcore.datasets import DataSet
-from flowcore.formats import FrameCodec
+from flowcore.frame_codec import FrameCodec
 from flowcore.occlusion import OcclusionCheck
 from flowcore.video import SAMPLER_VERSION, ClipOptions
 from pipelines.collection import Collection, stamps_of

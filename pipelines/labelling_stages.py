@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from flowcore.formats import FrameCodec
+from flowcore.frame_codec import FrameCodec
 from flowcore.inference import pairs_at_once
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pseudolabels import pseudo_labels

@@ -31,7 +31,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor
 
-from flowcore.formats import FrameCodec
+from flowcore.frame_codec import FrameCodec
 from flowcore.geometry import upsample_flow
 from flowcore.image_size import MOST_PIXELS
 from flowcore.pairs import FramePair

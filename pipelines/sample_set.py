@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from flowcore.datasets import Sample, Truth
-from flowcore.formats import FrameCodec
+from flowcore.frame_codec import FrameCodec
 from pipelines.labels import encode_shard, pair_columns, pair_id
 from pipelines.ledger import MANIFEST_FILE, VideoRecord, write_manifest
 from pipelines.pair_set import PairSet

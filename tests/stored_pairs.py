@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from flowcore.formats import FrameCodec
+from flowcore.frame_codec import FrameCodec
 from flowcore.pseudolabels import label_grid
 from pipelines.labels import LABEL_SCHEMA, PAIR_SCHEMA, encode_shard, masks, pair_id, quantized
 from pipelines.ledger import VIDEO_FILE, VideoRecord, write_manifest

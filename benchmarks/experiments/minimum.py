@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import report
-from flowcore.formats import FrameCodec
+from flowcore.frame_codec import FrameCodec
 from flowcore.geometry import backward_warp, resize_image
 from flowcore.photometric import census_distance, robust
 from flowcore.scenes import Scene, SceneOptions, render_scene

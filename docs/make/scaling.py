@@ -32,7 +32,7 @@ from benchmarks.cost import (
 from benchmarks.inputs import true_pair
 from benchmarks.report import table
 from flowcore.chunks import ChunkReader
-from flowcore.formats import FrameCodec
+from flowcore.frame_codec import FrameCodec
 from flowcore.networks import PWCNetConfig
 from flowcore.objectives import StudentObjective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from object_storage import Bucket
 
 from flowcore.chunks import ChunkReader, VideoReport
-from flowcore.formats import FrameCodec
+from flowcore.frame_codec import FrameCodec
 from flowcore.video import EVERY_PAIR, ClipOptions, VideoError
 from pipelines.collection import VideoSource, absolute_collection, find_videos, stamp_of
 from pipelines.decoding import DecoderProcess
@@ -513,7 +513,7 @@ def test_a_process_ends_with_its_parent_even_while_it_waits(video: VideoSource) 
     script = f"""
 import sys
 from flowcore.video import ClipOptions
-from flowcore.formats import FrameCodec
+from flowcore.frame_codec import FrameCodec
 from pipelines.collection import VideoSource
 from pipelines.decoding import DecoderProcess
 decoder = DecoderProcess()

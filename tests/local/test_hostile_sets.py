@@ -19,7 +19,7 @@ import torch
 from ray.data.extensions import ArrowPythonObjectArray, ArrowTensorArray
 from typed import error_of
 
-from flowcore.formats import FrameCodec
+from flowcore.frame_codec import FrameCodec
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pseudolabels import labels_of
 from jobs import distill, export_labels, finetune, gallery, pseudolabel

@@ -19,7 +19,7 @@ from bare_graph import BareGraph
 from clips import contents, render, render_images, save_teacher, written
 from ray.data.block import BlockStats
 
-from flowcore.formats import FrameCodec
+from flowcore.frame_codec import FrameCodec
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import OcclusionCheck
 from flowcore.shapes import Flow, Mask, to_images

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from stored_pairs import DESCRIPTION, shard, write_set
 
-from flowcore.formats import FrameCodec
+from flowcore.frame_codec import FrameCodec
 from flowcore.geometry import upsample_flow
 from pipelines.labels import (
     FLOW_UNITS,

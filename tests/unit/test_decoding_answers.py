@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowcore.chunks import VideoReport
-from flowcore.formats import FrameCodec
+from flowcore.frame_codec import FrameCodec
 from flowcore.video import ClipOptions
 from pipelines.channel import Channel, Message, WrongMessageError
 from pipelines.decoding_answers import Answers

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flowcore.formats import FrameCodec, read_flow, read_image, read_mask, write_flow, write_image, write_mask
+from flowcore.formats import read_flow, read_image, read_mask, write_flow, write_image, write_mask
+from flowcore.frame_codec import FrameCodec
 from flowcore.image_size import image_size
 
 in_one_folder = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
