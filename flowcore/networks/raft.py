@@ -30,8 +30,9 @@ from flowcore.shapes import Image
 class RAFTConfig(NetworkConfig):
     """Variant and widths of RAFT; the defaults are the paper's full network.
 
-    The full variant has plain residual blocks, batch norm in the context encoder, a recurrent unit for rows
-    and one for columns, and learned upsampling: its flow, and so a label of it, has a vector for every pixel.
+    The full variant has plain residual blocks, batch norm in the context encoder, and a recurrent unit for
+    rows and one for columns. Its upsampling is learned: its flow, and so a label of it, has a vector for
+    every pixel.
     The small one has bottlenecks, no norm in the context encoder and one recurrent unit; its flow is on the
     coarse grid.
 

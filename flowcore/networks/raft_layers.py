@@ -34,8 +34,8 @@ class FrozenBatchNorm(nn.Module):
     is learnt is a scale and an offset per channel.
 
     The authors train the statistics on Flying Chairs and freeze them from then on. Here they are frozen from
-    the start: a batch of a few pairs has poor statistics, and a pair's flow and gradient must not depend on
-    which pairs share its batch, its part of an accumulated batch or its worker.
+    the start, as a batch of a few pairs has poor statistics. Nor may a pair's flow and gradient depend on
+    which pairs share its batch or its worker.
     """
 
     def __init__(self, channels: int) -> None:
