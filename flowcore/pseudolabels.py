@@ -5,7 +5,7 @@ and one call for both costs less than two.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from flowcore.geometry import backward_warp, squared_length, upsample_flow
 from flowcore.networks import FlowNetwork
 from flowcore.photometric import census_border, census_distance
 from flowcore.shapes import Flow, Mask
+from flowcore.three_frames import continue_motion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,16 @@ class PseudoLabels:
     spread_bw: Float[Tensor, "pairs 1 rows columns"] | None = None
     spread: Float[Tensor, "pairs"] | None = None
     """Mean of the two before."""
+    continued_fw: Bool[Tensor, "pairs 1 rows columns"] | None = None
+    """True where `flow_fw` continues the motion from the frame before, as the next one hides what moves; None
+    of labels from two frames alone."""
+    continued_bw: Bool[Tensor, "pairs 1 rows columns"] | None = None
+    """True where `flow_bw` continues the motion from the frame after the pair."""
+    continued: Float[Tensor, "pairs"] | None = None
+    """Share of the flow's grid that is continued."""
+    misfit: Float[Tensor, "pairs"] | None = None
+    """Pixels by which a continued motion misses the one found, averaged over what all three frames show; nan
+    where a pair has no third frame."""
 
     def __len__(self) -> int:
         return len(self.flow_fw)
@@ -78,12 +89,15 @@ def pseudo_labels(
     frames: Float[Tensor, "frames 3 height width"],
     check: Callable[[Flow, Flow], Mask],
     at_once: int | None = None,
+    *,
+    three_frames: bool = False,
 ) -> PseudoLabels:
     """What the teachers say of the pairs of consecutive frames.
 
     check: tells the occlusion by the flows there and back, at full resolution. at_once: how many pairs are
-    worked on together, None for all. The label of several teachers is their mean. Teachers of different
-    strides meet at full resolution.
+    worked on together, None for all. three_frames: continues the motion of what one neighbour of a frame
+    hides and the other shows, as `flowcore.three_frames` does. The label of several teachers is their mean.
+    Teachers of different strides meet at full resolution.
     """
     height, width = frames.shape[-2:]
     pairs = len(frames) - 1
@@ -91,16 +105,25 @@ def pseudo_labels(
     strides = {teacher.strides[0] for teacher in teachers}
     stride = strides.pop() if len(strides) == 1 else 1
     estimates = [teacher.estimate_chunk(frames, at_once) for teacher in teachers]
-    parts = []
-    for first in range(0, pairs, at_once):
+    parts = [slice(first, first + at_once) for first in range(0, pairs, at_once)]
+    answers = []
+    for part in parts:
         flows = []
         for teacher, both in zip(teachers, estimates, strict=True):
             own_stride = teacher.strides[0]
             rows, columns = label_grid(height, width, own_stride)
-            grid = torch.cat([flow[first : first + at_once, :, :rows, :columns] for flow in both])
+            grid = torch.cat([flow[part, :, :rows, :columns] for flow in both])
             flows.append(grid if stride == own_stride else upsample_flow(grid, own_stride, height, width))
-        parts.append(labels_of(flows, stride, frames[first : first + at_once + 1], check))
-    return PseudoLabels.joined(parts)
+        answers.append(_answer(flows, stride, height, width, check))
+    if three_frames:
+        # A pair's neighbours may be in other parts.
+        whole = _with_third_frames(_Answer.joined(answers))
+        answers = [whole.part(part) for part in parts]
+    graded = [
+        _graded(answer, stride, frames[part.start : part.stop + 1])
+        for part, answer in zip(parts, answers, strict=True)
+    ]
+    return PseudoLabels.joined(graded)
 
 
 def labels_of(
@@ -114,36 +137,117 @@ def labels_of(
     flows: a tensor a teacher, on a grid of this stride, the forward flows of all pairs first.
     """
     height, width = frames.shape[-2:]
-    pairs = len(frames) - 1
+    return _graded(_answer(flows, stride, height, width, check), stride, frames)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """What teachers find, before it is graded. Tensors have a first axis of forward and backward, and a
+    second of pairs."""
+
+    flow: Float[Tensor, "2 pairs 2 rows columns"]
+    occluded: Bool[Tensor, "2 pairs 1 height width"]
+    hidden: Bool[Tensor, "2 pairs 1 rows columns"]
+    """Where most pixels of a cell of the flow's grid are occluded."""
+    spread: Float[Tensor, "2 pairs 1 rows columns"] | None = None
+    continued: Bool[Tensor, "2 pairs 1 rows columns"] | None = None
+    misfit: Float[Tensor, "2 pairs"] | None = None
+
+    @classmethod
+    def joined(cls, parts: "Sequence[_Answer]") -> "_Answer":
+        names = [name for name, value in vars(parts[0]).items() if value is not None]
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in names})
+
+    def part(self, pairs: slice) -> "_Answer":
+        values = {name: value[:, pairs] for name, value in vars(self).items() if value is not None}
+        return _Answer(**values)
+
+
+def _answer(
+    flows: Sequence[Float[Tensor, "directions 2 rows columns"]],
+    stride: int,
+    height: int,
+    width: int,
+    check: Callable[[Flow, Flow], Mask],
+) -> _Answer:
     there = torch.stack([*flows]).mean(dim=0)
-    back = there.roll(pairs, dims=0)
     full = upsample_flow(there, stride, height, width)
-    occluded = check(full, full.roll(pairs, dims=0))
-    visible = functional.avg_pool2d(occluded.float(), stride, ceil_mode=True) <= 0.5
+    occluded = check(full, full.roll(len(full) // 2, dims=0))
+    hidden = functional.avg_pool2d(occluded.float(), stride, ceil_mode=True) > 0.5
+    spread = None
+    if len(flows) > 1:
+        spread = torch.stack([_length(flow - there).square() for flow in flows]).mean(dim=0).sqrt()
+
+    parts = {"flow": there, "occluded": occluded, "hidden": hidden, "spread": spread}
+    return _Answer(**{name: part.unflatten(0, (2, -1)) for name, part in parts.items() if part is not None})
+
+
+def _with_third_frames(answer: _Answer) -> _Answer:
+    """With the flow continued of what the other frame of a pair hides, and the frame on the other side shows.
+
+    From its first frame that is where the pair before came from, and from its second where the next one goes.
+    """
+    flow, hidden, spread = answer.flow.clone(), answer.hidden, answer.spread
+    ahead, behind = slice(1, None), slice(None, -1)
+    found = continue_motion(
+        torch.cat([flow[0, ahead], flow[1, behind]]),
+        torch.cat([flow[1, behind], flow[0, ahead]]),
+        torch.cat([hidden[0, ahead], hidden[1, behind]]),
+        torch.cat([hidden[1, behind], hidden[0, ahead]]),
+    )
+    continued = torch.zeros_like(hidden)
+    misfit = flow.new_full(flow.shape[:2], torch.nan)
+    flow[0, ahead], flow[1, behind] = found.flow.tensor_split(2)
+    continued[0, ahead], continued[1, behind] = found.continued.tensor_split(2)
+    misfit[0, ahead], misfit[1, behind] = found.misfit.tensor_split(2)
+    if spread is not None:
+        # The teachers agree on a continued flow as they do on the one that it continues.
+        past = torch.zeros_like(spread)
+        past[0, ahead], past[1, behind] = spread[1, behind], spread[0, ahead]
+        spread = torch.where(continued, past, spread)
+    return replace(answer, flow=flow, spread=spread, continued=continued, misfit=misfit)
+
+
+def _graded(answer: _Answer, stride: int, frames: Float[Tensor, "frames 3 height width"]) -> PseudoLabels:
+    there, back = answer.flow.flatten(0, 1), answer.flow.flip(0).flatten(0, 1)
+    occluded, visible = answer.occluded.flatten(0, 1), ~answer.hidden.flatten(0, 1)
     mismatch = _length(there + backward_warp(back, there / stride))
     small = functional.avg_pool2d(frames, stride, ceil_mode=True)
     first, second = torch.cat([small[:-1], small[1:]]), torch.cat([small[1:], small[:-1]])
     distance = census_distance(first, backward_warp(second, there / stride))
     p50, p99, longest = _quantiles(_length(there), (0.5, 0.99, 1.0))
-    spread = None
-    if len(flows) > 1:
-        spread = torch.stack([_length(flow - there).square() for flow in flows]).mean(dim=0).sqrt()
-    return PseudoLabels(
+    labels = PseudoLabels(
         flow_stride=stride,
-        flow_fw=there[:pairs],
-        flow_bw=there[pairs:],
-        occ_fw=occluded[:pairs],
-        occ_bw=occluded[pairs:],
+        flow_fw=answer.flow[0],
+        flow_bw=answer.flow[1],
+        occ_fw=answer.occluded[0],
+        occ_bw=answer.occluded[1],
         occluded=_pair_means(occluded.float(), torch.ones_like(occluded)),
         forward_backward=_pair_means(mismatch, visible),
         photometric=_pair_means(distance, visible & ~census_border(distance)),
         flow_p50=p50,
         flow_p99=p99,
         flow_max=longest,
-        spread_fw=None if spread is None else spread[:pairs],
-        spread_bw=None if spread is None else spread[pairs:],
-        spread=None if spread is None else _pair_means(spread, torch.ones_like(spread, dtype=torch.bool)),
     )
+    if answer.spread is not None:
+        spread = answer.spread.flatten(0, 1)
+        everywhere = torch.ones_like(spread, dtype=torch.bool)
+        labels = replace(
+            labels,
+            spread_fw=answer.spread[0],
+            spread_bw=answer.spread[1],
+            spread=_pair_means(spread, everywhere),
+        )
+    if answer.continued is not None:
+        assert answer.misfit is not None
+        labels = replace(
+            labels,
+            continued_fw=answer.continued[0],
+            continued_bw=answer.continued[1],
+            continued=answer.continued.float().mean(dim=(0, 2, 3, 4)),
+            misfit=answer.misfit.nanmean(dim=0),
+        )
+    return labels
 
 
 def _length(flow: Flow) -> Float[Tensor, "batch 1 height width"]:

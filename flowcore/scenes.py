@@ -39,6 +39,9 @@ class SceneOptions:
     """Largest rotation of the camera and of each layer, in radians a frame."""
     zoom: float = 0.02
     """Largest relative change of scale a frame."""
+    unsteadiness: float = 0.0
+    """How much motion changes from frame to frame: the standard deviation in pixels, along x and along y, of
+    what is added to each frame's step, of the camera and of each layer. 0 for constant velocity."""
     lighting: float = 0.0
     """How much the light flickers: each frame's brightness is multiplied by a factor drawn between
     1 - lighting and 1 + lighting. 0 for constant light."""
@@ -53,6 +56,8 @@ class SceneOptions:
                 f"a scene of {self.num_frames} frames of ({self.height}, {self.width}) is too small; "
                 "at least 2 frames of 16 px a side"
             )
+        if self.unsteadiness < 0:
+            raise ValueError(f"unsteadiness {self.unsteadiness} must not be below 0")
         if not 0 <= self.lighting < 1:
             raise ValueError(f"lighting {self.lighting} must lie in [0, 1)")
 
@@ -169,8 +174,26 @@ def _placements(start: Affine, step: Affine, middle: int, num_frames: int) -> li
     ]
 
 
-def _layers(rng: np.random.Generator, options: SceneOptions) -> list[_Layer]:
+def _wandered(placements: list[Affine], offsets: Float[ndarray, "frames 2"]) -> list[Affine]:
+    """The placements, each shifted in the scene."""
+    shifts = np.tile(np.eye(3), (len(offsets), 1, 1))
+    shifts[:, :2, 2] = offsets
+    return [shift @ placement for shift, placement in zip(shifts, placements, strict=True)]
+
+
+def _layers(seed: int, options: SceneOptions) -> list[_Layer]:
     """The background and the layers in front of it, from back to front."""
+    rng = np.random.default_rng((seed, 0x5CE4E))
+    # Its own random numbers, so that a seed gives the same scene however steady.
+    unsteady = np.random.default_rng((seed, 0x57EAD))
+
+    def offsets() -> Float[ndarray, "frames 2"]:
+        steps = unsteady.normal(0.0, options.unsteadiness, (options.num_frames, 2))
+        places = steps.cumsum(axis=0)
+        centred: ndarray = places - places[options.num_frames // 2]
+        return centred
+
+    of_camera = offsets()
     height, width = options.height, options.width
     camera = _motion(rng, options, options.camera_speed)
     middle = options.num_frames // 2
@@ -179,7 +202,7 @@ def _layers(rng: np.random.Generator, options: SceneOptions) -> list[_Layer]:
     layers = [
         _Layer(
             texture=_texture(rng, 2 * max(height, width)),
-            placements=_placements(start, camera, middle, options.num_frames),
+            placements=_wandered(_placements(start, camera, middle, options.num_frames), of_camera),
             radius=None,
             harmonics=np.zeros((0, 2)),
         )
@@ -192,8 +215,9 @@ def _layers(rng: np.random.Generator, options: SceneOptions) -> list[_Layer]:
         layers.append(
             _Layer(
                 texture=_texture(rng, max(32, int(3 * radius))),
-                placements=_placements(
-                    start, step, int(rng.integers(options.num_frames)), options.num_frames
+                placements=_wandered(
+                    _placements(start, step, int(rng.integers(options.num_frames)), options.num_frames),
+                    of_camera + offsets(),
                 ),
                 radius=radius,
                 harmonics=np.stack([rng.uniform(0, 0.18, 3), rng.uniform(0, 2 * np.pi, 3)], axis=1),
@@ -242,7 +266,7 @@ def _truth(
 
 def render_scene(seed: int, options: SceneOptions) -> Scene:
     """The scene of this seed: the same seed and options always give the same scene."""
-    layers = _layers(np.random.default_rng((seed, 0x5CE4E)), options)
+    layers = _layers(seed, options)
     size = options.height, options.width
     pairs = range(options.num_frames - 1)
     # Its own random numbers, so that a seed gives the same scene in any light.

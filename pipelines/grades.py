@@ -48,6 +48,8 @@ QUALITIES = {
     "flow_p99": Quality(meaning="length of the flow, 99th percentile of the pixels", unit="px"),
     "flow_max": Quality(meaning="length of the flow, fastest pixel", unit="px"),
     "spread": Quality(meaning="by how much the teachers disagree", unit="px"),
+    "continued": Quality(meaning="share of the flow that continues the motion from a third frame", unit="%"),
+    "misfit": Quality(meaning="by how much continued motion misses the flow that was found", unit="px"),
 }
 
 

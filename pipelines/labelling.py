@@ -54,6 +54,9 @@ class LabellingOptions:
     """Maximum share of videos, in [0, 1], that may yield no pair before the run fails. Raise it for
     collections with many broken files. A video that the storage can't deliver fails the run in any case,
     after the others are done."""
+    three_frames: bool = False
+    """Continue the motion of what the second frame of a pair hides, and the frame before the pair shows, as
+    labels that the student learns too. Leave it out where motion changes from frame to frame."""
     num_teachers: int | None = None
     """Maximum number of labelling processes. `none` takes one for each GPU, with `gpu` also those that an
     autoscaler adds; without GPUs it takes most of the CPUs. Lower it to leave room for other work, or if
@@ -240,9 +243,11 @@ def write_labels(
             "teacher": teachers.identity,
             "check": dataclasses.asdict(check),
             "arithmetic": arithmetic(graph.device),
+            **({"three_frames": True} if options.three_frames else {}),
         },
         provenance={"videos": collection.place, **run, **teachers.provenance},
         num_teachers=len(teachers.uris),
+        is_of_three_frames=options.three_frames,
     )
     plan = _plan(location, description, codec, clips, options, teachers, check)
     return _write_set(collection, description, plan, teachers, options, on_progress, graph)
@@ -277,6 +282,7 @@ def _plan(
         row_group_pairs=options.row_group_pairs,
         teachers=teachers.models,
         check=check,
+        three_frames=options.three_frames,
         last=failed_before(location),
     )
 

@@ -71,6 +71,8 @@ class Plan:
     """None of them where frames alone are wanted."""
     check: OcclusionCheck
     """Tells what is occluded by the teachers' flow."""
+    three_frames: bool = False
+    """Whether labels continue the motion from a third frame."""
     last: frozenset[str] = frozenset()
     """Names of the videos that failed in the run before, which this one reads after all others."""
 
@@ -307,7 +309,10 @@ class Teacher:
         codec = self._plan.codec
         frames = to_images(np.stack([codec.decode(frame) for frame in chunk.frames]), self._device)
         at_once = pairs_at_once(chunk.height, chunk.width, self._device)
-        return label_columns(pseudo_labels(self._networks, frames, self._plan.check, at_once), self._digest)
+        labels = pseudo_labels(
+            self._networks, frames, self._plan.check, at_once, three_frames=self._plan.three_frames
+        )
+        return label_columns(labels, self._digest)
 
 
 @dataclass(frozen=True)

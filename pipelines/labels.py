@@ -95,6 +95,14 @@ LABEL_SCHEMA = pa.schema(
 `teacher`, its digest."""
 SPREAD_SCHEMA = pa.schema([*_lists(_INTEGERS, "spread_fw", "spread_bw"), ("spread", pa.float32())])
 """What several teachers add: how far they disagree, stored as the flow is."""
+CONTINUED_SCHEMA = pa.schema(
+    [
+        *_lists(_BOOLS, "continued_fw", "continued_bw"),
+        ("continued", pa.float32()),
+        ("misfit", pa.float32()),
+    ]
+)
+"""What labels from three frames add: where the flow, on its grid, continues the motion from a third frame."""
 TRUTH_SCHEMA = pa.schema(
     [
         *_lists(_FLOATS, "true_flow_fw"),
@@ -125,6 +133,9 @@ MEANINGS = {
     "spread_fw": "Root mean square distance of several teachers' flows to their mean, stored as `flow_fw` is "
     "but with one channel.",
     "spread_bw": "The same of the flows from the second frame to the first.",
+    "continued_fw": "A value for each vector of `flow_fw`, True where it continues the motion from the frame "
+    "before the pair, as the second frame hides what moves.",
+    "continued_bw": "The same of `flow_bw` and the frame after the pair.",
     "true_flow_fw": "True flow from the first frame to the second: 2 x height x width values in px, u "
     "first; 0 where it isn't known.",
     "valid_fw": "height x width values; True where the true flow is known.",
@@ -135,6 +146,7 @@ _FLOWS = ("flow_fw", "flow_bw")
 _SPREADS = ("spread_fw", "spread_bw")
 _TRUTHS = ("true_flow_fw",)
 _MASKS = ("occ_fw", "occ_bw", "valid_fw")
+_GRID_MASKS = ("continued_fw", "continued_bw")
 _IMAGES = ("image1", "image2")
 _REPEATED = ("video", "label_set", "teacher")
 
@@ -153,8 +165,8 @@ def pair_columns(pairs: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 
 def label_columns(labels: PseudoLabels, teacher: str) -> pa.Table:
-    """The columns of LABEL_SCHEMA, and of several teachers those of SPREAD_SCHEMA; ValueError for a flow that
-    isn't finite. teacher: its digest, or theirs."""
+    """The columns of `label_schema`; ValueError for a flow that isn't finite. teacher: its digest, or
+    theirs."""
     columns: dict[str, Any] = {
         "flow_stride": pa.array([labels.flow_stride] * len(labels), pa.int32()),
         "teacher": pa.array([teacher] * len(labels), pa.string()),
@@ -162,16 +174,20 @@ def label_columns(labels: PseudoLabels, teacher: str) -> pa.Table:
     for name, value in vars(labels).items():
         if name in (*_FLOWS, *_SPREADS) and value is not None:
             columns[name] = quantized(value)
-        elif name in _MASKS:
+        elif name in (*_MASKS, *_GRID_MASKS) and value is not None:
             columns[name] = masks(value)
         elif isinstance(value, Tensor):
             columns[name] = value.cpu().numpy()
-    return pa.table(columns, schema=label_schema(is_of_several=labels.spread is not None))
+    schema = label_schema(
+        is_of_several=labels.spread is not None, is_of_three_frames=labels.continued is not None
+    )
+    return pa.table(columns, schema=schema)
 
 
-def label_schema(*, is_of_several: bool) -> pa.Schema:
-    """The columns that one teacher adds to a pair, or that several add."""
-    return pa.schema([*LABEL_SCHEMA, *SPREAD_SCHEMA]) if is_of_several else LABEL_SCHEMA
+def label_schema(*, is_of_several: bool, is_of_three_frames: bool) -> pa.Schema:
+    """The columns that one teacher adds to a pair, or that several add, with a third frame or without."""
+    more = [*SPREAD_SCHEMA] * is_of_several + [*CONTINUED_SCHEMA] * is_of_three_frames
+    return pa.schema([*LABEL_SCHEMA, *more])
 
 
 def truth_columns(flow: Float[ndarray, "2 height width"], valid: Bool[ndarray, "height width"]) -> pa.Table:
@@ -224,7 +240,7 @@ def stored_pixels(
     return (grid.cumsum(dim=1, dtype=torch.int32) / FLOW_UNITS).numpy()
 
 
-_ENCODINGS = dict.fromkeys(_MASKS, "PLAIN") | dict.fromkeys(_TRUTHS, "BYTE_STREAM_SPLIT")
+_ENCODINGS = dict.fromkeys((*_MASKS, *_GRID_MASKS), "PLAIN") | dict.fromkeys(_TRUTHS, "BYTE_STREAM_SPLIT")
 """Of the columns whose lists aren't delta coded."""
 
 
@@ -275,6 +291,7 @@ def _problem(row: Mapping[str, Any]) -> str:
     grid, pixels = math.prod(label_grid(height, width, stride)), height * width
     values = dict.fromkeys(_FLOWS, 2 * grid) | dict.fromkeys(_SPREADS, grid)
     values |= dict.fromkeys(_TRUTHS, 2 * pixels) | dict.fromkeys(_MASKS, pixels)
+    values |= dict.fromkeys(_GRID_MASKS, grid)
     for name, wanted in values.items():
         if name in row and len(row[name]) != wanted:
             return f"has {len(row[name])} values in {name}, and its size takes {wanted}"
@@ -292,9 +309,8 @@ def encode_shard(table: pa.Table, row_group_pairs: int) -> bytes:
     if "image2" in table.column_names:
         table = _stored_once(table, row_group_pairs)
     names = table.column_names
-    leaves = {
-        name: f"{name}.list.element" for name in (*_FLOWS, *_SPREADS, *_TRUTHS, *_MASKS) if name in names
-    }
+    lists = (*_FLOWS, *_SPREADS, *_TRUTHS, *_MASKS, *_GRID_MASKS)
+    leaves = {name: f"{name}.list.element" for name in lists if name in names}
     plain = {name: "PLAIN" for name in names if name not in leaves and name not in _REPEATED}
     encodings = {leaf: _ENCODINGS.get(name, "DELTA_BINARY_PACKED") for name, leaf in leaves.items()}
     sink = pa.BufferOutputStream()
@@ -349,21 +365,28 @@ def _truth(row: Mapping[str, Any]) -> Float[ndarray, "2 height width"]:
 def _confidence(
     row: Mapping[str, Any], direction: str, max_spread: float
 ) -> Float[ndarray, "height width"] | None:
-    """1 where a label is visible in the other frame and its teachers agree, or a truth is known; else 0."""
+    """1 where a label is visible in the other frame, or continued from a third one, and its teachers agree,
+    or a truth is known; else 0."""
     height, width = row["height"], row["width"]
+
+    def every_pixel(grid: ndarray) -> ndarray:
+        stride = row["flow_stride"]
+        return grid.repeat(stride, axis=0).repeat(stride, axis=1)[:height, :width]
+
     if f"occ_{direction}" in row:
         trusted = ~np.asarray(row[f"occ_{direction}"], bool)
     elif f"valid_{direction}" in row:
         trusted = np.asarray(row[f"valid_{direction}"], bool)
     else:
         return None
-    confidence = trusted.astype(np.float32).reshape(height, width)
+    trusted = trusted.reshape(height, width)
+    grid = label_grid(height, width, row.get("flow_stride", 1))
+    if f"continued_{direction}" in row:
+        trusted = trusted | every_pixel(np.asarray(row[f"continued_{direction}"], bool).reshape(grid))
     if f"spread_{direction}" in row:
-        stride = row["flow_stride"]
-        (grid,) = stored_pixels(row[f"spread_{direction}"], *label_grid(height, width, stride))
-        agreed = np.repeat(np.repeat(grid < max_spread, stride, axis=0), stride, axis=1)[:height, :width]
-        confidence *= agreed
-    return confidence
+        (spread,) = stored_pixels(row[f"spread_{direction}"], *grid)
+        trusted = trusted & every_pixel(spread < max_spread)
+    return trusted.astype(np.float32)
 
 
 def decode_flow(

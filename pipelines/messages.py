@@ -7,7 +7,7 @@ from typing import Any, Self, cast
 import pyarrow as pa
 
 from pipelines.decoding_answers import EncodedChunk
-from pipelines.labels import LABEL_SCHEMA, SPREAD_SCHEMA, beside
+from pipelines.labels import CONTINUED_SCHEMA, LABEL_SCHEMA, SPREAD_SCHEMA, beside
 from pipelines.ledger import VideoRecord
 
 STAGES = ("reading", "labelling", "writing")
@@ -47,14 +47,14 @@ class Shard:
 
     def to_arrow(self) -> pa.Table:
         """A table of one row."""
-        spreads = (
-            self.labels if SPREAD_SCHEMA.names[0] in self.labels.column_names else SPREAD_SCHEMA.empty_table()
-        )
+        there = self.labels.column_names
         columns = [
             *(pa.array([getattr(self, each.name)], each.type) for each in _SHARD_NUMBERS),
             pa.array([[vars(chunk) for chunk in self.chunks]], _CHUNKS),
-            _nested(self.labels.select(LABEL_SCHEMA.names)),
-            _nested(spreads.select(SPREAD_SCHEMA.names)),
+            *(
+                _nested(self.labels.select(part.names) if part.names[0] in there else part.empty_table())
+                for part in _LABELS.values()
+            ),
         ]
         shard = pa.StructArray.from_arrays(columns, fields=_SHARD)
         return pa.table([["shard"], shard, pa.nulls(1, _ENDED)], schema=_MESSAGE)
@@ -62,13 +62,14 @@ class Shard:
     @classmethod
     def from_arrow(cls, table: pa.Table) -> Self:
         """The message in a table that `to_arrow` made."""
-        *numbers, chunks, labels, spreads = table["shard"].combine_chunks().flatten()
-        names = [each.name for each in _SHARD_NUMBERS]
-        values = {name: column[0].as_py() for name, column in zip(names, numbers, strict=True)}
-        parts = [_table(each) for each in (labels, spreads) if len(each.flatten())]
+        columns = dict(
+            zip([each.name for each in _SHARD], table["shard"].combine_chunks().flatten(), strict=True)
+        )
+        values = {each.name: columns[each.name][0].as_py() for each in _SHARD_NUMBERS}
+        parts = [_table(columns[name]) for name in _LABELS if len(columns[name].flatten())]
         return cls(
             **values,
-            chunks=tuple(EncodedChunk(**chunk) for chunk in chunks[0].as_py()),
+            chunks=tuple(EncodedChunk(**chunk) for chunk in columns["chunks"][0].as_py()),
             labels=beside(*parts) if parts else LABEL_SCHEMA.empty_table(),
         )
 
@@ -130,11 +131,12 @@ _SHARD_NUMBERS = [
     for each in fields(Shard)
     if each.name not in ("chunks", "labels")
 ]
+_LABELS = {"labels": LABEL_SCHEMA, "spreads": SPREAD_SCHEMA, "continued": CONTINUED_SCHEMA}
+"""The parts that a shard's labels may have. Arrow's types have no part that may be missing."""
 _SHARD = [
     *_SHARD_NUMBERS,
     pa.field("chunks", _CHUNKS),
-    pa.field("labels", pa.list_(pa.struct(list(LABEL_SCHEMA)))),
-    pa.field("spreads", pa.list_(pa.struct(list(SPREAD_SCHEMA)))),
+    *(pa.field(name, pa.list_(pa.struct(list(part)))) for name, part in _LABELS.items()),
 ]
 _ENDED = pa.struct(
     [(each.name, _ARROW_TYPES.get(cast(Any, each.type), pa.string())) for each in fields(VideoRecord)]

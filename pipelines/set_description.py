@@ -18,7 +18,7 @@ from pipelines.disclosure import storable
 from pipelines.labels import FORMAT
 from pipelines.ledger import MANIFEST_FILE
 from pipelines.set_files import read_record, require_plain, told_of
-from pipelines.shard_files import FRAME_COLUMNS, LABEL_COLUMNS, SPREAD_COLUMNS, TRUTH_COLUMNS
+from pipelines.shard_files import FRAME_COLUMNS, TRUTH_COLUMNS, columns_of_labels
 from pipelines.storage import Folder, json_bytes
 
 SetKind = Literal["frames", "labels", "imported", "truth"]
@@ -40,6 +40,8 @@ class SetDescription:
     """Texts that name where that came from, such as the teacher's URI; they may differ between runs."""
     num_teachers: int = 0
     """How many teachers' labels the rows hold; several leave their spread beside them."""
+    is_of_three_frames: bool = False
+    """Whether the rows tell where a label continues the motion from a third frame."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.num_teachers <= _MOST_TEACHERS:
@@ -65,7 +67,9 @@ class SetDescription:
             case "truth":
                 return TRUTH_COLUMNS
             case "labels" | "imported":
-                return SPREAD_COLUMNS if self.num_teachers > 1 else LABEL_COLUMNS
+                return columns_of_labels(
+                    is_of_several=self.num_teachers > 1, is_of_three_frames=self.is_of_three_frames
+                )
 
 
 def describe_set(location: str, description: SetDescription) -> None:
@@ -95,6 +99,7 @@ def describe_set(location: str, description: SetDescription) -> None:
             "label_set": description.digest,
             "kind": description.kind,
             "num_teachers": description.num_teachers,
+            "is_of_three_frames": description.is_of_three_frames,
             "made_of": dict(description.made_of),
             "provenance": dict(description.provenance),
         }

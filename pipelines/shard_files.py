@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import cast, overload
 
 import pyarrow as pa
@@ -34,9 +34,22 @@ from pipelines.storage import Folder, patient
 
 FRAME_COLUMNS = PAIR_SCHEMA
 TRUTH_COLUMNS = pa.schema([*PAIR_SCHEMA, *TRUTH_SCHEMA])
-LABEL_COLUMNS = pa.schema([*PAIR_SCHEMA, *label_schema(is_of_several=False)])
-SPREAD_COLUMNS = pa.schema([*PAIR_SCHEMA, *label_schema(is_of_several=True)])
-_EVERY_KIND = (FRAME_COLUMNS, TRUTH_COLUMNS, LABEL_COLUMNS, SPREAD_COLUMNS)
+
+
+def columns_of_labels(*, is_of_several: bool, is_of_three_frames: bool) -> pa.Schema:
+    """The columns of pairs with labels of one teacher or several, of two frames or of three."""
+    labels = label_schema(is_of_several=is_of_several, is_of_three_frames=is_of_three_frames)
+    return pa.schema([*PAIR_SCHEMA, *labels])
+
+
+_EVERY_KIND = (
+    FRAME_COLUMNS,
+    TRUTH_COLUMNS,
+    *(
+        columns_of_labels(is_of_several=several, is_of_three_frames=three_frames)
+        for several, three_frames in product((False, True), repeat=2)
+    ),
+)
 
 _FOOTER_BYTES = 1 << 16
 """Read at once from the end of a Parquet file, whose footer is rarely longer."""

@@ -10,6 +10,8 @@ from functools import cache
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from numpy import ndarray
 
 from benchmarks.experiments.cells import KINDS, TEST_SCENES, TRAINING_SCENES
 from benchmarks.inputs import Lesson, true_pair
@@ -49,19 +51,27 @@ def unlabelled_pairs(kind: str) -> list[FramePair]:
 
 
 @torch.no_grad()
-def labelled_pairs(kind: str, teacher: FlowNetwork) -> list[FramePair]:
-    """Of the training scenes, with the teacher's flow as a label, trusted where the check finds it
-    visible."""
+def labelled_pairs(
+    kind: str, teacher: FlowNetwork, check: OcclusionCheck | None = None, *, three_frames: bool = False
+) -> list[FramePair]:
+    """Of the training scenes, with the teacher's flow as a label, trusted where the check finds it visible,
+    or where it continues the motion from a third frame."""
     pairs = []
     for seed in TRAINING_SCENES:
         frames = scene(seed, KINDS[kind]).frames
-        labels = pseudo_labels([teacher], to_images(frames, DEVICE), OcclusionCheck())
+        labels = pseudo_labels(
+            [teacher], to_images(frames, DEVICE), check or OcclusionCheck(), three_frames=three_frames
+        )
         flow_fw, flow_bw = (
             upsample_flow(flow, labels.flow_stride, *frames.shape[1:3]).cpu().numpy()
             for flow in (labels.flow_fw, labels.flow_bw)
         )
         trusted_fw, trusted_bw = (
-            (~occluded[:, 0]).float().cpu().numpy() for occluded in (labels.occ_fw, labels.occ_bw)
+            _trusted(occluded, continued, labels.flow_stride)
+            for occluded, continued in (
+                (labels.occ_fw, labels.continued_fw),
+                (labels.occ_bw, labels.continued_bw),
+            )
         )
         pairs += [
             FramePair(
@@ -75,6 +85,15 @@ def labelled_pairs(kind: str, teacher: FlowNetwork) -> list[FramePair]:
             for at in range(len(flow_fw))
         ]
     return pairs
+
+
+def _trusted(occluded: Mask, continued: Mask | None, stride: int) -> Float[ndarray, "pairs height width"]:
+    trusted = ~occluded
+    if continued is not None:
+        height, width = trusted.shape[-2:]
+        cells = continued.repeat_interleave(stride, dim=-2).repeat_interleave(stride, dim=-1)
+        trusted = trusted | cells[..., :height, :width]
+    return trusted[:, 0].float().cpu().numpy()
 
 
 def batches(pairs: Sequence[FramePair], challenge: Challenge, options: TrainingOptions) -> Iterator[Batch]:

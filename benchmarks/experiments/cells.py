@@ -49,6 +49,8 @@ KINDS = {
     "stereo": SceneOptions(stereo=True),
     # As in the demo, in light that changes from frame to frame.
     "lit": SceneOptions(lighting=0.2),
+    # As in the demo, with motion that changes from frame to frame.
+    "unsteady": SceneOptions(unsteadiness=3.0),
     # Large fast layers, which hide much of the frame.
     "fast": FAST,
     # The same in such light; of all kinds the most like the papers' films.

@@ -20,7 +20,14 @@ from jobs.commands import options_of_job
 from jobs.options import REQUIRED, Option, docstrings
 from jobs.recipes import RECIPES
 from pipelines.installation import PROJECT_FOLDER
-from pipelines.labels import LABEL_SCHEMA, MEANINGS, PAIR_SCHEMA, SPREAD_SCHEMA, TRUTH_SCHEMA
+from pipelines.labels import (
+    CONTINUED_SCHEMA,
+    LABEL_SCHEMA,
+    MEANINGS,
+    PAIR_SCHEMA,
+    SPREAD_SCHEMA,
+    TRUTH_SCHEMA,
+)
 
 _NOT_IN_RECIPE = ""
 
@@ -106,6 +113,7 @@ def columns_page() -> str:
         ("Every pair", PAIR_SCHEMA),
         ("Labels", LABEL_SCHEMA),
         ("Labels of several teachers", SPREAD_SCHEMA),
+        ("Labels from three frames", CONTINUED_SCHEMA),
         ("Truth", TRUTH_SCHEMA),
     ):
         rows = [[f"`{each.name}`", f"`{_type(each.type)}`", meanings[each.name]] for each in schema]

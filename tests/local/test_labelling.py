@@ -284,6 +284,7 @@ def test_a_rerun_still_counts_what_gave_nothing_and_has_no_verdict_on_its_speed(
         ({"options": replace(OPTIONS, shard_pairs=6)}, "shard_pairs is 5 there and 6 here"),
         ({"clips": replace(CLIPS, stride=2)}, r"clips\.stride is 1 there and 2 here"),
         ({"check": OcclusionCheck(alpha2=1.0)}, r"check\.alpha2 is 0\.5 there and 1\.0 here"),
+        ({"options": replace(OPTIONS, three_frames=True)}, "three_frames is None there and True here"),
         ({"graph": OnGpu()}, r"arithmetic\.device is cpu there and cuda here"),
     ],
 )

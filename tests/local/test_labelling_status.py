@@ -193,7 +193,7 @@ def test_the_bars_speed_does_not_count_what_an_earlier_run_did(capsys: pytest.Ca
     assert "left" in lines[1]
 
 
-def some_labels(pairs: int, *, is_of_several: bool) -> PseudoLabels:
+def some_labels(pairs: int, *, is_of_several: bool, is_of_three_frames: bool) -> PseudoLabels:
     flow = torch.randn(pairs, 2, 4, 5)
     occluded = torch.rand(pairs, 1, 8, 10) < 0.5
     quality = torch.rand(pairs)
@@ -213,14 +213,22 @@ def some_labels(pairs: int, *, is_of_several: bool) -> PseudoLabels:
         spread_fw=spread,
         spread_bw=spread,
         spread=quality if is_of_several else None,
+        continued_fw=flow[:, :1] > 0 if is_of_three_frames else None,
+        continued_bw=flow[:, :1] < 0 if is_of_three_frames else None,
+        continued=quality if is_of_three_frames else None,
+        misfit=quality * float("nan") if is_of_three_frames else None,
     )
 
 
 @given(
-    is_of_several=st.booleans(), has_labels=st.booleans(), chunks=st.integers(0, 3), video=st.text(max_size=9)
+    is_of_several=st.booleans(),
+    is_of_three_frames=st.booleans(),
+    has_labels=st.booleans(),
+    chunks=st.integers(0, 3),
+    video=st.text(max_size=9),
 )
 def test_a_message_comes_out_of_its_table_as_it_went_in(
-    is_of_several: bool, has_labels: bool, chunks: int, video: str
+    is_of_several: bool, is_of_three_frames: bool, has_labels: bool, chunks: int, video: str
 ) -> None:
     shard = Shard(
         video=video,
@@ -237,7 +245,7 @@ def test_a_message_comes_out_of_its_table_as_it_went_in(
         reading=1.5,
     )
     if has_labels:
-        labels = some_labels(4, is_of_several=is_of_several)
+        labels = some_labels(4, is_of_several=is_of_several, is_of_three_frames=is_of_three_frames)
         shard = Shard(**{**vars(shard), "labels": label_columns(labels, "aa")})
     ended = VideoEnded(record=VideoRecord(video=video, outcome="cut short", reason="it breaks", cuts=2))
     first, middle, last = messages(pa.concat_tables([each.to_arrow() for each in (ended, shard, ended)]))

@@ -206,6 +206,15 @@ def test_an_untrusted_pixel_is_no_occluded_one() -> None:
     assert (decode_occlusion({**row, **spread, "occ_fw": occluded}).ravel() == occluded).all()
 
 
+def test_a_hidden_pixel_whose_motion_is_continued_is_trusted() -> None:
+    (row,) = shard(1, 10, 14, 4)[0].to_pylist()
+    occluded = np.ones(10 * 14, bool)
+    grid = np.arange(3 * 4).reshape(3, 4) % 3 == 0
+    pair = decode_row({**row, "occ_fw": occluded, "continued_fw": grid.ravel(), "continued_bw": grid.ravel()})
+    assert pair.confidence_fw is not None
+    assert np.array_equal(pair.confidence_fw > 0, np.kron(grid, np.ones((4, 4)))[:10, :14] > 0)
+
+
 def test_a_label_on_which_teachers_disagree_is_not_trusted() -> None:
     (row,) = shard(1, 48, 64, 4)[0].to_pylist()
     occluded = np.arange(48 * 64) % 7 == 0

@@ -126,3 +126,60 @@ def test_teachers_of_different_strides_meet_at_full_resolution() -> None:
     assert (labels.flow_fw[:, 0] == 8.5).all()
     assert labels.spread_fw is not None
     assert (labels.spread_fw == 0.5).all()
+
+
+def test_labels_of_three_frames_tell_where_motion_is_continued() -> None:
+    labels = pseudo_labels([Shift(8.0)], noise(4), CHECK, three_frames=True)
+    # What leaves to the right came from the left, and was seen in the frame before.
+    leaving, arriving = torch.zeros(2, 1, 10, 20, dtype=torch.bool)
+    leaving[..., 18:], arriving[..., :2] = True, True
+    assert labels.continued_fw is not None
+    assert labels.continued_bw is not None
+    nowhere = torch.zeros_like(leaving)
+    assert torch.equal(labels.continued_fw, torch.stack([nowhere, leaving, leaving]))
+    assert torch.equal(labels.continued_bw, torch.stack([arriving, arriving, nowhere]))
+
+
+def test_a_pair_is_graded_by_what_was_continued_of_both_its_directions() -> None:
+    labels = pseudo_labels([Shift(8.0)], noise(4), CHECK, three_frames=True)
+    assert labels.continued is not None
+    assert labels.misfit is not None
+    assert labels.continued.tolist() == pytest.approx([0.05, 0.1, 0.05])
+    assert labels.misfit.tolist() == pytest.approx([0, 0, 0], abs=1e-4)
+
+
+def test_continued_motion_leaves_everything_else_as_it_was() -> None:
+    of_two = pseudo_labels([Shift(8.0)], noise(4), CHECK)
+    of_three = pseudo_labels([Shift(8.0)], noise(4), CHECK, three_frames=True)
+    names = ("continued_fw", "continued_bw", "continued", "misfit")
+    assert_equal(of_two, of_three, but=(*names, "flow_fw", "flow_bw", "flow_p50", "flow_p99", "flow_max"))
+    assert of_two.continued is None
+    torch.testing.assert_close(of_two.flow_fw, of_three.flow_fw, rtol=0, atol=1e-3)
+
+
+def test_two_frames_have_no_third_one() -> None:
+    labels = pseudo_labels([Shift(8.0)], noise(2), CHECK, three_frames=True)
+    assert labels.continued is not None
+    assert labels.misfit is not None
+    assert labels.continued.tolist() == [0]
+    assert labels.misfit.isnan().all()
+    assert_equal(
+        pseudo_labels([Shift(8.0)], noise(2), CHECK),
+        labels,
+        but=("continued_fw", "continued_bw", "continued", "misfit"),
+    )
+
+
+def test_third_frames_are_found_however_many_pairs_are_worked_on_together() -> None:
+    at_once, in_steps = (
+        pseudo_labels([Shift(8.0)], noise(6), CHECK, steps, three_frames=True) for steps in (None, 2)
+    )
+    assert_equal(at_once, in_steps)
+
+
+def test_teachers_agree_on_continued_motion_as_on_the_motion_that_it_continues() -> None:
+    labels = pseudo_labels([Shift(8.0), Shift(8.5)], noise(4), CHECK, three_frames=True)
+    assert labels.continued is not None
+    assert labels.continued[1] > 0
+    assert labels.spread_fw is not None
+    assert (labels.spread_fw == 0.25).all()

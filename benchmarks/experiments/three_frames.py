@@ -1,0 +1,210 @@
+"""What do labels from three frames give, and their students?
+
+    python -m benchmarks.experiments.three_frames [--seeds 0 1 2] [--kinds mixed unsteady] [--print]
+
+On rendered scenes whose things move steadily (mixed) and on such whose motion changes from frame to frame
+(unsteady): a teacher learns without labels, and labels the pairs from two frames and from three. The error of
+the labels themselves, then that of a student of each on scenes never trained on, beside the control, the
+teacher trained on without labels. What is done is in docs/results/three_frames and isn't done again. Prints
+the tables at the end, with --print from the files that are there.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import report
+from benchmarks.experiments import alone
+from benchmarks.experiments.cells import RESULTS, SEEDS, file_name, revision
+from benchmarks.experiments.losses import TODAY, WIDER
+from benchmarks.report import mean_and_spread
+from flowcore.networks import FlowNetwork
+from flowcore.objectives import StudentObjective, TeacherObjective
+from flowcore.occlusion import OcclusionCheck
+from flowcore.pairs import FramePair
+from jobs.recipes import RECIPES
+from pipelines.checkpoints import load_model, save_model
+from pipelines.installation import PROJECT_FOLDER
+from pipelines.storage import write_whole
+from pipelines.training_options import TrainingOptions
+
+RECORDS = RESULTS / "three_frames"
+MODELS = PROJECT_FOLDER / "runs" / "three_frames"
+KINDS = {"mixed": "steady motion", "unsteady": "motion that changes by 3 px a frame"}
+CHECK = OcclusionCheck(kind="range-map")
+DEMO = RECIPES["demo"]
+LABELS = {"two frames": False, "three frames": True}
+VIEWS = {
+    "occlusion view": StudentObjective(),
+    "confidence view": DEMO.student_objective,
+}
+STUDENTS = tuple(f"{labels}, {view}" for labels in LABELS for view in VIEWS)
+
+
+def options(steps: int, seed: int) -> TrainingOptions:
+    return TrainingOptions(
+        steps=steps, learning_rate=1e-3, warmup=0.1, decay="cosine", channels_last=True, seed=seed
+    )
+
+
+def teacher(kind: str, seed: int) -> FlowNetwork:
+    """As the demo's, trained if it isn't there."""
+    folder = MODELS / f"teacher-{kind}-seed{seed}"
+    if not folder.exists():
+        torch.manual_seed(seed)
+        steps = DEMO.teacher.steps
+        objective = TeacherObjective(unmasked_steps=round(0.3 * steps))
+        pairs = alone.unlabelled_pairs(kind)
+        network = alone.trained(TODAY.build(), pairs, WIDER, objective, CHECK, options(steps, seed))
+        save_model(folder.with_name(f".{folder.name}"), network, {"stage": "benchmark", "cell": "teacher"})
+        folder.with_name(f".{folder.name}").rename(folder)
+    return load_model(folder)[0].ready(alone.DEVICE)
+
+
+Lesson = tuple[StudentObjective, Sequence[FramePair]]
+"""What a student learns, and from which labelled pairs."""
+
+
+def judged_follower(kind: str, seed: int, lesson: Lesson | None) -> dict[str, float]:
+    return alone.judged(follower(kind, seed, lesson), kind, CHECK)
+
+
+def follower(kind: str, seed: int, lesson: Lesson | None) -> FlowNetwork:
+    """The teacher trained on: a student, or the control."""
+    torch.manual_seed(seed)
+    network = teacher(kind, seed).train()
+    training = options(DEMO.student.steps, seed)
+    if lesson is not None:
+        objective, pairs = lesson
+        return alone.trained(network, pairs, DEMO.challenge, objective, CHECK, training)
+    unlabelled = alone.unlabelled_pairs(kind)
+    return alone.trained(network, unlabelled, WIDER, TeacherObjective(), CHECK, training)
+
+
+def errors_of(kind: str, pairs: Sequence[FramePair]) -> dict[str, float]:
+    """Of labels: the error in px on truly visible pixels, on truly occluded ones, and on those of the
+    occluded ones that a student learns, with their share."""
+    sums = np.zeros((3, 2))
+    for label, truth in zip(pairs, alone.true_pairs(kind), strict=True):
+        for mine, true in ((label, truth), (label.reversed(), truth.reversed())):
+            assert mine.flow_fw is not None
+            assert mine.confidence_fw is not None
+            assert true.flow_fw is not None
+            assert true.confidence_fw is not None
+            error = np.linalg.norm(mine.flow_fw - true.flow_fw, axis=0)
+            occluded = true.confidence_fw == 0
+            taught = occluded & (mine.confidence_fw > 0)
+            sums += [[error[mask].sum(), mask.sum()] for mask in (~occluded, occluded, taught)]
+    visible, hidden, learnt = sums[:, 0] / sums[:, 1].clip(1)
+    return {"noc": visible, "occ": hidden, "learnt": learnt, "share": sums[2, 1] / sums[1, 1]}
+
+
+def record_file(kind: str, name: str, seed: int) -> Path:
+    return RECORDS / f"{file_name(f'{kind}/{name}')}.seed{seed}.json"
+
+
+def do(kind: str, name: str, seed: int, make: Callable[[], Mapping[str, float]]) -> None:
+    """Measures, unless the record is there."""
+    path = record_file(kind, name, seed)
+    if path.exists():
+        return
+    started = time.monotonic()
+    record: dict[str, Any] = {
+        "kind": kind,
+        "name": name,
+        "seed": seed,
+        "revision": revision(),
+        "device": alone.DEVICE.type,
+        **make(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+    print(record, flush=True)
+
+
+def measure(kind: str, seed: int) -> None:
+    do(kind, "teacher", seed, lambda: alone.judged(teacher(kind, seed), kind, CHECK))
+    do(kind, "control", seed, lambda: judged_follower(kind, seed, None))
+    for labels, three_frames in LABELS.items():
+        pairs = alone.labelled_pairs(kind, teacher(kind, seed), CHECK, three_frames=three_frames)
+        do(kind, f"labels, {labels}", seed, partial(errors_of, kind, pairs))
+        for view, objective in VIEWS.items():
+            student = partial(judged_follower, kind, seed, (objective, pairs))
+            do(kind, f"{labels}, {view}", seed, student)
+
+
+def records(kind: str, name: str) -> dict[int, dict[str, float]]:
+    paths = ((seed, record_file(kind, name, seed)) for seed in SEEDS)
+    return {seed: json.loads(path.read_text()) for seed, path in paths if path.exists()}
+
+
+def change(kind: str, name: str, against: str, key: str) -> str:
+    """In percent, seed by seed."""
+    found, control = records(kind, name), records(kind, against)
+    changes = [100 * (found[seed][key] / control[seed][key] - 1) for seed in found if seed in control]
+    return f"{mean_and_spread(changes, 1)} %" if changes else ""
+
+
+def mean(kind: str, name: str, key: str) -> str:
+    found = records(kind, name)
+    return mean_and_spread([each[key] for each in found.values()]) if found else ""
+
+
+def of_labels(kind: str) -> str:
+    rows = []
+    for labels in LABELS:
+        name = f"labels, {labels}"
+        against = "" if labels == "two frames" else change(kind, name, "labels, two frames", "occ")
+        numbers = [mean(kind, name, key) for key in ("noc", "occ", "learnt", "share")]
+        rows.append([labels, str(len(records(kind, name))), *numbers, against])
+    heads = ("labels of", "seeds", "EPE noc", "occ", "occ, learnt", "share learnt", "occ against two frames")
+    return report.table(heads, rows)
+
+
+def of_students(kind: str) -> str:
+    rows = []
+    for name in ("teacher", "control", *STUDENTS):
+        numbers = [mean(kind, name, key) for key in ("all", "noc", "occ", "f1")]
+        changes = [change(kind, name, "control", key) if name in STUDENTS else "" for key in ("occ", "noc")]
+        rows.append([name, str(len(records(kind, name))), *numbers, *changes])
+    heads = (
+        "",
+        "seeds",
+        "EPE all",
+        "noc",
+        "occ",
+        "occlusion F",
+        "occ against control",
+        "noc against control",
+    )
+    return report.table(heads, rows)
+
+
+def tables() -> str:
+    parts = []
+    for kind, title in KINDS.items():
+        parts += [f"## Labels, {title}", of_labels(kind), f"## Their students, {title}", of_students(kind)]
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = report.parser(__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="0 1 2 by default")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="of scenes")
+    parser.add_argument("--print", action="store_true", help="only print the tables")
+    arguments = parser.parse_args()
+    if not arguments.print:
+        for kind in arguments.kinds:
+            for seed in arguments.seeds:
+                measure(kind, seed)
+    print(tables())
+
+
+if __name__ == "__main__":
+    main()
