@@ -1,25 +1,28 @@
 """Is each pair in the label set exactly once, whatever is killed while it is made?
 
-    python -m benchmarks.endurance.chaos [--kills 20] [--seed 0] [--videos 24] [--victims node driver]
+    python -m benchmarks.endurance.chaos [--kills 200] [--seed 0] [--videos 12] [--victims node driver]
 
 Labels rendered videos on a cluster of two nodes on this machine, once undisturbed. Then the same command
 labels into another folder while one of its processes or a whole node is killed with -9 at random moments.
-Where a kill ends the command, it is typed again. A set that is finished before all kills are done is compared
-with the undisturbed one, and the next set is begun. Ends with an error if a set differs from the undisturbed
-one in a pair or a byte, if a file was visible before it was whole, or if finished work was done again.
+Where a kill ends the command, it is typed again. A set that is finished is compared with the undisturbed
+one, and the next set is begun, until so many processes were killed over finished sets. Ends with an error if
+a set differs from the undisturbed one in a pair or a byte, if a file was visible before it was whole, or if
+finished work was done again.
+
+Each finished set is noted in docs/results/kills, so that the same command goes on where it was ended.
 """
 
 import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from benchmarks import report
-from benchmarks.endurance.victims import Job, Nodes, add_options, counted, kill_one_titled
+from benchmarks.endurance.victims import Job, Nodes, Record, add_options, kill_one_titled
 from benchmarks.inputs import fresh_teacher, render_videos
 from benchmarks.processes import TITLES
 from flowcore.scenes import SceneOptions
@@ -113,10 +116,10 @@ def compare(labelling: Labelling, undisturbed: Labelling) -> None:
 
 def main() -> None:
     parser = report.parser(__doc__)
-    add_options(parser, VICTIMS, kills=20)
-    parser.add_argument("--videos", type=int, default=24, help="to label; 24 by default")
+    add_options(parser, VICTIMS, kills=200)
+    parser.add_argument("--videos", type=int, default=12, help="to label; 12 by default")
     arguments = parser.parse_args()
-    chance = random.Random(arguments.seed)
+    record = Record.of("labelling")
     print(report.command())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -131,34 +134,53 @@ def main() -> None:
             pairs, seconds = len(undisturbed.pair_ids()), time.monotonic() - started
             files = len(undisturbed.contents())
             print(f"undisturbed: {pairs} pairs in {files} files, {seconds:.0f} s", flush=True)
-            deaths: Counter[str] = Counter()
-            deck: list[str] = []
-            early = sets = 0
-            while deaths.total() < arguments.kills:
-                labelling = Labelling(folder, nodes.address, folder / f"set{sets}")
-                sets += 1
-                while not labelling.is_finished and deaths.total() < arguments.kills:
-                    labelling.start()
-                    time.sleep(chance.uniform(0.0, _SPAN))
-                    labelling.look()
-                    # Each kind once before any comes again.
-                    deck = deck or chance.sample(arguments.victims, len(arguments.victims))
-                    kind = deck.pop()
-                    if not labelling.is_running() or not killed(kind, labelling, nodes, chance):
-                        deck.append(kind)
-                    else:
-                        deaths[kind] += 1
-                        labelling.look()
-                        written = len(labelling.first_seen)
-                        early += written == 0
-                        print(f"killed a {kind} with {written} of {files} files there", flush=True)
+            while record.kills < arguments.kills:
+                rounds = len(record.rounds)
+                chance = random.Random(f"{arguments.seed} {rounds}")
+                labelling = Labelling(folder, nodes.address, folder / f"set{rounds}")
+                deaths, early = disturb(labelling, nodes, chance, arguments.victims, files)
                 labelling.finish()
                 compare(labelling, undisturbed)
                 print(f"finished after {labelling.starts} start(s): the same pairs and bytes", flush=True)
+                record.add(deaths, pairs=pairs, files=files, starts=labelling.starts, early=early)
         finally:
             nodes.stop()
-    print(f"{deaths.total()} kills ({counted(deaths)}; {early} before a set's first file): ", end="")
-    print("0 pairs lost, 0 doubled, no file half-written or written again, every byte the same")
+    print(table())
+
+
+def disturb(
+    labelling: Labelling, nodes: Nodes, chance: random.Random, victims: Sequence[str], files: int
+) -> tuple[Counter[str], int]:
+    """Kills until the set is finished; how many of each kind, and how many before there was a file."""
+    deaths: Counter[str] = Counter()
+    deck: list[str] = []
+    early = 0
+    while not labelling.is_finished:
+        labelling.start()
+        time.sleep(chance.uniform(0.0, _SPAN))
+        labelling.look()
+        # Each kind once before any comes again.
+        deck = deck or chance.sample(victims, len(victims))
+        kind = deck.pop()
+        if not labelling.is_running() or not killed(kind, labelling, nodes, chance):
+            deck.append(kind)
+            continue
+        deaths[kind] += 1
+        labelling.look()
+        written = len(labelling.first_seen)
+        early += written == 0
+        print(f"killed a {kind} with {written} of {files} files there", flush=True)
+    return deaths, early
+
+
+def table() -> str:
+    """What is noted of all sets, each of which had the undisturbed one's pairs, byte for byte."""
+    rounds = Record.of("labelling").rounds
+    row = [len(rounds), *(sum(each["kills"].get(kind, 0) for each in rounds) for kind in VICTIMS)]
+    row += [Record.of("labelling").kills, sum(each["early"] for each in rounds)]
+    row.append(sum(each["pairs"] for each in rounds))
+    heads = ["sets", *VICTIMS, "kills", "before the first file", "pairs"]
+    return report.table(heads, [row], texts=0)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Does a training end with the same weights, whatever is killed while it runs?
 
-    python -m benchmarks.endurance.chaos_training [--kills 10] [--steps 400] [--victims worker driver node]
+    python -m benchmarks.endurance.chaos_training [--kills 50] [--steps 400] [--victims worker driver node]
 
 Trains a teacher with two workers on a cluster of two nodes on this machine, once undisturbed. Then the same
-training runs while a worker, the command or a whole node is killed with -9 at random steps. Where a kill ends
-the command, it is typed again with --resume. Ends with an error if a weight differs from the undisturbed one,
-if there is more than one run, or if a step's loss is missing, differs or is logged twice. Prints how many
-steps were done again.
+training runs, again and again, while a worker, the command or a whole node is killed with -9 at random steps.
+Where a kill ends the command, it is typed again with --resume. Ends with an error if a weight differs from
+the undisturbed one, if there is more than one run, or if a step's loss is missing, differs or is logged
+twice.
+
+Each training that was ended well is noted in docs/results/kills, so that the same command goes on where it
+was ended.
 """
 
 import contextlib
@@ -15,14 +18,14 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from benchmarks import report
-from benchmarks.endurance.victims import Job, Nodes, add_options, counted, kill_one_titled
+from benchmarks.endurance.victims import Job, Nodes, Record, add_options, kill_one_titled
 from benchmarks.inputs import render_videos
 from flowcore.scenes import SceneOptions
 from pipelines import registry
@@ -30,6 +33,7 @@ from pipelines.checkpoints import model_digest
 
 VICTIMS = ("worker", "driver", "node")
 _VALIDATE_EVERY = 40
+_KILLS_A_TRAINING = 10
 
 
 class Command(Job):
@@ -110,57 +114,80 @@ def killed(kind: str, command: Command, nodes: Nodes, chance: random.Random) -> 
 
 def main() -> None:
     parser = report.parser(__doc__)
-    add_options(parser, VICTIMS, kills=10)
+    add_options(parser, VICTIMS, kills=50)
     parser.add_argument("--steps", type=int, default=400, help="of the training; 400 by default")
     arguments = parser.parse_args()
-    chance = random.Random(arguments.seed)
+    record = Record.of("training")
     print(report.command())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         render_videos(folder / "videos", 4, SceneOptions(height=64, width=96, num_frames=9))
         nodes = Nodes()
-        deaths: Counter[str] = Counter()
         try:
-            places = (folder / "undisturbed", folder / "disturbed")
-            undisturbed, disturbed = (
-                Command(place, folder / "videos", nodes.address, arguments.steps) for place in places
-            )
+            undisturbed = Command(folder / "undisturbed", folder / "videos", nodes.address, arguments.steps)
             started = time.monotonic()
             undisturbed.finish()
             print(f"undisturbed: {arguments.steps} steps, {time.monotonic() - started:.0f} s", flush=True)
-            # In order, so that each comes after the step at which the one before struck
-            for at in sorted(chance.sample(range(1, arguments.steps - 5), arguments.kills)):
-                kind = chance.choice(arguments.victims)
-                while True:
-                    disturbed.start()
-                    if disturbed.step() >= at and killed(kind, disturbed, nodes, chance):
-                        break
-                    time.sleep(0.2)
-                deaths[kind] += 1
-                print(f"killed a {kind} at step {disturbed.step()}", flush=True)
-            disturbed.finish()
-            losses = disturbed.points("train/loss")
-            if sorted(losses) != list(range(1, arguments.steps + 1)):
-                raise SystemExit(f"{arguments.steps - len(losses)} steps have no loss")
-            run = disturbed.run()
-            assert run is not None
-            # That none has two points at a step
-            for metric in run.data.metrics:
-                disturbed.points(metric)
-            for metric in ("train/loss", "validation/unmasked", "validation/occluded"):
-                found, expected = disturbed.points(metric), undisturbed.points(metric)
-                if found != expected:
-                    raise SystemExit(f"{metric} is other than undisturbed: {found}\n{expected}")
-            if disturbed.digest() != undisturbed.digest():
-                raise SystemExit("the weights are others than undisturbed")
-            again = int(sum(disturbed.points("train/steps_done_again").values()))
+            while record.kills < arguments.kills:
+                rounds = len(record.rounds)
+                chance = random.Random(f"{arguments.seed} {rounds}")
+                place = folder / f"disturbed{rounds}"
+                disturbed = Command(place, folder / "videos", nodes.address, arguments.steps)
+                deaths = disturb(disturbed, nodes, chance, arguments.victims, arguments.steps)
+                disturbed.finish()
+                again = compare(disturbed, undisturbed, arguments.steps)
+                print(f"finished after {disturbed.starts} start(s): the same run", flush=True)
+                record.add(deaths, steps=arguments.steps, starts=disturbed.starts, again=again)
         finally:
             nodes.stop()
-    print(f"{deaths.total()} kills ({counted(deaths)}), {disturbed.starts} starts: one run, ", end="")
-    print(
-        "each loss and validation once and the same, no metric twice at a step, the same weights; "
-        f"{again} of {arguments.steps} steps done again"
-    )
+    print(table())
+
+
+def disturb(
+    command: Command, nodes: Nodes, chance: random.Random, victims: Sequence[str], steps: int
+) -> Counter[str]:
+    """Kills at random steps; how many of each kind."""
+    deaths: Counter[str] = Counter()
+    # In order, so that each comes after the step at which the one before struck
+    for at in sorted(chance.sample(range(1, steps - 5), _KILLS_A_TRAINING)):
+        kind = chance.choice(victims)
+        while True:
+            command.start()
+            if command.step() >= at and killed(kind, command, nodes, chance):
+                break
+            time.sleep(0.2)
+        deaths[kind] += 1
+        print(f"killed a {kind} at step {command.step()}", flush=True)
+    return deaths
+
+
+def compare(disturbed: Command, undisturbed: Command, steps: int) -> int:
+    """SystemExit where the trainings differ; how many steps were done again."""
+    losses = disturbed.points("train/loss")
+    if sorted(losses) != list(range(1, steps + 1)):
+        raise SystemExit(f"{steps - len(losses)} steps have no loss")
+    run = disturbed.run()
+    assert run is not None
+    # That none has two points at a step
+    for metric in run.data.metrics:
+        disturbed.points(metric)
+    for metric in ("train/loss", "validation/unmasked", "validation/occluded"):
+        found, expected = disturbed.points(metric), undisturbed.points(metric)
+        if found != expected:
+            raise SystemExit(f"{metric} is other than undisturbed: {found}\n{expected}")
+    if disturbed.digest() != undisturbed.digest():
+        raise SystemExit("the weights are others than undisturbed")
+    return int(sum(disturbed.points("train/steps_done_again").values()))
+
+
+def table() -> str:
+    """What is noted of all trainings, each of which had the undisturbed one's losses and weights."""
+    rounds = Record.of("training").rounds
+    row = [len(rounds), *(sum(each["kills"].get(kind, 0) for each in rounds) for kind in VICTIMS)]
+    row += [Record.of("training").kills, *(sum(each[key] for each in rounds) for key in ("starts", "steps"))]
+    row.append(sum(each["again"] for each in rounds))
+    heads = ["trainings", *VICTIMS, "kills", "starts", "steps", "done again"]
+    return report.table(heads, [row], texts=0)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,23 @@ The job runs on a cluster of two nodes on this machine, and is typed again where
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import psutil
 from ray.cluster_utils import Cluster
 
+from benchmarks.experiments.cells import RESULTS, revision
 from pipelines.installation import PROJECT_FOLDER
+from pipelines.storage import write_whole
 
 
 class Nodes:
@@ -102,9 +107,35 @@ def kill_one_titled(title: str, chance: random.Random) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class Record:
+    """What a script that kills has noted of its finished rounds, in docs/results/kills."""
+
+    path: Path
+    rounds: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, name: str) -> Self:
+        path = RESULTS / "kills" / f"{name}.json"
+        return cls(path, json.loads(path.read_text()) if path.exists() else [])
+
+    @property
+    def kills(self) -> int:
+        """How many there were."""
+        return sum(sum(each["kills"].values()) for each in self.rounds)
+
+    def add(self, kills: Counter[str], **facts: object) -> None:
+        """Notes a round."""
+        self.rounds.append({"kills": dict(sorted(kills.items())), "revision": revision(), **facts})
+        lines = ",\n ".join(json.dumps(each) for each in self.rounds)
+        write_whole(self.path, f"[{lines}]\n".encode())
+
+
 def add_options(parser: argparse.ArgumentParser, kinds: Collection[str], kills: int) -> None:
     """The options of a script that kills."""
-    parser.add_argument("--kills", type=int, default=kills, help=f"how many; {kills} by default")
+    parser.add_argument(
+        "--kills", type=int, default=kills, help=f"how many, with those noted before; {kills} by default"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
     parser.add_argument(
         "--victims",
@@ -114,8 +145,3 @@ def add_options(parser: argparse.ArgumentParser, kinds: Collection[str], kills: 
         metavar="KIND",
         help=f"what to kill: {', '.join(kinds)}; all by default",
     )
-
-
-def counted(deaths: Counter[str]) -> str:
-    """How many of each kind."""
-    return ", ".join(f"{kind} {count}" for kind, count in sorted(deaths.items()))
