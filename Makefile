@@ -94,7 +94,7 @@ $(INSTALLED): pyproject.toml uv.lock torch-cpu.txt
 # edited by hand when torch moves.
 lock: $(INSTALLED)
 	$(VENV)/bin/uv lock $(ARGS)
-	$(VENV)/bin/uv export --frozen --no-emit-project --quiet --output-file requirements.txt
+	$(VENV)/bin/uv export --frozen --no-emit-project --extra server --quiet --output-file requirements.txt
 	$(MAKE) install
 	$(VENV)/bin/python -m docs.make.licences > $(VENV)/licences.md
 	mv $(VENV)/licences.md docs/reference/licences.md

@@ -84,7 +84,7 @@ def test_no_package_is_built_while_it_is_installed() -> None:
 
 
 def test_pip_s_requirements_are_what_uv_locked() -> None:
-    exported = uv("export", "--frozen", "--no-emit-project")
+    exported = uv("export", "--frozen", "--no-emit-project", "--extra", "server")
     written = (REPOSITORY / "requirements.txt").read_text()
     # The first lines are the command.
     assert [line for line in written.splitlines() if line[:1] != "#"] == [

@@ -1,0 +1,184 @@
+"""What is in deploy/ is what its readers accept: KubeRay, Compose, a container's builder and SLURM."""
+
+import gzip
+import json
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from jobs.commands import COMMANDS, options_of_job
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DEPLOY = REPOSITORY / "deploy"
+RAY_JOBS = ("kuberay-label.yaml", "kuberay-train.yaml")
+SCHEMA = REPOSITORY / "tests" / "data" / "kuberay-1.7.0-rayjob.json.gz"
+LOCKED = {
+    package["name"]: package["version"]
+    for package in tomllib.loads((REPOSITORY / "uv.lock").read_text())["package"]
+}
+INSTRUCTION = re.compile(r"(?m)^([A-Z]+) ((?:.*\\\n)*.*)$")
+
+
+def ray_job(name: str) -> dict[str, Any]:
+    documents = list(yaml.safe_load_all((DEPLOY / name).read_text()))
+    (job,) = (each for each in documents if each["kind"] == "RayJob")
+    return dict(job)
+
+
+def refused_unknown(schema: Any) -> Any:
+    """The schema as the API server reads it, which drops what it doesn't know, with an error instead."""
+    if isinstance(schema, list):
+        return [refused_unknown(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: refused_unknown(value) for key, value in schema.items()}
+    if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+@pytest.mark.parametrize("name", RAY_JOBS)
+def test_kuberay_accepts_the_job_and_knows_all_of_its_fields(name: str) -> None:
+    schema = json.loads(gzip.decompress(SCHEMA.read_bytes()))["schema"]
+    schema["properties"]["metadata"] = {"type": "object"}
+    jsonschema.validate(ray_job(name), refused_unknown(schema))
+
+
+def test_a_misspelt_field_is_none_that_kuberay_knows() -> None:
+    schema = refused_unknown(json.loads(gzip.decompress(SCHEMA.read_bytes()))["schema"])
+    job = ray_job("kuberay-label.yaml")
+    job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["minReplica"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="minReplica"):
+        jsonschema.validate(job["spec"], schema["properties"]["spec"])
+
+
+@pytest.mark.parametrize("name", RAY_JOBS)
+def test_a_kuberay_job_runs_the_locked_ray_behind_a_token(name: str) -> None:
+    cluster = ray_job(name)["spec"]["rayClusterSpec"]
+    assert cluster["rayVersion"] == LOCKED["ray"]
+    assert cluster["authOptions"] == {"mode": "token"}
+
+
+@pytest.mark.parametrize("name", RAY_JOBS)
+def test_a_kuberay_job_scales_gpus_down_to_nothing_and_keeps_tasks_off_the_head(name: str) -> None:
+    cluster = ray_job(name)["spec"]["rayClusterSpec"]
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    assert cluster["enableInTreeAutoscaling"]
+    assert all(group["minReplicas"] == 0 < group["maxReplicas"] for group in groups.values())
+    (gpu,) = groups["gpu"]["template"]["spec"]["containers"]
+    assert gpu["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+@pytest.mark.parametrize("name", RAY_JOBS)
+def test_no_secret_is_written_into_a_kuberay_job(name: str) -> None:
+    text = (DEPLOY / name).read_text()
+    assert "secretRef: {name: distillflow-storage}" in text
+    values = re.findall(r"value: \"([^\"]*)\"", text)
+    assert all(value.startswith("http://") for value in values)
+
+
+@pytest.mark.parametrize("name", RAY_JOBS)
+def test_a_kuberay_job_is_a_command_with_options_that_there_are(name: str) -> None:
+    program, command, recipe, *words = shlex.split(ray_job(name)["spec"]["entrypoint"])
+    assert program == "distillflow"
+    known = {option.path.replace("_", "-") for option in options_of_job(COMMANDS[command])[recipe]}
+    given = {word.removeprefix("--") for word in words if word.startswith("--")}
+    assert given
+    assert given <= known
+
+
+def instructions() -> list[tuple[str, str]]:
+    text = re.sub(r"(?m)^#.*\n", "", (DEPLOY / "Dockerfile").read_text())
+    return INSTRUCTION.findall(text)
+
+
+def test_a_container_installs_by_hash_alone() -> None:
+    installs = [line for name, run in instructions() if name == "RUN" for line in run.split("&&")]
+    installs = [" ".join(line.replace("\\\n", " ").split()) for line in installs if "pip install" in line]
+    assert len(installs) == 3
+    assert all("--require-hashes --only-binary :all: --no-deps" in line for line in installs)
+
+
+def test_a_container_runs_as_nobody_special() -> None:
+    stages = re.split(r"(?m)^FROM ", (DEPLOY / "Dockerfile").read_text())[1:]
+    final = {stage.split(" AS ")[1].split()[0]: stage for stage in stages if "CMD" in stage}
+    assert final.keys() == {"cpu", "cuda"}
+    for stage in final.values():
+        assert re.findall(r"(?m)^USER (\w+)$", stage) == ["ray"]
+
+
+def test_a_container_gets_only_files_that_are_there_and_not_ignored() -> None:
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    kept = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    copied = {
+        source
+        for name, words in instructions()
+        if name == "COPY" and "--from" not in words
+        for source in words.split()[:-1]
+    }
+    assert copied == kept
+    assert all((REPOSITORY / each).exists() for each in copied)
+
+
+def test_what_a_cpu_container_leaves_out_is_what_only_cuda_needs() -> None:
+    without_cuda = runpy.run_path(str(DEPLOY / "without_cuda.py"))["without_cuda"]
+    requirements = (REPOSITORY / "requirements.txt").read_text()
+    names = re.compile(r"(?m)^([A-Za-z0-9._-]+)==")
+    left_out = {*names.findall(requirements)} - {*names.findall(without_cuda(requirements))}
+    assert {"torch", "triton", "nvidia-cudnn-cu13", "cuda-bindings"} <= left_out
+    assert all(re.match("torch$|triton$|nvidia-|cuda-", name) for name in left_out)
+
+
+def test_a_container_s_requirements_keep_their_hashes() -> None:
+    without_cuda = runpy.run_path(str(DEPLOY / "without_cuda.py"))["without_cuda"]
+    text = without_cuda(
+        "a==1 ; x \\\n    --hash=sha256:1\ntorch==2 \\\n    --hash=sha256:2\nb==3 \\\n    --hash=sha256:3\n"
+    )
+    assert text == "a==1 ; x \\\n    --hash=sha256:1\nb==3 \\\n    --hash=sha256:3\n"
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    return content
+
+
+def test_composed_services_wait_for_what_they_need(services: dict[str, Any]) -> None:
+    needed = {each for service in services.values() for each in service.get("depends_on", {})}
+    assert needed <= services.keys()
+    assert {"database", "buckets"} <= services["mlflow"]["depends_on"].keys()
+
+
+def test_composed_services_are_reached_from_this_machine_alone(services: dict[str, Any]) -> None:
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    assert len(ports) == 2
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_composed_services_have_no_password_of_their_own(services: dict[str, Any]) -> None:
+    secrets = {
+        name: value
+        for service in services.values()
+        for name, value in service.get("environment", {}).items()
+        if re.search("PASSWORD|SECRET|ACCESS_KEY|AUTH_TOKEN", name)
+    }
+    assert secrets
+    assert all(re.fullmatch(r"\$\{\w+:\?.*\}", value) for value in secrets.values())
+
+
+def test_the_slurm_script_is_bash_that_runs_any_command() -> None:
+    script = DEPLOY / "slurm.sbatch"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    assert 'distillflow "$@"' in script.read_text()
+    if shutil.which("shellcheck") is not None:
+        subprocess.run(["shellcheck", "--exclude", "SC1091,SC2155", str(script)], check=True)
