@@ -173,8 +173,13 @@ class PairSet:
         return rows[cast(int, place["row"])]
 
     def decode(self, row: Mapping[str, Any]) -> FramePair:
-        """The pair in a row of `read_group`."""
-        return decode_row(row, self.max_spread)
+        """The pair in a row of `read_group`; ValueError, which names pair and set, of a damaged one."""
+        try:
+            return decode_row(row, self.max_spread)
+        except ValueError as error:
+            raise ValueError(
+                f"pair {row['pair_id']} in {self.location}, of {row['video']}, can't be read: {error}"
+            ) from error
 
     def example(self) -> FramePair:
         """The pair in `example_row`."""

@@ -160,7 +160,8 @@ def label_sets(folder: Path, files: int, rng: np.random.Generator) -> str:
         kind, content = damaged(set_ / target, rng)
         (set_ / target).write_bytes(content)
         kinds.append((str(choice), kind))
-        names.append(target.name)
+        # A damaged frame's error names the pair and the set.
+        names.append(str(set_) if choice == "shard" else target.name)
         place = ["--labels", str(set_)]
         if choice == "progress":
             trials.append(["pseudolabel", "smoke", "--status", *place, "--videos", str(folder / "videos")])

@@ -315,6 +315,14 @@ def test_a_row_that_holds_something_else_than_its_size_is_refused(attack: str, l
     assert re.search(told, error), error
 
 
+def test_a_damaged_frame_is_named_by_its_pair_and_its_set(labels: Path) -> None:
+    table = column(honest_table(), "image1", [b"#!/bin/sh"] * PAIRS)
+    (labels / SHARD).write_bytes(encode_shard(table, 2))
+    assert re.search(
+        f"pair [0-9a-f]{{32}} in {labels}, of /v/a.mp4, can't be read", error_of(lambda: export(labels))
+    )
+
+
 def written(table: pa.Table, **options: Any) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, **options)
