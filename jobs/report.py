@@ -15,6 +15,8 @@ from pipelines.ledger import LEDGER_FILE
 from pipelines.pair_set import PairSet
 
 _MOST_REASONS = 10
+_MOST_INPUTS = 20
+"""That a summary names; the ledger has all."""
 
 
 def status_text(labels: str, status: LabellingStatus, now: datetime) -> str:
@@ -67,9 +69,11 @@ def summary_text(summary: LabellingSummary) -> str:
     lines.append(f"{summary.pairs_per_second:.1f} pairs/s")
     if summary.ledger:
         lines.append(f"{len(summary.ledger)} inputs were skipped or cut short:")
-    for entry in summary.ledger:
+    for entry in summary.ledger[:_MOST_INPUTS]:
         # Strangers choose these: a line end would begin a line that looks like one of ours.
         lines.append(f"  {plain(entry.video)}: {entry.outcome}, {plain(entry.reason)}")
+    if len(summary.ledger) > _MOST_INPUTS:
+        lines.append(f"  and {len(summary.ledger) - _MOST_INPUTS} others, see {LEDGER_FILE} in the labels")
     return "\n".join(lines)
 
 
