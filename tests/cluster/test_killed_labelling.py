@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ MOST_DEATHS = 6
 """Of the one process that labels a deadly video of 18 shards: three for each of the two that Ray sends it at
 once."""
 
-# It can stop at a step: however busy the machine is, it waits there for what the test does to it.
+# It can stop at steps: however busy the machine is, it waits there for what the test does to it.
 DRIVER = """
 import os, signal, sys
 import ray
@@ -58,17 +58,16 @@ class Deadly(OcclusionCheck):
         return super().__call__(flow_fw, flow_bw)
 
 if __name__ == "__main__":
-    videos, teacher, labels, address, stop_at = sys.argv[1:]
+    videos, teacher, labels, address, *stops = sys.argv[1:]
     steps = 0
     def report(_):
         global steps
         steps += 1
-        if steps == int(stop_at):
+        if str(steps) in stops:
             os.kill(os.getpid(), signal.SIGSTOP)
     options = LabellingOptions(shard_pairs=8, num_teachers=1)
     clips, check = ClipOptions(chunk_pairs=4), Deadly()
-    here = {"num_cpus": 3, "include_dashboard": False} if address == "local" else {}
-    ray.init(address=address, log_to_driver=False, **here)
+    ray.init(address=address, log_to_driver=False)
     collection, teachers = Collection.find(videos), Teachers.fetched([teacher])
     summary = write_labels(collection, teachers, labels, clips, check, options, on_progress=report)
     print("new_pairs", summary.new_pairs)
@@ -101,19 +100,19 @@ class Driver:
     """The labelling command, in a process of its own."""
 
     def __init__(
-        self, address: str, collection: Path, teacher: Path, labels: Path | str, stop_at: int
+        self, address: str, collection: Path, teacher: Path, labels: Path | str, stops: Sequence[int]
     ) -> None:
         script = teacher / "driver.py"
         deaths = repr(str(script.with_name("deaths")))
         script.write_text(DRIVER.replace("WIDTH", str(DEADLY_WIDTH)).replace("DEATHS", deaths))
         self.process = subprocess.Popen(
-            [sys.executable, str(script), str(collection), str(teacher), str(labels), address, str(stop_at)],
+            [sys.executable, str(script), *map(str, (collection, teacher, labels, address, *stops))],
             stdout=subprocess.PIPE,
             text=True,
         )
 
     def wait_for_stop(self) -> None:
-        """Until it waits at its step."""
+        """Until it waits at its next step."""
         while psutil.Process(self.process.pid).status() != psutil.STATUS_STOPPED:
             assert self.process.poll() is None, "it ended before its step"
             time.sleep(0.02)
@@ -152,21 +151,15 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def node(cluster: Cluster) -> Any:
     """The node that does the work."""
-    return cluster.add_node(num_cpus=3)
+    return cluster.add_node(num_cpus=4)
 
 
 @pytest.fixture(scope="module")
 def start(cluster: Cluster, node: Any, collection: Path, teacher: Path) -> Start:
-    """Starts a driver that labels into a folder, in the cluster unless another address is given."""
+    """Starts a driver that labels into a folder, in the cluster."""
 
-    def started(
-        labels: Path | str,
-        *,
-        stop_at: int = 0,
-        address: str = cluster.address,
-        videos: Path = collection,
-    ) -> Driver:
-        return Driver(address, videos, teacher, labels, stop_at)
+    def started(labels: Path | str, *stops: int, videos: Path = collection) -> Driver:
+        return Driver(cluster.address, videos, teacher, labels, stops)
 
     return started
 
@@ -214,12 +207,10 @@ def test_a_killed_driver_and_a_rerun_leave_each_pair_once(
     tmp_path: Path, start: Start, kill_workers: Kill, undisturbed: Path
 ) -> None:
     labels = tmp_path / "labels"
-    for step in (1, 20):
-        # The second time beside what the first one had started, which goes on for a while.
-        driver = start(labels, stop_at=step)
-        driver.wait_for_stop()
-        driver.kill()
-        assert not (labels / "_manifest.json").exists()
+    driver = start(labels, 20)
+    driver.wait_for_stop()
+    driver.kill()
+    assert not (labels / "_manifest.json").exists()
     # As if the machine had stopped.
     kill_workers("MapBatches")
     written = {path: path.stat().st_mtime_ns for path in labels.rglob("*.parquet")}
@@ -234,14 +225,13 @@ def test_a_killed_driver_and_two_reruns_at_once_leave_each_pair_once_on_object_s
     bucket: Bucket, start: Start, undisturbed: Path
 ) -> None:
     labels = bucket.uri("labels")
-    driver = start(labels, stop_at=12)
+    driver = start(labels, 12)
     driver.wait_for_stop()
     # What it had started goes on for a while, beside the others.
     driver.kill()
     before = bucket.contents("labels", ".parquet")
     bucket.server.refused_share, bucket.server.cut_share = 0.1, 0.03
-    # As from two machines, each with its Ray.
-    both = [start(labels, address="local") for _ in range(2)]
+    both = [start(labels) for _ in range(2)]
     for each in both:
         each.finish()
     bucket.server.refused_share = bucket.server.cut_share = 0.0
@@ -269,24 +259,6 @@ def test_killed_decoders_cost_no_pair_after_a_rerun(
     expect_the_same(labels, undisturbed)
 
 
-def test_killed_workers_cost_no_pair(
-    tmp_path: Path, start: Start, kill_workers: Kill, undisturbed: Path
-) -> None:
-    labels = tmp_path / "labels"
-    driver = start(labels, stop_at=1)
-    # Readers as they read, a teacher that has just been started and one that works.
-    for title in ("Reader", "Reader", "Teacher", "Teacher)).submit"):
-        while not kill_workers(title):
-            assert driver.process.poll() is None, f"it ended before a {title} could be killed"
-            time.sleep(0.1)
-    # Once there is a file, whatever is at work, writers too.
-    driver.wait_for_stop()
-    kill_workers("MapBatches")
-    driver.go_on()
-    driver.finish()
-    expect_the_same(labels, undisturbed)
-
-
 def test_a_video_over_which_processes_die_is_left_out_and_named_however_many_shards_it_has(
     tmp_path: Path, start: Start, collection: Path, teacher: Path, undisturbed: Path
 ) -> None:
@@ -303,15 +275,24 @@ def test_a_video_over_which_processes_die_is_left_out_and_named_however_many_sha
     assert sorted(ids) == sorted(expected)
 
 
-def test_a_killed_node_costs_no_pair(
-    tmp_path: Path, cluster: Cluster, node: Any, start: Start, undisturbed: Path
+def test_killed_workers_and_then_a_killed_node_cost_no_pair(
+    tmp_path: Path, cluster: Cluster, node: Any, start: Start, kill_workers: Kill, undisturbed: Path
 ) -> None:
     labels = tmp_path / "labels"
-    driver = start(labels, stop_at=6)
+    driver = start(labels, 1, 6)
+    # Readers as they read, a teacher that has just been started and one that works.
+    for title in ("Reader", "Reader", "Teacher", "Teacher)).submit"):
+        while not kill_workers(title):
+            assert driver.process.poll() is None, f"it ended before a {title} could be killed"
+            time.sleep(0.1)
+    # Once there is a file, whatever is at work, writers too.
+    driver.wait_for_stop()
+    kill_workers("MapBatches")
+    driver.go_on()
     driver.wait_for_stop()
     written = contents(labels)
     cluster.remove_node(node, allow_graceful=False)
-    cluster.add_node(num_cpus=3)
+    cluster.add_node(num_cpus=4)
     driver.go_on()
     if driver.process.wait() != 0:
         start(labels).finish()

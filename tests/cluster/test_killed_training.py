@@ -97,8 +97,8 @@ def start(
     folder: Path,
     videos: Path,
     *resume: str,
-    steps: int = 40,
-    validate_every: int = 10,
+    steps: int = 24,
+    validate_every: int = 8,
     workers: int = 1,
     worker_dies_at: int = -1,
     driver_dies_at: int = -1,
@@ -197,12 +197,12 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory, videos: Path, empty_stor
     run is resumed."""
     folder = tmp_path_factory.mktemp("disturbed")
     shutil.copy(empty_store, folder)
-    driver = start(folder, videos, worker_dies_at=14, driver_dies_at=26)
+    driver = start(folder, videos, worker_dies_at=10, driver_dies_at=18)
     driver.communicate()
     assert driver.returncode == -signal.SIGKILL
-    assert (folder / "killed-14").exists()
+    assert (folder / "killed-10").exists()
     run_id = only_run(folder).info.run_id
-    resumed = start(folder, videos, run_id, worker_dies_at=14, driver_dies_at=26)
+    resumed = start(folder, videos, run_id, worker_dies_at=10, driver_dies_at=18)
     return Trained(folder=folder, uri=result_of(resumed))
 
 
@@ -214,7 +214,7 @@ def test_killing_a_worker_and_then_the_driver_ends_in_the_same_weights(
 
 def test_a_training_that_was_killed_and_resumed_is_one_run_with_each_step_once(disturbed: Trained) -> None:
     assert only_run(disturbed.folder).info.status == "FINISHED"
-    assert sorted(logged(disturbed.folder, "train/loss")) == list(range(2, 41, 2))
+    assert sorted(logged(disturbed.folder, "train/loss")) == list(range(2, 25, 2))
 
 
 def test_a_training_that_was_killed_tells_the_steps_that_it_did_again(disturbed: Trained) -> None:
