@@ -12,7 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowcore.datasets import find_samples, samples_digest
+from flowcore.datasets import find_samples
+from flowcore.samples import samples_digest
 from jobs.command import run
 from jobs.stages import Evaluate, data_set_at
 from pipelines.cluster import connect

@@ -17,7 +17,8 @@ from urllib.parse import quote
 
 from pyarrow.fs import FileInfo, FileType
 
-from flowcore.datasets import SEQUENCES, DataSet, find_sequences
+from flowcore.datasets import DataSet
+from flowcore.sequences import SEQUENCES, find_sequences
 from pipelines.disclosure import is_text, refuse_secrets
 from pipelines.storage import (
     Folder,
@@ -142,7 +143,7 @@ def find_videos(collection: str) -> list[VideoSource]:
     - a list file (.txt) that names one of these a line, relative to the list's folder; # begins a comment;
     - the URI of a folder, a video file or a list file;
     - a data set such as kitti2015:/data/kitti, whose videos are the sequences that
-      `flowcore.datasets.find_sequences` finds in the folder or URI.
+      `flowcore.sequences.find_sequences` finds in the folder or URI.
 
     A list's URIs with a video's extension are trusted: the storage isn't asked about each. What has a
     `misnomer` is among the videos, to be accounted for.

@@ -11,8 +11,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from flowcore import datasets
-from flowcore.datasets import DataSet, Sample, Truth
+from flowcore.datasets import DataSet, find_samples
 from flowcore.drawing import Picture, comparison_panel
 from flowcore.metrics import (
     FlowErrors,
@@ -23,6 +22,7 @@ from flowcore.metrics import (
     occlusion_counts,
 )
 from flowcore.occlusion import OcclusionCheck
+from flowcore.samples import Sample, Truth, load, unreadable
 from pipelines.estimators import Estimator, predictions
 from pipelines.progress import bar
 from pipelines.room import evaluating_processes
@@ -125,7 +125,7 @@ def evaluate(
     Raises what `find_samples` raises, and ValueError where a model can't estimate a pair, and where pairs
     can't be read, which it names all.
     """
-    samples = datasets.find_samples(data_set.name, shared_folder(data_set.root, "--truth"))
+    samples = find_samples(data_set.name, shared_folder(data_set.root, "--truth"))
     errors: dict[tuple[str, int], Errors] = {}
     problems: dict[int, str] = {}
     with bar(f"evaluate {data_set.name}", "pair", len(samples)) as drawn:
@@ -135,7 +135,7 @@ def evaluate(
                 problems[row["sample"]] = f"{samples[row['sample']].name}: {row['problem']}"
             drawn.update(len(errors) // len(estimators) - drawn.n)
     if problems:
-        raise datasets.unreadable([problems[each] for each in sorted(problems)], len(samples), data_set.root)
+        raise unreadable([problems[each] for each in sorted(problems)], len(samples), data_set.root)
     return {
         name: EvaluationResult(
             data_set=data_set.name,
@@ -177,7 +177,7 @@ def table(title: str, rows: Mapping[str, Errors]) -> str:
 
 def example(sample: Sample, estimators: Mapping[str, Estimator], check: OcclusionCheck) -> Picture:
     """A picture of a sample with its truth and each model's estimate."""
-    truth = datasets.load(sample)
+    truth = load(sample)
     return comparison_panel(
         truth.image1,
         truth.image2,
@@ -208,7 +208,7 @@ class _Evaluator:
         sample = self._samples[row["sample"]]
         problem, errors = "", Errors(pairs=1)
         try:
-            truth = datasets.load(sample)
+            truth = load(sample)
         except (ValueError, OSError) as error:
             problem = str(error)
         for name, estimator in self._estimators.items():

@@ -19,12 +19,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from flowcore.datasets import Sample, Truth, find_samples, load, unreadable
+from flowcore.datasets import find_samples
 from flowcore.formats import encode_flow, encode_image, encode_mask
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import FramePair
 from flowcore.pseudolabels import labels_of
 from flowcore.records import LIST_BYTES
+from flowcore.samples import Sample, Truth, load, unreadable
 from flowcore.shapes import Flow, Mask, to_images
 from pipelines.invocation import typed
 from pipelines.labels import MOST_FLOW, PAIR_ID, beside, decode_occlusion, label_columns

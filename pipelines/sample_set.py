@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from flowcore.datasets import Sample, Truth
 from flowcore.frame_codec import FrameCodec
+from flowcore.samples import Sample, Truth
 from pipelines.labels import encode_shard, pair_columns, pair_id
 from pipelines.ledger import MANIFEST_FILE, VideoRecord, write_manifest
 from pipelines.pair_set import PairSet

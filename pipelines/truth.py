@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from flowcore.datasets import Sample, find_samples, load, samples_digest
+from flowcore.datasets import find_samples
+from flowcore.samples import Sample, load, samples_digest
 from pipelines.labels import beside, truth_columns
 from pipelines.pair_set import PairSet
 from pipelines.sample_set import SAMPLE_CODEC, frame_pair, sample_set

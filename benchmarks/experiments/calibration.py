@@ -30,11 +30,12 @@ from benchmarks import report
 from benchmarks.experiments.cells import RESULTS, file_name
 from benchmarks.experiments.real_pairs import STUDENT
 from benchmarks.inputs import real_sets
-from flowcore.datasets import find_samples, load
+from flowcore.datasets import find_samples
 from flowcore.metrics import endpoint_error
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pseudolabels import pseudo_labels
+from flowcore.samples import load
 from flowcore.scenes import SceneOptions, render_scene
 from flowcore.shapes import to_images
 from pipelines.checkpoints import load_model

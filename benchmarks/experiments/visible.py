@@ -28,7 +28,8 @@ from benchmarks.experiments.cells import (
     student,
     truth,
 )
-from flowcore.datasets import Truth, find_samples, load
+from flowcore.datasets import find_samples
+from flowcore.samples import Truth, load
 from pipelines.cluster import connect
 from pipelines.estimators import load_estimator
 

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 
-from flowcore import datasets
-from flowcore.datasets import DataSet, Sample
+from flowcore.datasets import DataSet, find_samples
 from flowcore.formats import write_flow, write_image
 from flowcore.metrics import FlowErrors, OcclusionCounts
 from flowcore.networks import PWCNetConfig
+from flowcore.samples import Sample, load
 from flowcore.scenes import SceneOptions, render_scene, write_truth
 from pipelines.checkpoints import save_model
 from pipelines.estimators import NoMotion, load_estimator
@@ -74,7 +74,7 @@ def results(scenes: Path, model: str, ray_session: None) -> dict[str, Evaluation
 
 
 def motions(scenes: Path) -> Float[ndarray, " pixels"]:
-    truths = [datasets.load(sample) for sample in datasets.find_samples("scenes", scenes)]
+    truths = [load(sample) for sample in find_samples("scenes", scenes)]
     return np.concatenate([np.hypot(*truth.flow.astype(np.float64)).ravel() for truth in truths])
 
 
@@ -92,14 +92,14 @@ def test_the_error_of_no_motion_is_the_mean_motion(
 def test_the_cluster_counts_what_one_process_counts(
     results: dict[str, EvaluationResult], scenes: Path, model: str
 ) -> None:
-    samples = datasets.find_samples("scenes", scenes)
+    samples = find_samples("scenes", scenes)
     assert len(samples) == 18
     for name, uri in {"zero": "zero", "dis": "opencv:dis_medium"}.items():
         estimator = load_estimator(uri)
-        alone = [pair_errors(estimator, datasets.load(sample), DEFAULT_CHECK) for sample in samples]
+        alone = [pair_errors(estimator, load(sample), DEFAULT_CHECK) for sample in samples]
         assert results[name].pairs == tuple(zip(samples, alone, strict=True))
     net = load_estimator(model)
-    alone = [pair_errors(net, datasets.load(sample), DEFAULT_CHECK) for sample in samples]
+    alone = [pair_errors(net, load(sample), DEFAULT_CHECK) for sample in samples]
     # another number of threads adds in another order
     epe = sum(alone, Errors()).flow.epe["all"]
     assert results["net"].total.flow.epe["all"] == pytest.approx(epe, rel=1e-4)
@@ -121,8 +121,8 @@ def test_dis_is_better_than_no_motion(results: dict[str, EvaluationResult]) -> N
 
 def test_the_truth_has_no_error_and_its_check_finds_most_of_the_occlusion(scenes: Path) -> None:
     scene = render_scene(3, SCENES)
-    sample = next(s for s in datasets.find_samples("scenes", scenes) if s.name == "scene3/frame_0000")
-    errors = pair_errors(Oracle(scene.flow_fw[0], scene.flow_bw[0]), datasets.load(sample), DEFAULT_CHECK)
+    sample = next(s for s in find_samples("scenes", scenes) if s.name == "scene3/frame_0000")
+    errors = pair_errors(Oracle(scene.flow_fw[0], scene.flow_bw[0]), load(sample), DEFAULT_CHECK)
     assert errors.flow.epe == {"all": 0, "noc": 0, "occ": 0}
     assert errors.flow.fl == 0
     assert errors.occlusion.f1 is not None
@@ -204,7 +204,7 @@ def test_the_table_has_a_row_for_each_model() -> None:
 
 
 def test_the_example_shows_every_model(scenes: Path, model: str) -> None:
-    sample = datasets.find_samples("scenes", scenes)[0]
+    sample = find_samples("scenes", scenes)[0]
     both = {name: load_estimator(uri) for name, uri in {"dis": "opencv:dis_medium", "net": model}.items()}
     one = example(sample, {"dis": both["dis"]}, DEFAULT_CHECK)
     two = example(sample, both, DEFAULT_CHECK)
@@ -220,8 +220,8 @@ def test_a_data_set_without_occlusion_truth_counts_no_occlusion(tmp_path: Path) 
     write_image(folder / "frame10.png", scene.frames[0])
     write_image(folder / "frame11.png", scene.frames[1])
     write_flow(folder / "flow10.flo", scene.flow_fw[0])
-    (sample,) = datasets.find_samples("middlebury", tmp_path)
-    errors = pair_errors(load_estimator("zero"), datasets.load(sample), DEFAULT_CHECK)
+    (sample,) = find_samples("middlebury", tmp_path)
+    errors = pair_errors(load_estimator("zero"), load(sample), DEFAULT_CHECK)
     assert errors.occlusion.pixels == 0
     assert errors.flow.epe["noc"] is None
     assert errors.flow.pixels_all == 48 * 64
@@ -276,7 +276,7 @@ def test_dis_is_better_than_no_motion_on_real_data_sets(
 
 
 def test_of_a_stereo_pair_only_the_motion_along_the_row_counts(scenes: Path) -> None:
-    truth = datasets.load(datasets.find_samples("scenes", scenes)[0])
+    truth = load(find_samples("scenes", scenes)[0])
     disparity = np.where(truth.flow[:1] < 0, truth.flow[:1], -5).astype(np.float32)
     stereo = replace(truth, flow=np.concatenate([disparity, 0 * disparity]), is_stereo=True)
     wrong = np.concatenate([disparity - 4, 0 * disparity + 100]).astype(np.float32)

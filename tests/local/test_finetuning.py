@@ -11,10 +11,11 @@ import torch
 from bare_graph import BareGraph
 from clips import written
 
-from flowcore.datasets import find_samples, load
+from flowcore.datasets import find_samples
 from flowcore.formats import write_flow, write_image
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import OcclusionCheck
+from flowcore.samples import load
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from flowcore.video import ClipOptions
 from jobs import finetune, rerun

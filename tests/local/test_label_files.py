@@ -13,8 +13,9 @@ from clips import written
 from object_storage import Bucket
 from stored_pairs import shard, write_set
 
-from flowcore.datasets import Sample, find_samples, load
+from flowcore.datasets import find_samples
 from flowcore.formats import read_flow, read_mask, write_flow, write_image
+from flowcore.samples import Sample, load
 from jobs import command, distill, export_labels, import_labels
 from pipelines.label_files import EXPORT_FILE, Layout
 from pipelines.labels import FLOW_UNITS, quantized

@@ -15,12 +15,13 @@ import torch
 from bare_graph import BareGraph
 
 from flowcore.augmentation import Crop
-from flowcore.datasets import find_samples, load
+from flowcore.datasets import find_samples
 from flowcore.formats import write_flow, write_image, write_mask
 from flowcore.hallucination import Challenge
 from flowcore.networks import FlowNetwork, tiny
 from flowcore.objectives import Objective
 from flowcore.pairs import Batch, FramePair
+from flowcore.samples import load
 from flowcore.scenes import Scene, SceneOptions, render_scene, write_video
 from jobs import distill, finetune, pseudolabel, train_teacher
 from jobs.recipes import RECIPES

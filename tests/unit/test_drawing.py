@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowcore.datasets import find_samples, load
+from flowcore.datasets import find_samples
 from flowcore.drawing import (
     MAX_ERROR,
     Picture,
@@ -22,6 +22,7 @@ from flowcore.drawing import (
     warp_error,
     with_arrows,
 )
+from flowcore.samples import load
 
 BACKGROUND = 225
 

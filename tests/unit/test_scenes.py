@@ -8,9 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowcore.datasets import find_samples, load
+from flowcore.datasets import find_samples
 from flowcore.geometry import backward_warp, in_frame, pixel_grid
 from flowcore.occlusion import OcclusionCheck
+from flowcore.samples import load
 from flowcore.scenes import Scene, SceneOptions, render_scene, write_truth, write_video
 
 OPTIONS = SceneOptions(height=64, width=96, num_frames=4)
