@@ -6,16 +6,11 @@ writer encodes in memory, writes a temporary file and renames it, so that a kill
 or the new one, never half of it.
 """
 
-import io
-import math
 import re
 import uuid
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -23,6 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from flowcore.flo5 import decode_flo5, encode_flo5
 from flowcore.image_size import MOST_PIXELS, RefusedError, image_size, require_decoded, require_size
+from flowcore.numpy_files import decode_flow_npy, decode_npy, decode_npz, encode_flow_npy
 
 FLOW_SUFFIXES = (".flo", ".flo5", ".npy", ".pfm", ".png")
 
@@ -69,7 +65,7 @@ def decode_flow(
     decode = {
         ".flo": _decode_flo,
         ".flo5": decode_flo5,
-        ".npy": _decode_npy,
+        ".npy": decode_flow_npy,
         ".pfm": _decode_flow_pfm,
     }[suffix]
     flow = decode(content, path, size)
@@ -119,10 +115,37 @@ def encode_flow(
     encode = {
         ".flo": _encode_flo,
         ".flo5": encode_flo5,
-        ".npy": _encode_npy,
+        ".npy": encode_flow_npy,
         ".pfm": _encode_flow_pfm,
     }[suffix]
     return encode(flow)
+
+
+def read_component_flow(
+    path: Path, size: tuple[int, int] | None = None
+) -> tuple[Float[np.ndarray, "2 height width"], Bool[np.ndarray, "height width"]]:
+    """As `read_flow`, of a .npz with the arrays u and v [height, width] (VIPER): unknown is what isn't
+    finite."""
+    components = decode_npz(_content(path, size), path, size, ("u", "v"))
+    if components[0].shape != components[1].shape:
+        raise ValueError(f"{path} holds u {components[0].shape} and v {components[1].shape} of two sizes")
+    flow = np.stack(components).astype(np.float32)
+    valid = (np.abs(flow[0]) <= _UNKNOWN_ABOVE) & (np.abs(flow[1]) <= _UNKNOWN_ABOVE)
+    return np.where(valid, flow, np.float32(0)), valid
+
+
+def read_ranged_flow(
+    path: Path, least: float, most: float, size: tuple[int, int] | None = None
+) -> Float[np.ndarray, "2 height width"]:
+    """Flow in pixels of a 16-bit PNG whose red holds v and green u (Kubric), 0 for `least` px and 65535 for
+    `most`; known everywhere."""
+    bgr = _decode_image(_content(path, size), path, cv2.IMREAD_UNCHANGED, size)
+    if bgr.dtype != np.uint16 or bgr.ndim != 3 or bgr.shape[2] != 3:
+        raise ValueError(
+            f"{path} is {bgr.dtype} {bgr.shape}; a flow PNG (Kubric) is uint16 [height, width, 3]"
+        )
+    share = bgr[..., 1:].transpose(2, 0, 1).astype(np.float64) / _PNG_MAX
+    return (least + share * (most - least)).astype(np.float32)
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
@@ -160,7 +183,7 @@ def read_disparity(
     """
     content = _content(path, size)
     if path.suffix.lower() == ".npz":
-        values = _decode_npz(content, path, size)
+        (values,) = decode_npz(content, path, size)
     else:
         values = _decode_image(content, path, cv2.IMREAD_UNCHANGED, size)
     disparity = (values if values.ndim == 2 else values[..., 0]).astype(np.float32) / np.float32(scale)
@@ -169,7 +192,8 @@ def read_disparity(
 
 
 def read_mask(path: Path, size: tuple[int, int] | None = None) -> Bool[np.ndarray, "height width"]:
-    """True where red, green or blue isn't zero, at any bit depth; raises as `read_image`."""
+    """True where red, green or blue isn't zero, at any bit depth, or where a .npy file of numbers [height,
+    width] isn't; raises as `read_image`."""
     return decode_mask(_content(path, size), path, size)
 
 
@@ -177,8 +201,12 @@ def decode_mask(
     content: bytes, name: str | PathLike[str], size: tuple[int, int] | None = None
 ) -> Bool[np.ndarray, "height width"]:
     """What `read_mask` makes of a file of this name with this content."""
-    bgr = _decode_image(content, Path(name), _IMAGE | cv2.IMREAD_ANYDEPTH, size)
-    mask: np.ndarray = (bgr != 0).any(axis=2)
+    path = Path(name)
+    mask: np.ndarray
+    if path.suffix.lower() == ".npy":
+        mask = decode_npy(content, path, size) != 0
+    else:
+        mask = (_decode_image(content, path, _IMAGE | cv2.IMREAD_ANYDEPTH, size) != 0).any(axis=2)
     return mask
 
 
@@ -270,27 +298,6 @@ def _encode_flow_pfm(flow: Float[np.ndarray, "2 height width"]) -> bytes:
     return f"PF\n{width} {height}\n-1\n".encode() + values[::-1].tobytes()
 
 
-def _decode_npy(
-    content: bytes, path: Path, size: tuple[int, int] | None
-) -> Float[np.ndarray, "2 height width"]:
-    with _as_npy(path):
-        file = io.BytesIO(content)
-        shape, _, dtype = _npy_header(file)
-        if len(shape) != 3 or shape[2] != 2 or dtype.kind != "f":
-            raise RefusedError(f"{path} holds {dtype} {shape}; flow is float [height, width, 2]")
-        require_size(path, shape[:2], size)
-        if file.tell() + math.prod(shape) * dtype.itemsize != len(content):
-            raise ValueError(f"its header says {shape}, and {len(content)} bytes are there")
-        flow = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    return np.ascontiguousarray(flow.transpose(2, 0, 1), dtype=np.float32)
-
-
-def _encode_npy(flow: Float[np.ndarray, "2 height width"]) -> bytes:
-    file = io.BytesIO()
-    np.lib.format.write_array(file, np.ascontiguousarray(flow.transpose(1, 2, 0)), allow_pickle=False)
-    return file.getvalue()
-
-
 def _decode_values(
     content: bytes,
     path: Path,
@@ -339,41 +346,6 @@ def _encode_kitti(
         )
     bgr = np.stack([np.ones_like(units[0]), units[1], units[0]], axis=-1).astype(np.uint16) * valid[..., None]
     return _encode_image(path, bgr)
-
-
-def _decode_npz(content: bytes, path: Path, size: tuple[int, int] | None) -> np.ndarray:
-    with _as_npy(path), zipfile.ZipFile(io.BytesIO(content)) as archive:
-        (member,) = archive.infolist()
-        with archive.open(member) as file:
-            shape, _, dtype = _npy_header(file)
-            if len(shape) != 2 or dtype.kind not in "fiu":
-                raise RefusedError(f"{path} holds {dtype} {shape}; it must be numbers [height, width]")
-            require_size(path, shape, size)
-            if file.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
-                raise ValueError(f"its header says {shape}, and {member.file_size} bytes are there")
-        with archive.open(member) as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-
-
-@contextmanager
-def _as_npy(path: Path) -> Iterator[None]:
-    """ValueError for whatever a damaged file makes its parsers raise: zipfile, zlib and NumPy's header parser
-    have errors of their own."""
-    try:
-        yield
-    except RefusedError:
-        raise
-    except Exception as error:
-        raise ValueError(
-            f"{path} is truncated or is not an {path.suffix} file with one array: {error}"
-        ) from error
-
-
-def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """(shape, whether it lies column by column, type) of an array in NumPy's format."""
-    if np.lib.format.read_magic(file) == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    return np.lib.format.read_array_header_2_0(file)
 
 
 def _decode_image(content: bytes, path: Path, mode: int, size: tuple[int, int] | None) -> np.ndarray:

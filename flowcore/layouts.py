@@ -12,6 +12,7 @@ from flowcore.chairs_split import CHAIRS_SPLIT, SPLIT_BYTES, split_of, split_par
 from flowcore.samples import Sample
 
 _PAIR_NUMBER = re.compile("[0-9]{1,9}")
+_SPRING_FLOW = re.compile(r"flow_(?P<direction>FW|BW)_(?P<camera>left|right)_(?P<frame>\d{4})\.flo5")
 _FRAME = "frame_[0-9][0-9][0-9][0-9]"
 
 
@@ -44,6 +45,7 @@ def _find_kitti(root: Path, *, group: str, image_folders: tuple[str, ...]) -> It
             image1=frames / flow.name,
             image2=frames / target,
             flow=flow,
+            foreground=_if_there(training / "obj_map" / flow.name),
             flow_noc=_if_there(training / "flow_noc" / flow.name),
         )
 
@@ -65,6 +67,7 @@ def _find_kitti2015_stereo(root: Path) -> Iterator[Sample]:
             image1=training / "image_2" / disparity.name,
             image2=training / "image_3" / disparity.name,
             flow=disparity,
+            foreground=_if_there(training / "obj_map" / disparity.name),
             flow_noc=_if_there(training / "disp_noc_0" / disparity.name),
             disparity_scale=256.0,
         )
@@ -150,6 +153,91 @@ def _find_middlebury(root: Path) -> Iterator[Sample]:
         )
 
 
+def _find_spring(root: Path) -> Iterator[Sample]:
+    """Forward and backward flow of both cameras. Its website, "Frequently Asked Questions": a flow has twice
+    the frames' height and width, and its vectors are in pixels of the frames."""
+    for flow in _inside(root, "train").glob("*/flow_*/flow_*_[0-9][0-9][0-9][0-9].flo5"):
+        match = _SPRING_FLOW.fullmatch(flow.name)
+        if match is None:
+            continue
+        scene, camera = flow.parent.parent, match["camera"]
+        frames = scene / f"frame_{camera}"
+        number = int(match["frame"])
+        other = number + 1 if match["direction"] == "FW" else number - 1
+        unmatched = f"matchmap_{flow.stem}"
+        yield Sample(
+            name=f"{scene.name}/{flow.stem}",
+            group="spring",
+            image1=frames / f"frame_{camera}_{number:04d}.png",
+            image2=frames / f"frame_{camera}_{other:04d}.png",
+            flow=flow,
+            unmatched=_if_there(scene / "maps" / unmatched.rpartition("_")[0] / f"{unmatched}.png"),
+            is_fine=True,
+        )
+
+
+def _find_hd1k(root: Path) -> Iterator[Sample]:
+    """Kondermann et al., The HCI Benchmark Suite (CVPR workshops 2016): flow in KITTI's format, named after
+    sequence and frame. Its maps of uncertainty aren't used."""
+    frames = root / "hd1k_input" / "image_2"
+    for flow in root.glob("hd1k_flow_gt/flow_occ/[0-9]*_[0-9]*.png"):
+        yield Sample(
+            name=flow.stem,
+            group="hd1k",
+            image1=frames / flow.name,
+            image2=frames / f"{_next(flow.stem)}.png",
+            flow=flow,
+        )
+
+
+def _find_tartanair(root: Path) -> Iterator[Sample]:
+    """Its "Data Types" page: the flow of the left camera follows from depth and the camera's motion, so what
+    moves by itself or is occluded has none; a mask beside it is not zero there."""
+    for flow in root.glob("**/flow/[0-9]*_[0-9]*_flow.npy"):
+        first, second, _ = flow.stem.split("_", 2)
+        trajectory = flow.parent.parent
+        yield Sample(
+            name=(trajectory.relative_to(root) / first).as_posix(),
+            group="tartanair",
+            image1=trajectory / "image_left" / f"{first}_left.png",
+            image2=trajectory / "image_left" / f"{second}_left.png",
+            flow=flow,
+            invalid=_if_there(flow.with_name(f"{first}_{second}_mask.npy")),
+        )
+
+
+def _find_viper(root: Path) -> Iterator[Sample]:
+    """Its toolkit's "Structure": flow is stored as 16-bit floats in .npz, frames as .png or .jpg."""
+    for part, split in (("train", "training"), ("val", "validation"), (".", None)):
+        for flow in (root / part).glob("flow/*/*_[0-9]*.npz"):
+            frames = root / part / "img" / flow.parent.name
+            suffix = ".png" if (frames / f"{flow.stem}.png").is_file() else ".jpg"
+            yield Sample(
+                name=flow.stem,
+                group="viper",
+                image1=frames / f"{flow.stem}{suffix}",
+                image2=frames / f"{_next(flow.stem)}{suffix}",
+                flow=flow,
+                split=split,  # type: ignore[arg-type]
+            )
+
+
+def _find_kubric(root: Path) -> Iterator[Sample]:
+    """The files of a Kubric worker, as its `write_image_dict` names them. The last frame's flow leads to no
+    frame."""
+    for flow in root.glob("**/forward_flow_[0-9]*.png"):
+        scene = flow.parent
+        number = flow.stem.removeprefix("forward_flow_")
+        yield Sample(
+            name=(scene.relative_to(root) / number).as_posix(),
+            group="kubric",
+            image1=scene / f"rgba_{number}.png",
+            image2=scene / f"{_next(f'rgba_{number}')}.png",
+            flow=flow,
+            flow_range=scene / "data_ranges.json",
+        )
+
+
 def _find_scenes(root: Path) -> Iterator[Sample]:
     for flow in root.glob(f"*/flow/{_FRAME}.flo"):
         scene = flow.parent.parent
@@ -190,7 +278,7 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path], Iterator[Sample]]]] = {
     ),
     "kitti2015": (
         "training/image_2/000000_10.png and _11.png, training/flow_occ/000000_10.png, "
-        "with flow_noc/ beside flow_occ/",
+        "with flow_noc/ and obj_map/ beside flow_occ/",
         _find_kitti2015,
     ),
     "chairs": (
@@ -203,6 +291,29 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path], Iterator[Sample]]]] = {
         _find_chairs2,
     ),
     "middlebury": ("<scene>/frame10.png, frame11.png, flow10.flo", _find_middlebury),
+    "spring": (
+        "train/<scene>/frame_left/frame_left_0001.png and train/<scene>/flow_FW_left/flow_FW_left_0001.flo5, "
+        "so with right and BW too, and with maps/ beside them",
+        _find_spring,
+    ),
+    "hd1k": (
+        "hd1k_input/image_2/000000_0010.png and hd1k_flow_gt/flow_occ/000000_0010.png",
+        _find_hd1k,
+    ),
+    "tartanair": (
+        "<environment>/<Easy or Hard>/P000/image_left/000000_left.png and flow/000000_000001_flow.npy beside "
+        "it, with flow/000000_000001_mask.npy",
+        _find_tartanair,
+    ),
+    "viper": (
+        "[train/ or val/]img/001/001_00001.png (or .jpg) and [train/ or val/]flow/001/001_00001.npz; val/ to "
+        "judge, train/ to learn from",
+        _find_viper,
+    ),
+    "kubric": (
+        "<scene>/rgba_00000.png, forward_flow_00000.png and data_ranges.json, as a Kubric worker writes them",
+        _find_kubric,
+    ),
     "kitti2015-stereo": (
         "training/image_2/000000_10.png, training/image_3/000000_10.png, training/disp_occ_0/000000_10.png, "
         "with disp_noc_0/ beside disp_occ_0/",

@@ -3,14 +3,15 @@
 Results are float64 sums and counts, which add, so that splitting a data set over workers doesn't change a
 number. Means are taken once, at the end, over all pixels of the set. Every pixel weighs the same, not every
 frame; that matters where frames differ in size or in how much truth they have (KITTI). On Sintel and Chairs,
-whose truth is dense and of one size, both conventions give the same EPE over all pixels.
+whose truth is dense and of one size, both conventions give the same EPE over all pixels. `slices.py` has
+both, and the parts of the pixels that benchmarks report.
 """
 
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flowcore.shapes import Flow, Mask
@@ -90,14 +91,9 @@ def flow_errors(flow: Flow, truth: Flow, valid: Mask, occluded: Mask | None) -> 
     """
     _check_sizes(flow=flow, truth=truth, valid=valid, occluded=valid if occluded is None else occluded)
     error = endpoint_error(flow.double(), truth.double())[valid]
-    broken = ~error.isfinite()
-    if broken.any():
-        raise ValueError(
-            f"{int(broken.sum())} of {error.numel()} pixels with truth have a non-finite error: "
-            "the flow or its truth holds NaN or infinity there"
-        )
-    magnitude = torch.linalg.vector_norm(truth.double(), dim=1, keepdim=True)[valid]
-    outlier = (error > 3.0) & (error > 0.05 * magnitude)
+    require_finite(error)
+    length = torch.linalg.vector_norm(truth.double(), dim=1, keepdim=True)[valid]
+    outlier = is_outlier(error, length)
     of_all = FlowErrors(error_all=float(error.sum()), pixels_all=error.numel(), outliers=int(outlier.sum()))
     if occluded is None:
         return of_all
@@ -108,6 +104,22 @@ def flow_errors(flow: Flow, truth: Flow, valid: Mask, occluded: Mask | None) -> 
         pixels_noc=int((~hidden).sum()),
         pixels_occ=int(hidden.sum()),
     )
+
+
+def is_outlier(error: Float[Tensor, " pixels"], length: Float[Tensor, " pixels"]) -> Bool[Tensor, " pixels"]:
+    """True = wrong by more than 3 px and by more than 5 % of the true flow's length. Both are in pixels."""
+    outlier: Tensor = (error > 3.0) & (error > 0.05 * length)
+    return outlier
+
+
+def require_finite(error: Float[Tensor, " pixels"]) -> None:
+    """ValueError where an error isn't finite: every threshold would miss that pixel."""
+    broken = ~error.isfinite()
+    if broken.any():
+        raise ValueError(
+            f"{int(broken.sum())} of {error.numel()} pixels with truth have a non-finite error: "
+            "the flow or its truth holds NaN or infinity there"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,15 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from flowcore.formats import read_disparity, read_flow, read_image, read_mask
+from flowcore.formats import (
+    read_component_flow,
+    read_disparity,
+    read_flow,
+    read_image,
+    read_mask,
+    read_ranged_flow,
+)
+from flowcore.records import RECORD_BYTES, parse, record
 
 _MOST_TOLD = 1000
 """Problems that an error tells one by one."""
@@ -30,7 +38,7 @@ class Sample:
     """Unique within the group and the same on every machine, such as `cave_2/frame_0011`."""
     group: str
     """Prefix of the metrics: sintel/clean, sintel/final, kitti12, kitti15, chairs, chairs2, middlebury,
-    scenes, kitti15-stereo or middlebury-stereo."""
+    spring, hd1k, tartanair, viper, kubric, scenes, kitti15-stereo or middlebury-stereo."""
     image1: Path
     image2: Path
     flow: Path
@@ -38,10 +46,18 @@ class Sample:
     """Mask; nonzero = occluded."""
     visible: Path | None = None
     """Mask; 255 = visible, less = occluded or unknown (Middlebury stereo)."""
+    unmatched: Path | None = None
+    """Image; red or green not zero = occluded or outside image2 (Spring)."""
     invalid: Path | None = None
     """Mask; nonzero = ignore the flow here."""
+    foreground: Path | None = None
+    """Mask; nonzero = on an object that moves by itself (KITTI 2015)."""
     flow_noc: Path | None = None
     """Flow at non-occluded pixels only (KITTI)."""
+    is_fine: bool = False
+    """`flow` has four vectors for a pixel, twice the frames' height and width (Spring)."""
+    flow_range: Path | None = None
+    """JSON with the pixels that the least and the largest number in `flow` stand for (Kubric)."""
     disparity_scale: float | None = None
     """Set for rectified stereo pairs, left frame first: `flow` then holds disparity times this."""
     disparity_right: Path | None = None
@@ -63,6 +79,34 @@ class Truth:
     """A rectified stereo pair: u is minus the disparity, v is 0, and only u is judged."""
     occluded: Bool[np.ndarray, "height width"] | None
     """True = image2 doesn't show this pixel of image1; meaningful where `valid`. None = unknown."""
+    foreground: Bool[np.ndarray, "height width"] | None = None
+    """True = on an object that moves by itself. None = unknown."""
+    unmasked: "Unmasked | None" = None
+    """The flow without the data set's mask of invalid pixels; None where there is no such mask."""
+    finer: Float[np.ndarray, "4 2 height width"] | None = None
+    """The four vectors of a pixel where the truth is twice as fine as the frames, in pixels of the frames:
+    upper left (which is `flow`), upper right, lower left, lower right. None elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Unmasked:
+    """A flow where its file has one, those pixels included that the data set says to ignore."""
+
+    flow: Float[np.ndarray, "2 height width"]
+    """In pixels; zero where not `valid`."""
+    valid: Bool[np.ndarray, "height width"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Range:
+    """Pixels of motion that the least and the largest number of a file stand for."""
+
+    min: float
+    max: float
+
+    def __post_init__(self) -> None:
+        if not self.min < self.max:
+            raise ValueError(f"its min {self.min} must be below its max {self.max}")
 
 
 def samples_digest(samples: Sequence[Sample]) -> str:
@@ -80,10 +124,17 @@ def load(sample: Sample) -> Truth:
     image1 = read_image(sample.image1)
     size = image1.shape[:2]
     image2 = read_image(sample.image2, size)
-    flow, valid = _read_truth(sample, sample.flow, size)
+    finer = None
+    if sample.is_fine:
+        finer, valid = _read_fine(sample.flow, size)
+        flow = finer[0]
+    else:
+        flow, valid = _read_truth(sample, sample.flow, size)
     occluded = _read_occlusion(sample, flow, valid)
-    invalid = np.zeros_like(valid) if sample.invalid is None else read_mask(sample.invalid, size)
-    known = valid & ~invalid
+    known, unmasked = valid, None
+    if sample.invalid is not None:
+        known = valid & ~read_mask(sample.invalid, size)
+        unmasked = Unmasked(flow=flow, valid=valid)
     return Truth(
         image1=image1,
         image2=image2,
@@ -91,6 +142,9 @@ def load(sample: Sample) -> Truth:
         valid=known,
         is_stereo=sample.disparity_scale is not None,
         occluded=occluded,
+        foreground=None if sample.foreground is None else read_mask(sample.foreground, size),
+        unmasked=unmasked,
+        finer=finer,
     )
 
 
@@ -114,10 +168,43 @@ def _read_truth(
 ) -> tuple[Float[np.ndarray, "2 height width"], Bool[np.ndarray, "height width"]]:
     """Flow, of this size (height, width), and where it is known. What is at x in the left frame is at
     x - disparity in the right one."""
-    if sample.disparity_scale is None:
-        return read_flow(path, size)
-    disparity, known = read_disparity(path, sample.disparity_scale, size)
-    return np.stack([-disparity, np.zeros_like(disparity)]), known
+    if sample.disparity_scale is not None:
+        disparity, known = read_disparity(path, sample.disparity_scale, size)
+        return np.stack([-disparity, np.zeros_like(disparity)]), known
+    if sample.flow_range is not None:
+        least, most = _read_range(sample.flow_range)
+        return read_ranged_flow(path, least, most, size), np.ones(size, dtype=bool)
+    if path.suffix == ".npz":
+        return read_component_flow(path, size)
+    return read_flow(path, size)
+
+
+def _read_fine(
+    path: Path, size: tuple[int, int]
+) -> tuple[Float[np.ndarray, "4 2 height width"], Bool[np.ndarray, "height width"]]:
+    """The four vectors of each pixel of frames of this (height, width), and where all four are known."""
+    flow, known = read_flow(path, (2 * size[0], 2 * size[1]))
+    corners = [(row, column) for row in (0, 1) for column in (0, 1)]
+    finer = np.stack([flow[:, row::2, column::2] for row, column in corners])
+    valid = np.logical_and.reduce([known[row::2, column::2] for row, column in corners])
+    return finer * valid, valid
+
+
+def _read_range(path: Path) -> tuple[float, float]:
+    """(least, largest) pixels of motion in a forward flow, of Kubric's data_ranges.json."""
+    with path.open("rb") as file:
+        content = file.read(RECORD_BYTES + 1)
+    try:
+        if len(content) > RECORD_BYTES:
+            raise ValueError(f"it has more than {RECORD_BYTES} bytes")
+        values = parse(content)
+        named = values.get("forward_flow") if isinstance(values, dict) else None
+        known = record(_Range, named)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no JSON with forward_flow's min and max, which Kubric writes beside its flow: {error}"
+        ) from error
+    return known.min, known.max
 
 
 def _read_occlusion(
@@ -129,6 +216,9 @@ def _read_occlusion(
         occluded = read_mask(sample.occlusion, valid.shape)
     elif sample.visible is not None:
         occluded = (read_image(sample.visible, valid.shape) != 255).any(axis=2)
+    elif sample.unmatched is not None:
+        colours = read_image(sample.unmatched, valid.shape)
+        occluded = (colours[..., 0] > 0) | (colours[..., 1] > 0)
     elif sample.flow_noc is not None:
         occluded = valid & ~_read_truth(sample, sample.flow_noc, valid.shape)[1]
     elif sample.disparity_right is not None:

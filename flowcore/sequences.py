@@ -38,7 +38,7 @@ def find_sequences(
 
     A missing frame ends a sequence, and the next frame begins another. Left out are KITTI's pairs with truth
     with the frames beside them, and, where the split file is there, Flying Chairs' validation pairs. All
-    frames of Sintel are taken: both passes, in training/ and test/.
+    frames of the other sets are taken, with truth or without: of Sintel both passes, in training/ and test/.
 
     Raises ValueError for a data set without such frames and for a split file that is none, FileNotFoundError
     where the expected layout has no sequence.
@@ -101,6 +101,23 @@ _SEQUENCES: dict[str, tuple[str, tuple[str, ...]]] = {
         "of which frames 9 to 12 are left out",
         (rf"image_2/{_KITTI_FRAME}",),
     ),
+    "spring": (
+        "{train,test}/<scene>/{frame_left,frame_right}/frame_left_0001.png and so on",
+        (r"frame_(left|right)/frame_(left|right)_(?P<frame>\d{4})\.png",),
+    ),
+    "hd1k": (
+        "{hd1k_input,hd1k_challenge}/image_2/000000_0010.png and so on",
+        (r"image_2/\d{6}_(?P<frame>\d{4})\.png",),
+    ),
+    "tartanair": (
+        "<environment>/<Easy or Hard>/P000/{image_left,image_right}/000000_left.png and so on",
+        (r"image_(left|right)/(?P<frame>\d{6})_(left|right)\.png",),
+    ),
+    "viper": (
+        "{train,val,test}/img/001/001_00001.png (or .jpg) and so on",
+        (r"img/\d+/\d+_(?P<frame>\d{5})\.png", r"img/\d+/\d+_(?P<frame>\d{5})\.jpg"),
+    ),
+    "kubric": ("<scene>/rgba_00000.png and so on", (r"rgba_(?P<frame>\d{5})\.png",)),
 }
 """The layout in words, and patterns of file names; the first pattern that finds a sequence is used."""
 SEQUENCES = tuple(_SEQUENCES)

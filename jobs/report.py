@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from flowcore.drawing import Picture, Prediction, comparison_panel
 from pipelines.disclosure import plain
-from pipelines.evaluation import EvaluationResult, table
+from pipelines.evaluation import EvaluationResult, slice_table, table
 from pipelines.labelling import LabellingSummary
 from pipelines.labelling_status import LabellingStatus
 from pipelines.labels import decode_occlusion
@@ -78,12 +78,13 @@ def summary_text(summary: LabellingSummary) -> str:
 
 
 def errors_text(results: Mapping[str, EvaluationResult]) -> str:
-    """A table of the models' errors for each group of pairs."""
+    """For each group of pairs, a table of the models' errors, and one of each model's errors by slice."""
     tables = []
     for group, errors in next(iter(results.values())).groups.items():
         rows = {name: result.groups[group] for name, result in results.items()}
-        tables.append(table(f"{group}, {errors.pairs} pairs", rows) + "\n")
-    return "\n".join(tables)
+        tables.append(table(f"{group}, {errors.pairs} pairs", rows))
+        tables += [slice_table(f"{group}, {name}", each.slices) for name, each in rows.items()]
+    return "\n\n".join(tables) + "\n"
 
 
 def errors_json(results: Mapping[str, EvaluationResult]) -> bytes:

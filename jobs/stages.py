@@ -228,7 +228,8 @@ class Finetune(LabelledStage):
 
     truth: str
     """The data set whose truth is learnt from, NAME:FOLDER with one of the names sintel, kitti2012,
-    kitti2015, chairs, chairs2, middlebury, kitti2015-stereo, middlebury-stereo and scenes (rendered)."""
+    kitti2015, chairs, chairs2, middlebury, spring, hd1k, tartanair, viper, kubric, kitti2015-stereo,
+    middlebury-stereo and scenes (rendered)."""
     init: str | None = field()
     """The model to start from, such as models:/flow-student@champion. Take `fresh` for fresh weights of the
     recipe's network."""
@@ -276,8 +277,9 @@ class Evaluate:
     opencv:<name>, torchvision:<name>, ptlflow:<name>, or `zero`, which answers that nothing moves."""
     truth: str
     """The data set to judge by, NAME:FOLDER with one of the names sintel, kitti2012, kitti2015, chairs,
-    chairs2, middlebury, kitti2015-stereo, middlebury-stereo and scenes (rendered). All nodes must share the
-    folder. Of a stereo set disparity is judged: its EPE, and D1 under the name Fl."""
+    chairs2, middlebury, spring, hd1k, tartanair, viper, kubric, kitti2015-stereo, middlebury-stereo and
+    scenes (rendered). All nodes must share the folder. Of a stereo set disparity is judged: its EPE, and D1
+    under the name Fl."""
     json: str | None = None
     """File to write the numbers to, a path or a URI: those of the model, or of several models by name. Give
     it to compare by script."""

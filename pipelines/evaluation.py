@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
+from jaxtyping import Bool
 
 from flowcore.datasets import DataSet, find_samples
 from flowcore.drawing import Picture, comparison_panel
@@ -23,6 +25,8 @@ from flowcore.metrics import (
 )
 from flowcore.occlusion import OcclusionCheck
 from flowcore.samples import Sample, Truth, load, unreadable
+from flowcore.shapes import Mask
+from flowcore.slices import SLICES, SliceErrors, added, sliced_errors
 from pipelines.estimators import Estimator, predictions
 from pipelines.progress import bar
 from pipelines.room import evaluating_processes
@@ -42,6 +46,8 @@ class ErrorSummary(TypedDict):
     fl: float | None
     occlusion: OcclusionSummary
     pairs: int
+    slices: dict[str, dict[str, Any]]
+    """Errors by slice, such as fg or s40."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +57,34 @@ class Errors:
     flow: FlowErrors = field(default_factory=FlowErrors)
     occlusion: OcclusionCounts = field(default_factory=OcclusionCounts)
     pairs: int = 0
+    slices: Mapping[str, SliceErrors] = field(default_factory=dict)
+    """By the names of `SLICES`; those without a pixel are missing."""
 
     def __add__(self, other: "Errors") -> "Errors":
         return Errors(
             flow=self.flow + other.flow,
             occlusion=self.occlusion + other.occlusion,
             pairs=self.pairs + other.pairs,
+            slices=added(self.slices, other.slices),
         )
 
     def summary(self) -> ErrorSummary:
-        return {**self.flow.summary(), "occlusion": self.occlusion.summary(), "pairs": self.pairs}
+        return {
+            **self.flow.summary(),
+            "occlusion": self.occlusion.summary(),
+            "pairs": self.pairs,
+            "slices": {name: errors.summary() for name, errors in self.slices.items()},
+        }
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """Metrics by path: `<prefix>/epe/occ`, `<prefix>/fl/all`, `<prefix>/occlusion/f1`. Unknown ones are
+        """Metrics by path: `<prefix>/epe/occ`, `<prefix>/fl/fg`, `<prefix>/occlusion/f1`. Unknown ones are
         left out."""
         values = {
+            **{
+                f"{measure}/{name}": value
+                for name, errors in self.slices.items()
+                for measure, value in errors.measures.items()
+            },
             **{f"epe/{region}": value for region, value in self.flow.epe.items()},
             "fl/all": self.flow.fl,
             **{f"occlusion/{name}": value for name, value in self.occlusion.summary().items()},
@@ -151,27 +170,73 @@ def pair_errors(estimator: Estimator, truth: Truth, check: OcclusionCheck) -> Er
     On a stereo pair only the disparity, -u, counts. Then fl is D1, which has the same limits, 3 px and 5 %.
     """
     flow_fw, flow_bw = (torch.from_numpy(flow)[None] for flow in estimator(truth.image1, truth.image2))
-    true_flow, valid = torch.from_numpy(truth.flow)[None], torch.from_numpy(truth.valid)[None, None]
+    true_flow, valid = torch.from_numpy(truth.flow)[None], _mask(truth.valid)
     asked = torch.stack([flow_fw[:, 0], true_flow[:, 1]], dim=1) if truth.is_stereo else flow_fw
-    if truth.occluded is None:
-        return Errors(flow=flow_errors(asked, true_flow, valid, None), pairs=1)
-    occluded = torch.from_numpy(truth.occluded)[None, None]
-    return Errors(
-        flow=flow_errors(asked, true_flow, valid, occluded),
-        occlusion=occlusion_counts(check(flow_fw, flow_bw), occluded, valid),
-        pairs=1,
+    occluded = None if truth.occluded is None else _mask(truth.occluded)
+    unmasked = truth.unmasked
+    slices = sliced_errors(
+        asked,
+        true_flow,
+        valid,
+        occluded=occluded,
+        foreground=None if truth.foreground is None else _mask(truth.foreground),
+        unmasked=None if unmasked is None else (torch.from_numpy(unmasked.flow)[None], _mask(unmasked.valid)),
+        finer=None if truth.finer is None else torch.from_numpy(truth.finer)[None],
     )
+    flow = flow_errors(asked, true_flow, valid, occluded)
+    if occluded is None:
+        return Errors(flow=flow, pairs=1, slices=slices)
+    found = occlusion_counts(check(flow_fw, flow_bw), occluded, valid)
+    return Errors(flow=flow, occlusion=found, pairs=1, slices=slices)
+
+
+def _mask(mask: Bool[np.ndarray, "height width"]) -> Mask:
+    return torch.from_numpy(mask)[None, None]
 
 
 def table(title: str, rows: Mapping[str, Errors]) -> str:
     """The errors of several models on the same pairs, as a table that is both plain text and Markdown."""
     head = [title, "EPE all", "EPE noc", "EPE occ", "Fl %", "occlusion F"]
-    lines = [[name, *_cells(errors)] for name, errors in rows.items()]
-    widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
+    return _aligned([head, *([name, *_cells(errors)] for name, errors in rows.items())])
+
+
+def slice_table(title: str, slices: Mapping[str, SliceErrors]) -> str:
+    """A model's errors slice by slice, with the means over pixels and over images that papers report."""
+    head = [
+        title,
+        "pixels",
+        "EPE",
+        "EPE/image",
+        "Fl %",
+        "Fl %/image",
+        "3px %",
+        "3px %/image",
+        "1px %",
+        "WAUC %",
+    ]
+    lines = []
+    for name, errors in slices.items():
+        shares = [
+            errors.fl,
+            errors.fl_per_image,
+            errors.off_3px,
+            errors.off_3px_per_image,
+            errors.off_1px,
+            errors.wauc,
+        ]
+        lengths = [_number(errors.epe), _number(errors.epe_per_image)]
+        lines.append([name, str(errors.pixels), *lengths, *map(_percent, shares)])
+    return _aligned([head, *lines])
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    """A table of lines of cells, the head first; numbers to the right."""
+    head, *rows = lines
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join(
         "| " + " | ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) + " |"
-        for line in [head, rule, *lines]
+        for line in [head, rule, *rows]
     )
 
 
@@ -217,7 +282,7 @@ class _Evaluator:
                     errors = pair_errors(estimator, truth, self._check)
             except ValueError as error:
                 raise ValueError(f"{name} on {sample.group} {sample.name}: {error}") from error
-            yield {**row, "model": name, "problem": problem, **vars(errors.flow), **vars(errors.occlusion)}
+            yield {**row, "model": name, "problem": problem, **_to_row(errors)}
 
 
 def _rows(
@@ -241,13 +306,37 @@ def _rows(
     yield from dataset.iter_rows()
 
 
+def _to_row(errors: Errors) -> dict[str, int | float]:
+    """One pair's errors as columns, of which every pair has the same: a slice without pixels is zeros."""
+    slices = {name: errors.slices.get(name, SliceErrors()) for name in SLICES}
+    columns = {
+        f"{name} {field}": number for name, each in slices.items() for field, number in vars(each).items()
+    }
+    return {**vars(errors.flow), **vars(errors.occlusion), **columns}
+
+
 def _from_row(row: Mapping[str, Any]) -> Errors:
     flow = FlowErrors(**{name: row[name] for name in vars(FlowErrors())})
     occlusion = OcclusionCounts(**{name: row[name] for name in vars(OcclusionCounts())})
-    return Errors(flow=flow, occlusion=occlusion, pairs=1)
+    slices = {
+        # Counts that a block gives back as NumPy's integers wouldn't be JSON.
+        name: SliceErrors(
+            **{field: type(zero)(row[f"{name} {field}"]) for field, zero in vars(SliceErrors()).items()}
+        )
+        for name in SLICES
+    }
+    known = {name: errors for name, errors in slices.items() if errors.pixels}
+    return Errors(flow=flow, occlusion=occlusion, pairs=1, slices=known)
 
 
 def _cells(errors: Errors) -> list[str]:
     epe, fl, f1 = errors.flow.epe, errors.flow.fl, errors.occlusion.f1
-    numbers = [epe["all"], epe["noc"], epe["occ"], None if fl is None else 100 * fl, f1]
-    return ["-" if number is None else f"{number:.2f}" for number in numbers]
+    return [*map(_number, [epe["all"], epe["noc"], epe["occ"]]), _percent(fl), _number(f1)]
+
+
+def _number(number: float | None) -> str:
+    return "-" if number is None else f"{number:.2f}"
+
+
+def _percent(share: float | None) -> str:
+    return _number(None if share is None else 100 * share)

@@ -16,6 +16,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from flowcore.metrics import FlowErrors, OcclusionCounts
 from flowcore.pseudolabels import PseudoLabels
+from flowcore.slices import SLICES, SliceErrors
 from jobs.commands import options_of_job
 from jobs.options import REQUIRED, Option, docstrings
 from jobs.recipes import RECIPES
@@ -138,6 +139,23 @@ def metrics_page() -> str:
     return f"{table}\n\n{_doc(FlowErrors)}\n\n{_doc(OcclusionCounts)}"
 
 
+def slices_page() -> str:
+    """The parts of the pixels that errors are reported for, and what is reported of each."""
+    measures = {
+        "`epe`": SliceErrors.epe,
+        "`fl`": SliceErrors.fl,
+        "`1px`": SliceErrors.off_1px,
+        "`3px`": SliceErrors.off_3px,
+        "`wauc`": SliceErrors.wauc,
+        "`epe_per_image`": SliceErrors.epe_per_image,
+        "`fl_per_image`": SliceErrors.fl_per_image,
+        "`3px_per_image`": SliceErrors.off_3px_per_image,
+    }
+    parts = _table(["slice", "what it holds"], [[f"`{name}`", text] for name, text in SLICES.items()])
+    means = _table(["measure", "what it is"], [[name, _doc(measure)] for name, measure in measures.items()])
+    return f"{parts}\n\n{means}"
+
+
 def _doc(thing: object) -> str:
     return " ".join((inspect.getdoc(thing) or "").split())
 
@@ -207,6 +225,13 @@ class MetricTable(_Generated):
         return metrics_page()
 
 
+class SliceTable(_Generated):
+    """`{slice-table}`"""
+
+    def markdown(self) -> str:
+        return slices_page()
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     app.add_directive("job-purpose", JobPurpose)
@@ -214,4 +239,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("recipe-table", RecipeTable)
     app.add_directive("label-columns", LabelColumns)
     app.add_directive("metric-table", MetricTable)
+    app.add_directive("slice-table", SliceTable)
     return {"parallel_read_safe": True}

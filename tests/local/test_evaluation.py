@@ -14,8 +14,9 @@ from flowcore.datasets import DataSet, find_samples
 from flowcore.formats import write_flow, write_image
 from flowcore.metrics import FlowErrors, OcclusionCounts
 from flowcore.networks import PWCNetConfig
-from flowcore.samples import Sample, load
+from flowcore.samples import Sample, Truth, Unmasked, load
 from flowcore.scenes import SceneOptions, render_scene, write_truth
+from flowcore.slices import SliceErrors
 from pipelines.checkpoints import save_model
 from pipelines.estimators import NoMotion, load_estimator
 from pipelines.evaluation import (
@@ -25,6 +26,7 @@ from pipelines.evaluation import (
     evaluate,
     example,
     pair_errors,
+    slice_table,
     table,
 )
 
@@ -201,6 +203,74 @@ def test_the_table_has_a_row_for_each_model() -> None:
         "| zero            |    2.00 |       - |       - | 10.00 |           - |",
         "| a student       |    1.75 |    1.00 |    2.50 | 12.50 |        0.50 |",
     ]
+
+
+def test_slices_are_metrics_beside_the_others_and_in_the_summary() -> None:
+    slices = {
+        "all": SliceErrors(error=20.0, pixels=10, outliers=1, image_epe=2.0, image_fl=0.1, images=1),
+        "fg": SliceErrors(
+            error=8.0,
+            pixels=2,
+            outliers=1,
+            off_by_1px=2,
+            off_by_3px=1,
+            inlier_ranks=5050,
+            image_epe=4.0,
+            image_fl=0.5,
+            image_off_by_3px=0.5,
+            images=1,
+        ),
+    }
+    result = result_of({"kitti15": replace(errors_of(1, 2.0), slices=slices)})
+    metrics = result.metrics()
+    assert {name: value for name, value in metrics.items() if name.endswith("/fg")} == {
+        "kitti15/epe/fg": 4.0,
+        "kitti15/fl/fg": 0.5,
+        "kitti15/1px/fg": 1.0,
+        "kitti15/3px/fg": 0.5,
+        "kitti15/wauc/fg": 0.5,
+        "kitti15/epe_per_image/fg": 4.0,
+        "kitti15/fl_per_image/fg": 0.5,
+        "kitti15/3px_per_image/fg": 0.5,
+    }
+    assert (metrics["kitti15/epe/all"], metrics["kitti15/fl/all"]) == (2.0, 0.1)
+    summary = json.loads(json.dumps(result.summary()))
+    assert list(summary["slices"]) == list(summary["groups"]["kitti15"]["slices"]) == ["all", "fg"]
+    assert summary["slices"]["fg"]["pixels"] == 2
+    assert slice_table("kitti", result.total.slices).splitlines() == [
+        "| kitti | pixels |  EPE | EPE/image |  Fl % | Fl %/image | 3px % | 3px %/image |  1px % | WAUC % |",
+        "| ----- | -----: | ---: | --------: | ----: | ---------: | ----: | ----------: | -----: | -----: |",
+        "| all   |     10 | 2.00 |      2.00 | 10.00 |      10.00 |  0.00 |        0.00 |   0.00 |   0.00 |",
+        "| fg    |      2 | 4.00 |      4.00 | 50.00 |      50.00 | 50.00 |       50.00 | 100.00 |  50.00 |",
+    ]
+
+
+def test_a_pair_s_slices_have_what_its_truth_tells() -> None:
+    """No motion, judged where half of the frame moves by 12 px, and a third of that is masked."""
+    flow = np.zeros((2, 4, 6), np.float32)
+    flow[0, :, 3:] = 12
+    valid = np.ones((4, 6), dtype=bool)
+    valid[:, 5] = False
+    truth = Truth(
+        image1=np.zeros((4, 6, 3), np.uint8),
+        image2=np.zeros((4, 6, 3), np.uint8),
+        flow=flow * valid,
+        valid=valid,
+        occluded=None,
+        foreground=flow[0] > 0,
+        unmasked=Unmasked(flow=flow, valid=np.ones_like(valid)),
+        finer=np.stack([flow * valid, flow / 2, flow, flow]),
+    )
+    slices = pair_errors(load_estimator("zero"), truth, DEFAULT_CHECK).slices
+    assert {name: (errors.pixels, errors.epe) for name, errors in slices.items()} == {
+        "all": (20, 12 * 8 / 20),
+        "s0-10": (12, 0.0),
+        "s10-40": (8, 12.0),
+        "bg": (12, 0.0),
+        "fg": (8, 12.0),
+        "unmasked": (24, 6.0),
+        "nearest": (20, 6 * 8 / 20),
+    }
 
 
 def test_the_example_shows_every_model(scenes: Path, model: str) -> None:

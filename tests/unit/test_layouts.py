@@ -49,7 +49,11 @@ def test_sintel_has_a_sample_a_pass_where_flow_and_both_frames_exist(tmp_path: P
     np.testing.assert_array_equal(truth.flow, np.where(TOP, 0, FLOW))
     assert truth.occluded is not None
     np.testing.assert_array_equal(truth.occluded, LEFT)
+    assert truth.unmasked is not None
+    assert truth.unmasked.valid.all()
+    np.testing.assert_array_equal(truth.unmasked.flow, FLOW)
     assert load(samples[2]).occluded is None
+    assert load(samples[2]).unmasked is None
     assert load(samples[2]).valid.all()
 
 
@@ -83,6 +87,21 @@ def test_kitti_is_occluded_where_only_flow_occ_knows_the_flow(
 
     shutil.rmtree(training / "flow_noc")
     assert load(find_samples(data_set, tmp_path)[0]).occluded is None
+
+
+@pytest.mark.parametrize("data_set", ["kitti2015", "kitti2015-stereo"])
+def test_kitti_s_foreground_is_where_its_object_map_is_not_zero(tmp_path: Path, data_set: str) -> None:
+    training = tmp_path / "training"
+    for folder in ("image_2", "image_3"):
+        for frame in (10, 11):
+            put_image(training / folder / f"000007_{frame}.png")
+    put_flow(training / "flow_occ" / "000007_10.png")
+    put_disparity(training / "disp_occ_0" / "000007_10.png", np.full((HEIGHT, WIDTH), 256, np.uint16))
+    assert load(find_samples(data_set, tmp_path)[0]).foreground is None
+    put_disparity(training / "obj_map" / "000007_10.png", np.where(LEFT, 3, 0).astype(np.uint8))
+    foreground = load(find_samples(data_set, tmp_path)[0]).foreground
+    assert foreground is not None
+    np.testing.assert_array_equal(foreground, LEFT)
 
 
 def test_kitti2012_prefers_its_color_frames(tmp_path: Path) -> None:
