@@ -18,6 +18,7 @@ _ORDER = (
     "finetune",
     "evaluate",
     "predict",
+    "submit",
     "gallery",
     "export_labels",
     "import_labels",

@@ -19,6 +19,7 @@ from jobs import (
     predict,
     pseudolabel,
     rerun,
+    submit,
     train_teacher,
 )
 
@@ -31,6 +32,7 @@ JOBS: dict[str, Any] = {
     "import_labels": import_labels.ImportLabels,
     "predict": predict.Predict,
     "rerun": rerun.Rerun,
+    "submit": submit.Submit,
     "train_teacher": train_teacher.recipes()["demo"][1],
     "train_teacher, RAFT": train_teacher.recipes()["demo:raft"][1],
     "train_teacher, FlowNet": train_teacher.recipes()["demo:flownetc"][1],

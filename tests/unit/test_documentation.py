@@ -106,7 +106,7 @@ def test_every_script_takes_the_words_that_the_pages_give_it(
 
 def test_no_two_commands_of_the_pages_write_into_one_place() -> None:
     # What each job writes; the others only read --labels.
-    written = {"predict": "--output", "export_labels": "--output", "export_model": "--output"}
+    written = dict.fromkeys(("predict", "submit", "export_labels", "export_model"), "--output")
     written |= {"gallery": "--output", "pseudolabel": "--labels", "import_labels": "--labels"}
     writers: dict[str, set[str]] = {}
     for _, job, words in job_commands():
