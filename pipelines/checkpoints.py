@@ -30,6 +30,8 @@ FORMAT = 2
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
 STATE_FILE = "state.pt"
+KEPT_FOLDER = "kept"
+"""The folder, in a run's, of the checkpoints of `keep_every`."""
 MOST_BYTES = 2**32
 """Of a model's weights."""
 _HEADER_BYTES = 2**20

@@ -8,18 +8,20 @@ import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.checkpoints import KEPT_FOLDER, read_model
 from pipelines.description import NOTE, description
 from pipelines.disclosure import tell
 from pipelines.installation import PROJECT_FOLDER
 from pipelines.invocation import running_job, typed, typed_again
-from pipelines.models import StartingPoint, fetch_model
+from pipelines.models import StartingPoint, copied_model, fetch_model
 from pipelines.pair_set import PairSet
 from pipelines.parameters import shortened
-from pipelines.registry import register, run_of
-from pipelines.storage import absolute, is_mlflow_uri
+from pipelines.registry import link_version, log_checkpoint, register, run_of
+from pipelines.storage import Folder, absolute, is_mlflow_uri, join
 from pipelines.teachers import teacher_names
 from pipelines.tracking import Run, start
 
@@ -79,9 +81,14 @@ class StageRun(Run):
         self.provenance["generation"] = str(generation)
 
     def register(self, trained: "Trained", name: str) -> str:
-        """Stores the trained model in the run and registers it as a version of `name`; returns that version's
-        URI."""
+        """Stores the trained model in the run, as one that MLflow serves, and registers it as a version of
+        `name`; returns that version's URI."""
+        # Brings what MLflow serves models with, which only this needs.
+        from pipelines.serving import make_servable
+
+        make_servable(trained.model, self.run_id)
         self.artifact(trained.model, "model")
+        model_id = self._log_checkpoints(trained)
         final = {"step": trained.step, **trained.validation}
         self.summary({f"final/{key}": value for key, value in final.items()})
         if trained.step < trained.ended_at:
@@ -96,6 +103,7 @@ class StageRun(Run):
             validation_digest=trained.judge.digest,
             judge=lambda uri: trained.judge.score(fetch_model(uri)),
         )
+        link_version(self, model_id, version)
         self.tag("made", version.uri)
         if not version.is_champion:
             tell(
@@ -103,6 +111,34 @@ class StageRun(Run):
                 "no higher"
             )
         return version.uri
+
+    def _log_checkpoints(self, trained: "Trained") -> str:
+        """Makes logged models of the result, whose id it returns, and of the checkpoints that are kept for
+        ever."""
+        from pipelines.serving import make_servable
+
+        log = partial(
+            log_checkpoint, self, params=self.provenance, judged_on=("held back", trained.judge.digest)
+        )
+        model_id = log(trained.step, trained.model)
+        for step, folder in self._kept_checkpoints():
+            make_servable(folder, self.run_id)
+            log(step, folder)
+        return model_id
+
+    def _kept_checkpoints(self) -> Iterator[tuple[int, Path]]:
+        """(step, a copy of the model) of each; without those that a kill left in parts."""
+        if not self.root:
+            return
+        place = join(self.root, f"{self.run_id}/{KEPT_FOLDER}")
+        for name in Folder(place).folders():
+            try:
+                folder = copied_model(join(place, name))
+                read_model(folder)
+            except (FileNotFoundError, ValueError) as error:
+                tell(f"{name} in {place} isn't whole, and stays out of MLflow: {error}")
+                continue
+            yield int(name.removeprefix("step-")), folder
 
 
 @contextlib.contextmanager

@@ -63,20 +63,26 @@ def fetch_model(uri: str) -> Path:
         return model_folder(registry.download(uri), uri)
     if "://" not in uri:
         return model_folder(Path(absolute(uri, "model")), uri)
+    return copied_model(uri)
+
+
+def copied_model(location: str) -> Path:
+    """A copy of the model in a folder or at a URI, without what else is there; it vanishes with the process.
+    Raises as `fetch_model`."""
     folder = vanishing_folder()
     try:
         for name, most in ((WEIGHTS_FILE, MOST_BYTES), (CARD_FILE, RECORD_BYTES)):
-            if (found := Folder(uri).size(name) or 0) > most:
-                raise ValueError(f"{name} at {uri} has {found} bytes, and at most {most} are read")
-            (folder / name).write_bytes(Folder(uri).read(name))
+            if (found := Folder(location).size(name) or 0) > most:
+                raise ValueError(f"{name} at {location} has {found} bytes, and at most {most} are read")
+            (folder / name).write_bytes(Folder(location).read(name))
     # Arrow's other errors, such as that memory ran out, say nothing of the model.
     except (ArrowInvalid, FileNotFoundError) as error:
         raise FileNotFoundError(
-            f"there is no model at {uri} ({error}); {CONTENTS}; check the address"
+            f"there is no model at {location} ({error}); {CONTENTS}; check the address"
         ) from error
     except OSError as error:
         raise ConnectionError(
-            f"the model at {uri} can't be read now ({error}); check the storage and its credentials"
+            f"the model at {location} can't be read now ({error}); check the storage and its credentials"
         ) from error
     return folder
 

@@ -8,6 +8,7 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.disclosure import without_secrets
 from pipelines.installation import PACKAGE, PROJECT_FOLDER
+from pipelines.registry import LOGGED_MODEL_URI
 from pipelines.revision import DIFF_FILE, PACKAGES_FILE, code_files, revision_of
 from pipelines.storage import is_mlflow_uri
 from pipelines.tracking import ABSENT, OPTIONS_FILE, client_of, impatient, tracking_uri, unreachable
@@ -32,7 +33,8 @@ class Recorded:
 
     def pinned(self, init: str | None) -> str | None:
         """The model that `init` named when the run began: an alias may name another one by now."""
-        if "init" in self.made_from and is_mlflow_uri(init or ""):
+        is_pinned = LOGGED_MODEL_URI.fullmatch(init or "") is not None
+        if "init" in self.made_from and is_mlflow_uri(init or "") and not is_pinned:
             return f"runs:/{self.made_from['init']}/model"
         return init
 

@@ -1,6 +1,7 @@
-"""Which version of a registered model is the best?"""
+"""Which models did a run leave, and which version of a registered model is the best?"""
 
 import functools
+import json
 import math
 import posixpath
 import re
@@ -10,18 +11,23 @@ from pathlib import Path
 
 import mlflow.artifacts
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from pipelines.checkpoints import CARD_FILE, OtherVersionError
 from pipelines.disclosure import tell, without_secrets
 from pipelines.installation import PROJECT_FOLDER
+from pipelines.parameters import shortened
 from pipelines.tracking import ABSENT, Run, client_of, impatient, tracking_uri, unreachable
 
 CHAMPION = "champion"
 """The alias of a registered model's best version."""
 _RUN_URI = re.compile(r"runs:/(?P<run>[^/]+)(?:/(?P<path>.+))?")
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))")
+LOGGED_MODEL_URI = re.compile(r"models:/(?P<id>m-[0-9a-f]{32})")
+"""Of a logged model, which stays the same for ever."""
 
 
 class AbsentModelError(FileNotFoundError):
@@ -141,6 +147,49 @@ def _loss_of(champion: ModelVersion, validation_digest: str, judge: Callable[[st
         raise
 
 
+def log_checkpoint(
+    run: Run, step: int, folder: Path, *, params: Mapping[str, str], judged_on: tuple[str, str]
+) -> str:
+    """Makes the run's checkpoint of a step, in a folder, a logged model of MLflow, once; returns its id.
+
+    The model has the parameters, the step among them, and what the run's validation measured at that step.
+    judged_on: name and digest, of at most 36 characters, of the data that this was measured on.
+    """
+    client = run.client
+    recorded = client.get_run(run.run_id)
+    logged = recorded.outputs.model_outputs if recorded.outputs is not None else []
+    if (known := next((each.model_id for each in logged if each.step == step), None)) is not None:
+        return str(known)
+    model_id = client.create_logged_model(
+        recorded.info.experiment_id,
+        name=f"step-{step:08d}",
+        source_run_id=run.run_id,
+        params={name: shortened(text) for name, text in {**params, "step": str(step)}.items()},
+        model_type="optical flow",
+    ).model_id
+    client.log_model_artifacts(model_id, str(folder))
+    measured = [
+        # With the time of the run's own value, of which this is no second one.
+        Metric(each.key, each.value, each.timestamp, step, model_id, *judged_on, run.run_id)
+        for key in recorded.data.metrics
+        if key.startswith("validation/")
+        for each in client.get_metric_history(run.run_id, key)
+        if each.step == step
+    ]
+    if measured:
+        client.log_batch(run.run_id, metrics=measured)
+    client.finalize_logged_model(model_id, "READY")
+    # Last, as it says that the model is whole.
+    client.log_outputs(run.run_id, [LoggedModelOutput(model_id, step)])
+    return str(model_id)
+
+
+def link_version(run: Run, model_id: str, version: RegisteredVersion) -> None:
+    """Records which version of a registered model a logged model is, so that MLflow's pages link the two."""
+    versions = json.dumps([{"name": version.name, "version": version.version}])
+    run.client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: versions})
+
+
 def run_of(uri: str, project_folder: Path = PROJECT_FOLDER) -> str | None:
     """The id of the run that made the model at a runs:/ or models:/ URI; raises as `download` does."""
     return _resolved(uri, project_folder)[0]
@@ -149,7 +198,8 @@ def run_of(uri: str, project_folder: Path = PROJECT_FOLDER) -> str | None:
 def download(uri: str, project_folder: Path = PROJECT_FOLDER) -> Path:
     """The local folder of a model in MLflow; read it only, since a local store answers with its own folder.
 
-    `uri` is runs:/<run id>/<folder> (by default `model`), models:/<name>@<alias> or models:/<name>/<version>.
+    `uri` is runs:/<run id>/<folder> (by default `model`), models:/<name>@<alias>, models:/<name>/<version> or
+    models:/<id of a logged model>.
     ValueError for another form, AbsentModelError where there is no such model, ConnectionError where that
     can't be told, as MLflow or the store of its files doesn't answer or isn't mounted.
     """
@@ -201,6 +251,9 @@ def _resolved(uri: str, project_folder: Path) -> tuple[str | None, str, str]:
             if match := _RUN_URI.fullmatch(uri):
                 run = client.get_run(match["run"])
                 return run.info.run_id, f"{run.info.artifact_uri}/{match['path'] or 'model'}", store
+            if match := LOGGED_MODEL_URI.fullmatch(uri):
+                model = client.get_logged_model(match["id"])
+                return model.source_run_id, model.artifact_location, store
             if match := _MODEL_URI.fullmatch(uri):
                 name, alias, number = match["name"], match["alias"], match["version"]
                 version = (
@@ -218,8 +271,8 @@ def _resolved(uri: str, project_folder: Path) -> tuple[str | None, str, str]:
             "MLFLOW_TRACKING_URI to the server that has it"
         ) from error
     raise ValueError(
-        f"{uri!r} is no model in MLflow; write runs:/<run id>/model, models:/<name>@<alias> or "
-        "models:/<name>/<version number>"
+        f"{uri!r} is no model in MLflow; write runs:/<run id>/model, models:/<name>@<alias>, "
+        "models:/<name>/<version number> or models:/<id of a logged model>"
     )
 
 

@@ -93,7 +93,8 @@ class TrainingOptions:
     the last one may turn out to have collapsed. Raise it to go back further."""
     keep_every: int | None = None
     """Also keep for ever, in `kept` in the run's folder, the checkpoints of steps that are a multiple of
-    this, itself a multiple of --training.validate-every. Set it to look back on how a network learnt."""
+    this, itself a multiple of --training.validate-every. Each becomes a logged model of MLflow when training
+    has ended. Set it to look back on how a network learnt."""
     resize_seconds: float = 60.0
     """Seconds between checks for room for more workers; needs --training.min-workers. A worker that joins
     costs the steps since the last checkpoint. Raise it if nodes come and go often."""

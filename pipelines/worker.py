@@ -26,6 +26,7 @@ from flowcore.networks import FlowNetwork
 from flowcore.objectives import Estimator
 from pipelines import progress
 from pipelines.checkpoints import (
+    KEPT_FOLDER,
     load_training_state,
     load_weights_into,
     save_model,
@@ -49,8 +50,6 @@ STEP = "step"
 """The key of a checkpoint's step among what Ray Train knows of it."""
 VALIDATED = "validated"
 """The key of whether a worker has validated it itself, 1 or 0."""
-KEPT_FOLDER = "kept"
-"""The folder, in a run's, of the checkpoints of `keep_every`."""
 _NOTICE_STEPS = 10
 """Steps between two questions whether a node is about to be taken away. Each makes the workers wait for each
 other, some milliseconds, and Ray itself asks every 5 seconds."""

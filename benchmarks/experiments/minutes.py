@@ -33,13 +33,12 @@ from flowcore.pairs import Batch
 from flowcore.shapes import to_images
 from jobs import distill, pseudolabel, train_teacher
 from jobs.recipes import RECIPES
-from pipelines.checkpoints import load_model, save_model
+from pipelines.checkpoints import KEPT_FOLDER, load_model, save_model
 from pipelines.cluster import connect
 from pipelines.held_back import REFEREE
 from pipelines.installation import PROJECT_FOLDER
 from pipelines.models import fetch_model
 from pipelines.training_options import TrainingOptions
-from pipelines.worker import KEPT_FOLDER
 
 RESULTS = PROJECT_FOLDER / "docs" / "results" / "minutes"
 NETWORK, ERRORS, VIDEOS = RESULTS / "network", RESULTS / "errors.json", RESULTS / "videos.tsv"

@@ -33,6 +33,7 @@ from jobs import train_teacher
 from pipelines import tracking
 from pipelines.checkpoints import (
     CARD_FILE,
+    KEPT_FOLDER,
     WEIGHTS_FILE,
     load_model,
     load_training_state,
@@ -49,7 +50,6 @@ from pipelines.split import hold_back
 from pipelines.training import Source, Trained, train
 from pipelines.training_options import TrainingOptions
 from pipelines.validation import CollapseAlarm, Judge, TrainingStopped
-from pipelines.worker import KEPT_FOLDER
 
 # Ray's workers can't import this module; they get what it defines by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -41,6 +41,11 @@ def test_an_alias_is_pinned_to_the_model_that_it_named_then() -> None:
     assert before.pinned("models:/flow-student@champion") == "runs:/0123/model"
 
 
+def test_a_logged_model_is_pinned_already() -> None:
+    before = replace(BEFORE, made_from={"init": "0123"})
+    assert before.pinned(f"models:/m-{'0' * 32}") == f"models:/m-{'0' * 32}"
+
+
 def test_a_folder_fresh_weights_and_no_model_stay_what_they_were() -> None:
     before = replace(BEFORE, made_from={"init": "0123"})
     assert [before.pinned(init) for init in ("/data/model", "fresh", None)] == ["/data/model", "fresh", None]

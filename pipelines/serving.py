@@ -1,0 +1,129 @@
+"""What makes a folder of weights and a card a model that MLflow loads and serves?
+
+Three files beside them: MLflow's description, the packages that it takes, and the code of this project that
+reads the other two. Nothing is pickled. The code travels with the model because it is on no package index,
+and because a model is best served by the code that made it. Whoever loads a model with MLflow runs that code;
+jobs read weights and card alone.
+"""
+
+import json
+import platform
+import zipfile
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+from numpy import ndarray
+
+from flowcore.inference import InferenceOptions, estimate_frames
+from flowcore.networks import FlowNetwork
+from flowcore.occlusion import OcclusionCheck
+from pipelines.checkpoints import load_model
+from pipelines.installation import PROJECT_FOLDER
+
+DESCRIPTION_FILE = "MLmodel"
+CODE_FILE = "code.zip"
+"""The Python files of flowcore and pipelines, which Python imports from the archive."""
+REQUIREMENTS_FILE = "requirements.txt"
+_ENVIRONMENT_FILE = "python_env.yaml"
+_REQUIRED = ("jaxtyping", "mlflow", "numpy", "pyarrow", "safetensors", "torch")
+"""The packages that this module, and what it imports, take beside OpenCV."""
+_OPENCV = (
+    "opencv-python",
+    "opencv-python-headless",
+    "opencv-contrib-python",
+    "opencv-contrib-python-headless",
+)
+"""The packages that OpenCV comes in."""
+_RULE = (
+    "frames must be uint8 RGB of shape (pairs, 2, height, width, 3): the two frames of each pair, all of one "
+    "size"
+)
+
+SIGNATURE = ModelSignature(
+    inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 2, -1, -1, 3))]),
+    outputs=Schema(
+        [
+            TensorSpec(np.dtype(np.float32), (-1, -1, -1, 2), "flow"),
+            TensorSpec(np.dtype(bool), (-1, -1, -1), "occlusion"),
+        ]
+    ),
+)
+
+
+def make_servable(folder: Path, run_id: str) -> None:
+    """Adds to the folder of a model, which this run made, what MLflow needs to load it. Asks no network and
+    starts no process."""
+    # Without what tells builds apart, such as +cpu, which no package index has.
+    pinned = [f"{name}=={version(name).partition('+')[0]}" for name in _REQUIRED]
+    (folder / REQUIREMENTS_FILE).write_text("\n".join([*pinned, _pinned_opencv()]) + "\n")
+    # JSON is YAML too.
+    environment = {"python": platform.python_version(), "dependencies": [f"-r {REQUIREMENTS_FILE}"]}
+    (folder / _ENVIRONMENT_FILE).write_text(json.dumps(environment) + "\n")
+    with zipfile.ZipFile(folder / CODE_FILE, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
+        for package in ("flowcore", "pipelines"):
+            for file in sorted((PROJECT_FOLDER / package).rglob("*.py")):
+                archive.write(file, file.relative_to(PROJECT_FOLDER))
+    description = Model(artifact_path="model", run_id=run_id, signature=SIGNATURE)
+    description.add_flavor(
+        "python_function",
+        loader_module=__name__,
+        code=CODE_FILE,
+        env={"virtualenv": _ENVIRONMENT_FILE},
+        python_version=platform.python_version(),
+    )
+    description.save(folder / DESCRIPTION_FILE)
+
+
+def _pinned_opencv() -> str:
+    for name in _OPENCV:
+        with suppress(PackageNotFoundError):
+            return f"{name}=={version(name)}"
+    # It came with the system.
+    return f"opencv-python-headless=={cv2.__version__}.*"
+
+
+class ServedModel:
+    """What MLflow calls: frames in, flow and occlusion out."""
+
+    def __init__(self, network: FlowNetwork) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._network = network.ready(self._device)
+
+    def predict(self, frames: UInt8[ndarray, "pairs 2 height width 3"]) -> dict[str, ndarray]:
+        """`flow`, float32 (pairs, height, width, 2): from the first frame of each pair to the second, right
+        and down, in pixels. `occlusion`, bool (pairs, height, width): True where what the first frame shows
+        isn't visible in the second, by the forward-backward check.
+
+        MlflowException, of which its server makes status 400, for frames of another shape.
+        """
+        _require_frames(frames)
+        flows, occlusions = [], []
+        for pair in frames:
+            ((flow_fw, flow_bw),) = estimate_frames(
+                self._network, list(pair), self._device, InferenceOptions(), both=True
+            )
+            assert flow_bw is not None
+            flows.append(flow_fw[0].movedim(0, -1).cpu().numpy())
+            occlusions.append(OcclusionCheck()(flow_fw, flow_bw)[0, 0].cpu().numpy())
+        return {"flow": np.stack(flows), "occlusion": np.stack(occlusions)}
+
+
+def _require_frames(frames: ndarray) -> None:
+    """MLflow compares with the signature, which lets some shapes through: empty ones, and those of frames
+    that differ in size."""
+    shape = frames.shape
+    if frames.dtype != np.uint8 or len(shape) != 5 or (shape[1], shape[4]) != (2, 3) or 0 in shape:
+        raise MlflowException.invalid_parameter_value(f"{_RULE}; these are {frames.dtype} of shape {shape}")
+
+
+def _load_pyfunc(path: str) -> ServedModel:
+    """MLflow's name for what makes a model of a folder."""
+    return ServedModel(load_model(Path(path))[0])
