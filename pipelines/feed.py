@@ -28,6 +28,7 @@ from numpy import ndarray
 from flowcore.hallucination import Transformation
 from flowcore.pairs import Batch, stacked_arrays
 from pipelines.cluster import feed_in_order
+from pipelines.labels import pair_generator
 from pipelines.pair_set import PairSet
 
 _STREAMS = 32
@@ -148,8 +149,8 @@ class _WindowReader:
                 left[file, group] -= 1
                 if not left[file, group]:
                     del groups[file, group]
-                key = [int(parts["seed"]), int(epoch), int(stored["pair_id"][:16], 16)]
-                pairs.append(self.transformation(self.pairs.decode(stored), np.random.default_rng(key)))
+                rng = pair_generator(int(parts["seed"]), int(epoch), stored["pair_id"])
+                pairs.append(self.transformation(self.pairs.decode(stored), rng))
             yield stacked_arrays(pairs)
 
 

@@ -157,6 +157,11 @@ def pair_id(video_digest: str, frames: tuple[int, int], stride: int, height: int
     return hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()
 
 
+def pair_generator(seed: int, epoch: int, pair_id: str) -> np.random.Generator:
+    """The randomness of what is done to a pair in an epoch: the same in any order and on any cluster."""
+    return np.random.default_rng([seed, epoch, int(pair_id[:16], 16)])
+
+
 def pair_columns(pairs: Iterable[Mapping[str, Any]]) -> pa.Table:
     """The columns of PAIR_SCHEMA for these pairs, each with a value for every column."""
     rows = list(pairs)

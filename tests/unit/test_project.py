@@ -47,6 +47,8 @@ def test_every_import_points_down_from_jobs_over_pipelines_to_flowcore() -> None
         # whoever asks for a status
         ("pipelines.labelling", ("ray", "mlflow", "scipy")),
         ("pipelines.feed", ("mlflow", "scipy")),
+        # each worker of a DataLoader that is spawned
+        ("pipelines.label_dataset", ("ray", "mlflow", "scipy")),
         ("pipelines.training", ("mlflow", "scipy")),
     ],
 )
