@@ -1135,6 +1135,22 @@ def test_a_model_goes_through_a_server(served: Run) -> None:
     assert registry.run_of(outcomes[0].uri) == served.run_id
 
 
+def test_a_checkpoint_goes_through_a_server_once_with_its_validation(served: Run, tmp_path: Path) -> None:
+    served.log(1, {"validation/comparable": 2.0})
+    first, again = [
+        registry.log_checkpoint(
+            served, 1, tmp_path / "made", params={"stage": "distill"}, judged_on=("held back", "0" * 32)
+        )
+        for _ in range(2)
+    ]
+    assert first == again
+    assert (registry.download(f"models:/{first}") / "model.safetensors").read_bytes() == b"weights"
+    assert registry.run_of(f"models:/{first}") == served.run_id
+    (number,) = served.client.get_logged_model(first).metrics
+    assert (number.key, number.value, number.dataset_name) == ("validation/comparable", 2.0, "held back")
+    assert history(served, "validation/comparable") == [(1, 2.0)]
+
+
 def test_a_model_that_a_server_does_not_have_is_named(served: Run) -> None:
     with pytest.raises(FileNotFoundError, match="has no models:/nobody@champion"):
         registry.download("models:/nobody@champion")
