@@ -6,6 +6,7 @@ covers the same area as the full frame.
 """
 
 from dataclasses import dataclass, replace
+from typing import TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -133,6 +134,16 @@ def flip_left_right(flow: Flow) -> Flow:
 def flip_up_down(flow: Flow) -> Flow:
     """The flow of frames turned upside down: the grid is mirrored and v changes sign."""
     return flow.flip(-2) * flow.new_tensor([1.0, -1.0]).view(1, 2, 1, 1)
+
+
+AnyTensor = TypeVar("AnyTensor", bound=Tensor | None)
+
+
+def centred(values: AnyTensor, margin: int) -> AnyTensor:
+    """The values, of pixels along the last two axes, without so many on every side; None of None."""
+    if values is None or margin == 0:
+        return values
+    return cast(AnyTensor, values[..., margin:-margin, margin:-margin])
 
 
 def pad_to_multiple(

@@ -8,14 +8,14 @@ global batch, however many workers share it. An empty set gives 0.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, TypeVar, cast
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from flowcore.geometry import backward_warp, in_frame, resize_image, upsample_flow
+from flowcore.geometry import backward_warp, centred, in_frame, resize_image, upsample_flow
 from flowcore.networks import BidirectionalFlow
 from flowcore.pairs import Batch, Weights
 from flowcore.photometric import DISTANCES, distance_everywhere, robust, smoothness
@@ -101,14 +101,29 @@ def shrink_label(
     return kept / share.clamp(min=1e-6), mean_weight
 
 
-AnyTensor = TypeVar("AnyTensor", bound=Tensor | None)
+def label_terms(
+    name: str,
+    weight: float,
+    labels: Batch,
+    graded: BidirectionalFlow,
+    levels: Sequence[tuple[str, float]],
+) -> list[Term]:
+    """The distance of `graded` flows to the batch's labels, weighted by their confidence, in both directions.
 
-
-def _centre(values: AnyTensor, margin: int) -> AnyTensor:
-    """Without so many pixels on every side."""
-    if values is None or margin == 0:
-        return values
-    return cast(AnyTensor, values[..., margin:-margin, margin:-margin])
+    levels: (name, weight) of each. Of a coarser level the label is the mean over its labelled pixels alone.
+    """
+    ways = (("fw", labels, graded), ("bw", labels.reversed(), graded.reversed()))
+    terms = []
+    for level, (level_name, level_weight) in enumerate(levels):
+        for way, label, mine in ways:
+            assert label.flow_fw is not None
+            assert label.confidence_fw is not None
+            flow = mine.forward[level]
+            target, weights = shrink_label(label.flow_fw, label.confidence_fw, *flow.shape[-2:])
+            terms.append(
+                weighted_term(f"{name}/{level_name}/{way}", weight * level_weight, target - flow, weights)
+            )
+    return terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +153,7 @@ class _Scenes:
         scene1, scene2 = batch.scene1, batch.scene2
         if scene1 is None or scene2 is None or not is_clean:
             scene1, scene2 = batch.image1, batch.image2
-            inside1, inside2, margin = _centre(inside1, margin), _centre(inside2, margin), 0
+            inside1, inside2, margin = centred(inside1, margin), centred(inside2, margin), 0
         return cls(
             scene1=scene1,
             scene2=scene2,
@@ -165,11 +180,11 @@ class _Scenes:
         """What the network's frames show, on a coarser grid."""
 
         def shrunk(mask: Tensor | None, margin: int = 0) -> Tensor | None:
-            return None if mask is None else _shrink_mask(_centre(mask, margin), height, width)
+            return None if mask is None else _shrink_mask(centred(mask, margin), height, width)
 
         return _Scenes(
-            scene1=resize_image(_centre(self.scene1, self.margin), height, width),
-            scene2=resize_image(_centre(self.scene2, self.margin), height, width),
+            scene1=resize_image(centred(self.scene1, self.margin), height, width),
+            scene2=resize_image(centred(self.scene2, self.margin), height, width),
             inside1=shrunk(self.inside1, self.margin),
             inside2=shrunk(self.inside2, self.margin),
             occ_fw=shrunk(self.occ_fw),
@@ -197,7 +212,7 @@ class _Level:
     @property
     def image1(self) -> Image:
         """The pixels of the flow's own grid."""
-        return _centre(self.scenes.scene1, self.scenes.margin)
+        return centred(self.scenes.scene1, self.scenes.margin)
 
     def seen(self) -> Image:
         """Of the second frame, what the flow says the first one shows."""
@@ -210,7 +225,7 @@ class _Level:
         scenes, flow = self.scenes, self.flow_fw.detach()
         counted = torch.ones_like(flow[:, :1], dtype=torch.bool)
         if scenes.inside1 is not None:
-            counted &= _centre(scenes.inside1, scenes.margin)
+            counted &= centred(scenes.inside1, scenes.margin)
         if scenes.inside2 is not None:
             counted &= backward_warp(scenes.inside2.to(flow.dtype), flow, scenes.margin) > 0.999
         occluded = scenes.occ_fw

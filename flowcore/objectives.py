@@ -1,6 +1,6 @@
 """What is a network trained for? An objective asks it for the flow of a batch, which gives loss terms."""
 
-from collections.abc import Callable
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -13,18 +13,16 @@ from flowcore.losses import (
     Photometric,
     Term,
     graded_levels,
+    label_terms,
     require_level_weights,
-    shrink_label,
     weighted_term,
 )
-from flowcore.networks import BidirectionalFlow
+from flowcore.networks import BidirectionalFlow, Estimator
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.photometric import census_border, census_distance, robust
-from flowcore.shapes import Flow, Image, Mask
-
-Estimator = Callable[[Image, Image], BidirectionalFlow]
-"""A flow network, or what wraps one for training on several workers."""
+from flowcore.self_supervision import SelfSupervision
+from flowcore.shapes import Flow, Mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +49,9 @@ class Objective(Protocol):
     @property
     def unmasked_steps(self) -> int:
         """How many steps come before the occlusion mask applies; 0 for an objective that has no mask."""
+
+    def phase(self, step: int) -> Hashable:
+        """What the loss is made of at an optimiser step: the same arithmetic as long as it stays the same."""
 
     def __call__(self, estimate: Estimator, batch: Batch, *, step: int, check: OcclusionCheck) -> Outcome:
         """The outcome at an optimiser step, counted from 0; `check` says which pixels are occluded."""
@@ -93,9 +94,14 @@ class TeacherObjective:
     """Optimiser steps at the start that count occluded pixels too. From random weights the check can find
     every pixel occluded; the masked loss is then empty, and the network never leaves that state. Give fresh
     weights about a third of the steps."""
+    self_supervision: SelfSupervision = field(default_factory=SelfSupervision)
+    """The network as the teacher of its own crops."""
 
     def __post_init__(self) -> None:
         _require_steps(self.unmasked_steps)
+
+    def phase(self, step: int) -> Hashable:
+        return step >= self.unmasked_steps, self.self_supervision.share(step)
 
     def __call__(self, estimate: Estimator, batch: Batch, *, step: int, check: OcclusionCheck) -> Outcome:
         flows = estimate(batch.image1, batch.image2)
@@ -105,6 +111,8 @@ class TeacherObjective:
         masked = step >= self.unmasked_steps
         terms = self.photometric.terms(batch, graded, occlusions if masked else None)
         terms += self.photometric.smoothness_terms(batch, flows)
+        levels = self.photometric.levels(graded)
+        terms += self.self_supervision.terms(estimate, batch, graded, levels, step)
         return Outcome(terms=terms, watched=_watched(flows, occlusions))
 
 
@@ -170,24 +178,13 @@ class StudentObjective:
         hallucinated_fw, hallucinated_bw = occ_fw * batch.confidence_fw, occ_bw * batch.confidence_bw
         if self.view == "occlusion":
             batch = replace(batch, confidence_fw=hallucinated_fw, confidence_bw=hallucinated_bw)
-        terms += self._distillation_terms(batch, graded)
+        weight, levels = self.distillation_weight, self.photometric.levels(graded)
+        terms += label_terms("distillation", weight, batch, graded, levels)
         share = (hallucinated_fw.mean(dim=(1, 2, 3)) + hallucinated_bw.mean(dim=(1, 2, 3))).sum() / 2
         return Outcome(terms=terms, watched={**_watched(flows, (occ_fw, occ_bw)), "hallucinated": share})
 
-    def _distillation_terms(self, labels: Batch, graded: BidirectionalFlow) -> list[Term]:
-        """L_o or L_c: the network's flow against the labels, weighted by the labels' confidence."""
-        ways = (("fw", labels, graded), ("bw", labels.reversed(), graded.reversed()))
-        terms = []
-        for level, (level_name, level_weight) in enumerate(self.photometric.levels(graded)):
-            for name, label, mine in ways:
-                assert label.flow_fw is not None
-                assert label.confidence_fw is not None
-                flow = mine.forward[level]
-                target, weights = shrink_label(label.flow_fw, label.confidence_fw, *flow.shape[-2:])
-                name = f"distillation/{level_name}/{name}"
-                weight = level_weight * self.distillation_weight
-                terms.append(weighted_term(name, weight, target - flow, weights))
-        return terms
+    def phase(self, step: int) -> Hashable:
+        return step >= self.unmasked_steps
 
     @property
     def learns_from_frames(self) -> bool:
@@ -220,6 +217,9 @@ class SupervisedObjective:
 
     def __post_init__(self) -> None:
         require_level_weights(self.level_weights, self.sequence_gamma)
+
+    def phase(self, step: int) -> Hashable:
+        return None
 
     def __call__(self, estimate: Estimator, batch: Batch, *, step: int, check: OcclusionCheck) -> Outcome:
         if batch.flow_fw is None or batch.confidence_fw is None:

@@ -19,8 +19,8 @@ import torch.distributed
 from jaxtyping import Float
 from torch import Tensor
 
-from flowcore.networks import BidirectionalFlow, FlowNetwork, RAFTConfig
-from flowcore.objectives import Estimator, Objective, Outcome
+from flowcore.networks import BidirectionalFlow, Estimator, FlowNetwork, RAFTConfig
+from flowcore.objectives import Objective, Outcome
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.shapes import Image
@@ -156,7 +156,7 @@ class OptimiserStep:
             if self._replay is None:
                 values = self._updated(batches)
             else:
-                phase = tuple(self.step >= lesson.objective.unmasked_steps for lesson in self._lessons)
+                phase = tuple(lesson.objective.phase(self.step) for lesson in self._lessons)
                 values = self._replay(batches, phase)
         except torch.OutOfMemoryError as error:
             raise RuntimeError(self._remedies(batches)) from error

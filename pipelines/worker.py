@@ -22,8 +22,7 @@ import torch
 from ray.train import PreemptionInfo, ReportedCheckpoint, ReportedCheckpointStatus
 from ray.train.collective import broadcast_from_rank_zero
 
-from flowcore.networks import FlowNetwork
-from flowcore.objectives import Estimator
+from flowcore.networks import Estimator, FlowNetwork
 from pipelines import progress
 from pipelines.checkpoints import (
     KEPT_FOLDER,

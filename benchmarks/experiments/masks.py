@@ -14,6 +14,7 @@ Prints the table at the end, with --print from the trainings that are there.
 import itertools
 import json
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,8 +31,8 @@ from benchmarks.experiments.cells import (
 )
 from benchmarks.inputs import without_flow
 from benchmarks.report import mean_and_spread
-from flowcore.networks import FlowNetwork
-from flowcore.objectives import Estimator, Objective, Outcome, TeacherObjective
+from flowcore.networks import Estimator, FlowNetwork
+from flowcore.objectives import Objective, Outcome, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from pipelines.storage import write_whole
@@ -71,6 +72,9 @@ class TrulyMasked:
     """The teacher's objective, masked by the true occlusion, which a batch carries as its confidence."""
 
     unmasked_steps: int
+
+    def phase(self, step: int) -> Hashable:
+        return step >= self.unmasked_steps
 
     def __call__(self, estimate: Estimator, batch: Batch, *, step: int, check: OcclusionCheck) -> Outcome:
         assert batch.confidence_fw is not None

@@ -101,8 +101,8 @@ def errors_of(kind: str, pairs: Sequence[FramePair]) -> dict[str, float]:
             occluded = true.confidence_fw == 0
             taught = occluded & (mine.confidence_fw > 0)
             sums += [[error[mask].sum(), mask.sum()] for mask in (~occluded, occluded, taught)]
-    visible, hidden, learnt = sums[:, 0] / sums[:, 1].clip(1)
-    return {"noc": visible, "occ": hidden, "learnt": learnt, "share": sums[2, 1] / sums[1, 1]}
+    visible, hidden, learnt = (sums[:, 0] / sums[:, 1].clip(1)).tolist()
+    return {"noc": visible, "occ": hidden, "learnt": learnt, "share": float(sums[2, 1] / sums[1, 1])}
 
 
 def record_file(kind: str, name: str, seed: int) -> Path:

@@ -34,9 +34,9 @@ from torch.nn import functional
 from benchmarks import report
 from flowcore import photometric
 from flowcore.geometry import backward_warp, pixel_grid, upsample_flow
-from flowcore.networks import BidirectionalFlow, FlowNetwork
+from flowcore.networks import BidirectionalFlow, Estimator, FlowNetwork
 from flowcore.networks.correlation import cost_volume, normalize_features
-from flowcore.objectives import Estimator, TeacherObjective
+from flowcore.objectives import TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.photometric import census_border, census_distance, grey

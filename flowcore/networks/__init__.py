@@ -13,7 +13,7 @@ import torch
 from flowcore.networks import flownet, pwcnet, raft
 from flowcore.networks.external import ExternalConfig, external_network
 from flowcore.networks.flownet import FlowNetConfig
-from flowcore.networks.interface import BidirectionalFlow, FlowNetwork, NetworkConfig
+from flowcore.networks.interface import BidirectionalFlow, Estimator, FlowNetwork, NetworkConfig
 from flowcore.networks.pwcnet import PWCNet, PWCNetConfig
 from flowcore.networks.raft import RAFTConfig
 from flowcore.records import record
@@ -21,6 +21,7 @@ from flowcore.records import record
 __all__ = [
     "AnyNetworkConfig",
     "BidirectionalFlow",
+    "Estimator",
     "ExternalConfig",
     "FlowNetConfig",
     "FlowNetwork",

@@ -43,6 +43,10 @@ class BidirectionalFlow:
         return BidirectionalFlow(forward=self.backward, backward=self.forward, strides=self.strides)
 
 
+Estimator = Callable[[Image, Image], BidirectionalFlow]
+"""A flow network, or what wraps one for training on several workers."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """A network's configuration, which builds it."""

@@ -23,8 +23,8 @@ from ray.train import Checkpoint, WorkerGroupError
 
 from flowcore.augmentation import ChannelPermutation, Crop
 from flowcore.hallucination import Challenge
-from flowcore.networks import PWCNetConfig
-from flowcore.objectives import Estimator, Objective, Outcome, TeacherObjective
+from flowcore.networks import Estimator, PWCNetConfig
+from flowcore.objectives import Objective, Outcome, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.scenes import SceneOptions, render_scene, write_video

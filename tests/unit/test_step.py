@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from flowcore.losses import Photometric
-from flowcore.networks import BidirectionalFlow, FlowNetwork, PWCNetConfig, tiny
-from flowcore.objectives import Estimator, Objective, Outcome, SupervisedObjective, TeacherObjective
+from flowcore.networks import BidirectionalFlow, Estimator, FlowNetwork, PWCNetConfig, tiny
+from flowcore.objectives import Objective, Outcome, SupervisedObjective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
 from flowcore.scenes import SceneOptions, render_scene

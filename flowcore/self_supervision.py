@@ -1,0 +1,105 @@
+"""How is a network its own teacher, in the same training? It sees the whole scene where it learns of a crop.
+
+Its flow of the clean frames, with what lies around the crop, is the label of the crop: what leaves the crop
+is hidden there and was seen here. Distillation, without a set of labels between.
+
+Source: UFlow (Jonschkowski et al., ECCV 2020) and SMURF (Stone et al., CVPR 2021), "Self-supervision".
+Deviations: the label keeps the crop's resolution, where SMURF resizes it, and the ramp has ten stairs.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from flowcore.geometry import centred, pad_to_multiple, upsample_flow
+from flowcore.losses import Term, label_terms
+from flowcore.networks import BidirectionalFlow, Estimator
+from flowcore.occlusion import agreement
+from flowcore.pairs import Batch
+
+_STAIRS = 10
+"""Of the ramp. Each is a phase of its own, which a GPU's steps are recorded anew for."""
+_TEACHER_SIGMA, _STUDENT_SIGMA = 0.003, 0.03
+"""SMURF's: how strict the masks are; see `agreement`."""
+_MULTIPLE = 64
+"""Of the sides that every network takes, in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfSupervision:
+    """The distance of the network's flow of a crop to its own flow of the frames around the crop.
+
+    L_s = sum psi(w_whole - w) M / sum M with M = M_whole (1 - M_crop): where the whole frames' flow agrees
+    with itself there and back and the crop's doesn't. M is soft, and neither it nor w_whole has a gradient.
+    """
+
+    weight: float = 0.0
+    """Weight of the distance to the network's own flow of what lies around the crop; 0 leaves it out. It
+    needs `--augmentation.surroundings`. SMURF takes 0.3."""
+    begins: int = 0
+    """Optimiser steps before it begins: a network that knows nothing yet teaches nothing. SMURF: 0.4 of all
+    steps."""
+    ramp: int = 0
+    """Optimiser steps over which it comes to its weight, in ten stairs. SMURF: 0.08 of all."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("weight", self.weight), ("begins", self.begins), ("ramp", self.ramp)):
+            if value < 0:
+                raise ValueError(f"{name} {value} must not be below 0")
+
+    def share(self, step: int) -> float:
+        """Of its weight, at an optimiser step counted from 0."""
+        if step < self.begins or self.weight == 0:
+            return 0.0
+        stairs = _STAIRS if self.ramp == 0 else (step - self.begins) * _STAIRS // self.ramp + 1
+        return min(stairs, _STAIRS) / _STAIRS
+
+    def terms(
+        self,
+        estimate: Estimator,
+        batch: Batch,
+        graded: BidirectionalFlow,
+        levels: list[tuple[str, float]],
+        step: int,
+    ) -> list[Term]:
+        """Its terms for the `graded` flows of the crops, of which `levels` has names and weights.
+
+        To be asked for before the gradient of `graded` is taken. ValueError for crops without surroundings.
+        """
+        share = self.share(step)
+        if share == 0:
+            return []
+        labels = self._labels(estimate, batch, graded)
+        return label_terms("self_supervision", self.weight * share, labels, graded, levels)
+
+    @torch.no_grad()
+    def _labels(self, estimate: Estimator, batch: Batch, graded: BidirectionalFlow) -> Batch:
+        """The batch, labelled by its scenes, with what the network doesn't know of its crops as weights."""
+        height, width = batch.image1.shape[-2:]
+        if batch.scene1 is None or batch.scene2 is None or batch.scene1.shape[-1] == width:
+            raise ValueError(
+                "self-supervision needs what lies around the crop; set --augmentation.surroundings, 16 px "
+                "say, or --objective.self-supervision.weight 0"
+            )
+        size = batch.scene1.shape[-2:]
+        whole = estimate(pad_to_multiple(batch.scene1, _MULTIPLE), pad_to_multiple(batch.scene2, _MULTIPLE))
+        fw, bw = (upsample_flow(each[0], whole.strides[0], *size) for each in (whole.forward, whole.backward))
+        crop_fw, crop_bw = (
+            upsample_flow(each[0], graded.strides[0], height, width)
+            for each in (graded.forward, graded.backward)
+        )
+        margin = (size[-1] - width) // 2
+        weights = [
+            centred(agreement(*scene, _TEACHER_SIGMA), margin) * (1 - agreement(*crop, _STUDENT_SIGMA))
+            for scene, crop in (((fw, bw), (crop_fw, crop_bw)), ((bw, fw), (crop_bw, crop_fw)))
+        ]
+        for place, inside in enumerate((batch.inside1, batch.inside2)):
+            if inside is not None:
+                weights[place] = weights[place] * centred(inside, margin)
+        return replace(
+            batch,
+            flow_fw=centred(fw, margin),
+            flow_bw=centred(bw, margin),
+            confidence_fw=weights[0],
+            confidence_bw=weights[1],
+        )
