@@ -19,6 +19,10 @@ from flowcore.photometric import census_border, census_distance
 from flowcore.shapes import Flow, Mask
 from flowcore.three_frames import continue_motion
 
+_HIDDEN = 0.25
+"""Share of a cell of the flow's grid that is occluded where its motion is continued. The outer pixels of what
+is hidden share their cells with visible ones."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoLabels:
@@ -147,8 +151,8 @@ class _Answer:
 
     flow: Float[Tensor, "2 pairs 2 rows columns"]
     occluded: Bool[Tensor, "2 pairs 1 height width"]
-    hidden: Bool[Tensor, "2 pairs 1 rows columns"]
-    """Where most pixels of a cell of the flow's grid are occluded."""
+    hidden: Float[Tensor, "2 pairs 1 rows columns"]
+    """Share of occluded pixels in each cell of the flow's grid."""
     spread: Float[Tensor, "2 pairs 1 rows columns"] | None = None
     continued: Bool[Tensor, "2 pairs 1 rows columns"] | None = None
     misfit: Float[Tensor, "2 pairs"] | None = None
@@ -173,7 +177,7 @@ def _answer(
     there = torch.stack([*flows]).mean(dim=0)
     full = upsample_flow(there, stride, height, width)
     occluded = check(full, full.roll(len(full) // 2, dims=0))
-    hidden = functional.avg_pool2d(occluded.float(), stride, ceil_mode=True) > 0.5
+    hidden = functional.avg_pool2d(occluded.float(), stride, ceil_mode=True)
     spread = None
     if len(flows) > 1:
         spread = torch.stack([_length(flow - there).square() for flow in flows]).mean(dim=0).sqrt()
@@ -187,13 +191,14 @@ def _with_third_frames(answer: _Answer) -> _Answer:
 
     From its first frame that is where the pair before came from, and from its second where the next one goes.
     """
-    flow, hidden, spread = answer.flow.clone(), answer.hidden, answer.spread
+    flow, spread = answer.flow.clone(), answer.spread
+    hidden, lost = answer.hidden >= _HIDDEN, answer.hidden > 0.5
     ahead, behind = slice(1, None), slice(None, -1)
     found = continue_motion(
         torch.cat([flow[0, ahead], flow[1, behind]]),
         torch.cat([flow[1, behind], flow[0, ahead]]),
         torch.cat([hidden[0, ahead], hidden[1, behind]]),
-        torch.cat([hidden[1, behind], hidden[0, ahead]]),
+        torch.cat([lost[1, behind], lost[0, ahead]]),
     )
     continued = torch.zeros_like(hidden)
     misfit = flow.new_full(flow.shape[:2], torch.nan)
@@ -210,7 +215,7 @@ def _with_third_frames(answer: _Answer) -> _Answer:
 
 def _graded(answer: _Answer, stride: int, frames: Float[Tensor, "frames 3 height width"]) -> PseudoLabels:
     there, back = answer.flow.flatten(0, 1), answer.flow.flip(0).flatten(0, 1)
-    occluded, visible = answer.occluded.flatten(0, 1), ~answer.hidden.flatten(0, 1)
+    occluded, visible = answer.occluded.flatten(0, 1), answer.hidden.flatten(0, 1) <= 0.5
     mismatch = _length(there + backward_warp(back, there / stride))
     small = functional.avg_pool2d(frames, stride, ceil_mode=True)
     first, second = torch.cat([small[:-1], small[1:]]), torch.cat([small[1:], small[:-1]])
