@@ -189,6 +189,8 @@ def of_students(kind: str) -> str:
 def tables() -> str:
     parts = []
     for kind, title in KINDS.items():
+        if not records(kind, "teacher"):
+            continue
         parts += [f"## Labels, {title}", of_labels(kind), f"## Their students, {title}", of_students(kind)]
     return "\n\n".join(parts)
 
