@@ -16,8 +16,9 @@ not repeated. To see progress, now or later, without Ray and without labelling a
 from jobs import status
 from jobs.command import run_recipe
 from jobs.recipes import by_recipe
-from jobs.report import example_picture, summary_text
+from jobs.report import appraisal_text, example_picture, summary_text
 from jobs.stages import Pseudolabel
+from pipelines.appraisal import Appraisal
 from pipelines.cluster import connect
 from pipelines.collection import Collection
 from pipelines.disclosure import tell
@@ -61,7 +62,9 @@ def main(stage: Pseudolabel, recipe: str) -> None:
     if stage.status:
         status.main(status.Status(labels=stage.labels, videos=stage.videos or None))
         return
-    tell(summary_text(pseudolabel(stage, recipe)))
+    summary = pseudolabel(stage, recipe)
+    tell(summary_text(summary))
+    tell(appraisal_text(Appraisal.of(PairSet.open(summary.location))))
     from pipelines.tracking import ui_command
 
     tell(f"look at it: {ui_command()}")

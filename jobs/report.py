@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from flowcore.drawing import Picture, Prediction, comparison_panel
+from pipelines.appraisal import USUAL, Appraisal
 from pipelines.disclosure import plain
 from pipelines.evaluation import EvaluationResult, slice_table, table
+from pipelines.grades import QUALITIES
 from pipelines.labelling import LabellingSummary
 from pipelines.labelling_status import LabellingStatus
 from pipelines.labels import decode_occlusion
@@ -74,6 +76,29 @@ def summary_text(summary: LabellingSummary) -> str:
         lines.append(f"  {plain(entry.video)}: {entry.outcome}, {plain(entry.reason)}")
     if len(summary.ledger) > _MOST_INPUTS:
         lines.append(f"  and {len(summary.ledger) - _MOST_INPUTS} others, see {LEDGER_FILE} in the labels")
+    return "\n".join(lines)
+
+
+def appraisal_text(appraisal: Appraisal) -> str:
+    """The medians of a set's quality columns beside what is usual, and what is wrong with the labels."""
+    looked_at = f"{appraisal.pairs} pairs"
+    if appraisal.files < appraisal.all_files:
+        looked_at += f" in {appraisal.files} of {appraisal.all_files} files"
+    lines = [f"quality, medians of {looked_at} (usual: of pairs with truth, docs/results/calibration.md)"]
+    for column, median in appraisal.medians.items():
+        text = QUALITIES[column].text
+        notes = []
+        if column in USUAL:
+            least, most = USUAL[column]
+            notes.append(f"usual {text(least)} to {text(most)}")
+        if appraisal.is_more_than_usual(column):
+            notes.append("more than usual")
+        if median.unknown and column == "misfit":
+            notes.append(f"{median.unknown} pairs have no third frame to compare with")
+        elif median.unknown:
+            notes.append(f"{median.unknown} pairs without a value, as nothing in them is visible")
+        lines.append(f"  {column:<16} {text(median.value):>8}  {', '.join(notes)}".rstrip())
+    lines += [f"warning: {warning}" for warning in appraisal.warnings()]
     return "\n".join(lines)
 
 

@@ -144,11 +144,20 @@ class PairSet:
         """
         if self.where is not None:
             self.where.require_columns(self.description.columns)
-        parts = self._of_files(partial(self._index_of, columns))
-        index = pa.concat_tables([self._index_schema(columns).empty_table(), *parts])
+        index = self.index_of(range(len(self.files)), columns)
         if self.where is not None and index.num_rows == 0:
             raise self._nothing_kept(self.where)
         return index
+
+    def index_of(self, files: Sequence[int], columns: Sequence[str] = ()) -> pa.Table:
+        """What the `index` has of these files, which may be nothing."""
+        parts = concurrently(patient(partial(self._index_of, columns)), files)
+        return pa.concat_tables([self._index_schema(columns).empty_table(), *parts])
+
+    def files_looked_at(self, most: int) -> range:
+        """The positions of at most this many of the `files`, all over the set."""
+        every = max(1, -(-len(self.files) // most))
+        return range(0, len(self.files), every)
 
     @property
     def folders(self) -> list[str]:
@@ -188,10 +197,8 @@ class PairSet:
     def example_row(self) -> dict[str, Any]:
         """A labelled pair to look at: of a few files all over the set, the one that moves more (`flow_p50`)
         than nine tenths of theirs do. The first of them may be the label of a cut that nobody found."""
-        every = -(-len(self.files) // _FILES_LOOKED_AT)
         columns = ("flow_p50",)
-        read = patient(partial(self._index_of, columns))
-        places = pa.concat_tables(read(file) for file in range(0, len(self.files), every))
+        places = self.index_of(self.files_looked_at(_FILES_LOOKED_AT), columns)
         ranked = places.sort_by([(name, "ascending") for name in (*columns, "file", "row_group", "row")])
         (place,) = ranked.slice(int(0.9 * len(ranked)), 1).to_pylist()
         return self.read(place)

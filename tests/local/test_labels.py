@@ -295,6 +295,16 @@ def test_the_pair_to_look_at_moves_more_than_nine_tenths_of_them_do(tmp_path: Pa
     assert np.array_equal(example.image1, shown.image1)
 
 
+def test_few_files_all_over_a_set_are_looked_at(tmp_path: Path) -> None:
+    table, _ = shard(2, 16, 24, 4)
+    write_set(tmp_path / "set", {video: [table] for video in "abcdef012"})
+    pairs = PairSet.open(str(tmp_path / "set"))
+    looked_at = pairs.files_looked_at(4)
+    assert list(looked_at) == [0, 3, 6]
+    assert pairs.index_of(looked_at)["file"].to_pylist() == [0, 0, 3, 3, 6, 6]
+    assert pairs.index_of(pairs.files_looked_at(9)) == pairs.index()
+
+
 def test_a_pair_is_named_after_all_that_makes_it() -> None:
     names = {
         pair_id("aa", (0, 1), 1, 48, 64),
