@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from flowcore.occlusion import OcclusionCheck
 from jobs.command import run
-from pipelines.cluster import connect
+from pipelines.cluster import connect, has_cluster
 from pipelines.disclosure import tell
 from pipelines.storage import absolute, shared_folder
 
@@ -24,7 +24,7 @@ class ImportLabels:
     """Options of import_labels."""
 
     files: str
-    """Folder of the files; all nodes must share it."""
+    """Folder of the files. On a cluster all nodes must share it."""
     labels: str
     """Folder or URI of the label set to write, empty or begun by the same command."""
     check: OcclusionCheck = field(default_factory=OcclusionCheck)
@@ -37,8 +37,10 @@ def main(stage: ImportLabels) -> None:
     from pipelines.label_files import import_labels
 
     folder, labels = shared_folder(stage.files, "--files"), absolute(stage.labels, "--labels")
-    connect()
-    pairs = import_labels(folder, labels, stage.check)
+    # One machine needs no Ray, which takes longer to start than some hundred pairs take.
+    if has_cluster():
+        connect()
+    pairs = import_labels(folder, labels, stage.check, on_cluster=has_cluster())
     tell(f"labels: {pairs.location}\n{pairs.num_pairs()} pairs of {folder}")
 
 

@@ -111,14 +111,14 @@ def export_labels(
     return ExportSummary(pairs=len(places), new_pairs=new_pairs, unknown_pixels=unknown_pixels)
 
 
-def import_labels(folder: Path, location: str, check: OcclusionCheck) -> PairSet:
+def import_labels(folder: Path, location: str, check: OcclusionCheck, *, on_cluster: bool = False) -> PairSet:
     """Makes a label set of files in FlyingChairs2's layout, as `export_labels` writes it or another tool.
 
     0000000-img_0.png, -img_1.png, and -flow_01 and -flow_10, each .flo or .flo5, have to be there; without
     -occ_01.png and -occ_10.png `check` says what is occluded. Where flow is unknown it
     counts as occluded, which nothing is learnt from. What `export_labels` wrote keeps its pair ids; the
     numbers of `pipelines.labels.LABEL_SCHEMA` are computed anew, at full resolution. Of a folder with train/
-    and val/ only train/ is taken. Ray has to be running.
+    and val/ only train/ is taken. on_cluster: whether Ray's nodes do the work, or this process.
 
     Nothing is written where a file can't be read: ValueError, which names it. ValueError, too, for files of
     one direction alone, and as `pipelines.labels.describe_set`; FileNotFoundError as `find_samples`.
@@ -130,7 +130,7 @@ def import_labels(folder: Path, location: str, check: OcclusionCheck) -> PairSet
             f"{_backward_name(lacking[0])}; a label is of both directions. Write these files, or learn from "
             f"forward flow alone, with `{typed('finetune')} RECIPE --truth chairs2:{folder}`"
         )
-    read = [each for part in in_parts(_read_all, samples, "files") for each in part]
+    read = [each for part in in_parts(_read_all, samples, "files", on_cluster=on_cluster) for each in part]
     if errors := [each.error for each in read if each.error]:
         raise unreadable(errors, len(samples), folder)
     ids = _exported_ids(folder)
@@ -148,7 +148,7 @@ def import_labels(folder: Path, location: str, check: OcclusionCheck) -> PairSet
         kind="imported", made_of=made_of, provenance={"files": str(folder)}, num_teachers=1
     )
     row = partial(_label_row, folder=folder, teacher=digest, check=check)
-    pairs = sample_set(location, description, samples, row, "labels")
+    pairs = sample_set(location, description, samples, row, "labels", on_cluster=on_cluster)
     write_ledger(location, ())
     return pairs
 

@@ -1,15 +1,20 @@
-"""How do samples in files become a pair set? Tasks of Ray write its shards.
+"""How do samples in files become a pair set? Tasks of Ray write its shards, or this process's threads.
+
+Threads do for one machine: the work is decoding, arithmetic and compression outside Python's lock, and a few
+dozen samples take less than Ray and the processes of its tasks do to start.
 
 A shard holds some of the samples. Its name and content follow from the samples alone, it appears whole, and a
 shard that is there is left as it is; so a rerun finishes what is missing.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import torch
 
 from flowcore.frame_codec import FrameCodec
 from flowcore.samples import Sample, Truth
@@ -17,6 +22,7 @@ from pipelines.labels import encode_shard, pair_columns, pair_id
 from pipelines.ledger import MANIFEST_FILE, VideoRecord, write_manifest
 from pipelines.pair_set import PairSet
 from pipelines.progress import bar
+from pipelines.room import num_cores
 from pipelines.set_description import SetDescription, describe_set
 from pipelines.shard_files import shard_at, shard_name
 from pipelines.storage import Folder
@@ -35,37 +41,74 @@ def sample_set(
     samples: Sequence[Sample],
     row: Callable[[Sample, str], pa.Table],
     title: str,
+    *,
+    on_cluster: bool,
 ) -> PairSet:
-    """The pair set of these samples, written by tasks of Ray where it isn't there.
+    """The pair set of these samples, written as `in_parts` works where it isn't there.
 
     row: what is stored of a sample, given the set's digest. Raises as `describe_set` and what `row` raises.
     """
     describe_set(location, description)
     if Folder(location).size(MANIFEST_FILE) is None:
-        entries = in_parts(partial(_write_shard, location, description.digest, row), samples, title)
+        write = partial(_write_shard, location, description.digest, row)
+        entries = in_parts(write, samples, title, on_cluster=on_cluster)
         write_manifest(location, description.digest, entries)
     return PairSet.open(location)
 
 
 def in_parts(
-    work: Callable[[int, Sequence[Sample]], Result], samples: Sequence[Sample], title: str
+    work: Callable[[int, Sequence[Sample]], Result],
+    samples: Sequence[Sample],
+    title: str,
+    *,
+    on_cluster: bool,
 ) -> list[Result]:
-    """What tasks of Ray make of the samples, some at a time, in their order; a bar shows how far they are.
+    """What tasks of Ray, which has to be running, or else threads make of the samples, some at a time, in
+    their order; a bar shows how far they are.
 
     work: takes the number of a part and its samples.
     """
+    parts = [samples[at : at + _SHARD_PAIRS] for at in range(0, len(samples), _SHARD_PAIRS)]
+    results: dict[int, Result] = {}
+    with bar(title, "pair", len(samples)) as drawn:
+        for number, result in (_by_ray if on_cluster else _by_threads)(work, parts):
+            results[number] = result
+            drawn.update(len(parts[number]))
+    return [results[number] for number in range(len(parts))]
+
+
+def _by_ray(
+    work: Callable[[int, Sequence[Sample]], Result], parts: Sequence[Sequence[Sample]]
+) -> Iterator[tuple[int, Result]]:
+    """The number of each part and what is made of it, as they are done."""
     import ray
 
     task: Any = ray.remote(lambda number, part: work(number, part))
-    parts = [samples[at : at + _SHARD_PAIRS] for at in range(0, len(samples), _SHARD_PAIRS)]
-    results = left = [task.remote(number, part) for number, part in enumerate(parts)]
-    sizes = dict(zip(results, map(len, parts), strict=True))
-    with bar(title, "pair", len(samples)) as drawn:
-        while left:
-            done, left = ray.wait(left)
-            ray.get(done)
-            drawn.update(sum(sizes[each] for each in done))
-    return ray.get(results)
+    left = [task.remote(number, part) for number, part in enumerate(parts)]
+    numbers = {each: number for number, each in enumerate(left)}
+    while left:
+        done, left = ray.wait(left)
+        for each in done:
+            yield numbers[each], ray.get(each)
+
+
+def _by_threads(
+    work: Callable[[int, Sequence[Sample]], Result], parts: Sequence[Sequence[Sample]]
+) -> Iterator[tuple[int, Result]]:
+    """As `_by_ray`."""
+    # Each thread is one core's: torch's own threads would wait for each other on cores that are taken.
+    threads_before = torch.get_num_threads()
+    threads = ThreadPoolExecutor(num_cores(), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        numbers: dict[Future[Result], int] = {
+            threads.submit(work, number, part): number for number, part in enumerate(parts)
+        }
+        for done in as_completed(numbers):
+            yield numbers[done], done.result()
+    finally:
+        # After an error or Ctrl-C what hasn't begun is left.
+        threads.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads_before)
 
 
 def _write_shard(

@@ -27,7 +27,7 @@ def truth_set(name: str, root: Path, run_root: str, *, to_learn_from: bool) -> P
         provenance={"root": str(root)},
     )
     location = join(run_root, f"truth-{description.digest}")
-    return sample_set(location, description, samples, _row, "truth")
+    return sample_set(location, description, samples, _row, "truth", on_cluster=True)
 
 
 def _row(sample: Sample, label_set: str) -> pa.Table:

@@ -16,7 +16,9 @@ from stored_pairs import shard, write_set
 from flowcore.datasets import find_samples
 from flowcore.formats import read_flow, read_mask, write_flow, write_image
 from flowcore.samples import Sample, load
+from flowcore.occlusion import OcclusionCheck
 from jobs import command, distill, export_labels, import_labels
+from pipelines import label_files
 from pipelines.label_files import EXPORT_FILE, Layout
 from pipelines.labels import FLOW_UNITS, quantized
 from pipelines.pair_set import PairSet
@@ -183,9 +185,13 @@ def test_flow_too_long_for_kitti_is_unknown_there(tmp_path: Path, capsys: pytest
 
 
 @pytest.fixture(scope="module")
-def returned(export: Export, ray_session: None) -> PairSet:
+def returned(export: Export) -> PairSet:
     """What was exported, imported."""
     return imported(export.files, export.files.parent / "back")
+
+
+def shards(pairs: PairSet) -> dict[str, bytes]:
+    return {file: (Path(pairs.location) / file).read_bytes() for file in pairs.files}
 
 
 OF_BOTH_DIRECTIONS = pytest.mark.parametrize("export", ["chairs2", "chairs2-flo5"], indirect=True)
@@ -230,6 +236,17 @@ def test_the_quality_of_imported_labels_is_measured_anew(labels: PairSet, return
         lengths = np.hypot(*np.stack([label.flow_fw, label.flow_bw]).transpose(1, 0, 2, 3))
         assert other["flow_max"] == pytest.approx(lengths.max(), rel=1e-5)
         assert other["occluded"] == pytest.approx(np.mean([row["occ_fw"], row["occ_bw"]]))
+
+
+@pytest.mark.parametrize("export", ["chairs2"], indirect=True)
+def test_tasks_of_ray_import_what_threads_do(
+    export: Export, returned: PairSet, tmp_path: Path, ray_session: None
+) -> None:
+    by_ray = label_files.import_labels(
+        export.files, str(tmp_path / "labels"), OcclusionCheck(), on_cluster=True
+    )
+    assert by_ray.label_set == returned.label_set
+    assert shards(by_ray) == shards(returned)
 
 
 @OF_BOTH_DIRECTIONS
@@ -281,7 +298,7 @@ def theirs(tmp_path: Path) -> Path:
 
 
 def test_files_of_one_direction_are_no_labels_but_truth(
-    theirs: Path, tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+    theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for backward in theirs.glob("*-flow_10.flo"):
         backward.unlink()
@@ -292,7 +309,7 @@ def test_files_of_one_direction_are_no_labels_but_truth(
 
 
 def test_a_file_that_is_cut_short_is_named_and_nothing_imported(
-    theirs: Path, tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+    theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cut = theirs / "0000001-flow_10.flo"
     cut.write_bytes(cut.read_bytes()[:-4])
@@ -303,7 +320,7 @@ def test_a_file_that_is_cut_short_is_named_and_nothing_imported(
 
 
 def test_without_masks_what_leaves_the_frame_or_is_not_known_is_occluded(
-    theirs: Path, tmp_path: Path, ray_session: None
+    theirs: Path, tmp_path: Path
 ) -> None:
     labels = imported(theirs, tmp_path / "labels")
     for place in labels.index().to_pylist():
@@ -314,6 +331,6 @@ def test_without_masks_what_leaves_the_frame_or_is_not_known_is_occluded(
         assert row["occ_fw"].reshape(40, 64)[:, 56:].all()
 
 
-def test_imported_flow_is_graded_where_it_is_known(theirs: Path, tmp_path: Path, ray_session: None) -> None:
+def test_imported_flow_is_graded_where_it_is_known(theirs: Path, tmp_path: Path) -> None:
     labels = imported(theirs, tmp_path / "labels")
     assert [labels.read(place)["flow_p50"] for place in labels.index().to_pylist()] == [8.0, 8.0]
