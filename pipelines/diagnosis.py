@@ -111,7 +111,7 @@ def _packages() -> Iterator[Finding]:
 
 def _extras() -> Iterator[Finding]:
     extras = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "torchvision": ("torchvision",)}
-    extras["ptlflow"] = ("ptlflow",)
+    extras |= {"ptlflow": ("ptlflow",), "hub": ("huggingface-hub",)}
     there = {name: all(_version_of(package) for package in packages) for name, packages in extras.items()}
     texts = [
         name if is_there else f"no {name} (pip install '{PACKAGE}[{name}]')"

@@ -52,6 +52,7 @@ _REMEDIES = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the file ~/.aws/credentials",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, which names a file of credentials",
     "gcs": "GOOGLE_APPLICATION_CREDENTIALS, which names a file of credentials",
+    "hf": "HF_TOKEN, or type `hf auth login`",
     "abfs": "AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET",
     "abfss": "AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET",
 }

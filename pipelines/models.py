@@ -20,6 +20,7 @@ from torch import Tensor
 from flowcore import networks
 from flowcore.networks import ExternalConfig, NetworkConfig
 from flowcore.records import RECORD_BYTES
+from pipelines import hub
 from pipelines.checkpoints import (
     CARD_FILE,
     CONTENTS,
@@ -41,14 +42,19 @@ if TYPE_CHECKING:
 
 def absolute_model(uri: str, option: str) -> str:
     """What `fetch_model` takes, with a path made absolute as `storage.absolute` does; URIs and the names of
-    other libraries' networks stay."""
-    return uri if networks.external_network(uri) is not None else absolute(uri, option)
+    other libraries' networks stay. On the Hugging Face hub it is that at the commit of now: see
+    `hub.pinned`."""
+    if networks.external_network(uri) is not None:
+        return uri
+    place = absolute(uri, option)
+    return hub.pinned(place, option) if place.startswith(hub.SCHEME) else place
 
 
 def fetch_model(uri: str) -> Path:
     """The local folder of the model at `uri`; a remote one is copied to where it vanishes with the process.
 
-    `uri` is a local path, a URI that pyarrow reads (s3://, gs://, file://), `runs:/<run id>/model`,
+    `uri` is a local path, a URI that pyarrow reads (s3://, gs://, file://), `hf://<owner>/<name>` with
+    `@<revision>` or `/<folder>` behind it, `runs:/<run id>/model`,
     `models:/<name>@<alias>` or `models:/<name>/<version>`; FileNotFoundError where there is no model, and
     ConnectionError where the storage doesn't answer. Or it is `opencv:<name>`, a classical method, or
     `torchvision:<name>` or `ptlflow:<name>`, that library's network with the weights that it publishes;

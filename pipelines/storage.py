@@ -27,6 +27,7 @@ from uuid import uuid4
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
+from pipelines import hub
 from pipelines.disclosure import require_storable
 from pipelines.installation import is_shipped_copy
 
@@ -159,6 +160,8 @@ def storage_of(location: str) -> tuple[FileSystem, str]:
     if "://" not in location:
         return LocalFileSystem(), os.path.abspath(location).rstrip("/")
     parts = urlsplit(location, allow_fragments=False)
+    if location.startswith(hub.SCHEME):
+        return hub.hub_storage(), unquote(f"{parts.netloc}{parts.path}").rstrip("/")
     # One client a bucket: making one asks the storage for its region.
     filesystem, root = _storage_of_root(urlunsplit((parts.scheme, parts.netloc, "/", parts.query, "")))
     return filesystem, (root.rstrip("/") + unquote(parts.path)).rstrip("/")
