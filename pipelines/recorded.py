@@ -1,4 +1,4 @@
-"""How does a repetition compare with what an earlier run did?"""
+"""What did an earlier run do, how did its model fare, and how does a repetition compare with it?"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from pipelines.installation import PACKAGE, PROJECT_FOLDER
 from pipelines.registry import LOGGED_MODEL_URI
 from pipelines.revision import DIFF_FILE, PACKAGES_FILE, code_files, revision_of
 from pipelines.storage import is_mlflow_uri
-from pipelines.tracking import ABSENT, OPTIONS_FILE, client_of, impatient, tracking_uri, unreachable
+from pipelines.tracking import ABSENT, OPTIONS_FILE, Run, client_of, impatient, tracking_uri, unreachable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,50 @@ def recorded(run_id: str, project_folder: Path = PROJECT_FOLDER) -> Recorded:
             name.removeprefix("from."): maker
             for name, maker in run.data.tags.items()
             if name.startswith("from.")
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """What MLflow knows of the model that a run ended with."""
+
+    inputs: dict[str, str]
+    """The places that the run read, by what they are."""
+    final: dict[str, float]
+    """How the training ended: its step, and its validation."""
+    errors: dict[str, float]
+    """What evaluations found: EPE and Fl, by the metric's path."""
+
+
+def model_record(run_id: str, project_folder: Path = PROJECT_FOLDER) -> ModelRecord | None:
+    """None where MLflow doesn't know the run or isn't there."""
+    try:
+        with impatient():
+            client = Run.reopen(tracking_uri(project_folder), run_id).client
+            made = client.get_run(run_id)
+            judged = client.search_runs(
+                [made.info.experiment_id], f"tags.`from.model` = '{run_id}' and tags.stage = 'evaluate'"
+            )
+    except (ConnectionError, MlflowException):
+        return None
+    return ModelRecord(
+        inputs={
+            name.removeprefix("input."): place
+            for name, place in sorted(made.data.tags.items())
+            if name.startswith("input.")
+        },
+        final={
+            name.removeprefix("final/"): value
+            for name, value in sorted(made.data.metrics.items())
+            if name.startswith("final/")
+        },
+        errors={
+            name: value
+            # The latest comes first, and counts.
+            for run in reversed(judged)
+            for name, value in sorted(run.data.metrics.items())
+            if {"epe", "fl"} & {*name.split("/")}
         },
     )
 
