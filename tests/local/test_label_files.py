@@ -15,8 +15,8 @@ from stored_pairs import shard, write_set
 
 from flowcore.datasets import find_samples
 from flowcore.formats import read_flow, read_mask, write_flow, write_image
-from flowcore.samples import Sample, load
 from flowcore.occlusion import OcclusionCheck
+from flowcore.samples import Sample, load
 from jobs import command, distill, export_labels, import_labels
 from pipelines import label_files
 from pipelines.label_files import EXPORT_FILE, Layout
