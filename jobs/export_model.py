@@ -1,12 +1,14 @@
-"""Writes a network as ONNX or for torch.export, which run without this project, or for the Hugging Face hub.
+"""Writes a network as ONNX or for torch.export, which run without this project, or for a hub or ptlflow.
 
     python jobs/export_model.py --model models:/flow-student@champion --output student.onnx
     python jobs/export_model.py --model models:/flow-student@champion --format hub --output student
+    python jobs/export_model.py --model models:/flow-student@champion --format ptlflow --output student.ckpt
 
-For the hub it is a folder with weights, card and a README.md of what is recorded of the model; `hf upload`
-takes it. Read it first: it names the places that the training read.
+For the Hugging Face hub it is a folder with weights, card and a README.md of what is recorded of the model;
+`hf upload` takes it. Read it first: it names the places that the training read. For ptlflow it is a
+checkpoint, which `flowcore.networks.ptlflow_model` reads there.
 
-For a file the ending decides: .onnx for ONNX Runtime, TensorRT and the like (pip install
+For a graph the ending decides: .onnx for ONNX Runtime, TensorRT and the like (pip install
 'distillflow-ray[onnx]'), .pt2 for torch.export.load. The inputs image1 and image2 are float32 RGB in [0, 1],
 (batch, 3, height, width). The outputs flow_fw and flow_bw are (batch, 2, height, width), in pixels. Both
 sides must be multiples of a number that the job prints and the file has in its metadata; pad frames whose
@@ -20,6 +22,7 @@ from typing import Literal
 
 from flowcore.networks import ExternalConfig
 from flowcore.networks.exported import SMALLEST_SIDE, disagreement, require_exportable, write_graph
+from flowcore.networks.ptlflow_checkpoint import write_ptlflow_checkpoint
 from jobs.command import run
 from pipelines.checkpoints import CARD_FILE, WEIGHTS_FILE, load_model
 from pipelines.disclosure import tell
@@ -38,8 +41,9 @@ class ExportModel:
     output: str
     """File to write, a path or a URI. Take a name that ends with .onnx for other tools, with .pt2 for
     PyTorch. With --format hub a folder."""
-    format: Literal["graph", "hub"] = "graph"
-    """graph: a file that runs without this project. hub: a folder to upload to the Hugging Face hub."""
+    format: Literal["graph", "hub", "ptlflow"] = "graph"
+    """graph: a file that runs without this project. hub: a folder to upload to the Hugging Face hub.
+    ptlflow: a checkpoint for ptlflow.get_model."""
     license: str = "unknown"
     """Licence of the weights in the README of --format hub, as the hub spells it, such as apache-2.0. It
     depends on the videos that the network learnt from."""
@@ -49,6 +53,8 @@ def main(stage: ExportModel) -> None:
     output = absolute(stage.output, "--output")
     if stage.format == "hub":
         _write_for_hub(stage, output)
+    elif stage.format == "ptlflow":
+        _write_for_ptlflow(stage, output)
     else:
         _write_graph(stage, output)
 
@@ -72,6 +78,19 @@ def _write_for_hub(stage: ExportModel, output: str) -> None:
         folder.write(name, (source / name).read_bytes())
     tell(f"{output}: read {README_FILE} and {CARD_FILE}, which name the places that the training read; then")
     tell(f"hf upload OWNER/NAME {shlex.quote(output)}")
+
+
+def _write_for_ptlflow(stage: ExportModel, output: str) -> None:
+    folder, name = split(output)
+    network, _ = load_model(fetch_model(absolute_model(stage.model, "--model")))
+    if isinstance(network.config, ExternalConfig):
+        raise ValueError(
+            f"{network.config.uri} is another library's network; only ours are written for ptlflow"
+        )
+    with Folder(folder).writing(name) as path:
+        write_ptlflow_checkpoint(network, path)
+    tell(f"{output}: import flowcore.networks.ptlflow_model, then")
+    tell(f'ptlflow.get_model("distillflow", ckpt_path={output!r})')
 
 
 def _write_graph(stage: ExportModel, output: str) -> None:
