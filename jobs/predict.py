@@ -43,6 +43,7 @@ class Predict(PredictionOptions):
         "limit",
         "inference.scale",
     )
+    goes_on: ClassVar[bool] = True
 
     @property
     def prediction(self) -> PredictionOptions:

@@ -417,6 +417,14 @@ def test_ctrl_c_repeats_the_command_that_does_what_is_left(
     assert capsys.readouterr().err.endswith(again)
 
 
+def test_a_job_that_finishes_what_is_left_or_resumes_says_so_when_it_is_stopped() -> None:
+    say_so = {name for name, job in JOBS.items() if getattr(job, "goes_on", False) or hasattr(job, "resume")}
+    assert say_so == {
+        *("pseudolabel", "predict", "export_labels", "import_labels"),
+        *("train_teacher", "train_teacher, RAFT", "train_teacher, FlowNet", "distill", "finetune"),
+    }
+
+
 def test_a_console_command_is_repeated_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "orig_argv", ["python", "/usr/bin/distillflow", "label", "smoke"])
     monkeypatch.setattr(sys, "argv", ["/usr/lib/jobs/pseudolabel.py", "smoke"])
