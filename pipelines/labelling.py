@@ -55,8 +55,8 @@ class LabellingOptions:
     collections with many broken files. A video that the storage can't deliver fails the run in any case,
     after the others are done."""
     three_frames: bool = False
-    """Continue the motion of what the second frame of a pair hides, and the frame before the pair shows, as
-    labels that the student learns too. Leave it out where motion changes from frame to frame."""
+    """Where the second frame of a pair hides a pixel and the frame before the pair shows it, continue its
+    motion. The student learns that, too. Leave it out where motion changes from frame to frame."""
     num_teachers: int | None = None
     """Maximum number of labelling processes. `none` takes one for each GPU, with `gpu` also those that an
     autoscaler adds; without GPUs it takes most of the CPUs. Lower it to leave room for other work, or if

@@ -67,21 +67,21 @@ def teacher(kind: str, seed: int) -> FlowNetwork:
     return load_model(folder)[0].ready(alone.DEVICE)
 
 
-Lesson = tuple[StudentObjective, Sequence[FramePair]]
+Labelled = tuple[StudentObjective, Sequence[FramePair]]
 """What a student learns, and from which labelled pairs."""
 
 
-def judged_follower(kind: str, seed: int, lesson: Lesson | None) -> dict[str, float]:
-    return alone.judged(follower(kind, seed, lesson), kind, CHECK)
+def judged_follower(kind: str, seed: int, labelled: Labelled | None) -> dict[str, float]:
+    return alone.judged(follower(kind, seed, labelled), kind, CHECK)
 
 
-def follower(kind: str, seed: int, lesson: Lesson | None) -> FlowNetwork:
+def follower(kind: str, seed: int, labelled: Labelled | None) -> FlowNetwork:
     """The teacher trained on: a student, or the control."""
     torch.manual_seed(seed)
     network = teacher(kind, seed).train()
     training = options(DEMO.student.steps, seed)
-    if lesson is not None:
-        objective, pairs = lesson
+    if labelled is not None:
+        objective, pairs = labelled
         return alone.trained(network, pairs, DEMO.challenge, objective, CHECK, training)
     unlabelled = alone.unlabelled_pairs(kind)
     return alone.trained(network, unlabelled, WIDER, TeacherObjective(), CHECK, training)
