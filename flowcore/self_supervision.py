@@ -35,12 +35,12 @@ class SelfSupervision:
 
     weight: float = 0.0
     """Weight of the distance to the network's own flow of what lies around the crop; 0 leaves it out. It
-    needs `--augmentation.surroundings`. SMURF takes 0.3."""
+    needs `--augmentation.surroundings`. Published: 0.3."""
     begins: int = 0
-    """Optimiser steps before it begins: a network that knows nothing yet teaches nothing. SMURF: 0.4 of all
-    steps."""
+    """Optimiser steps before it begins: a network that knows nothing yet teaches nothing. Published: 0.4
+    of all steps."""
     ramp: int = 0
-    """Optimiser steps over which it comes to its weight, in ten stairs. SMURF: 0.08 of all."""
+    """Optimiser steps over which it comes to its weight, in ten stairs. Published: 0.08 of all."""
 
     def __post_init__(self) -> None:
         for name, value in (("weight", self.weight), ("begins", self.begins), ("ramp", self.ramp)):

@@ -2,7 +2,8 @@
 
     python jobs/export_model.py --model models:/flow-student@champion --output student.onnx
     python jobs/export_model.py --model models:/flow-student@champion --format hub --output student
-    python jobs/export_model.py --model models:/flow-student@champion --format ptlflow --output student.ckpt
+    python jobs/export_model.py --model models:/flow-student@champion --format ptlflow
+        --output student.ckpt
 
 For the Hugging Face hub it is a folder with weights, card and a README.md of what is recorded of the model;
 `hf upload` takes it. Read it first: it names the places that the training read. For ptlflow it is a

@@ -420,7 +420,7 @@ def test_ctrl_c_repeats_the_command_that_does_what_is_left(
 def test_a_job_that_finishes_what_is_left_or_resumes_says_so_when_it_is_stopped() -> None:
     say_so = {name for name, job in JOBS.items() if getattr(job, "goes_on", False) or hasattr(job, "resume")}
     assert say_so == {
-        *("pseudolabel", "predict", "export_labels", "import_labels"),
+        *("pseudolabel", "predict", "submit", "export_labels", "import_labels"),
         *("train_teacher", "train_teacher, RAFT", "train_teacher, FlowNet", "distill", "finetune"),
     }
 
