@@ -6,23 +6,19 @@
 It imports this repository's code, and nothing of Ray or MLflow.
 """
 
-from pathlib import Path
-
 from flowcore.networks import FlowNetwork
 from pipelines.checkpoints import load_model
-from pipelines.models import fetch_model
+from pipelines.models import BEST, fetch_model
 
 dependencies = ["cv2", "jaxtyping", "numpy", "pyarrow", "safetensors", "torch"]
 
-_NETWORK = Path(__file__).resolve().parent / "docs" / "results" / "minutes" / "network"
 
-
-def distillflow(path: str | None = None) -> FlowNetwork:
+def distillflow(path: str = BEST) -> FlowNetwork:
     """The network of docs/results/minutes.md, or that of a model, on the CPU and ready for
     `network.estimate(image1, image2)`.
 
     path: a folder with model.json and model.safetensors, or another name that `--model` takes. Raises as
     `fetch_model` and `load_model`.
     """
-    network, _ = load_model(fetch_model(path or str(_NETWORK)))
+    network, _ = load_model(fetch_model(path))
     return network.eval()

@@ -131,8 +131,9 @@ class Pseudolabel:
     sintel:/data/MPI-Sintel. With --status, the collection that is counted; without it, what the last run into
     --labels found."""
     teacher: tuple[str, ...]
-    """One or several models: checkpoint folders, runs:/<run id>/model, models:/<name>@<alias>, opencv:<name>,
-    torchvision:<name> or ptlflow:<name>. Take several to learn only where they agree."""
+    """One or several models: checkpoint folders, runs:/<run id>/model, models:/<name>@<alias>,
+    distillflow:<name>, opencv:<name>, torchvision:<name> or ptlflow:<name>. Take several to learn only
+    where they agree."""
     labels: str
     """Folder or URI to write the labels to. All nodes of a cluster must share it."""
     clips: ClipOptions
@@ -274,7 +275,8 @@ class Evaluate:
 
     model: tuple[str, ...]
     """One or several models: checkpoint folders or URIs, runs:/<run id>/model, models:/<name>@<alias>,
-    opencv:<name>, torchvision:<name>, ptlflow:<name>, or `zero`, which answers that nothing moves."""
+    distillflow:<name>, opencv:<name>, torchvision:<name>, ptlflow:<name>, or `zero`, which answers
+    that nothing moves."""
     truth: str
     """The data set to judge by, NAME:FOLDER with one of the names sintel, kitti2012, kitti2015, chairs,
     chairs2, middlebury, spring, hd1k, tartanair, viper, kubric, kitti2015-stereo, middlebury-stereo and

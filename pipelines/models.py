@@ -1,6 +1,7 @@
 """Which model does a name mean?
 
-A folder, a URI, MLflow's names and other libraries' networks all come down to a folder here. A training
+A folder, a URI, MLflow's names, what comes with this package and other libraries' networks all come down to
+a folder here. A training
 begins with the model in one, or with fresh weights.
 """
 
@@ -40,11 +41,19 @@ if TYPE_CHECKING:
     import ray.train
 
 
+SHIPPED = "distillflow:"
+"""Stands before the name of a network that comes with this package, which is that of its recipe."""
+BEST = "distillflow:video"
+"""The best of them."""
+SHIPPED_FOLDER = Path(__file__).parent / "shipped"
+"""A folder a network."""
+
+
 def absolute_model(uri: str, option: str) -> str:
     """What `fetch_model` takes, with a path made absolute as `storage.absolute` does; URIs and the names of
-    other libraries' networks stay. On the Hugging Face hub it is that at the commit of now: see
-    `hub.pinned`."""
-    if networks.external_network(uri) is not None:
+    shipped and of other libraries' networks stay. On the Hugging Face hub it is that at the commit of now:
+    see `hub.pinned`."""
+    if uri.startswith(SHIPPED) or networks.external_network(uri) is not None:
         return uri
     place = absolute(uri, option)
     return hub.pinned(place, option) if place.startswith(hub.SCHEME) else place
@@ -56,12 +65,15 @@ def fetch_model(uri: str) -> Path:
     `uri` is a local path, a URI that pyarrow reads (s3://, gs://, file://), `hf://<owner>/<name>` with
     `@<revision>` or `/<folder>` behind it, `runs:/<run id>/model`,
     `models:/<name>@<alias>` or `models:/<name>/<version>`; FileNotFoundError where there is no model, and
-    ConnectionError where the storage doesn't answer. Or it is `opencv:<name>`, a classical method, or
-    `torchvision:<name>` or `ptlflow:<name>`, that library's network with the weights that it publishes;
-    raises what `ExternalConfig.build` and `ExternalNetwork.load_pretrained` raise.
+    ConnectionError where the storage doesn't answer. `distillflow:<name>` comes with this
+    package. Or it is `opencv:<name>`, a classical method, or `torchvision:<name>` or `ptlflow:<name>`, that
+    library's network with the weights that it publishes; raises what `ExternalConfig.build` and
+    `ExternalNetwork.load_pretrained` raise.
     """
     if (external := networks.external_network(uri)) is not None:
         return _fetch_external(external)
+    if uri.startswith(SHIPPED):
+        return _shipped(uri)
     if is_mlflow_uri(uri):
         # Brings MLflow, which would cost each of Ray's workers a second: they import this module.
         from pipelines import registry
@@ -70,6 +82,14 @@ def fetch_model(uri: str) -> Path:
     if "://" not in uri:
         return model_folder(Path(absolute(uri, "model")), uri)
     return copied_model(uri)
+
+
+def _shipped(uri: str) -> Path:
+    names = sorted(folder.name for folder in SHIPPED_FOLDER.iterdir())
+    if (name := uri.removeprefix(SHIPPED)) not in names:
+        known = ", ".join(SHIPPED + each for each in names)
+        raise FileNotFoundError(f"no network {uri} comes with this version; those that do are {known}")
+    return SHIPPED_FOLDER / name
 
 
 def copied_model(location: str) -> Path:

@@ -8,7 +8,7 @@
 the student. OUT gets the models, and some of the teacher on its way. A later training goes on from OUT's.
 
 `judge` looks at the errors of OUT's models on pairs with truth, which nothing was chosen by, and compares the
-last of them with the network of docs/results/real-pixels without truth, on videos that it didn't learn from.
+last of them with distillflow:laptop without truth, on videos that it didn't learn from.
 DATA holds `clips`, `clips_more` and data sets with truth, each in its own layout. `print` prints the tables
 of what `judge` found.
 """
@@ -37,11 +37,12 @@ from pipelines.checkpoints import KEPT_FOLDER, load_model, save_model
 from pipelines.cluster import connect
 from pipelines.held_back import REFEREE
 from pipelines.installation import PROJECT_FOLDER
-from pipelines.models import fetch_model
+from pipelines.models import SHIPPED_FOLDER, fetch_model
 from pipelines.training_options import TrainingOptions
 
 RESULTS = PROJECT_FOLDER / "docs" / "results" / "minutes"
-NETWORK, ERRORS, VIDEOS = RESULTS / "network", RESULTS / "errors.json", RESULTS / "videos.tsv"
+NETWORK = SHIPPED_FOLDER / "video"
+ERRORS, VIDEOS = RESULTS / "errors.json", RESULTS / "videos.tsv"
 _UNMASKED = 0.3
 _LOOKS = 4
 """Validations of a training, each of which keeps its model."""

@@ -8,9 +8,10 @@ from jobs import evaluate
 from jobs.stages import Evaluate
 from pipelines.evaluation import ErrorSummary
 from pipelines.installation import PROJECT_FOLDER
+from pipelines.models import SHIPPED_FOLDER
 
 RESULTS = PROJECT_FOLDER / "docs" / "results" / "real-pixels"
-STUDENT = RESULTS / "student"
+STUDENT = SHIPPED_FOLDER / "laptop"
 """The network that was trained on real clips."""
 
 

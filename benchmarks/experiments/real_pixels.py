@@ -6,8 +6,8 @@ Runs the recipe `laptop` on real clips: OpenCV's DIS labels them, and a student 
 fresh weights. Judges the student on real pairs with truth that it never saw, beside zero flow, the classical
 methods and its teacher. DATA holds `clips` and `frames` to learn from, and `middlebury_flow`, `flyingchairs`,
 `sintel` and `kitti2012`, each in its own layout, to judge on; a set that isn't there is left out. Labels that
-are there aren't made again. Writes the student and its errors to docs/results/real-pixels, and prints the
-tables. --judge judges the student that is there, without training.
+are there aren't made again. Writes the student to pipelines/shipped/laptop and its errors to
+docs/results/real-pixels, and prints the tables. --judge judges the student that is there, without training.
 """
 
 import json
@@ -83,7 +83,7 @@ def main() -> None:
     parser = report.parser(__doc__)
     parser.add_argument("data", type=Path, help="a folder of clips and data sets")
     parser.add_argument("--workers", type=int, default=2, help="training processes; 2 by default")
-    parser.add_argument("--judge", action="store_true", help="only judge the student that is in docs/results")
+    parser.add_argument("--judge", action="store_true", help="only judge the student that is there")
     arguments = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{WORK / 'mlflow.db'}"

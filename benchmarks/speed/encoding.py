@@ -36,7 +36,6 @@ from flowcore.scenes import SceneOptions, render_scene
 from flowcore.shapes import to_images
 from flowcore.video import ClipOptions
 from pipelines.checkpoints import load_model
-from pipelines.installation import PROJECT_FOLDER
 from pipelines.labels import decode_flow, encode_shard, label_columns, masks, quantized, stored_pixels
 from pipelines.models import fetch_model
 from pipelines.pair_set import row_values
@@ -110,9 +109,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=64, help="to label; 64 by default")
     parser.add_argument(
         "--model",
-        default=str(PROJECT_FOLDER / "docs/results/real-pixels/student"),
+        default="distillflow:laptop",
         metavar="FOLDER_OR_URI",
-        help="the network; docs/results/real-pixels/student by default",
+        help="the network; distillflow:laptop by default",
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -2,7 +2,7 @@
 
     python -m docs.make.film ../shared/data/clips/sam2__01_dog.mp4
 
-The network is docs/results/minutes/network, the film docs/flow.gif. It is a GIF because code hosts show one
+The network is distillflow:video, the film docs/flow.gif. It is a GIF because code hosts show one
 in a page. The whole film has one palette, and pairs are three frames apart, which is ten pictures a second.
 """
 
@@ -27,10 +27,10 @@ from pipelines.collection import Collection
 from pipelines.decoding import DecoderProcess
 from pipelines.inference import EstimatedPair, VideoFlow
 from pipelines.installation import PROJECT_FOLDER
+from pipelines.models import BEST, fetch_model
 from pipelines.storage import write_whole
 
 FILM = PROJECT_FOLDER / "docs" / "flow.gif"
-NETWORK = PROJECT_FOLDER / "docs" / "results" / "minutes" / "network"
 STRIDE = 3
 """Frames from one picture of the film to the next."""
 RATE = 10
@@ -45,7 +45,7 @@ COLOURS = 96
 def pairs(clip: str) -> Iterator[EstimatedPair]:
     """The clip's pairs with their flow in both directions."""
     (source,) = Collection.find(clip).videos
-    flow = VideoFlow(load_model(NETWORK)[0], InferenceOptions(scale=SCALE), both=True)
+    flow = VideoFlow(load_model(fetch_model(BEST))[0], InferenceOptions(scale=SCALE), both=True)
     with DecoderProcess() as decoder:
         yield from flow.pairs(decoder, source, stride=STRIDE)
 

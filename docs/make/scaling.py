@@ -42,9 +42,9 @@ from flowcore.shapes import to_images
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model
 from pipelines.cluster import connect
-from pipelines.installation import PROJECT_FOLDER
 from pipelines.labelling import LabellingOptions
 from pipelines.labels import decode_flow, encode_shard, label_columns
+from pipelines.models import BEST, fetch_model
 from pipelines.pair_set import row_values
 
 HOURS, FRAME_RATE, VIDEO_BITS = 1e6, 30, 2.5e6
@@ -76,7 +76,7 @@ def per_pair() -> dict[str, float]:
 
         reading = cpu_seconds(read)
     # Labels of a trained network: what they take depends on what is in them.
-    network, _ = load_model(PROJECT_FOLDER / "docs/results/minutes/network")
+    network, _ = load_model(fetch_model(BEST))
     some = scene.frames[: LabellingOptions().row_group_pairs + 1]
     labels = pseudo_labels([network.eval()], to_images(some), OcclusionCheck())
     flows = label_columns(labels, "a teacher").select(["flow_fw", "flow_bw", "occ_fw", "occ_bw"])

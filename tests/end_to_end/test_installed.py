@@ -12,6 +12,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from mlflow.entities import Run
 from terminal import REPOSITORY, client_of
 
 from flowcore.formats import write_image
@@ -227,23 +228,32 @@ def labelled(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+def run_of_labelling(folder: Path) -> Run:
+    client = client_of(folder)
+    experiment = client.get_experiment_by_name("distillflow").experiment_id
+    (run,) = client.search_runs([experiment], "tags.stage = 'pseudolabel'")
+    return run
+
+
+def test_predict_needs_no_model(labelled: Path, environment: Path) -> None:
+    told = ended(environment, labelled, "predict", "--videos", "frames", "--output", "flow")
+    assert told.returncode == 0, told.stderr
+    assert sorted(path.name for path in (labelled / "flow").glob("*.flo")) == ["0.flo", "1.flo"]
+
+
 def test_a_run_is_recorded_in_the_folder_where_its_command_was_typed(labelled: Path) -> None:
-    client = client_of(labelled)
-    (run,) = client.search_runs([client.get_experiment_by_name("distillflow").experiment_id])
+    run = run_of_labelling(labelled)
     assert run.info.status == "FINISHED"
     assert run.data.tags["command"].startswith("distillflow label smoke --videos frames ")
 
 
 def test_a_labelling_run_is_named_after_its_teacher(labelled: Path) -> None:
-    client = client_of(labelled)
-    (run,) = client.search_runs([client.get_experiment_by_name("distillflow").experiment_id])
+    run = run_of_labelling(labelled)
     assert run.info.run_name == "pseudolabel smoke: opencv:dis_ultrafast"
 
 
 def test_the_revision_of_installed_code_is_its_version_and_its_files(labelled: Path) -> None:
-    client = client_of(labelled)
-    (run,) = client.search_runs([client.get_experiment_by_name("distillflow").experiment_id])
-    revision = run.data.tags["mlflow.source.git.commit"]
+    revision = run_of_labelling(labelled).data.tags["mlflow.source.git.commit"]
     assert re.fullmatch(rf"distillflow-ray {re.escape(VERSION)}, files [0-9a-f]{{12}}", revision)
 
 

@@ -36,10 +36,25 @@ def test_only_a_folder_s_name_is_made_absolute(tmp_path: Path, monkeypatch: pyte
     for uri in (
         "torchvision:raft_small",
         "opencv:dis_medium",
+        "distillflow:video",
         "models:/flow-teacher@champion",
         "s3://b/model",
     ):
         assert models.absolute_model(uri, "--teacher") == uri
+
+
+def test_a_network_that_comes_with_the_package_is_found_by_its_name() -> None:
+    for recipe in ("video", "laptop"):
+        _, info = checkpoints.load_model(models.fetch_model(f"distillflow:{recipe}"))
+        assert info.provenance["recipe"] == recipe
+
+
+def test_a_name_that_no_shipped_network_has_is_an_error_with_those_that_there_are() -> None:
+    for name in ("vidoe", "", "../shipped/video"):
+        with pytest.raises(
+            FileNotFoundError, match="those that do are distillflow:laptop"
+        ):
+            models.fetch_model(f"distillflow:{name}")
 
 
 def test_a_saved_model_comes_back_with_its_weights_configuration_and_provenance(tmp_path: Path) -> None:

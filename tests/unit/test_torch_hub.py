@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from flowcore.networks import FlowNetwork, PWCNetConfig
 from pipelines.checkpoints import load_model, save_model
+from pipelines.models import fetch_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -26,7 +27,7 @@ def test_torch_s_hub_gives_the_repository_s_network_ready_to_estimate_flow() -> 
     image1 = functional.interpolate(coarse, scale_factor=8, mode="bilinear")
     image2 = image1.roll(3, dims=-1)
     estimate = network.estimate(image1, image2)
-    same, _ = load_model(REPOSITORY / "docs" / "results" / "minutes" / "network")
+    same, _ = load_model(fetch_model("distillflow:video"))
     torch.testing.assert_close(estimate, same.eval().estimate(image1, image2))
     # Right by three pixels and back.
     for flow, u in zip(estimate, (3, -3), strict=True):
