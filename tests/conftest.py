@@ -3,15 +3,13 @@ copy, and an S3 server."""
 
 import contextlib
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
-from object_storage import Bucket, Quiet, Server
-from werkzeug.serving import make_server
+from object_storage import Bucket, Server, serving
 
 # How often, in seconds, Ray Train looks for what its workers report and wait to have taken; 2 by default.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -66,11 +64,8 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[tuple[Server, int]]:
-    application = Server()
-    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield application, server.server_port
-    server.shutdown()
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture

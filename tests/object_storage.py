@@ -1,6 +1,8 @@
 """A real S3 server for the tests, which can be made to behave as S3 does on a bad day."""
 
+import contextlib
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler
+from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wsgi import get_input_stream
 
 from pipelines.storage import Folder, storage_of
@@ -77,6 +79,16 @@ class Quiet(WSGIRequestHandler):
 
     def log(self, type: str, message: str, *args: object) -> None:
         pass
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[tuple[Server, int]]:
+    """A server on this machine, and its port."""
+    application = Server()
+    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield application, server.server_port
+    server.shutdown()
 
 
 class Bucket:

@@ -1,6 +1,7 @@
 """What are the networks made of?"""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,13 @@ _NEIGHBOURS = 9
 
 FLOW_SCALE = 20.0
 """Pixels of motion per unit of a decoder's output, the factor by which PWC-Net and FlowNet scale truth."""
+
+
+def draw_weights(weight: Tensor, **how: Any) -> None:
+    """He's normal distribution, see `nn.init.kaiming_normal_`. Nothing on the meta device, where torch would
+    import its compiler, two seconds of a core, to draw nothing."""
+    if not weight.is_meta:
+        nn.init.kaiming_normal_(weight, **how)
 
 
 def convolution(
@@ -26,7 +34,7 @@ def convolution(
         padding=dilation * (kernel // 2),
         dilation=dilation,
     )
-    nn.init.kaiming_normal_(layer.weight, a=0.1)
+    draw_weights(layer.weight, a=0.1)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return nn.Sequential(layer, nn.LeakyReLU(0.1, inplace=True))
 

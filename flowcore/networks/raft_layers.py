@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flowcore.networks.layers import flow_head, weighted_neighbours
+from flowcore.networks.layers import draw_weights, flow_head, weighted_neighbours
 from flowcore.shapes import Flow
 
 Norm = Literal["instance", "batch", "none"]
@@ -62,7 +62,7 @@ def _norm(kind: Norm, channels: int) -> list[nn.Module]:
 def _convolution(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     """Of an encoder, padded to keep the size but for its stride."""
     layer = nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2)
-    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    draw_weights(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
 
 

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from flowcore.networks import ExternalConfig, FlowNetwork, PWCNetConfig
+from flowcore.networks import ExternalConfig, FlowNetwork, PWCNetConfig, raft
 from pipelines import checkpoints, models
 
 SMALL = PWCNetConfig(
@@ -51,9 +51,7 @@ def test_a_network_that_comes_with_the_package_is_found_by_its_name() -> None:
 
 def test_a_name_that_no_shipped_network_has_is_an_error_with_those_that_there_are() -> None:
     for name in ("vidoe", "", "../shipped/video"):
-        with pytest.raises(
-            FileNotFoundError, match="those that do are distillflow:laptop"
-        ):
+        with pytest.raises(FileNotFoundError, match="those that do are distillflow:laptop"):
             models.fetch_model(f"distillflow:{name}")
 
 
@@ -82,6 +80,18 @@ def test_channels_last_weights_are_saved_with_the_same_values(tmp_path: Path) ->
     saved = network().to(memory_format=torch.channels_last)
     checkpoints.save_model(tmp_path, saved, {})
     assert same_weights(saved, checkpoints.load_model(tmp_path)[0])
+
+
+def test_loading_a_model_does_not_bring_torch_s_compiler(tmp_path: Path) -> None:
+    checkpoints.save_model(tmp_path / "pwcnet", network(), {})
+    checkpoints.save_model(tmp_path / "raft", raft.tiny()["raft"].build(), {})
+    # It takes two seconds of a core, in each of a training's and a labelling's processes.
+    code = (
+        "import pathlib, sys; from pipelines.checkpoints import load_model; "
+        "[load_model(pathlib.Path(each)) for each in sys.argv[1:]]; assert 'torch._dynamo' not in sys.modules"
+    )
+    models_made = [str(tmp_path / name) for name in ("pwcnet", "raft")]
+    subprocess.run([sys.executable, "-c", code, *models_made], check=True)
 
 
 def test_loading_leaves_the_global_generator_alone(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
-"""The whole chain on a real S3 server that refuses requests and drops connections, as a busy one does.
+"""The whole chain on a real S3 server that refuses requests and drops connections, as a busy one does, with
+a real MLflow server, whose runs are in PostgreSQL and whose models are on an S3 server of its own.
 
-Nothing is on a disk that another node could not see, but MLflow, which is a server there.
+Nothing is on a disk that another node could not see.
 """
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,7 +13,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from object_storage import Bucket, Server
+import sqlalchemy
+from object_storage import Bucket, Server, serving
+from tracking_server import database, postgresql, tracking_server
 
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, gallery, pseudolabel, train_teacher
@@ -25,15 +29,38 @@ pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(1800)]
 SCENE = SceneOptions(height=64, width=96, num_frames=9, camera_speed=3.0, layer_speed=2.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """MLflow's server."""
+
+    address: str
+    store: str
+    """The URI of its database."""
+    models: Bucket
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Path]:
-    """The current folder: with videos, and with the runs."""
+def tracking(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Tracking]:
+    """Over SQLite where PostgreSQL isn't installed."""
+    folder = tmp_path_factory.mktemp("tracking")
+    with contextlib.ExitStack() as started:
+        if (programs := postgresql()) is None:
+            store = f"sqlite:///{shutil.copy(empty_store, folder)}"
+        else:
+            store = started.enter_context(database(programs))
+        models = Bucket("models", *started.enter_context(serving()))
+        server = tracking_server(store, "s3://models/mlflow", models.endpoint, folder / "log")
+        yield Tracking(address=started.enter_context(server), store=store, models=models)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tracking: Tracking) -> Iterator[Path]:
+    """The current folder, with videos."""
     folder = tmp_path_factory.mktemp("folder")
     for seed in range(3):
         write_video(folder / "videos" / f"scene {seed}.mp4", render_scene(seed, SCENE).frames)
-    store = shutil.copy(empty_store, tmp_path_factory.mktemp("store"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+        patch.setenv("MLFLOW_TRACKING_URI", tracking.address)
         patch.chdir(folder)
         yield folder
 
@@ -142,6 +169,18 @@ def test_a_student_of_labels_on_object_storage_is_judged(judged: bytes) -> None:
 def test_the_storage_was_busy_while_the_chain_ran(bucket: Bucket, judged: bytes) -> None:
     assert bucket.server.refused > 0
     assert bucket.server.cut > 0
+
+
+def test_the_runs_are_in_postgresql(tracking: Tracking, judged: bytes) -> None:
+    if tracking.store.startswith("sqlite"):
+        pytest.skip("PostgreSQL is absent: apt install postgresql to run this test")
+    with sqlalchemy.create_engine(tracking.store).connect() as connection:
+        found = connection.execute(sqlalchemy.text("SELECT value FROM tags WHERE key = 'stage'"))
+        assert {"train_teacher", "pseudolabel", "distill", "evaluate"} <= set(found.scalars())
+
+
+def test_the_models_are_where_mlflow_s_server_puts_them(tracking: Tracking, judged: bytes) -> None:
+    assert len(tracking.models.contents("mlflow", "model.safetensors")) >= 2
 
 
 def test_no_uri_is_taken_for_a_path(folder: Path, judged: bytes) -> None:
