@@ -6,6 +6,10 @@ RECIPE ?= demo
 # More arguments: make test ARGS="tests/unit -k census", make demo ARGS="--run-root my_runs"
 ARGS ?=
 
+# Ray starts dozens of processes, each of which would compile what it imports: four seconds of a core.
+unexport PYTHONDONTWRITEBYTECODE
+export UV_COMPILE_BYTECODE = 1
+
 VENV := .venv
 SITE := build/docs
 # Changes when the environment was last brought in line with pyproject.toml and uv.lock.
