@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import cache_from_source, find_spec
 from pathlib import Path
+from sysconfig import get_path
 from threading import Thread
 from typing import Any, Literal
 from urllib.error import HTTPError
@@ -82,6 +84,16 @@ def _python() -> Iterator[Finding]:
     name = f"{PACKAGE} {installed_version()}, {place}; Python {platform.python_version()} in {sys.prefix}"
     remedy = "" if sys.version_info >= (3, 11) else "install Python 3.11 or newer, and this project in it"
     yield Finding(part="Python", found=name, remedy=remedy)
+    # Dozens of Ray's processes would each compile what they import, seconds of a core.
+    origin = getattr(find_spec("ray"), "origin", None)
+    is_compiled = origin is None or Path(cache_from_source(origin)).exists()
+    if sys.dont_write_bytecode and not is_compiled:
+        yield Finding(
+            part="Python",
+            found="PYTHONDONTWRITEBYTECODE is set and packages aren't compiled: each process starts slowly",
+            remedy=f"{sys.executable} -m compileall -q -j 0 {get_path('purelib')}",
+            is_needed=False,
+        )
 
 
 def _packages() -> Iterator[Finding]:
