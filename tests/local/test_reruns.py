@@ -143,6 +143,14 @@ def test_what_an_earlier_run_finished_is_told_apart(tmp_path: Path) -> None:
     assert (seen[-1].videos_done, seen[-1].new_pairs, seen[-1].pairs) == (3, 2, 6)
 
 
+def test_what_a_writer_leaves_that_dies_while_others_go_on_is_gone_in_the_end(tmp_path: Path) -> None:
+    videos, location = tmp_path / "videos", tmp_path / "set"
+    render(videos / "a.mp4", 0, num_frames=3)
+    left = location / ".853bc64be26c472f86e5f651717ee69c.partial"
+    paired(videos, location, on_progress=lambda _: left.write_bytes(b"half"))
+    assert not left.exists()
+
+
 def test_of_many_videos_of_one_size_only_a_copy_is_left_out(tmp_path: Path) -> None:
     """Uncompressed images have one size whatever they show."""
     for number in range(18):
