@@ -44,7 +44,9 @@ from jobs.train_teacher import recipes, train_teacher
 
 @dataclass(frozen=True, kw_only=True)
 class Deadly(TeacherObjective):
-    # Kills a process as a step begins, once, and not before Ray Train has taken a checkpoint.
+    # Kills a process as a step begins, once, and not before Ray Train has taken a checkpoint. A step waits
+    # for `pause` seconds, which leaves the cores to others.
+    pause: float
     folder: str
     driver: int
     worker_dies_at: int
@@ -61,13 +63,14 @@ class Deadly(TeacherObjective):
                     time.sleep(0.05)
                 marker.touch()
                 os.kill(pid, signal.SIGKILL)
+        time.sleep(self.pause)
         return super().__call__(estimate, batch, step=step, check=check)
 
 if __name__ == "__main__":
-    videos, folder, (steps, validate_every, workers, worker_dies_at, driver_dies_at) = (
-        sys.argv[1], sys.argv[2], map(int, sys.argv[3:8])
+    videos, folder, pause, (steps, validate_every, workers, worker_dies_at, driver_dies_at) = (
+        sys.argv[1], sys.argv[2], float(sys.argv[3]), map(int, sys.argv[4:9])
     )
-    resume = sys.argv[8] if len(sys.argv) > 8 else None
+    resume = sys.argv[9] if len(sys.argv) > 9 else None
     _, stage = recipes()["smoke"]
     training = replace(
         stage.training, steps=steps, validate_every=validate_every, log_every=2,
@@ -76,7 +79,7 @@ if __name__ == "__main__":
     stage = replace(
         stage, videos=videos, run_root=f"{folder}/runs", training=training, resume=resume,
         objective=Deadly(
-            unmasked_steps=steps, folder=folder, driver=os.getpid(),
+            unmasked_steps=steps, pause=pause, folder=folder, driver=os.getpid(),
             worker_dies_at=worker_dies_at, driver_dies_at=driver_dies_at,
         ),
     )
@@ -102,13 +105,14 @@ def start(
     workers: int = 1,
     worker_dies_at: int = -1,
     driver_dies_at: int = -1,
+    pause: float = 0.0,
     **environment: str,
 ) -> subprocess.Popen[str]:
     driver = folder / "driver.py"
     driver.write_text(DRIVER)
     numbers = steps, validate_every, workers, worker_dies_at, driver_dies_at
     return subprocess.Popen(
-        [sys.executable, str(driver), str(videos), str(folder), *map(str, numbers), *resume],
+        [sys.executable, str(driver), str(videos), str(folder), str(pause), *map(str, numbers), *resume],
         env={
             **os.environ,
             **environment,
@@ -249,6 +253,8 @@ def elastic(tmp_path_factory: pytest.TempPathFactory, videos: Path, empty_store:
             steps=1_000_000,
             validate_every=1_000_000,
             workers=2,
+            # It only has to be there when nodes come and go.
+            pause=0.2,
             RAY_ADDRESS=cluster.address,
             RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="1",
             RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="0.2",
