@@ -1,12 +1,16 @@
-"""The tutorial's commands, as its page shows them."""
+"""The tutorial, as a notebook: it is the page, and a reader who runs it comes to its end."""
 
+import os
 import re
 from pathlib import Path
 
 import cv2
+import nbformat
 import pytest
-from terminal import REPOSITORY, client_of, typed
+from nbclient import NotebookClient
+from terminal import BIN, REPOSITORY, client_of
 
+from docs.make.notebook import NOTEBOOK, PAGE, notebook
 from flowcore.scenes import SceneOptions, render_scene, write_video
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -14,23 +18,26 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 NUM_FRAMES = 9
 
 
-def bash_blocks(page: Path) -> str:
-    """What a reader types: a page's blocks that are marked `bash`, in one shell."""
-    return "\n".join(re.findall(r"^```bash\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL))
+def test_the_notebook_is_the_page() -> None:
+    """`python -m docs.make.notebook` makes it so."""
+    assert nbformat.read(NOTEBOOK, as_version=4) == notebook(PAGE.read_text())
 
 
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a reader who typed what the page says."""
+    """The folder of a reader who ran the notebook."""
     folder = tmp_path_factory.mktemp("reader")
-    for name in ("jobs", "docs"):
-        (folder / name).symlink_to(REPOSITORY / name)
+    (folder / "docs").mkdir()
+    (folder / "jobs").symlink_to(REPOSITORY / "jobs")
     for seed in range(2):
         scene = render_scene(seed, SceneOptions(height=72, width=120, num_frames=NUM_FRAMES))
         write_video(folder / "my_videos" / f"scene{seed}.mp4", scene.frames)
-    commands = bash_blocks(REPOSITORY / "docs" / "tutorial.md")
-    ended = typed(*("bash", "-eu", "-c", commands), folder=folder, cwd=folder, PYTHONPATH=str(REPOSITORY))
-    assert ended.returncode == 0, f"{ended.stdout[-3000:]} {ended.stderr[-3000:]}"
+    read = nbformat.read(NOTEBOOK, as_version=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
+        patch.setenv("PYTHONPATH", str(REPOSITORY))
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        NotebookClient(read, resources={"metadata": {"path": str(folder / "docs")}}).execute()
     return folder
 
 
