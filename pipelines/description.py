@@ -5,8 +5,8 @@ It puts into words what the run's tags record: what it was made from, who made t
 
 from collections.abc import Mapping
 
-NOTE = "mlflow.note.content"
-"""The tag that MLflow shows as a run's description."""
+from pipelines.pages import picture_page, run_page
+
 _STAGES = {
     "train_teacher": "Trains a teacher: a network that learns optical flow from unlabelled videos.",
     "pseudolabel": "Labels frame pairs with the flow of one or several teachers.",
@@ -26,8 +26,9 @@ _INPUTS = {
 """Names of inputs that don't say what they are."""
 
 
-def description(tags: Mapping[str, str], experiment: str) -> str:
-    """The Markdown of a run with these tags. experiment: the id, for links to other runs."""
+def description(tags: Mapping[str, str], experiment: str, run: str = "", picture: str | None = None) -> str:
+    """The Markdown of a run with these tags. experiment: the id, for links to other runs. picture: the path
+    of an artifact of the run of the id `run`."""
     parts = [_STAGES.get(tags.get("stage", ""), "")]
     inputs = {name.removeprefix("input.") for name in tags if name.startswith("input.")}
     makers = {name.removeprefix("from.") for name in tags if name.startswith("from.")}
@@ -42,6 +43,8 @@ def description(tags: Mapping[str, str], experiment: str) -> str:
         for name, what in (("labels", "Labels"), ("made", "Model"))
         if name in tags
     ]
+    if picture is not None:
+        parts.append(f"![the picture that was logged last]({picture_page(run, picture)})")
     return "\n\n".join(part for part in parts if part)
 
 
@@ -50,7 +53,7 @@ def _made_from(name: str, tags: Mapping[str, str], experiment: str) -> str:
     if place := tags.get(f"input.{name}"):
         line += f": {_code(place)}"
     if maker := tags.get(f"from.{name}"):
-        line += f", made by [run {maker[:8]}](#/experiments/{experiment}/runs/{maker})"
+        line += f", made by [run {maker[:8]}]({run_page(experiment, maker)})"
     return line
 
 

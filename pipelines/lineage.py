@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checkpoints import KEPT_FOLDER, read_model
-from pipelines.description import NOTE, description
+from pipelines.description import description
 from pipelines.disclosure import tell
 from pipelines.installation import PROJECT_FOLDER
 from pipelines.invocation import running_job, typed, typed_again
 from pipelines.models import StartingPoint, copied_model, fetch_model
+from pipelines.pages import NOTE
 from pipelines.pair_set import PairSet
 from pipelines.parameters import shortened
 from pipelines.registry import link_version, log_checkpoint, register, run_of
@@ -72,7 +73,9 @@ class StageRun(Run):
         """Writes what is known of the run as its description, unless somebody has written another."""
         run = self.client.get_run(self.run_id)
         if run.data.tags.get(NOTE) in (None, self._description):
-            self._description = shortened(description(run.data.tags, run.info.experiment_id))
+            self._description = shortened(
+                description(run.data.tags, run.info.experiment_id, self.run_id, self.last_picture())
+            )
             self.tag(NOTE, self._description)
 
     def has_generation(self, generation: int) -> None:

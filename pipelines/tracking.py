@@ -24,7 +24,7 @@ import numpy as np
 from filelock import FileLock
 from jaxtyping import UInt8
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -32,13 +32,12 @@ from pydantic import TypeAdapter
 
 from pipelines.disclosure import require_one_password, storable, without_secrets
 from pipelines.installation import PROJECT_FOLDER, home_of, is_shipped_copy
+from pipelines.pages import VIEW_TAG, experiment_tags, run_page
 from pipelines.parameters import LONGEST_SUBJECT, differing, flattened, shortened
 from pipelines.revision import code_files, code_tags
 from pipelines.storage import json_bytes
 
 EXPERIMENT = "distillflow"
-_TRAINING_PAGES = "?workflowType=machine_learning"
-"""Opens MLflow's training view; without it the page shows the menu for language models."""
 
 OPTIONS_FILE = "repeat/options.json"
 """Artifact of a run: the stage's options."""
@@ -116,8 +115,12 @@ class Run:
     def url_hint(self) -> str:
         """The page of the run, on the server or on the one that `ui_command` starts."""
         server = self.uri if self.uri.startswith("http") else "http://127.0.0.1:5000"
-        page = f"#/experiments/{self._experiment_id}/runs/{self.run_id}{_TRAINING_PAGES}"
-        return f"{without_secrets(server).rstrip('/')}/{page}"
+        return f"{without_secrets(server).rstrip('/')}/{run_page(self._experiment_id, self.run_id)}"
+
+    def last_picture(self) -> str | None:
+        """The path of the artifact that is the picture which was logged last, None without any."""
+        found = [each.path for each in self.client.list_artifacts(self.run_id, "images")]
+        return max((path for path in found if path.endswith(".png")), key=_logged_at, default=None)
 
     def has(self, metric: str) -> bool:
         """True where the metric was recorded, now or before the run was resumed."""
@@ -257,6 +260,12 @@ def start(
         yield run
 
 
+def _logged_at(picture: str) -> int:
+    """When MLflow was given the picture, in milliseconds, which is in its file's name."""
+    found = re.search(r"timestamp\+(\d+)", picture)
+    return int(found[1]) if found else 0
+
+
 def _create(
     client: MlflowClient,
     experiment_id: str,
@@ -328,7 +337,7 @@ def _experiment_id(client: MlflowClient, uri: str) -> str:
     except MlflowException as error:
         raise unreachable(uri, error) from error
     if experiment is not None:
-        return str(experiment.experiment_id)
+        return _arranged(client, experiment)
     file = _sqlite_file(uri)
     if file is None and not uri.startswith("http"):
         raise ValueError(
@@ -339,13 +348,24 @@ def _experiment_id(client: MlflowClient, uri: str) -> str:
     # Without a location MLflow writes into the current folder of each process; a server decides for itself.
     location = None if file is None else str(file.parent / "mlartifacts")
     try:
-        return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+        made = client.create_experiment(EXPERIMENT, artifact_location=location)
     except MlflowException:
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             raise
         # Another process was faster.
-        return str(experiment.experiment_id)
+        return _arranged(client, experiment)
+    return _arranged(client, client.get_experiment(made))
+
+
+def _arranged(client: MlflowClient, experiment: Experiment) -> str:
+    """The id of the experiment, whose page is arranged unless it was before; what a user wrote stays."""
+    number = str(experiment.experiment_id)
+    if VIEW_TAG not in experiment.tags:
+        for name, value in experiment_tags(number).items():
+            if name not in experiment.tags:
+                client.set_experiment_tag(number, name, value)
+    return number
 
 
 def unreachable(uri: str, error: MlflowException) -> ConnectionError:

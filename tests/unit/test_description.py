@@ -20,7 +20,7 @@ def test_a_description_names_each_input_by_what_it_is() -> None:
 
 
 def test_a_description_links_to_the_run_that_made_an_input() -> None:
-    assert "](#/experiments/7/runs/0123456789abcdef)" in description(TAGS, "7")
+    assert "](#/experiments/7/runs/0123456789abcdef?" in description(TAGS, "7")
 
 
 def test_a_description_explains_the_generation() -> None:
@@ -30,6 +30,11 @@ def test_a_description_explains_the_generation() -> None:
 
 def test_a_description_names_what_came_of_the_run() -> None:
     assert description(TAGS, "7").endswith("Model: `models:/flow-student/1`")
+
+
+def test_a_description_shows_a_picture_of_the_run() -> None:
+    text = description(TAGS, "7", "89ab", "images/validation~a+step+4.png")
+    assert text.endswith("(get-artifact?path=images%2Fvalidation~a%2Bstep%2B4.png&run_uuid=89ab)")
 
 
 def test_a_name_in_a_description_stays_within_its_code() -> None:
