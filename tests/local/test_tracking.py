@@ -853,7 +853,7 @@ def test_a_run_describes_what_it_was_made_from(project: Path, descended: Descend
     note = client(project).get_run(descended.run.run_id).data.tags["mlflow.note.content"]
     assert note.startswith("Trains a student")
     assert "model to start from: `/models/student`" in note
-    assert f"/runs/{descended.teacher.run_id})" in note
+    assert f"/runs/{descended.teacher.run_id}?" in note
 
 
 def test_a_description_that_a_user_wrote_stays(project: Path) -> None:
