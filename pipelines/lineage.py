@@ -5,6 +5,7 @@ digests of the data, the provenance that every model carries, the registered ver
 """
 
 import contextlib
+import hashlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from pipelines.labelling import LabellingSummary
     from pipelines.training import Trained
 
+_DESCRIBED = "description"
+"""The tag with the digest of the description that a process wrote last, which tells it from a user's."""
+
 Made = str | PairSet | StartingPoint
 """What a stage may read: a place (a model's URI in MLflow among them), a pair set, or a model to start
 from."""
@@ -45,8 +49,6 @@ class StageRun(Run):
         """Folder or URI where the stage keeps its checkpoints; empty for a stage without any."""
         self.provenance = dict(provenance)
         """What is written into every model of this run."""
-        self._description: str | None = None
-        """That which this process wrote last."""
 
     def reads(self, name: str, place: str, pairs: PairSet, context: str) -> None:
         """Records that the run reads a pair set, made at `place`, and which run made it.
@@ -72,11 +74,11 @@ class StageRun(Run):
     def describe(self) -> None:
         """Writes what is known of the run as its description, unless somebody has written another."""
         run = self.client.get_run(self.run_id)
-        if run.data.tags.get(NOTE) in (None, self._description):
-            self._description = shortened(
-                description(run.data.tags, run.info.experiment_id, self.run_id, self.last_picture())
-            )
-            self.tag(NOTE, self._description)
+        tags = run.data.tags
+        if NOTE not in tags or _digest(tags[NOTE]) == tags.get(_DESCRIBED):
+            text = description(tags, run.info.experiment_id, self.run_id, self.last_picture())
+            self.tag(NOTE, shortened(text))
+            self.tag(_DESCRIBED, _digest(shortened(text)))
 
     def has_generation(self, generation: int) -> None:
         """Records how many teachers stand between the result and the unlabelled videos."""
@@ -142,6 +144,10 @@ class StageRun(Run):
                 tell(f"{name} in {place} isn't whole, and stays out of MLflow: {error}")
                 continue
             yield int(name.removeprefix("step-")), folder
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,15 @@ def client(project: Path) -> MlflowClient:
     return MlflowClient(tracking.tracking_uri(project))
 
 
-def finished(project: Path, *pictures: int) -> Run:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    resume: str | None = None
+
+
+def finished(project: Path, *pictures: int, resume: str | None = None) -> Run:
     """A run that logged grey pictures of these values."""
-    with lineage("distill", "smoke", {}, {"labels": "/data/labels"}, project_folder=project) as run:
+    options, inputs = Options(resume=resume), {"labels": "/data/labels"}
+    with lineage("distill", "smoke", options, inputs, project_folder=project) as run:
         for step, value in enumerate(pictures):
             run.picture("validation", np.full((8, 8, 3), value, np.uint8), step)
     return client(project).get_run(run.run_id)
@@ -65,3 +72,9 @@ def test_a_finished_run_s_description_shows_the_picture_that_it_logged_last(proj
     assert note.count("![") == 1
     assert f"&run_uuid={run.info.run_id})" in note
     assert "validation%2Bstep%2B1%2B" in note
+
+
+def test_the_description_of_a_run_that_was_resumed_knows_what_came_of_it(project: Path) -> None:
+    begun = finished(project)
+    assert "![" not in begun.data.tags[NOTE]
+    assert "![" in finished(project, 0, resume=begun.info.run_id).data.tags[NOTE]
