@@ -12,7 +12,6 @@ Each training that was ended well is noted in docs/results/kills, so that the sa
 was ended.
 """
 
-import contextlib
 import os
 import random
 import tempfile
@@ -21,7 +20,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from benchmarks import report
@@ -30,6 +28,7 @@ from benchmarks.inputs import render_videos
 from flowcore.scenes import SceneOptions
 from pipelines import registry
 from pipelines.checkpoints import model_digest
+from pipelines.tracking import client_of
 
 VICTIMS = ("worker", "driver", "node")
 _VALIDATE_EVERY = 40
@@ -44,25 +43,23 @@ class Command(Job):
         self.folder = folder
         self._videos = videos
         self._steps = steps
+        # Its tables are made now, and not while the command makes them.
+        self._client = client_of(self.uri)
 
     def run(self) -> Run | None:
-        """The training's, None before it is there; RuntimeError if there is another."""
-        if not (self.folder / "mlflow.db").exists():
-            return None
-        with contextlib.suppress(Exception):  # the database is being made
-            client = MlflowClient(self.uri)
-            runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
-            if len(runs) > 1:
-                raise SystemExit(f"there are {len(runs)} runs of one training")
-            return runs[0] if runs else None
-        return None
+        """The training's, None before it is there; SystemExit if there is another."""
+        client = self._client
+        runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
+        if len(runs) > 1:
+            raise SystemExit(f"there are {len(runs)} runs of one training")
+        return runs[0] if runs else None
 
     def points(self, metric: str) -> dict[int, float]:
         """By step; SystemExit where one was logged twice."""
         run = self.run()
         if run is None:
             return {}
-        points = MlflowClient(self.uri).get_metric_history(run.info.run_id, metric)
+        points = self._client.get_metric_history(run.info.run_id, metric)
         if twice := [step for step, count in Counter(each.step for each in points).items() if count > 1]:
             raise SystemExit(f"{metric} of steps {twice} was logged more than once")
         return {each.step: each.value for each in points}
