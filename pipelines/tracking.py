@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from filelock import FileLock
@@ -35,7 +36,7 @@ from pipelines.installation import PROJECT_FOLDER, home_of, is_shipped_copy
 from pipelines.pages import VIEW_TAG, experiment_tags, run_page
 from pipelines.parameters import LONGEST_SUBJECT, differing, flattened, shortened
 from pipelines.revision import code_files, code_tags
-from pipelines.storage import json_bytes
+from pipelines.storage import PARTIAL, json_bytes
 
 EXPERIMENT = "distillflow"
 
@@ -424,6 +425,12 @@ def client_of(uri: str) -> MlflowClient:
         return MlflowClient(uri)
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f"{file.name}.lock")):
+        if not file.exists():
+            # Whoever is killed while the tables are made leaves a file that MLflow can't open.
+            with TemporaryDirectory(prefix=".", suffix=PARTIAL, dir=file.parent) as folder:
+                made = Path(folder) / file.name
+                MlflowClient(f"sqlite:///{made}")
+                made.replace(file)
         return MlflowClient(uri)
 
 

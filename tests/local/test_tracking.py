@@ -146,6 +146,28 @@ def test_jobs_that_start_at_once_share_a_database_that_is_not_there_yet(
     assert len(client(tmp_path).search_runs([experiment.experiment_id])) == 3
 
 
+KILLED = """
+import os, signal, sys
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from pipelines.tracking import client_of
+
+@event.listens_for(Engine, "after_cursor_execute")
+def die(connection, cursor, statement, *rest):
+    if "CREATE TABLE _alembic_tmp_experiments" in statement:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+client_of(sys.argv[1])
+"""
+
+
+def test_whoever_is_killed_while_a_database_is_made_leaves_none_that_cannot_be_opened(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    killed = subprocess.run([sys.executable, "-c", KILLED, uri], cwd=REPOSITORY, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [each.name for each in tracking.client_of(uri).search_experiments()] == ["Default"]
+
+
 @pytest.fixture
 def trained(project: Path) -> Run:
     """A run that logged what a training logs."""
