@@ -143,6 +143,25 @@ def test_what_an_earlier_run_finished_is_told_apart(tmp_path: Path) -> None:
     assert (seen[-1].videos_done, seen[-1].new_pairs, seen[-1].pairs) == (3, 2, 6)
 
 
+def test_a_shard_that_cannot_be_written_costs_its_video_and_the_ledger_names_the_stage(
+    tmp_path: Path,
+) -> None:
+    videos = tmp_path / "videos"
+    for number in range(2):
+        render(videos / f"{number}.mp4", number, num_frames=3)
+    paired(videos, tmp_path / "set")
+    first = next(
+        each for each in PairSet.open(str(tmp_path / "set")).videos() if each.video.endswith("0.mp4")
+    )
+    (shard,) = (tmp_path / "set" / first.folder).glob("*.parquet")
+    # A folder stands where the file should.
+    (tmp_path / "other" / shard.relative_to(tmp_path / "set") / "in the way").mkdir(parents=True)
+    assert paired(videos, tmp_path / "other").new_pairs == 2
+    (failed,) = PairSet.open(str(tmp_path / "other")).ledger()
+    assert (Path(failed.video).name, failed.outcome) == ("0.mp4", "failed")
+    assert failed.reason.startswith("writing failed: ")
+
+
 def test_what_a_writer_leaves_that_dies_while_others_go_on_is_gone_in_the_end(tmp_path: Path) -> None:
     videos, location = tmp_path / "videos", tmp_path / "set"
     render(videos / "a.mp4", 0, num_frames=3)

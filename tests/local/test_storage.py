@@ -1,5 +1,6 @@
 """Locations mean the same place in every process of a job, and files there are complete or absent."""
 
+import os
 import resource
 from contextlib import suppress
 from pathlib import Path
@@ -179,3 +180,18 @@ def test_a_refused_write_keeps_the_old_content_and_names_place_and_remedy(tmp_pa
     assert refused.value.filename == str(path)
     assert path.read_bytes() == b"before"
     assert [each.name for each in path.parent.iterdir()] == ["file"]
+
+
+def test_a_file_gets_its_name_once_its_content_is_on_the_disk_where_the_name_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush, flushed = os.fsync, []
+
+    def noted(descriptor: int) -> None:
+        place = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        flushed.append((place.suffix, (tmp_path / "a").exists()))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    storage.write_whole(tmp_path / "a", b"content")
+    assert flushed == [(".partial", False), (tmp_path.suffix, True)]
