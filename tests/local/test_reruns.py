@@ -150,9 +150,8 @@ def test_a_shard_that_cannot_be_written_costs_its_video_and_the_ledger_names_the
     for number in range(2):
         render(videos / f"{number}.mp4", number, num_frames=3)
     paired(videos, tmp_path / "set")
-    first = next(
-        each for each in PairSet.open(str(tmp_path / "set")).videos() if each.video.endswith("0.mp4")
-    )
+    made = PairSet.open(str(tmp_path / "set")).videos()
+    first = next(each for each in made if each.video.endswith("0.mp4"))
     (shard,) = (tmp_path / "set" / first.folder).glob("*.parquet")
     # A folder stands where the file should.
     (tmp_path / "other" / shard.relative_to(tmp_path / "set") / "in the way").mkdir(parents=True)
