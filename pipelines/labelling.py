@@ -323,8 +323,9 @@ def _write_set(
                         on_progress(tally.progress)
             seconds = tally.seconds
             records = tally.finish(options.max_bad_share)
-        # A writer that died meanwhile was replaced, but not its file.
-        Folder(location).sweep()
+        if left:
+            # A writer that died meanwhile was replaced, but not its file.
+            Folder(location).sweep()
     videos_with_pairs = with_pairs(records)
     return LabellingSummary(
         location=location,

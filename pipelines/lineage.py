@@ -77,8 +77,9 @@ class StageRun(Run):
         tags = run.data.tags
         if NOTE not in tags or _digest(tags[NOTE]) == tags.get(_DESCRIBED):
             text = description(tags, run.info.experiment_id, self.run_id, self.last_picture())
-            self.tag(NOTE, shortened(text))
-            self.tag(_DESCRIBED, _digest(shortened(text)))
+            text = shortened(text)
+            self.tag(NOTE, text)
+            self.tag(_DESCRIBED, _digest(text))
 
     def has_generation(self, generation: int) -> None:
         """Records how many teachers stand between the result and the unlabelled videos."""

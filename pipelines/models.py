@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 SHIPPED = "distillflow:"
 """Stands before the name of a network that comes with this package, which is that of its recipe."""
-BEST = "distillflow:video"
+BEST = f"{SHIPPED}video"
 """The best of them."""
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 """A folder a network."""

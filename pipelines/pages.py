@@ -21,8 +21,8 @@ _COLUMNS = (
 
 
 def run_page(experiment: str, run: str) -> str:
-    """The page of a run."""
-    return f"#/experiments/{experiment}/runs/{run}?{_TRAINING_PAGES}"
+    """The page of a run, whose id may come from a stranger's labels."""
+    return f"#/experiments/{experiment}/runs/{quote(run, safe='')}?{_TRAINING_PAGES}"
 
 
 def runs_page(experiment: str) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow.entities import Run
+from ports import free_ports
 from terminal import BIN, runs_by_stage, typed
 
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
@@ -48,16 +48,6 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         yield {**environment, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     finally:
         stop_head(port)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def stop_head(port: int) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
+
+from ports import free_ports
 
 
 def postgresql() -> Path | None:
@@ -30,7 +31,7 @@ def database(programs: Path) -> Iterator[str]:
     user = "nobody" if os.getuid() == 0 else None
     if user is not None:
         shutil.chown(folder, user)
-    data, port = folder / "data", free_port()
+    data, (port,) = folder / "data", free_ports(1)
 
     def call(program: str, *words: object) -> None:
         subprocess.run(
@@ -56,7 +57,8 @@ def database(programs: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def tracking_server(store: str, models: str, s3: str, log: Path) -> Iterator[str]:
     """MLflow's server over a database and a folder of the S3 server at the address `s3`; its address."""
-    address = f"http://127.0.0.1:{(port := free_port())}"
+    (port,) = free_ports(1)
+    address = f"http://127.0.0.1:{port}"
     with log.open("w") as words:
         server = subprocess.Popen(
             [
@@ -87,8 +89,3 @@ def tracking_server(store: str, models: str, s3: str, log: Path) -> Iterator[str
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as holder:
-        return int(holder.getsockname()[1])
