@@ -16,7 +16,7 @@ from pipelines.disclosure import tell
 from pipelines.filters import PairFilter
 from pipelines.label_files import Layout, export_labels
 from pipelines.pair_set import PairSet
-from pipelines.progress import bar
+from pipelines.progress import Progress
 from pipelines.storage import absolute
 
 
@@ -46,13 +46,12 @@ def main(stage: ExportLabels) -> None:
     output = absolute(stage.output, "--output")
     where = None if stage.where is None else PairFilter(stage.where)
     pairs = replace(PairSet.open(absolute(stage.labels, "--labels")), where=where)
-    with bar("export", "pair") as drawn:
+    with Progress("export", "pair") as progress:
 
-        def draw(done: int, total: int) -> None:
-            drawn.total = total
-            drawn.update(done - drawn.n)
+        def show(done: int, total: int) -> None:
+            progress.show(done, total=total)
 
-        summary = export_labels(pairs, output, stage.layout, on_progress=draw)
+        summary = export_labels(pairs, output, stage.layout, on_progress=show)
     tell(f"{summary.pairs} pairs in {output}, {summary.new_pairs} of them new")
     if summary.unknown_pixels:
         tell(f"{summary.unknown_pixels} pixels move too far for KITTI's PNG and count as unknown there")

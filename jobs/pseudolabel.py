@@ -34,12 +34,12 @@ def pseudolabel(stage: Pseudolabel, recipe: str) -> LabellingSummary:
     collection, teachers = Collection.find(stage.videos), stage.teachers()
     connect()
     # Slow imports come after the checks above, so that a wrong option fails at once.
+    from pipelines import progress
     from pipelines.lineage import lineage
-    from pipelines.progress import video_bar
 
     made_from = {"videos": collection.place, **teachers.places}
     with lineage("pseudolabel", recipe, stage, made_from, subject=", ".join(stage.teacher)) as run:
-        with video_bar("pseudo-labels") as draw:
+        with progress.of_labelling("pseudo-labels") as show:
             summary = write_labels(
                 collection,
                 teachers,
@@ -48,7 +48,7 @@ def pseudolabel(stage: Pseudolabel, recipe: str) -> LabellingSummary:
                 stage.check,
                 stage.labelling,
                 run_id=run.run_id,
-                on_progress=draw,
+                on_progress=show,
             )
         run.dataset("videos", collection.place, summary.digest, "labelling")
         pairs = PairSet.open(labels)

@@ -26,8 +26,8 @@ def train_teacher(stage: TrainTeacher, recipe: str) -> str:
     collection = Collection.find(stage.videos)
     connect()
     # Slow imports come after the checks above, so that a wrong option fails at once.
+    from pipelines import progress
     from pipelines.lineage import lineage
-    from pipelines.progress import video_bar
     from pipelines.training import Source, train
     from pipelines.validation import CollapseAlarm
 
@@ -41,8 +41,8 @@ def train_teacher(stage: TrainTeacher, recipe: str) -> str:
     ) as run:
         made = hashlib.blake2b(repr((collection.place, stage.clips)).encode(), digest_size=6).hexdigest()
         location = join(run.root, f"pairs-{made}")
-        with video_bar("frame pairs") as draw:
-            written = write_pairs(collection, location, stage.clips, LabellingOptions(), on_progress=draw)
+        with progress.of_labelling("frame pairs") as show:
+            written = write_pairs(collection, location, stage.clips, LabellingOptions(), on_progress=show)
         run.summary(written.metrics("pairs"))
         written.require_all_read()
         pairs = PairSet.open(location)

@@ -83,6 +83,8 @@ def _start(*, debugs: bool) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT_FOLDER), *([inherited] if inherited else [])])
     # No cloud takes this machine away. The actor that listens for one costs five seconds of a core.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # Nobody who types a command here asked to report to Ray's authors, which takes a process more.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _tell("starting Ray on this machine")
     embedded = functools.partial(
         start,

@@ -28,7 +28,7 @@ from flowcore.samples import Sample, Truth, load, unreadable
 from flowcore.shapes import Mask
 from flowcore.slices import SLICES, SliceErrors, added, sliced_errors
 from pipelines.estimators import Estimator, predictions
-from pipelines.progress import bar
+from pipelines.progress import Progress
 from pipelines.room import evaluating_processes
 from pipelines.storage import shared_folder
 
@@ -147,12 +147,12 @@ def evaluate(
     samples = find_samples(data_set.name, shared_folder(data_set.root, "--truth"))
     errors: dict[tuple[str, int], Errors] = {}
     problems: dict[int, str] = {}
-    with bar(f"evaluate {data_set.name}", "pair", len(samples)) as drawn:
+    with Progress(f"evaluate {data_set.name}", "pair", len(samples)) as progress:
         for row in _rows(samples, estimators, check):
             errors[row["model"], row["sample"]] = _from_row(row)
             if row["problem"]:
                 problems[row["sample"]] = f"{samples[row['sample']].name}: {row['problem']}"
-            drawn.update(len(errors) // len(estimators) - drawn.n)
+            progress.show(len(errors) // len(estimators))
     if problems:
         raise unreadable([problems[each] for each in sorted(problems)], len(samples), data_set.root)
     return {

@@ -29,7 +29,7 @@ from pipelines.film import draw
 from pipelines.flow_files import FLOW_ENDINGS, PredictionOptions, write_pair
 from pipelines.inference import VideoFlow
 from pipelines.models import fetch_model
-from pipelines.progress import bar
+from pipelines.progress import Progress
 from pipelines.room import predicting_room
 from pipelines.set_files import read_record, require_plain
 from pipelines.storage import Folder, absolute, concurrently, json_bytes, refuses_files, split
@@ -135,19 +135,17 @@ def predict(
     _require_plain(absolute(output, "--output"), folders.values())
     tasks = list(concurrently(lambda each: _task(*each, info.digest, options), list(folders.items())))
     results = []
-    with bar("predict", "video", len(tasks)) as drawn:
+    with Progress("predict", "video", len(tasks)) as progress:
         pairs = 0
-        for number, progress in enumerate(_started(network, tasks, options, on_cluster)):
+        for number, states in enumerate(_started(network, tasks, options, on_cluster)):
             latest = None
-            for latest in progress:
-                drawn.n = round(number + latest.share, 2)
-                drawn.set_postfix(pairs=str(pairs + latest.num_pairs))
-                drawn.update(0)
+            for latest in states:
+                done = pairs + latest.num_pairs
+                speed = f"{done / max(progress.seconds, 1e-3):.3g} pairs/s"
+                progress.show(round(number + latest.share, 2), f"{done} pairs", speed)
             assert latest is not None
             pairs += latest.num_pairs
             results.append(latest)
-            drawn.n = number + 1
-            drawn.update(0)
     return results
 
 

@@ -1,7 +1,7 @@
-"""How far is work that takes long? A bar on the driver's terminal, lines in a log.
+"""How far is work that takes long? Words tell it, the same beside a bar on a terminal and in lines of a log.
 
-Ray forwards what workers print only together with all their noise; here they report numbers to a small actor,
-and a thread of the driver draws them.
+Ray forwards what workers print only together with all their noise; here they report to a small actor, and a
+thread of the driver shows what it says.
 """
 
 import contextlib
@@ -9,9 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
-
-from tqdm import tqdm
+from typing import Any, Protocol, Self, TextIO
 
 from pipelines.disclosure import tell
 from pipelines.labelling_progress import LabellingProgress
@@ -20,73 +18,141 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class _Lines(tqdm):  # type: ignore[misc]
-    """A bar where nothing can be drawn over: a line as it begins, one now and then, and one as it ends."""
+class _Surface(Protocol):
+    """Where progress is seen."""
 
-    def __init__(self, *, seconds: float, **options: Any) -> None:
-        self._seconds = seconds
-        self._told = -seconds
-        self._told_of: float | None = None
-        super().__init__(**options)
+    def renew(self) -> None: ...
+    def close(self) -> None: ...
 
-    def __str__(self) -> str:
-        facts = self.format_dict
-        done, total, elapsed = facts["n"], facts["total"], facts["elapsed"]
-        words = [f"{self.desc}: {done:.12g}"]
-        if total:
-            words.append(f"of {total:.12g} {self.unit}s, {done / total:.0%}")
-        else:
-            words.append(f"{self.unit}s")
-        words.append(f"in {self.format_interval(elapsed)}")
-        new = done - facts["initial"]
-        if total and new > 0 and done < total:
-            words.append(f"({self.format_interval(elapsed * (total - done) / new)} left)")
-        return " ".join(words) + (f", {self.postfix}" if self.postfix else "")
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        if msg is None and time.monotonic() - self._told >= self._seconds:
+class Progress:
+    """How far one piece of work is, shown until it is closed."""
+
+    def __init__(
+        self,
+        work: str,
+        unit: str,
+        total: float | None = None,
+        *,
+        to: TextIO | None = None,
+        seconds: float = _SECONDS_BETWEEN_LINES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """unit: of `total`, in the singular; a total that nobody knows is None. to: stderr by default. Where
+        it is no terminal it gets a line every so many seconds. clock: gives the time in seconds."""
+        self.work, self.total, self.done = work, total, 0.0
+        self._unit = unit
+        self._before = 0.0
+        self._facts: tuple[str, ...] = ()
+        self._clock, self._began = clock, clock()
+        stream = to or sys.stderr
+        self._surface: _Surface = _Bar(self, stream) if stream.isatty() else _Lines(self, stream, seconds)
+
+    def show(self, done: float, *facts: str, total: float | None = None, before: float = 0.0) -> None:
+        """How much is done, and what else to show, each a few words such as "12.3 pairs/s".
+
+        before: how much of it earlier runs did, which says nothing of the speed.
+        """
+        self.done, self._facts, self._before = done, facts, before
+        self.total = self.total if total is None else total
+        self._surface.renew()
+
+    def advance(self, number: float) -> None:
+        """So much more is done."""
+        self.show(self.done + number, *self._facts, before=self._before)
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return self._clock() - self._began
+
+    @property
+    def words(self) -> str:
+        """What it shows, without the name of the work."""
+        seconds, new = self.seconds, self.done - self._before
+        words = [f"{self.done:.12g} {self._unit}s"]
+        if self.total:
+            words = [f"{self.done:.12g} of {self.total:.12g} {self._unit}s", f"{self.done / self.total:.0%}"]
+        if self._unit == "pair" and new > 0 and seconds > 0:
+            words.append(f"{new / seconds:.3g} pairs/s")
+        words += [*self._facts, f"{_clock_face(seconds)} so far"]
+        if self.total and new > 0 and self.done < self.total:
+            words.append(f"{_clock_face(seconds * (self.total - self.done) / new)} left")
+        return ", ".join(words)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._surface.close()
+
+
+def _clock_face(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
+
+
+class _Lines:
+    """Where nothing can be drawn over: a line as it begins, one now and then, and one as it ends."""
+
+    def __init__(self, progress: Progress, stream: TextIO, seconds: float) -> None:
+        self._progress, self._stream, self._seconds = progress, stream, seconds
+        self._tell()
+
+    def renew(self) -> None:
+        if self._progress.seconds - self._told_at >= self._seconds:
             self._tell()
-        return False
 
     def close(self) -> None:
-        if not self.disable:
-            if self.n != self._told_of:
-                self._tell()
-            self.leave = False
-        super().close()
+        if self._progress.done != self._told:
+            self._tell()
 
     def _tell(self) -> None:
-        self._told, self._told_of = time.monotonic(), self.n
-        tell(str(self), to=self.fp)
+        self._told_at, self._told = self._progress.seconds, self._progress.done
+        tell(f"{self._progress.work}: {self._progress.words}", to=self._stream)
 
 
-def bar(
-    description: str,
-    unit: str,
-    total: int | None = None,
-    *,
-    log: TextIO | None = None,
-    seconds: float = _SECONDS_BETWEEN_LINES,
-) -> Any:
-    """A bar of tqdm on stderr; where that is no terminal, or in `log`, a line every so many seconds."""
-    options: dict[str, Any] = {"desc": description, "unit": unit, "total": total}
-    if log is None and sys.stderr.isatty():
-        return tqdm(dynamic_ncols=True, **options)
-    return _Lines(seconds=seconds, file=log or sys.stderr, **options)
+class _Bar:
+    """A terminal. What is printed meanwhile goes above the bar."""
+
+    def __init__(self, progress: Progress, stream: TextIO) -> None:
+        # A tenth of a second that a log is spared.
+        from rich.console import Console
+        from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
+        from rich.progress import Progress as Drawn
+        from rich.text import Text
+
+        class Words(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                return Text(progress.words)
+
+        console = Console(file=stream)
+        bar = BarColumn(bar_width=20)
+        self._progress = progress
+        self._drawn = Drawn(TextColumn("{task.description}"), bar, Words(), console=console, expand=True)
+        self._task = self._drawn.add_task(progress.work, total=progress.total)
+        self._drawn.start()
+
+    def renew(self) -> None:
+        self._drawn.update(self._task, completed=self._progress.done, total=self._progress.total)
+
+    def close(self) -> None:
+        self.renew()
+        self._drawn.stop()
 
 
 class _Board:
     """The last report; lives in an actor."""
 
     def __init__(self) -> None:
-        self.done = 0
-        self.numbers: dict[str, float] = {}
+        self.report: tuple[int, int, tuple[str, ...]] = 0, 0, ()
 
-    def write(self, done: int, numbers: dict[str, float]) -> None:
-        self.done, self.numbers = done, numbers
+    def write(self, done: int, before: int, facts: tuple[str, ...]) -> None:
+        self.report = done, before, facts
 
-    def read(self) -> tuple[int, dict[str, float]]:
-        return self.done, self.numbers
+    def read(self) -> tuple[int, int, tuple[str, ...]]:
+        return self.report
 
 
 class Reporter:
@@ -95,34 +161,31 @@ class Reporter:
     def __init__(self, board: Any) -> None:
         self._board = board
 
-    def report(self, done: int, **numbers: float) -> None:
-        """How many units are done, and numbers to show beside them; doesn't wait."""
-        self._board.write.remote(done, numbers)
+    def report(self, done: int, *facts: str, before: int = 0) -> None:
+        """As `Progress.show`; doesn't wait."""
+        self._board.write.remote(done, before, facts)
 
 
 @contextlib.contextmanager
-def shown(description: str, total: int, unit: str) -> Iterator[Reporter]:
-    """A bar of `total` units on stderr while the block runs."""
+def of_worker(work: str, unit: str, total: int) -> Iterator[Reporter]:
+    """The progress of what a worker does while the block runs."""
     import ray
     from ray.exceptions import RayError
 
     board: Any = ray.remote(num_cpus=0)(_Board).remote()
     finished = threading.Event()
-    with bar(description, unit, total) as drawn:
+    with Progress(work, unit, total) as progress:
 
-        def draw() -> None:
-            try:
-                done, numbers = ray.get(board.read.remote())
-            except RayError:
-                # The board's node is gone: a bar that stands still mustn't end the work.
-                return
-            # A worker that was started again reports less than the one before it.
-            drawn.n = done
-            drawn.set_postfix({name: f"{value:.3g}" for name, value in numbers.items()})
+        def show() -> None:
+            # The board's node may be gone: a bar that stands still mustn't end the work. A worker that was
+            # started again reports less than the one before it.
+            with contextlib.suppress(RayError):
+                done, before, facts = ray.get(board.read.remote())
+                progress.show(done, *facts, before=before)
 
         def watch() -> None:
             while not finished.wait(_SECONDS_BETWEEN_LOOKS):
-                draw()
+                show()
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
@@ -131,23 +194,22 @@ def shown(description: str, total: int, unit: str) -> Iterator[Reporter]:
         finally:
             finished.set()
             watcher.join()
-            draw()
+            show()
             ray.kill(board)
 
 
 @contextlib.contextmanager
-def video_bar(description: str) -> Iterator[Callable[[LabellingProgress], None]]:
-    """A bar of the videos of a collection, for `on_progress` of `pipelines.labelling`."""
-    with bar(description, "video") as drawn:
+def of_labelling(work: str) -> Iterator[Callable[[LabellingProgress], None]]:
+    """The progress of a collection, for `on_progress` of `pipelines.labelling`."""
+    with Progress(work, "video") as progress:
 
-        def draw(progress: LabellingProgress) -> None:
-            # What an earlier run did says nothing of the speed.
-            drawn.initial = progress.videos_before
-            drawn.total, drawn.n = progress.num_videos, round(progress.videos_done, 2)
-            shares = {stage: f"{share:.0%}" for stage, share in progress.stage_shares.items() if share}
-            numbers = {"pairs": str(progress.new_pairs)}
-            if progress.pairs_per_second is not None:
-                numbers["pairs_per_s"] = f"{progress.pairs_per_second:.1f}"
-            drawn.set_postfix(**numbers, **shares)
+        def show(known: LabellingProgress) -> None:
+            facts = [f"{known.new_pairs} pairs"]
+            if known.pairs_per_second is not None:
+                facts.append(f"{known.pairs_per_second:.1f} pairs/s")
+            if shares := [f"{stage} {share:.0%}" for stage, share in known.stage_shares.items() if share]:
+                facts.append(f"work: {' '.join(shares)}")
+            done = round(known.videos_done, 2)
+            progress.show(done, *facts, total=known.num_videos, before=known.videos_before)
 
-        yield draw
+        yield show

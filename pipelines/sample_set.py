@@ -21,7 +21,7 @@ from flowcore.samples import Sample, Truth
 from pipelines.labels import encode_shard, pair_columns, pair_id
 from pipelines.ledger import MANIFEST_FILE, VideoRecord, write_manifest
 from pipelines.pair_set import PairSet
-from pipelines.progress import bar
+from pipelines.progress import Progress
 from pipelines.room import num_cores
 from pipelines.set_description import SetDescription, describe_set
 from pipelines.shard_files import shard_at, shard_name
@@ -70,10 +70,10 @@ def in_parts(
     """
     parts = [samples[at : at + _SHARD_PAIRS] for at in range(0, len(samples), _SHARD_PAIRS)]
     results: dict[int, Result] = {}
-    with bar(title, "pair", len(samples)) as drawn:
+    with Progress(title, "pair", len(samples)) as progress:
         for number, result in (_by_ray if on_cluster else _by_threads)(work, parts):
             results[number] = result
-            drawn.update(len(parts[number]))
+            progress.advance(len(parts[number]))
     return [results[number] for number in range(len(parts))]
 
 

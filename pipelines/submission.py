@@ -17,7 +17,7 @@ from flowcore.inference import InferenceOptions, estimate_frames
 from flowcore.networks import FlowNetwork
 from flowcore.shapes import FlowArray, Frame
 from flowcore.submissions import AskedPair, Server, problems
-from pipelines.progress import bar
+from pipelines.progress import Progress
 from pipelines.set_files import read_record, require_plain
 from pipelines.storage import Folder, json_bytes, write_whole
 
@@ -95,11 +95,10 @@ def submit_network(
         return flow[0].cpu().numpy()
 
     made_of = {"data_set": name, "model": digest, "inference": asdict(inference)}
-    with bar(f"submit {name}", "pair") as drawn:
+    with Progress(f"submit {name}", "pair") as progress:
 
         def show(done: int, total: int) -> None:
-            drawn.total = total
-            drawn.update(done - drawn.n)
+            progress.show(done, total=total)
 
         return submit(server, root, folder, estimate, made_of, on_progress=show)
 

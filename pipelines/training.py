@@ -132,7 +132,7 @@ def train(
         tracking_uri=run.uri,
         run_id=run.run_id,
     )
-    with progress.shown(run.stage, options.steps, "step") as reporter:
+    with progress.of_worker(run.stage, "step", options.steps) as reporter:
         assignment = worker.Assignment(
             start=start,
             sources=tuple(sources),

@@ -130,6 +130,7 @@ class _Worker:
 
             self.log = Run.reopen(assignment.validation.tracking_uri, assignment.validation.run_id)
         self._resume()
+        self.began = self.optimiser.step
         self.logbook = Logbook(
             skipped=self.optimiser.skipped,
             max_skipped=assignment.options.max_skipped,
@@ -245,7 +246,11 @@ class _Worker:
         logged = {**means, "skipped_steps": self.logbook.skipped, "workers": self.world_size}
         self._log({f"train/{key}": value for key, value in logged.items()})
         if self.rank == 0:
-            self.assignment.reporter.report(self.optimiser.step, loss=means.get("loss", math.nan))
+            facts = [f"{means['pairs_per_second']:.3g} pairs/s"]
+            facts.append(f"{means['waiting_for_data']:.0%} waiting for pairs")
+            if "loss" in means:
+                facts.append(f"loss {means['loss']:.3g}")
+            self.assignment.reporter.report(self.optimiser.step, *facts, before=self.began)
 
     @property
     def _plan_digests(self) -> list[str]:

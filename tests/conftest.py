@@ -17,6 +17,8 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # It would cost each of the many short trainings a process that nothing here asks for.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+# As an embedded Ray has it; a process more in each cluster otherwise.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Whoever asks the S3 server needs some, Ray's workers too.
 os.environ.update(AWS_ACCESS_KEY_ID="-", AWS_SECRET_ACCESS_KEY="-", AWS_EC2_METADATA_DISABLED="true")
 

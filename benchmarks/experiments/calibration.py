@@ -24,7 +24,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy import ndarray
-from tqdm import tqdm
 
 from benchmarks import report
 from benchmarks.experiments.cells import RESULTS, file_name
@@ -41,6 +40,7 @@ from flowcore.shapes import to_images
 from pipelines.checkpoints import load_model
 from pipelines.labels import decode_flow, label_columns
 from pipelines.models import fetch_model
+from pipelines.progress import Progress
 from pipelines.storage import write_whole
 
 RECORDS = RESULTS / "calibration"
@@ -210,8 +210,12 @@ def main() -> None:
             pairs = list(found)
             for teacher, models in TEACHERS.items():
                 networks = [load_model(fetch_model(model))[0].eval() for model in models]
-                shown = tqdm(pairs, desc=f"{kind}, {teacher}", unit="pair")
-                record(kind, teacher, [judged(networks, pair) for pair in shown])
+                results = []
+                with Progress(f"{kind}, {teacher}", "pair", len(pairs)) as progress:
+                    for pair in pairs:
+                        results.append(judged(networks, pair))
+                        progress.advance(1)
+                record(kind, teacher, results)
     print(f"{summary()}\n\n{tables()}")
 
 

@@ -21,7 +21,7 @@ from pipelines.labelling_status import LabellingStatus, labelling_status
 from pipelines.labels import label_columns
 from pipelines.ledger import MANIFEST_FILE, VideoRecord
 from pipelines.messages import Shard, VideoEnded, messages
-from pipelines.progress import video_bar
+from pipelines.progress import of_labelling
 
 CLIPS = ClipOptions(chunk_pairs=3)
 OPTIONS = LabellingOptions(shard_pairs=5, row_group_pairs=2)
@@ -182,12 +182,14 @@ def test_the_last_report_of_a_block_that_fails_says_why(tmp_path: Path) -> None:
     assert (last.state, last.failure) == ("failed", "OSError: the disk is full")
 
 
-def test_the_bars_speed_does_not_count_what_an_earlier_run_did(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_shown_speed_does_not_count_what_an_earlier_run_did(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     for done in (90, 91):
-        with video_bar("labels") as draw:
-            draw(LabellingProgress(videos_done=done, videos_before=90, num_videos=100, new_pairs=8))
+        with of_labelling("labels") as show:
+            show(LabellingProgress(videos_done=done, videos_before=90, num_videos=100, new_pairs=8))
     lines = [line for line in capsys.readouterr().err.splitlines() if "of 100" in line]
-    assert "90 of 100 videos, 90% in" in lines[0]
+    assert "90 of 100 videos, 90%," in lines[0]
     # Nobody knows how long the others take before one was done.
     assert "left" not in lines[0]
     assert "left" in lines[1]
