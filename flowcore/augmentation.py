@@ -1,5 +1,5 @@
-"""How is a pair varied while a network trains? Crop, flips, colour and a moving camera, for frames, flow and
-confidence alike.
+"""How is a pair varied while a network trains? Crop, flips, another size and a moving camera, for frames,
+flow and confidence alike.
 
 A transformation is a frozen object called with a pair and a random generator; the generator is keyed by what
 it decides (seed, epoch, pair), so that a pair gets the same crop on any cluster. Everything is NumPy, where
@@ -108,24 +108,6 @@ def _mirrored(pair: FramePair, axis: int) -> FramePair:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChannelPermutation:
-    """The RGB channels in a random order, the same for both frames. Source: DDFlow's augmentation."""
-
-    chance: float = 1.0
-    """Share of the pairs, in [0, 1], whose colour channels are shuffled. Raise it if your videos have few
-    colours."""
-
-    def __post_init__(self) -> None:
-        check_chance("chance", self.chance)
-
-    def __call__(self, pair: FramePair, rng: np.random.Generator) -> FramePair:
-        if not happens(self.chance, rng):
-            return pair
-        order = rng.permutation(3)
-        return replace(pair, image1=pair.image1[..., order], image2=pair.image2[..., order])
-
-
 def happens(chance: float, rng: np.random.Generator) -> bool:
     """True with this probability; what is certain draws nothing."""
     return chance >= 1 or (chance > 0 and rng.random() < chance)
@@ -143,6 +125,57 @@ def check_range(name: str, values: tuple[int | float, int | float], least: int |
 
 Affine = Float[ndarray, "2 3"]
 """x' = M x + t, of points [x, y] in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """The whole frames at another size, of which the crop then takes a window of the same size as ever.
+
+    Source: RAFT (Teed and Deng, ECCV 2020), whose code's numbers for FlyingThings are the defaults. Like it,
+    it makes no frame smaller than the crop.
+    """
+
+    chance: float = 0.0
+    """Share of the pairs, in [0, 1], that are scaled. 0 leaves all as they are. Raise it if there are few
+    pairs with truth."""
+    factor: tuple[float, float] = (0.76, 1.74)
+    """Smallest and largest factor of both sides, at least 0.5; twice as large is as likely as half as large.
+    Raise the larger one for faster motion than that of your pairs."""
+    stretch: float = 1.15
+    """Largest factor, at least 1, by which each side is stretched or squeezed further. 1 keeps the aspect
+    ratio."""
+    stretch_chance: float = 0.8
+    """Share of the scaled pairs, in [0, 1], that are stretched. Take 0 for cameras that all have the same
+    pixels."""
+
+    def __post_init__(self) -> None:
+        check_chance("chance", self.chance)
+        check_chance("stretch_chance", self.stretch_chance)
+        check_range("factor", self.factor, 0.5)
+        if not self.stretch >= 1:
+            raise ValueError(f"stretch {self.stretch} must be at least 1")
+
+    def scaled(
+        self, height: int, width: int, crop: Crop, rng: np.random.Generator
+    ) -> "tuple[Affine, tuple[int, int]] | None":
+        """(what frames of this size are mapped by, the size that they then have); None where nothing
+        happens."""
+        if not happens(self.chance, rng):
+            return None
+        sides = np.full(2, self._drawn(*self.factor, rng))
+        if happens(self.stretch_chance, rng):
+            sides *= [self._drawn(1 / self.stretch, self.stretch, rng) for _ in range(2)]
+        # The outermost pixel centres stay the outermost ones, so that nothing comes from outside the frame.
+        spans = np.array([width - 1, height - 1])
+        least = max((crop.width - 1) / max(1, width - 1), (crop.height - 1) / max(1, height - 1))
+        sides = np.maximum(sides, least)
+        # Half a thousandth of a pixel: rounding must not cost the crop a column.
+        new_width, new_height = (int(last) + 1 for last in spans * sides + 5e-4)
+        return np.column_stack([np.diag(sides), np.zeros(2)]), (new_height, new_width)
+
+    @staticmethod
+    def _drawn(least: float, most: float, rng: np.random.Generator) -> float:
+        return float(np.exp(rng.uniform(np.log(least), np.log(most))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,10 +262,18 @@ def about(centre: ndarray, zoom: float | ndarray, angle: float, moved: ndarray) 
     return np.column_stack([matrix, centre + moved - matrix @ centre])
 
 
+def composed(then: Affine, before: Affine) -> Affine:
+    """The map that does one thing after the other."""
+    moved = then[:, :2] @ before[:, 2] + then[:, 2]
+    return np.column_stack([then[:, :2] @ before[:, :2], moved])
+
+
 def warped(
     pair: FramePair, first: Affine, second: Affine, *, window: Window | None = None, soft: bool = False
 ) -> FramePair:
     """The pair with its frames mapped by `first` and `second`; see Geometric for flow and confidence.
+
+    Flow is interpolated, except that of a sparse truth: see `_scattered`.
 
     Of the mapped frames only the window is computed, where there is one: to cut it out is to shift both maps.
     """
@@ -251,18 +292,21 @@ def warped(
         """The pair with what belongs to its first frame transformed, and the rest as it was."""
         inside = _inside(mapped_grid(inverse(here), height, width), *pair.image1.shape[:2])
         flow, confidence = pair.flow_fw, pair.confidence_fw
-        if flow is not None:
-            # Unknown pixels, which most of a sparse truth are, count only where no known one is near.
-            known = np.float32(1) if confidence is None else np.where(confidence > 0, 1, 1e-6)
-            weight = np.broadcast_to(known, flow[0].shape).astype(np.float32)
-            u, v, total = (
-                sampled(each, here, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
-                for each in (flow[0] * weight, flow[1] * weight, weight)
-            )
-            flow = _transformed_flow(u / total, v / total, here, there)
-        if confidence is not None:
-            nearest = cv2.INTER_LINEAR if soft else cv2.INTER_NEAREST
-            confidence = sampled(confidence, here, nearest, cv2.BORDER_CONSTANT) * inside
+        if flow is not None and confidence is not None and is_sparse_truth(pair):
+            flow, confidence = _scattered(flow, confidence > 0, here, there, height, width)
+        else:
+            if flow is not None:
+                # A label's untrusted pixels count only where no trusted one is near.
+                known = np.float32(1) if confidence is None else np.where(confidence > 0, 1, 1e-6)
+                weight = np.broadcast_to(known, flow[0].shape).astype(np.float32)
+                u, v, total = (
+                    sampled(each, here, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+                    for each in (flow[0] * weight, flow[1] * weight, weight)
+                )
+                flow = _transformed_flow(u / total, v / total, here, there)
+            if confidence is not None:
+                nearest = cv2.INTER_LINEAR if soft else cv2.INTER_NEAREST
+                confidence = sampled(confidence, here, nearest, cv2.BORDER_CONSTANT) * inside
         if pair.inside1 is not None:
             before = sampled(pair.inside1.astype(np.uint8), here, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT)
             inside &= before > 0
@@ -271,6 +315,43 @@ def warped(
 
     pair = half(pair, first, second)
     return half(pair.reversed(), second, first).reversed()
+
+
+def is_sparse_truth(pair: FramePair) -> bool:
+    """Whether the pair's flow is a truth that isn't known at every pixel.
+
+    A truth is of one direction, and says nothing where it isn't known. A pseudo-label has both directions,
+    and a vector at every pixel, trusted or not.
+    """
+    return pair.flow_bw is None and pair.confidence_fw is not None and not pair.confidence_fw.all()
+
+
+def _scattered(
+    flow: Float[ndarray, "2 rows columns"],
+    known: Bool[ndarray, "rows columns"],
+    here: Affine,
+    there: Affine,
+    height: int,
+    width: int,
+) -> tuple[Float[ndarray, "2 {height} {width}"], Float[ndarray, "{height} {width}"]]:
+    """(flow, confidence) of the mapped first frame: each known vector, mapped with its own pixel, at the
+    pixel next to where that lands. All others are unknown.
+
+    Between the points of a laser scanner lies often an edge of something, so that a mean of two of its
+    vectors is the motion of nothing. Of several vectors that land on a pixel, the last one in reading order
+    stays. Source: RAFT, its code for sparse truth.
+    """
+    y, x = np.nonzero(known)
+    pixels = np.stack([x, y]).astype(np.float64)
+    landed = here[:, :2] @ pixels + here[:, 2:]
+    vectors = there[:, :2] @ (pixels + flow[:, y, x]) + there[:, 2:] - landed
+    column, row = np.rint(landed).astype(np.intp)
+    stays = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    place = row[stays], column[stays]
+    result, confidence = np.zeros((2, height, width), np.float32), np.zeros((height, width), np.float32)
+    result[:, place[0], place[1]] = vectors[:, stays]
+    confidence[place] = 1
+    return result, confidence
 
 
 def inverse(mapping: Affine) -> Affine:
@@ -304,62 +385,3 @@ def _transformed_flow(
         row += of_u * u
         row += of_v * v
     return moved
-
-
-@dataclass(frozen=True, kw_only=True)
-class Colour:
-    """Brightness, contrast, saturation, gamma, Gaussian blur and noise: of the student's frames, never of the
-    label, and by the same amounts in both frames but for the noise.
-
-    Source: ARFlow (Liu et al., CVPR 2020), its augmentation for Sintel; the blur's width and the noise are a
-    choice.
-    """
-
-    chance: float = 0.0
-    """Share of the pairs, in [0, 1], whose colours change. 0 leaves all as they are. Raise it if light or
-    cameras vary."""
-    brightness: float = 0.5
-    """Largest relative change of brightness. Raise it if your videos are darker or brighter than those that
-    you train on."""
-    contrast: float = 0.5
-    """Largest relative change of contrast. Lower it if dark and bright parts lose their detail."""
-    saturation: float = 0.5
-    """Largest relative change of saturation. Raise it if cameras reproduce colours differently."""
-    gamma: tuple[float, float] = (0.7, 1.5)
-    """Smallest and largest exponent of the gamma curve; 1 changes nothing. Widen the range for other cameras
-    and displays."""
-    blur_chance: float = 0.5
-    """Share of the pairs with changed colours, in [0, 1], that are blurred too. Raise it for videos that are
-    often out of focus."""
-    blur: tuple[float, float] = (0.3, 1.5)
-    """Standard deviation of the Gaussian, in pixels. Raise it for videos that are often out of focus."""
-    noise: float = 0.02
-    """Largest standard deviation of the noise, of values in [0, 1]. Raise it for videos that were taken in
-    the dark."""
-
-    def __post_init__(self) -> None:
-        check_chance("chance", self.chance)
-        check_chance("blur_chance", self.blur_chance)
-        check_range("gamma", self.gamma, 0.01)
-        check_range("blur", self.blur, 0.01)
-
-    def __call__(self, pair: FramePair, rng: np.random.Generator) -> FramePair:
-        if not happens(self.chance, rng):
-            return pair
-        brightness, contrast, saturation = (
-            rng.uniform(max(0.0, 1 - most), 1 + most)
-            for most in (self.brightness, self.contrast, self.saturation)
-        )
-        gamma = rng.uniform(*self.gamma)
-        frames = np.stack([pair.image1, pair.image2]).astype(np.float32) / 255 * brightness
-        # one middle for both frames: a mean of each would change what is equal in them
-        middle = frames.mean()
-        frames = (frames - middle) * contrast + middle
-        grey = frames.mean(axis=-1, keepdims=True)
-        frames = ((frames - grey) * saturation + grey).clip(0, 1) ** np.float32(gamma)
-        if happens(self.blur_chance, rng):
-            deviation = rng.uniform(*self.blur)
-            frames = np.stack([cv2.GaussianBlur(frame, (0, 0), deviation) for frame in frames])
-        frames = frames + rng.uniform(0, self.noise) * rng.standard_normal(frames.shape, np.float32)
-        image1, image2 = (frames * 255 + 0.5).clip(0, 255).astype(np.uint8)
-        return replace(pair, image1=image1, image2=image2)

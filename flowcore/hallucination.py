@@ -6,7 +6,7 @@ A transformation is what `flowcore.augmentation` describes; a `Challenge` is all
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -15,14 +15,14 @@ from numpy import ndarray
 
 from flowcore.augmentation import (
     Affine,
-    ChannelPermutation,
-    Colour,
     Crop,
     Flips,
     Geometric,
+    Scaling,
     about,
     check_chance,
     check_range,
+    composed,
     cut,
     framed,
     happens,
@@ -31,6 +31,7 @@ from flowcore.augmentation import (
     small_first,
     warped,
 )
+from flowcore.colour import ChannelPermutation, Colour
 from flowcore.geometry import Window
 from flowcore.pairs import FramePair
 
@@ -114,10 +115,11 @@ def superpixels(
 
 @dataclass(frozen=True, kw_only=True)
 class RectangleNoise:
-    """Some rectangles of the second frame become noise.
+    """Some rectangles of the second frame become noise, or the frame's mean colour.
 
-    Source: SelFlow, which has them as a simpler variant of SuperpixelNoise. Their number and size are a
-    choice: the sources are silent.
+    Source: SelFlow, which has noise as a simpler variant of SuperpixelNoise. Number and size are a choice:
+    the sources are silent. RAFT (Teed and Deng, ECCV 2020) fills one or two rectangles with the mean colour,
+    of 50 to 100 px whatever the frame's size.
     """
 
     chance: float = 0.0
@@ -127,6 +129,9 @@ class RectangleNoise:
     """Minimum and maximum number of rectangles. Raise them to hide more of a frame."""
     side: tuple[float, float] = (0.08, 0.25)
     """Smallest and largest side, as a share of the frame's. Raise them for larger occluders."""
+    filling: Literal["noise", "mean"] = "noise"
+    """What they are filled with: noise, or the mean colour of the frame. Take mean if noise makes occluders
+    too easy to tell."""
 
     def __post_init__(self) -> None:
         check_chance("chance", self.chance)
@@ -143,7 +148,10 @@ class RectangleNoise:
             top = int(rng.integers(max(1, height - tall + 1)))
             left = int(rng.integers(max(1, width - wide + 1)))
             hidden[top : top + tall, left : left + wide] = True
-        return replace(pair, image2=_filled(pair.image2, hidden, rng))
+        if self.filling == "noise":
+            return replace(pair, image2=_filled(pair.image2, hidden, rng))
+        mean = (pair.image2.mean(axis=(0, 1)) + 0.5).astype(np.uint8)
+        return replace(pair, image2=np.where(hidden[..., None], mean, pair.image2))
 
 
 def _filled(image: ndarray, where: Bool[ndarray, "height width"], rng: np.random.Generator) -> ndarray:
@@ -259,11 +267,12 @@ def _outline(rng: np.random.Generator) -> Float[ndarray, "corners 2"]:
 class Challenge:
     """What is done to a pair before a network trains on it, in this order; a chance of 0 leaves a part out.
 
-    Crop, flips and the channel permutation are the augmentation of both stages. Geometry comes first, from
-    the whole frames, so that little comes in from outside; noise last, so that nothing transforms it. The
-    surroundings are the full-image warping of SMURF (Stone et al., CVPR 2021).
+    Crop, flips and the channel permutation are the augmentation of both stages. Size and geometry come
+    first, from the whole frames, so that little comes in from outside; noise last, so that nothing transforms
+    it. The surroundings are the full-image warping of SMURF (Stone et al., CVPR 2021).
     """
 
+    scaling: Scaling = field(default_factory=Scaling)
     geometric: Geometric = field(default_factory=Geometric)
     crop: Crop
     pasted: CopyPaste = field(default_factory=CopyPaste)
@@ -293,13 +302,20 @@ class Challenge:
 
     def __call__(self, pair: FramePair, rng: np.random.Generator) -> FramePair:
         """A scene comes with the pair where what the network sees isn't what the loss is to see."""
-        if (self.geometric.chance > 0 or self.surroundings > 0) and pair.inside1 is None:
+        if max(self.scaling.chance, self.geometric.chance, self.surroundings) > 0 and pair.inside1 is None:
             # a batch has a field for all of its pairs or for none
             whole = np.ones(pair.image1.shape[:2], bool)
             pair = replace(pair, inside1=whole, inside2=whole)
         height, width = pair.image1.shape[:2]
+        scaled = self.scaling.scaled(height, width, self.crop, rng)
+        if scaled is not None:
+            height, width = scaled[1]
         maps = self.geometric.maps(height, width, rng)
         window = self.crop.window(height, width, rng).widened(self.surroundings)
+        if scaled is not None:
+            still = np.eye(2, 3)
+            first, second = maps or (still, still)
+            maps = composed(first, scaled[0]), composed(second, scaled[0])
         if maps is not None:
             pair = warped(pair, *maps, window=window, soft=self.geometric.soft)
         else:

@@ -23,7 +23,8 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TypeVar
 
 from flowcore import networks
-from flowcore.augmentation import Colour, Crop, Geometric
+from flowcore.augmentation import Crop, Geometric
+from flowcore.colour import Colour
 from flowcore.hallucination import Challenge, CopyPaste, RectangleNoise, SuperpixelNoise
 from flowcore.losses import Photometric
 from flowcore.networks import AnyNetworkConfig, PWCNetConfig

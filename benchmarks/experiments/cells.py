@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from flowcore import networks
-from flowcore.augmentation import Colour, Crop, Geometric
+from flowcore.augmentation import Crop, Geometric
+from flowcore.colour import Colour
 from flowcore.datasets import DataSet
 from flowcore.hallucination import Challenge, RectangleNoise, SuperpixelNoise
 from flowcore.losses import Photometric

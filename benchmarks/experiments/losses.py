@@ -33,7 +33,7 @@ from benchmarks.experiments.cells import (
 )
 from benchmarks.report import mean_and_spread, tau
 from flowcore import networks
-from flowcore.augmentation import Colour
+from flowcore.colour import Colour
 from flowcore.hallucination import Challenge, RectangleNoise
 from flowcore.losses import Photometric
 from flowcore.networks import AnyNetworkConfig, FlowNetwork, PWCNetConfig

@@ -29,7 +29,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import report
 from benchmarks.inputs import fresh_teacher, label, render_videos
-from flowcore.augmentation import Colour, Crop, Geometric
+from flowcore.augmentation import Crop, Geometric
+from flowcore.colour import Colour
 from flowcore.formats import read_flow, read_image, read_mask
 from flowcore.hallucination import Challenge, CopyPaste, RectangleNoise, SuperpixelNoise
 from flowcore.pairs import Batch, FramePair

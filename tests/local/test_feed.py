@@ -9,7 +9,8 @@ import pytest
 import torch
 from bare_graph import BareGraph
 
-from flowcore.augmentation import Colour, Crop, Geometric
+from flowcore.augmentation import Crop, Geometric
+from flowcore.colour import Colour
 from flowcore.hallucination import Challenge, CopyPaste, RectangleNoise, SuperpixelNoise, Transformation
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch

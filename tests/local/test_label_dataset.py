@@ -12,7 +12,8 @@ import torch
 from clips import label, render, save_teacher
 from torch.utils.data import DataLoader, default_collate
 
-from flowcore.augmentation import Colour, Crop
+from flowcore.augmentation import Crop
+from flowcore.colour import Colour
 from flowcore.hallucination import Challenge, RectangleNoise
 from flowcore.pairs import Batch, FramePair
 from pipelines.filters import PairFilter

@@ -21,7 +21,8 @@ from mlflow.entities import Metric
 from ray import cloudpickle
 from ray.train import Checkpoint, WorkerGroupError
 
-from flowcore.augmentation import ChannelPermutation, Crop
+from flowcore.augmentation import Crop
+from flowcore.colour import ChannelPermutation
 from flowcore.hallucination import Challenge
 from flowcore.networks import Estimator, PWCNetConfig
 from flowcore.objectives import Objective, Outcome, TeacherObjective

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skimage.segmentation import slic
 
-from flowcore.augmentation import ChannelPermutation, Colour, Crop, Flips, Geometric, affine, warped
+from flowcore.augmentation import Crop, Flips, Geometric, Scaling, affine, warped
+from flowcore.colour import ChannelPermutation, Colour
 from flowcore.geometry import backward_warp, flip_left_right, flip_up_down
 from flowcore.hallucination import (
     Challenge,
@@ -84,11 +85,14 @@ EVERY_TRANSFORMATION: list[Transformation] = [
     Geometric(chance=1.0),
     Geometric(chance=1.0, soft=True),
     Colour(chance=1.0),
+    Colour(chance=1.0, asymmetric=0.5, hue=0.2),
     SuperpixelNoise(chance=1.0),
     RectangleNoise(chance=1.0),
+    RectangleNoise(chance=1.0, filling="mean"),
     CopyPaste(chance=1.0),
     Challenge(
         crop=Crop(height=32, width=40),
+        scaling=Scaling(chance=0.5),
         geometric=Geometric(chance=0.5),
         pasted=CopyPaste(chance=0.5),
         colour=Colour(chance=0.5),
@@ -161,6 +165,101 @@ def test_uniform_flow_under_two_affine_maps_is_what_the_vector_law_says(seed: in
         assert confidence is not None
         assert mask[y, x] == inside
         assert confidence[y, x] == inside
+
+
+def sparse_truth(seed: int) -> FramePair:
+    """A pair of whose pixels a third has a truth, of vectors that all differ in both components."""
+    rng = np.random.default_rng(seed)
+    known = rng.uniform(size=(64, 80)) < 0.3
+    vectors = (rng.permutation(2 * 64 * 80) - 64 * 80).reshape(2, 64, 80) / 256
+    flow = np.where(known, vectors, 0.0).astype(np.float32)
+    return replace(
+        pair(), flow_fw=flow, flow_bw=None, confidence_fw=known.astype(np.float32), confidence_bw=None
+    )
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.floats(0.6, 2.0), st.floats(0.6, 2.0))
+def test_each_vector_of_a_scaled_sparse_truth_is_a_known_one_scaled_next_to_its_place(
+    seed: int, wide: float, tall: float
+) -> None:
+    before = sparse_truth(seed)
+    assert before.flow_fw is not None
+    assert before.confidence_fw is not None
+    zoom = np.array([[wide, 0.0, 0.0], [0.0, tall, 0.0]])
+    after = warped(before, zoom, zoom)
+    assert after.flow_fw is not None
+    assert after.confidence_fw is not None
+    expected: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    for y, x in np.argwhere(before.confidence_fw > 0):
+        place = round(y * tall), round(x * wide)
+        if place[0] < 64 and place[1] < 80:
+            u, v = before.flow_fw[:, y, x]
+            expected.setdefault(place, []).append((u * wide, v * tall))
+    assert {(y, x) for y, x in np.argwhere(after.confidence_fw > 0)} == expected.keys()
+    for (y, x), candidates in expected.items():
+        found = after.flow_fw[:, y, x]
+        assert min(np.abs(found - candidate).max() for candidate in candidates) < 1e-4
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1))
+def test_a_challenge_invents_no_vector_of_a_sparse_truth(seed: int) -> None:
+    challenge = Challenge(
+        scaling=Scaling(chance=0.8, factor=(1.5, 1.5), stretch_chance=0.0),
+        crop=Crop(height=40, width=56),
+        colour=Colour(chance=0.5),
+    )
+    before = sparse_truth(seed)
+    after = challenge(before, np.random.default_rng(seed))
+    assert before.flow_fw is not None
+    assert before.confidence_fw is not None
+    assert after.flow_fw is not None
+    assert after.confidence_fw is not None
+    known = np.abs(before.flow_fw[:, before.confidence_fw > 0]).T
+    found = np.abs(after.flow_fw[:, after.confidence_fw > 0]).T
+    assert len(found) > 100
+    distances = [
+        min(np.abs(vector / factor - known).max(axis=1).min() for factor in (1.0, 1.5)) for vector in found
+    ]
+    assert max(distances) < 1e-4
+
+
+def test_a_truth_known_everywhere_is_interpolated_and_stays_known_everywhere() -> None:
+    sure = np.ones((64, 80), np.float32)
+    dense = replace(pair(), flow_bw=None, confidence_fw=sure, confidence_bw=None)
+    zoom = np.array([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
+    after = warped(dense, zoom, zoom)
+    assert after.confidence_fw is not None
+    assert after.confidence_fw.all()
+    assert after.flow_fw is not None
+    middle = (SCENE.flow_fw[0][:, :31, :39] + SCENE.flow_fw[0][:, :31, 1:40]) / 2
+    np.testing.assert_allclose(after.flow_fw[:, 0:62:2, 1:79:2], 2 * middle, atol=1e-3)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1))
+def test_after_any_scaling_the_flow_still_explains_the_second_frame(seed: int) -> None:
+    challenge = Challenge(
+        scaling=Scaling(chance=1.0), crop=Crop(height=48, width=56), channels=ChannelPermutation(chance=0.0)
+    )
+    transformed = challenge(pair(), np.random.default_rng(seed))
+    assert transformed.image1.shape == (48, 56, 3)
+    assert transformed.inside1 is not None
+    assert transformed.inside1.all()
+    assert warp_error(replace(transformed, confidence_fw=trusted(transformed.confidence_fw))) < 5.0
+
+
+def test_no_frame_is_scaled_to_less_than_the_crop() -> None:
+    challenge = Challenge(
+        scaling=Scaling(chance=1.0, factor=(0.5, 0.5), stretch_chance=0.0),
+        crop=Crop(height=64, width=80),
+        flips=Flips(left_right=0.0, up_down=0.0),
+        channels=ChannelPermutation(chance=0.0),
+    )
+    same = challenge(pair(), np.random.default_rng(0))
+    np.testing.assert_array_equal(same.image1, pair().image1)
+    np.testing.assert_allclose(same.flow_fw, pair().flow_fw, atol=1e-4)
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -352,6 +451,43 @@ def test_colour_changes_the_frames_alike_and_nothing_else() -> None:
             assert getattr(changed, name) is getattr(still, name)
 
 
+def test_frames_that_change_apart_differ_where_they_were_equal() -> None:
+    frames = SCENE.frames[0]
+    still = replace(pair(), image1=frames, image2=frames)
+    changed = Colour(chance=1.0, asymmetric=1.0, noise=0.0)(still, np.random.default_rng(0))
+    assert not np.array_equal(changed.image1, changed.image2)
+
+
+def test_a_turned_hue_keeps_greys_and_the_mean_of_the_channels() -> None:
+    turned = Colour(
+        chance=1.0,
+        brightness=0.0,
+        contrast=0.0,
+        saturation=0.0,
+        hue=0.5,
+        gamma=(1.0, 1.0),
+        blur_chance=0.0,
+        noise=0.0,
+    )
+    grey = np.full((8, 8, 3), 100, np.uint8)
+    # A turn of any angle keeps it within 0 and 255.
+    blueish = np.broadcast_to(np.array([90, 120, 150], np.uint8), (8, 8, 3))
+    for key in range(10):
+        changed = turned(FramePair(image1=grey, image2=blueish), np.random.default_rng(key))
+        np.testing.assert_array_equal(changed.image1, grey)
+        np.testing.assert_allclose(changed.image2.mean(axis=-1), 120, atol=1)
+        assert not np.array_equal(changed.image2, blueish)
+
+
+def test_rectangles_filled_with_the_mean_have_the_frame_s_mean_colour() -> None:
+    mean = np.floor(SCENE.frames[1].mean(axis=(0, 1)) + 0.5)
+    after = RectangleNoise(chance=1.0, filling="mean")(pair(), np.random.default_rng(0))
+    hidden = (after.image2 != SCENE.frames[1]).any(axis=-1)
+    assert hidden.any()
+    assert (after.image2[hidden] == mean).all()
+    np.testing.assert_array_equal(after.image1, SCENE.frames[0])
+
+
 def test_brightness_alone_scales_every_value() -> None:
     bright = Colour(
         chance=1.0, brightness=0.3, contrast=0.0, saturation=0.0, gamma=(1.0, 1.0), blur_chance=0.0, noise=0.0
@@ -373,6 +509,10 @@ def test_brightness_alone_scales_every_value() -> None:
         (lambda: SuperpixelNoise(filled=(0, 3)), r"filled \(0, 3\) must be .* at least 1"),
         (lambda: SuperpixelNoise(segments=1), "segments 1 must be at least 2"),
         (lambda: RectangleNoise(side=(-0.1, 0.2)), "side"),
+        (lambda: Scaling(factor=(0.4, 1.0)), r"factor \(0.4, 1.0\) must be .* at least 0.5"),
+        (lambda: Scaling(stretch=0.9), "stretch 0.9 must be at least 1"),
+        (lambda: Colour(hue=0.6), r"hue 0.6 must lie in \[0, 0.5\]"),
+        (lambda: Colour(asymmetric=2.0), "asymmetric 2.0 must be a probability"),
     ],
 )
 def test_impossible_options_are_refused(make: Callable[[], object], message: str) -> None:
