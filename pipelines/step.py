@@ -77,7 +77,7 @@ class Taken:
 
 
 class OptimiserStep:
-    """Takes the steps of a training, one after the other: Adam on a network, with its moving average.
+    """Takes the steps of a training, one after the other: AdamW on a network, with its moving average.
 
     A step never waits for a GPU. Whether its loss and gradient are finite is decided there, by Adam's own
     switch for that. One worker's steps on a GPU are replayed, see `pipelines.replay`.
@@ -110,7 +110,10 @@ class OptimiserStep:
         self._average = copy.deepcopy(self.network) if options.ema_decay else None
         # What a step is told and keeps beside the weights, on the device, where a replay finds it.
         self._rate, self._kept, self._is_begun, self._skipped = torch.zeros(4, 1, device=self.device)
-        self._adam = torch.optim.Adam(self.network.parameters(), betas=(0.9, 0.999), fused=True)
+        # Without a weight decay it is Adam.
+        self._adam = torch.optim.AdamW(
+            self.network.parameters(), betas=(0.9, 0.999), weight_decay=options.weight_decay, fused=True
+        )
         self._prepare_adam()
         self._wrapped = wrap(self.network)
         self._lessons = lessons

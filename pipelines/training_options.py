@@ -6,8 +6,10 @@ from typing import Literal, get_args
 
 from pipelines.room import Accelerator
 
-Decay = Literal["constant", "cosine", "halve"]
+Decay = Literal["constant", "cosine", "halve", "one-cycle", "halve-late"]
 Precision = Literal["float32", "bfloat16"]
+_ONE_CYCLE_RISE = 0.05
+"""Share of the steps over which one-cycle rises if no warm-up is given. Source: RAFT."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +25,15 @@ class TrainingOptions:
     finite or the network collapses."""
     warmup: float = 0.0
     """Share of the steps, in [0, 1), over which the learning rate rises linearly to its peak. Use 0.1 for
-    fresh weights at a high learning rate."""
+    fresh weights at a high learning rate. With the decay one-cycle, 0 means 0.05."""
     decay: Decay = "constant"
-    """What the learning rate does after the warm-up: it stays, falls to 0 along a cosine, or is halved after
-    each quarter of the steps. Take cosine or halve for the last bit of accuracy, constant if you may train
-    on."""
+    """What the learning rate does after the warm-up: it stays, falls to 0 along a cosine, is halved after
+    each quarter of the steps, falls to 0 along a line (one-cycle), or stays for five sixths of the steps and
+    then halves five times (halve-late). Take constant if you may train on; any other for the last bit of
+    accuracy."""
+    weight_decay: float = 0.0
+    """Share of each weight that AdamW takes away in a step, times the learning rate. 0 is Adam. Take 1e-5 to
+    1e-4 when few pairs with truth are learnt from for long."""
     clip_norm: float = 1.0
     """Maximum gradient norm; a larger gradient is scaled down to it. Lower it if single steps set training
     back."""
@@ -121,6 +127,9 @@ class TrainingOptions:
         for name in ("learning_rate", "clip_norm", "resize_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)} must be above 0")
+        for name in ("weight_decay", "max_skipped"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} {getattr(self, name)} must not be below 0")
         for name in ("warmup", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must lie in [0, 1)")
@@ -132,8 +141,6 @@ class TrainingOptions:
             raise ValueError(
                 f"keep_every {self.keep_every} must be a multiple of validate_every {self.validate_every}"
             )
-        if self.max_skipped < 0:
-            raise ValueError(f"max_skipped {self.max_skipped} must not be below 0")
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             raise ValueError(
                 f"min_workers {self.min_workers} must be at least 1 and at most workers {self.workers}"
@@ -150,8 +157,15 @@ class TrainingOptions:
                 )
 
     def learning_rate_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        warm = round(self.warmup * self.steps)
+        """The learning rate of a step, counted from 0: a function of the step alone, so that resuming and the
+        number of workers don't change it.
+
+        Sources: one-cycle is RAFT's (Teed and Deng, ECCV 2020), halve-late SMURF's (Stone et al., CVPR 2021).
+        A deviation: RAFT's rate begins at 1/25 of the peak and ends at 1/250,000; this one rises from 0 and
+        falls to 0.
+        """
+        rise = _ONE_CYCLE_RISE if self.decay == "one-cycle" and self.warmup == 0 else self.warmup
+        warm = round(rise * self.steps)
         if step < warm:
             return self.learning_rate * ((step + 1) / warm)
         match self.decay:
@@ -163,3 +177,8 @@ class TrainingOptions:
             case "halve":
                 quarters = sum(step >= round(quarter * self.steps / 4) for quarter in (1, 2, 3))
                 return self.learning_rate * 0.5**quarters
+            case "one-cycle":
+                return self.learning_rate * ((self.steps - step) / (self.steps - warm))
+            case "halve-late":
+                late = max(0.0, step - 5 / 6 * self.steps)
+                return self.learning_rate * math.exp2(-late / (self.steps / 30))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
 from flowcore.scenes import SceneOptions, render_scene
 from pipelines.step import OptimiserStep
-from pipelines.training_options import TrainingOptions
+from pipelines.training_options import Decay, TrainingOptions
 
 NETWORK = PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,), radius=2)
 CHECK = OcclusionCheck()
@@ -92,12 +92,40 @@ def test_the_rate_halves_after_each_quarter() -> None:
     ]
 
 
+def test_the_rate_of_one_cycle_rises_over_a_twentieth_and_falls_along_a_line() -> None:
+    options = replace(OPTIONS, learning_rate=9.5, steps=100, decay="one-cycle")
+    rates = [options.learning_rate_at(step) for step in range(100)]
+    assert rates[:5] == pytest.approx([1.9, 3.8, 5.7, 7.6, 9.5])
+    assert rates[5:] == pytest.approx([0.1 * left for left in range(95, 0, -1)])
+    longer = replace(options, warmup=0.5)
+    assert [longer.learning_rate_at(step) for step in (0, 49, 50, 75)] == pytest.approx(
+        [0.19, 9.5, 9.5, 4.75]
+    )
+
+
+def test_a_rate_that_halves_late_stays_for_five_sixths_and_then_halves_five_times() -> None:
+    options = replace(OPTIONS, learning_rate=8.0, steps=60, decay="halve-late")
+    assert {options.learning_rate_at(step) for step in range(51)} == {8.0}
+    assert [options.learning_rate_at(step) for step in (52, 54, 56, 58, 60)] == pytest.approx(
+        [4.0, 2.0, 1.0, 0.5, 0.25]
+    )
+
+
+@pytest.mark.parametrize("decay", get_args(Decay))
+def test_the_rate_of_a_step_does_not_depend_on_how_many_workers_share_it(decay: Decay) -> None:
+    one = replace(OPTIONS, steps=40, warmup=0.1, decay=decay)
+    several = replace(one, workers=2, min_workers=1, accumulate=2)
+    assert [several.learning_rate_at(step) for step in range(40)] == [
+        one.learning_rate_at(step) for step in range(40)
+    ]
+
+
 def test_a_constant_rate_is_the_peak_from_the_first_step_to_the_last() -> None:
     assert {OPTIONS.learning_rate_at(step) for step in range(OPTIONS.steps)} == {OPTIONS.learning_rate}
 
 
 def test_one_step_has_every_schedule_at_its_peak() -> None:
-    for decay in ("constant", "cosine", "halve"):
+    for decay in get_args(Decay):
         assert replace(OPTIONS, steps=1, warmup=0.9, decay=decay).learning_rate_at(0) == 4e-4
 
 
@@ -119,6 +147,7 @@ def test_one_step_has_every_schedule_at_its_peak() -> None:
         {"ema_decay": 1.0},
         {"max_skipped": -1},
         {"precision": "float16"},
+        {"weight_decay": -1e-4},
         {"warmup": 1.0},
         {"decay": "quadratic"},
         {"accelerator": "tpu"},
@@ -165,6 +194,15 @@ def test_a_long_gradient_is_scaled_down_to_the_limit() -> None:
     assert norms[0] > 0.5
     assert float(gradient(clipped).norm()) == pytest.approx(0.5, rel=1e-3)
     expect_close(gradient(clipped) * norms[0] / 0.5, gradient(free))
+
+
+def test_weight_decay_takes_its_share_of_each_weight_times_the_rate() -> None:
+    plain, decayed = optimiser(), optimiser(replace(OPTIONS, weight_decay=10.0))
+    before = weights(plain)
+    for step in (plain, decayed):
+        step.take([batch(1)])
+    # 10 times the rate of 4e-4
+    torch.testing.assert_close(weights(plain) - weights(decayed), 0.004 * before, rtol=1e-3, atol=1e-7)
 
 
 class Explosive(torch.autograd.Function):
@@ -230,9 +268,14 @@ def test_the_average_keeps_its_share_and_less_in_the_first_steps() -> None:
     assert torch.equal(weights(plain), weights(step))
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_restored_in_the_middle_training_ends_in_the_same_weights(ema_decay: float) -> None:
-    options = replace(OPTIONS, ema_decay=ema_decay, warmup=0.2, decay="cosine")
+@pytest.mark.parametrize(
+    ("ema_decay", "decay", "weight_decay"),
+    [(0.0, "cosine", 0.0), (0.9, "cosine", 0.0), (0.0, "one-cycle", 1.0), (0.0, "halve-late", 0.0)],
+)
+def test_restored_in_the_middle_training_ends_in_the_same_weights(
+    ema_decay: float, decay: Decay, weight_decay: float
+) -> None:
+    options = replace(OPTIONS, ema_decay=ema_decay, warmup=0.2, decay=decay, weight_decay=weight_decay)
     through, first, second = optimiser(options), optimiser(options), optimiser(options)
     for seed in range(4):
         through.take([batch(seed)])
