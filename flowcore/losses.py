@@ -5,7 +5,7 @@ the sums and counts of all workers before it divides, so that the loss and its g
 global batch, however many workers share it. An empty set gives 0.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -32,16 +32,23 @@ class Term:
     count: Float[Tensor, ""]
 
 
-def weighted_term(name: str, weight: float, error: Tensor, weights: Weights) -> Term:
-    """The sum of psi(error), any channels, over the pixels, weighted, and the sum of their weights.
+def weighted_term(
+    name: str,
+    weight: float,
+    error: Tensor,
+    weights: Weights,
+    penalty: Callable[[Tensor], Tensor] = robust,
+) -> Term:
+    """The sum of the penalty of the error, any channels, over the pixels, weighted, and the sum of their
+    weights. The penalty is psi unless another is given.
 
-    Pixels of weight 0 have no gradient, not even where the error is not finite: hence it is masked before psi
-    too.
+    Pixels of weight 0 have no gradient, not even where the error is not finite: hence it is masked before the
+    penalty too.
     """
     nothing = error.new_zeros(())
     counted = weights > 0
-    penalty = robust(torch.where(counted, error, nothing))
-    total = (torch.where(counted, penalty, nothing) * weights).sum()
+    penalties = penalty(torch.where(counted, error, nothing))
+    total = (torch.where(counted, penalties, nothing) * weights).sum()
     return Term(name=name, weight=weight, total=total, count=weights.sum())
 
 

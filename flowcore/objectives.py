@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowcore.geometry import backward_warp, upsample_flow
+from flowcore.geometry import backward_warp, squared_length, upsample_flow
 from flowcore.losses import (
     Photometric,
     Term,
@@ -204,8 +204,17 @@ class SupervisedObjective:
 
     sum psi(w_gt - w) V / sum V, psi summed over u and v; of each level, upsampled, or of each iteration: the
     sequence loss. Source: SelFlow, "Supervised Fine-tuning", which takes the final flow alone:
-    `level_weights` of (1,) do so.
+    `level_weights` of (1,) do so. RAFT (Teed and Deng, ECCV 2020) has |.| in place of psi and leaves out
+    motion of 400 px and more: `penalty`, `max_flow`. A deviation: RAFT's code takes the mean over all pixels,
+    u and v, so that its loss of a sparse truth is smaller; here V is all that counts.
     """
+
+    penalty: Literal["robust", "l1"] = "robust"
+    """How an error in u or v counts: robust counts a large one less than many small ones, l1 by its length.
+    Take l1 if the truth has no mistakes."""
+    max_flow: float | None = None
+    """Leave out pixels whose true motion is this many pixels or longer. `none` leaves out none. Published:
+    400."""
 
     level_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
     """Weight of each level's loss, finest level first; a network's further levels have none. RAFT has
@@ -217,6 +226,8 @@ class SupervisedObjective:
 
     def __post_init__(self) -> None:
         require_level_weights(self.level_weights, self.sequence_gamma)
+        if self.max_flow is not None and not self.max_flow > 0:
+            raise ValueError(f"max_flow {self.max_flow} must be above 0 px, or none")
 
     def phase(self, step: int) -> Hashable:
         return None
@@ -227,14 +238,18 @@ class SupervisedObjective:
         flows = estimate(batch.image1, batch.image2)
         height, width = batch.image1.shape[-2:]
         levels = graded_levels(flows, self.level_weights, self.sequence_gamma)
+        penalty = robust if self.penalty == "robust" else torch.abs
         terms = []
         for name, truth, mine in (("fw", batch, flows), ("bw", batch.reversed(), flows.reversed())):
             if truth.flow_fw is None or truth.confidence_fw is None:
                 continue
+            weights = truth.confidence_fw
+            if self.max_flow is not None:
+                weights = weights * (squared_length(truth.flow_fw) < self.max_flow**2)
             for (level_name, weight), flow, stride in zip(levels, mine.forward, mine.strides, strict=False):
                 error = truth.flow_fw - upsample_flow(flow, stride, height, width)
                 term_name = f"supervised/{level_name}/{name}"
-                terms.append(weighted_term(term_name, weight, error, truth.confidence_fw))
+                terms.append(weighted_term(term_name, weight, error, weights, penalty))
         return Outcome(terms=terms, watched=_watched(flows, _occlusions(flows, check, height, width)))
 
 

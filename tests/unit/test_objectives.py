@@ -682,6 +682,33 @@ def test_supervision_counts_the_pixels_with_truth_at_full_resolution_and_at_ever
         assert term.total.item() == pytest.approx(2 * (1 + PSI_ZERO), rel=1e-5)
 
 
+def test_supervision_by_l1_sums_the_lengths_of_the_errors_in_u_and_v() -> None:
+    batch = pairs(0, 1, 16, 32)
+    batch = replace(batch, flow_fw=uniform(3, -4, 1, 16, 32), confidence_fw=torch.ones(1, 1, 16, 32))
+    still = [uniform(0, 0, 1, 16, 32)]
+    (term,) = SupervisedObjective(penalty="l1")(estimator(answer(still, still, (1,))), batch, **NOW).terms
+    assert (term.total.item(), term.count.item()) == (7 * 16 * 32, 16 * 32)
+
+
+def test_motion_that_is_too_long_for_supervision_changes_neither_the_loss_nor_the_count() -> None:
+    batch = pairs(0, 1, 16, 32)
+    # 5 px on the left half, 50 px on the right one
+    truth = uniform(3, -4, 1, 16, 32)
+    truth[..., 16:] *= 10
+    batch = replace(batch, flow_fw=truth, confidence_fw=torch.ones(1, 1, 16, 32))
+    still = [uniform(0, 0, 1, 16, 32)]
+    for max_flow, counted in ((50.1, 512), (50.0, 256), (5.0, 0)):
+        objective = SupervisedObjective(penalty="l1", max_flow=max_flow)
+        (term,) = objective(estimator(answer(still, still, (1,))), batch, **NOW).terms
+        assert term.count.item() == counted
+        assert term.total.item() == {512: 256 * 7 + 256 * 70, 256: 256 * 7, 0: 0}[counted]
+
+
+def test_supervision_without_any_motion_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"max_flow 0\.0 must be above 0 px, or none"):
+        SupervisedObjective(max_flow=0.0)
+
+
 def test_supervision_without_truth_is_an_error_that_says_so() -> None:
     with pytest.raises(ValueError, match="needs true flow; this batch has none"):
         SupervisedObjective()(small_network(), pairs(0, 1, 16, 16), **NOW)
