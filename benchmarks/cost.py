@@ -6,22 +6,26 @@ GPU are arithmetic: the operations, over those that one step measured there did 
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.inputs import Lesson, true_pair
 from flowcore import networks
 from flowcore.augmentation import Crop
 from flowcore.hallucination import Challenge
-from flowcore.networks import PWCNetConfig
-from flowcore.objectives import Objective, TeacherObjective
+from flowcore.networks import BidirectionalFlow, FlowNetwork, PWCNetConfig, RAFTConfig
+from flowcore.objectives import Objective, Outcome, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
 from flowcore.scenes import SceneOptions, render_scene
+from flowcore.shapes import Image
 from pipelines.step import OptimiserStep
 from pipelines.training_options import Precision, TrainingOptions
 
@@ -104,6 +108,53 @@ def training_cost(
         cost_volume_share=uncounted / operations,
         transforming=transforming / _TRANSFORMED,
     )
+
+
+def forward_pass(
+    network: FlowNetwork, objective: Objective, batch: Batch, *, is_lower: bool, step: int = 0
+) -> tuple[Outcome, int]:
+    """(what the objective says of a batch at a step, the bytes that autograd keeps for the backward pass,
+    without the weights). is_lower: convolutions are in bfloat16."""
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    def estimate(image1: Image, image2: Image) -> BidirectionalFlow:
+        with torch.autocast("cpu", torch.bfloat16) if is_lower else nullcontext():
+            flows: BidirectionalFlow = network(image1, image2)
+            return flows
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outcome = objective(estimate, batch, step=step, check=OcclusionCheck())
+    weights = {each.untyped_storage()._cdata for each in network.parameters()}
+    storages = {each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in kept}
+    return outcome, sum(size for place, size in storages.items() if place not in weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairCost:
+    """What a pair costs in a step of a recurrent network, counted and not timed."""
+
+    operations: float
+    """Those of convolutions and of the products of all pairs, forward and backward."""
+    kept: int
+    """Bytes from the forward to the backward pass."""
+
+    @classmethod
+    def of(
+        cls, pair: FramePair, config: RAFTConfig, challenge: Challenge, objective: Objective, step: int
+    ) -> "PairCost":
+        """At an optimiser step, with convolutions in bfloat16. Nothing is computed: no tensor has values."""
+        batch = Batch.stack([challenge(pair, np.random.default_rng(0))])
+        shapes = FakeTensorMode()
+        unreal = Batch(**{name: shapes.from_tensor(value) for name, value in batch.known().items()})
+        with shapes, FlopCounterMode(display=False) as counter:
+            network = config.build()
+            outcome, kept = forward_pass(network, objective, unreal, is_lower=True, step=step)
+            torch.stack([each.weight * each.total for each in outcome.terms]).sum().backward()
+        return cls(operations=counter.get_total_flops(), kept=kept)
 
 
 def cost_volume_operations(config: PWCNetConfig, pairs: int, height: int, width: int) -> float:

@@ -67,10 +67,11 @@ def recipes() -> dict[str, tuple[str, Finetune]]:
     return by_recipe(
         Finetune,
         network="network",
-        augmentation="augmentation",
+        augmentation="tuned_augmentation",
         challenge="challenge",
         check="check",
         training="finetune",
+        objective="supervised",
         student="tuned_objective",
     )
 

@@ -14,13 +14,23 @@ WIDTH = 100
 _HELP_COLUMN = 6
 
 
+def with_network(recipe: str, network: str) -> str:
+    """The description of a recipe of which only the network is another: RECIPE:NETWORK."""
+    return f"As {recipe}, with {network}."
+
+
+def own_recipes(recipes: Mapping[str, str]) -> dict[str, str]:
+    """Those of the recipes (name -> description) that say more than that their network is another."""
+    return {name: text for name, text in recipes.items() if text != with_network(*name.partition(":")[::2])}
+
+
 def recipe_list(program: str, description: str, recipes: Mapping[str, str]) -> str:
     """Help of a job that takes a recipe: what it does, and a line for each recipe (name -> description)."""
-    own = {name: text for name, text in recipes.items() if ":" not in name}
+    own = own_recipes(recipes)
     width = max(map(len, own))
     lines = [f"  {name:<{width}}  {first_sentence(text)}" for name, text in own.items()]
     parts = [f"usage: {program} RECIPE [options]", _refilled(description), "recipes:\n" + "\n".join(lines)]
-    if others := list(dict.fromkeys(name.partition(":")[2] for name in recipes if ":" in name)):
+    if others := list(dict.fromkeys(name.partition(":")[2] for name in recipes if name not in own)):
         parts.append(
             _filled(f"A recipe with another network: RECIPE:NETWORK, with one of {', '.join(others)}.", 0)
         )

@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from jobs.manual import manual, recipe_list
+from jobs.manual import manual, own_recipes, recipe_list
 from jobs.options import REQUIRED, Option, configured, options_of, read
 from jobs.spelling import nearest, remedy
 
@@ -61,9 +61,9 @@ def parse_recipe(
 
     usual: the recipe of a command line that names none; without it, one must be named.
     """
-    known = ", ".join(name for name in recipes if ":" not in name)
+    texts = {name: text for name, (text, _) in recipes.items()}
+    known = ", ".join(own_recipes(texts))
     if arguments and arguments[0] in _HELP:
-        texts = {name: text for name, (text, _) in recipes.items()}
         raise HelpAsked(recipe_list(program, description, texts))
     if usual is not None and (not arguments or arguments[0].startswith("-")):
         arguments = [usual, *arguments]

@@ -13,6 +13,8 @@ teacher. From ARFlow (Liu et al., CVPR 2020): the ranges of geometry and colour.
 we chose: when the rate is halved, the other crops, how often a pair gets noise, geometry or colour, all of
 fine-tuning, and that Sintel starts from the chairs teacher too.
 
+Those with RAFT and a schedule of their own are in `jobs.raft_recipes`.
+
 Hours are of teacher, student and fine-tuning together. docs/results/recipes.md has the arithmetic and the
 hours on CPUs. None of the papers' recipes was run to its end by us: hours are estimates, and scores are
 DDFlow's own after distillation, on the pairs with truth.
@@ -28,10 +30,12 @@ from flowcore.colour import Colour
 from flowcore.hallucination import Challenge, CopyPaste, RectangleNoise, SuperpixelNoise
 from flowcore.losses import Photometric
 from flowcore.networks import AnyNetworkConfig, PWCNetConfig
-from flowcore.objectives import StudentObjective, TeacherObjective
+from flowcore.objectives import StudentObjective, SupervisedObjective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.video import EVERY_PAIR, ClipOptions
+from jobs.manual import with_network
 from jobs.options import REQUIRED
+from jobs.raft_recipes import raft_recipes
 from pipelines.labelling import LabellingOptions
 from pipelines.training_options import TrainingOptions
 
@@ -58,6 +62,10 @@ class Recipe:
     student: TrainingOptions
     student_objective: StudentObjective = field(default_factory=StudentObjective)
     finetune: TrainingOptions
+    supervised: SupervisedObjective = field(default_factory=SupervisedObjective)
+    """What is learnt from truth."""
+    truth_augmentation: Challenge | None = None
+    """What is done to pairs with truth; None does to them what is done to the teacher's."""
     check: OcclusionCheck = field(default_factory=OcclusionCheck)
     """What tells occluded pixels, in every stage."""
 
@@ -65,6 +73,11 @@ class Recipe:
     def network(self) -> AnyNetworkConfig:
         """The backbone that the recipe takes when none is named."""
         return next(iter(self.networks.values()))
+
+    @property
+    def tuned_augmentation(self) -> Challenge:
+        """What is done to pairs with truth."""
+        return self.truth_augmentation or self.augmentation
 
     @property
     def tuned_objective(self) -> StudentObjective:
@@ -297,12 +310,14 @@ def _as_ddflow(name: str) -> Recipe:
 
 RECIPES |= {f"ddflow-{name}": _as_ddflow(name) for name in ("chairs", "sintel", "kitti")}
 
+RECIPES |= raft_recipes(RECIPES)
+
 Options = TypeVar("Options")
 
 
 def by_recipe(stage: Callable[..., Options], **parts: str) -> dict[str, tuple[str, Options]]:
     """A stage's options by recipe; if it has a network, by recipe:backbone for those that a recipe doesn't
-    take itself, too.
+    take itself and that have no recipe of their own, too.
 
     stage: its dataclass. parts: the attributes of a recipe that fields take their values from. Other fields
     have their defaults, or must be given by the user.
@@ -320,6 +335,7 @@ def by_recipe(stage: Callable[..., Options], **parts: str) -> dict[str, tuple[st
     for name, recipe in RECIPES.items():
         found[name] = (recipe.description, options(recipe))
         for backbone, network in list(recipe.networks.items())[1:] if "network" in parts else []:
-            other = replace(recipe, networks={backbone: network})
-            found[f"{name}:{backbone}"] = (f"As {name}, with {backbone}.", options(other))
+            if f"{name}:{backbone}" not in RECIPES:
+                other = replace(recipe, networks={backbone: network})
+                found[f"{name}:{backbone}"] = (with_network(name, backbone), options(other))
     return found

@@ -15,6 +15,7 @@ from flowcore.objectives import StudentObjective, SupervisedObjective, TeacherOb
 from flowcore.occlusion import OcclusionCheck
 from flowcore.video import ClipOptions
 from jobs.options import REQUIRED
+from jobs.recipes import RECIPES
 from pipelines.filters import PairFilter
 from pipelines.invocation import typed
 from pipelines.labelling import LabellingOptions
@@ -196,7 +197,7 @@ class LabelledStage(TrainingStage):
 
     def starting_point_for(self, labels: PairSet, recipe: str) -> StartingPoint:
         """What --init names, or without it the teacher that made the labels."""
-        if self.init != FRESH and ":" in recipe:
+        if self.init != FRESH and ":" in recipe and recipe not in RECIPES:
             raise ValueError(
                 f"recipe {recipe} names a network, which only fresh weights take; add --init fresh, or give "
                 f"{recipe.partition(':')[0]} to start from a model"

@@ -43,7 +43,7 @@ def purpose(job: str) -> str:
 def options_page(job: str) -> str:
     """A job's own options, then those of each part; --network has those of every backbone."""
     by_recipe = options_of_job(job)
-    own = {name: options for name, options in by_recipe.items() if ":" not in name}
+    own = {name: options for name, options in by_recipe.items() if name in ("", *RECIPES)}
     defaults = {name: {option.path: option for option in options} for name, options in own.items()}
     groups: dict[tuple[str, type], dict[str, Option]] = {}
     for options in by_recipe.values():
@@ -88,7 +88,7 @@ def _default(option: Option) -> str:
 
 def recipe_page(job: str) -> str:
     """The options of a job that differ from recipe to recipe."""
-    own = {name: options for name, options in options_of_job(job).items() if ":" not in name}
+    own = {name: options for name, options in options_of_job(job).items() if name in RECIPES}
     defaults = {name: {option.name: _default(option) for option in options} for name, options in own.items()}
     rows = []
     for flag in dict.fromkeys(flag for options in defaults.values() for flag in options):

@@ -288,6 +288,10 @@ def test_a_list_of_recipes_has_a_line_for_each(job: Any) -> None:
         "ddflow-chairs",
         "ddflow-sintel",
         "ddflow-kitti",
+        "chairs:raft",
+        "sintel:raft",
+        "kitti:raft",
+        "video:raft",
     ]
 
 

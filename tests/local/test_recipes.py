@@ -18,7 +18,7 @@ from flowcore.augmentation import Crop
 from flowcore.datasets import find_samples
 from flowcore.formats import write_flow, write_image, write_mask
 from flowcore.hallucination import Challenge
-from flowcore.networks import FlowNetwork, tiny
+from flowcore.networks import FlowNetwork, full, tiny
 from flowcore.objectives import Objective
 from flowcore.pairs import Batch, FramePair
 from flowcore.samples import load
@@ -52,17 +52,18 @@ def test_a_recipe_s_crops_suit_its_networks(name: str) -> None:
     recipe = RECIPES[name]
     for network in recipe.networks.values():
         multiple = network.build().multiple
-        for crop in (recipe.augmentation.crop, recipe.challenge.crop):
+        for crop in (recipe.augmentation.crop, recipe.challenge.crop, recipe.tuned_augmentation.crop):
             assert crop.height % multiple == crop.width % multiple == 0
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_s_crops_fit_into_its_smallest_frames(name: str) -> None:
     recipe = RECIPES[name]
-    teacher = recipe.augmentation.crop
-    height, width = SMALLEST_FRAMES.get(name.removeprefix("ddflow-"), recipe.clips.min_size)
-    assert teacher.height <= height
-    assert teacher.width <= width
+    data_set = name.removeprefix("ddflow-").removesuffix(":raft")
+    height, width = SMALLEST_FRAMES.get(data_set, recipe.clips.min_size)
+    for crop in (recipe.augmentation.crop, recipe.tuned_augmentation.crop):
+        assert crop.height <= height
+        assert crop.width <= width
 
 
 def test_a_recipe_has_one_check_for_all_of_its_stages() -> None:
@@ -82,6 +83,30 @@ def test_the_papers_recipes_have_the_papers_steps(name: str) -> None:
         quarter = training.steps // 4
         halvings = [(quarter - 1, 1e-4), (quarter, 5e-5), (2 * quarter, 2.5e-5), (3 * quarter, 1.25e-5)]
         assert [(step, training.learning_rate_at(step)) for step, _ in halvings] == halvings
+
+
+@pytest.mark.parametrize(
+    ("name", "teacher", "tuned", "peak"),
+    [("sintel:raft", 15_000, 100_000, 1.25e-4), ("kitti:raft", 75_000, 50_000, 1e-4)],
+)
+def test_raft_s_recipes_have_the_steps_and_rates_of_smurf_and_of_raft(
+    name: str, teacher: int, tuned: int, peak: float
+) -> None:
+    recipe = RECIPES[name]
+    assert (recipe.teacher.steps, recipe.teacher.global_batch, recipe.teacher.clip_norm) == (teacher, 8, 1.0)
+    late = teacher * 5 // 6
+    rates = [recipe.teacher.learning_rate_at(late + halvings * teacher // 30) for halvings in range(5)]
+    assert rates == pytest.approx([2e-4, 1e-4, 5e-5, 2.5e-5, 1.25e-5])
+    assert (recipe.finetune.steps, recipe.finetune.global_batch) == (tuned, 6)
+    assert recipe.finetune.weight_decay == 1e-5
+    rates = [recipe.finetune.learning_rate_at(tuned * share // 40 - 1) for share in (1, 2, 21, 40)]
+    assert rates == pytest.approx([peak / 2, peak, peak / 2, 0.0], abs=peak * 1e-4)
+
+
+def test_the_network_of_raft_s_recipes_is_the_published_one_in_every_stage() -> None:
+    for job in (train_teacher, distill, finetune):
+        for name in ("chairs:raft", "sintel:raft", "kitti:raft", "video:raft"):
+            assert job.recipes()[name][1].network == full()["raft"]
 
 
 def rendered(seed: int, num_frames: int) -> Scene:
@@ -210,6 +235,11 @@ def labels_of_dis(tmp_path_factory: pytest.TempPathFactory) -> PairSet:
     return data_of("laptop", tmp_path_factory.mktemp("dis")).labels_of("opencv:dis_medium")
 
 
+@pytest.fixture(scope="module")
+def labels_of_raft(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> PairSet:
+    return data_of("laptop", tmp_path_factory.mktemp("raft")).labels_of(teacher)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Learn:
     objective: Objective
@@ -300,17 +330,25 @@ def test_labels_that_needed_no_training_leave_no_model_to_start_from(labels_of_d
         student_of("laptop", labels_of_dis).starting_point_for(labels_of_dis, "laptop")
 
 
+def test_a_recipe_of_raft_s_starts_from_the_teacher_of_its_labels(
+    labels_of_raft: PairSet, teacher: str
+) -> None:
+    start = student_of("video:raft", labels_of_raft).starting_point_for(labels_of_raft, "video:raft")
+    assert start.network == RAFT
+
+
 def test_a_recipe_that_names_a_network_asks_for_fresh_weights(labels_of_dis: PairSet) -> None:
     stage = student_of("smoke:flownets", labels_of_dis)
     with pytest.raises(ValueError, match=r"smoke:flownets names a network, .* add --init fresh"):
         stage.starting_point_for(labels_of_dis, "smoke:flownets")
 
 
+@pytest.mark.parametrize("network", ["", ":raft"])
 @pytest.mark.parametrize("data", ["chairs", "sintel", "kitti"], indirect=True)
 def test_each_step_of_a_recipe_s_fine_tuning_learns_from_truth_and_from_labels(
-    data: Data, labels: PairSet
+    data: Data, labels: PairSet, network: str
 ) -> None:
-    _, stage = finetune.recipes()[data.recipe]
+    _, stage = finetune.recipes()[f"{data.recipe}{network}"]
     stage = replace(stage, truth=data.videos, run_root="/runs", init="fresh", labels=labels.location)
     samples = find_samples(stage.data_set().name, data.folder, to_learn_from=True)
     truths = [
@@ -329,3 +367,55 @@ def test_each_step_of_a_recipe_s_fine_tuning_learns_from_truth_and_from_labels(
     lessons = [Learn(objective=stage.objective), Learn(objective=stage.student)]
     taken = first_step(stage, RAFT.build(), lessons, seen)
     assert {"loss/supervised", "loss/distillation"} <= taken.facts.keys()
+
+
+def sparse_pairs() -> list[FramePair]:
+    """Pairs of a rendered scene, of whose pixels a fifth has a truth."""
+    scene = rendered(12, 5)
+    known = np.random.default_rng(0).uniform(size=(HEIGHT, WIDTH)) < 0.2
+    return [
+        FramePair(
+            image1=scene.frames[at],
+            image2=scene.frames[at + 1],
+            flow_fw=np.where(known, scene.flow_fw[at], np.float32(0)),
+            confidence_fw=known.astype(np.float32),
+        )
+        for at in range(4)
+    ]
+
+
+def test_a_few_steps_of_kitti_s_fine_tuning_of_raft_lower_the_error_on_its_sparse_truth() -> None:
+    _, stage = finetune.recipes()["kitti:raft"]
+    challenge, rng = small(stage.augmentation, 56, 88), np.random.default_rng(0)
+    training = replace(stage.training, steps=40, global_batch=4, learning_rate=1e-3, precision="float32")
+    torch.manual_seed(0)
+    step = OptimiserStep(RAFT.build(), [Learn(objective=stage.objective)], stage.check, training)
+    whole = Batch.stack(sparse_pairs())
+
+    def error() -> float:
+        with torch.no_grad():
+            outcome = stage.objective(step.network, whole, step=0, check=stage.check)
+        return sum(float(each.weight * each.total / each.count) for each in outcome.terms)
+
+    before = error()
+    for _ in range(40):
+        seen = Batch.stack([challenge(pair, rng) for pair in sparse_pairs()])
+        assert step.take([seen]).skipped is None
+    assert error() < 0.9 * before
+
+
+def test_a_few_steps_of_video_s_raft_lower_the_loss_of_its_teacher_and_then_teach_it_its_own_crops() -> None:
+    _, stage = train_teacher.recipes()["video:raft"]
+    frames = [FramePair(image1=each.image1, image2=each.image2) for each in sparse_pairs()]
+    rng = np.random.default_rng(0)
+    challenge = replace(small(stage.augmentation, 48, 64), surroundings=16)
+    seen = Batch.stack([challenge(pair, rng) for pair in frames])
+    own_crops = replace(stage.objective.self_supervision, begins=20, ramp=0)
+    objective = replace(stage.objective, self_supervision=own_crops)
+    training = replace(stage.training, steps=30, global_batch=4, learning_rate=1e-3, precision="float32")
+    torch.manual_seed(0)
+    step = OptimiserStep(RAFT.build(), [Learn(objective=objective)], stage.check, training)
+    facts = [step.take([seen]).facts for _ in range(21)]
+    assert facts[19]["loss/photometric"] < facts[0]["loss/photometric"]
+    assert "loss/self_supervision" not in facts[19]
+    assert facts[20]["loss/self_supervision"] > 0
