@@ -112,6 +112,18 @@ def warp_error(
     return error.masked_fill(~in_frame(forward), torch.nan)[0, 0].numpy()
 
 
+def brought_back(
+    image2: UInt8[np.ndarray, "height width 3"], flow: Float[np.ndarray, "2 height width"]
+) -> Picture:
+    """image2 at p + flow(p), which is image1 where the flow is right and the pixel visible; grey where that
+    lies outside the frame. Flow in pixels."""
+    second = torch.from_numpy(image2.astype(np.float32)).permute(2, 0, 1)[None]
+    forward = torch.from_numpy(flow)[None].to(torch.float32)
+    warped = backward_warp(second, forward).masked_fill(~in_frame(forward), _UNKNOWN)
+    picture: Picture = warped[0].permute(1, 2, 0).round().to(torch.uint8).numpy()
+    return picture
+
+
 def motion_scale(flows: Sequence[Float[np.ndarray, "2 height width"]], percentile: int = 99) -> float:
     """The speed in pixels, for `flow_colors`, that so many percent of the flows' known pixels stay below; 0
     where none is known. Not the largest: a few wild pixels would turn the rest white."""

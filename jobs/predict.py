@@ -10,6 +10,7 @@ again finishes what is missing. The job is a run in MLflow, linked to the run th
 
 import time
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import ClassVar
 
 from jobs.command import run
@@ -31,8 +32,9 @@ class Predict(PredictionOptions):
     torchvision:<name>, ptlflow:<name>, or what comes with this software: distillflow:video, or
     distillflow:laptop, which is several times as fast on a CPU and less accurate."""
     videos: str
-    """The videos: a video, folder of images, folder of videos, glob, list file or URI, or a data set such as
-    sintel:/data/MPI-Sintel."""
+    """The videos: a video, folder of images, folder of videos, glob, list file or URI, a data set such as
+    sintel:/data/MPI-Sintel, or the number of a camera such as 0, whose next frames are recorded beside
+    --output."""
     output: str
     """Folder or URI to write the flow to. On a cluster all nodes must reach it."""
 
@@ -42,11 +44,27 @@ class Predict(PredictionOptions):
         "occlusion",
         "pictures",
         "video",
+        "warped",
         "stride",
         "limit",
         "inference.scale",
     )
     goes_on: ClassVar[bool] = True
+
+    @property
+    def filmed(self) -> str:
+        """The videos; of a camera, its film, which is recorded now if it isn't there."""
+        is_number = self.videos.isascii() and self.videos.isdecimal() and len(self.videos) <= 3
+        if not is_number or Path(self.videos).exists():
+            return self.videos
+        if self.limit is None:
+            raise ValueError(
+                f"--videos {self.videos} is a camera, which has no end; add --limit, the pairs to record"
+            )
+        # OpenCV and FFmpeg, which take a while to import.
+        from pipelines.camera import recorded
+
+        return recorded(int(self.videos), self.output, self.limit * self.stride + 1)
 
     @property
     def prediction(self) -> PredictionOptions:
@@ -57,8 +75,8 @@ class Predict(PredictionOptions):
 
 
 def main(stage: Predict) -> None:
-    model, videos = absolute_model(stage.model, "--model"), absolute_collection(stage.videos, "--videos")
-    output = absolute(stage.output, "--output")
+    model, output = absolute_model(stage.model, "--model"), absolute(stage.output, "--output")
+    videos = absolute_collection(stage.filmed, "--videos")
     folder = fetch_model(model)
     # One video needs no Ray, which takes seconds to start.
     if has_cluster():

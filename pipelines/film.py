@@ -17,6 +17,7 @@ from av.container import OutputContainer
 from flowcore.drawing import (
     Cell,
     Picture,
+    brought_back,
     flow_colors,
     flow_legend,
     occlusion_image,
@@ -58,6 +59,8 @@ def _picture(folder: Folder, name: str, pair: SeenPair, options: PredictionOptio
         ("frame", with_arrows(pair.image1, flow)),
         ("flow", flow_colors(flow, scale)),
     ]
+    if options.warped:
+        row.append(("next frame, brought back", brought_back(pair.image2, flow)))
     if options.occlusion:
         occluded = decode_mask(folder.read(name + OCCLUSION), name + OCCLUSION)
         row.append(("white: not seen in the next frame", occlusion_image(occluded)))

@@ -14,10 +14,12 @@ from flowcore.shapes import FlowArray
 from pipelines.inference import EstimatedPair
 from pipelines.storage import Folder
 
-FlowFormat = Literal["flo", "flo5", "kitti", "npy"]
+FlowFormat = Literal["flo", "flo5", "kitti", "npy", "parquet"]
+FLOW_TABLE = "flow.parquet"
+"""The one file of `parquet`."""
 SUFFIXES: Mapping[FlowFormat, str] = {"flo": ".flo", "flo5": ".flo5", "kitti": ".png", "npy": ".npy"}
 OCCLUSION, PICTURE = "_occlusion.png", "_picture.png"
-FLOW_ENDINGS = (".flo", ".flo5", ".npy", PICTURE)
+FLOW_ENDINGS = (".flo", ".flo5", ".npy", PICTURE, FLOW_TABLE)
 """Of files that hold flow for certain."""
 _KITTI_LIMIT = 511.0
 """Pixels; its 16 bits have no number for more."""
@@ -29,7 +31,7 @@ class PredictionOptions:
 
     files: FlowFormat = "flo"
     """File format: flo (Middlebury), flo5 (Spring), kitti (16-bit PNG) or npy (float32 [height, width, 2],
-    pixels). Take what your tools read."""
+    pixels), a file a pair; or parquet, all of a video in flow.parquet. Take what your tools read."""
     occlusion: bool = False
     """Also write the flow back, <name>_back, the pixels that the next frame doesn't show,
     <name>_occlusion.png, and how well the flows there and back agree, <name>_confidence.png. Take it to know
@@ -39,6 +41,9 @@ class PredictionOptions:
     their scale, and what is occluded if --occlusion is given. Take it to look at single pairs."""
     video: bool = False
     """Also write the pictures as a film, flow.mp4. Take it to watch the motion."""
+    warped: bool = False
+    """In the pictures and the film, also show the next frame brought back by the flow; grey is outside it.
+    Take it to judge by eye: where the flow is right, it looks like the frame itself."""
     stride: int = 1
     """Distance in frames between the two frames of a pair. Raise it where little moves."""
     limit: int | None = None
@@ -49,6 +54,13 @@ class PredictionOptions:
     """What the network is shown."""
 
     def __post_init__(self) -> None:
+        if self.files == "parquet" and self.is_drawn:
+            raise ValueError(
+                "files parquet has no file of each pair, from which pictures and video are drawn; give "
+                "another format, or leave these out"
+            )
+        if self.warped and not self.is_drawn:
+            raise ValueError("warped is a part of pictures and of the film; add --pictures or --video")
         if self.stride < 1:
             raise ValueError(f"stride {self.stride} must be at least 1")
         if self.limit is not None and self.limit < 1:

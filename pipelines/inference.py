@@ -32,6 +32,9 @@ class SeenPair:
     index: int
     """The number of the first frame in the video."""
     image1: Frame
+    image2: Frame
+    timestamp: float
+    """Of the first frame, in seconds; nan if unknown."""
     seconds: float
     """From the first frame to the second; nan if unknown."""
     share: float
@@ -75,8 +78,8 @@ class VideoFlow:
     def _computing(
         self, decoder: DecoderProcess, source: VideoSource, clips: ClipOptions
     ) -> Iterator["_Computing"]:
-        for chunk, seen in _seen_chunks(decoder, source, clips):
-            frames = [*(pair.image1 for pair in seen), _frame(chunk, -1)]
+        for seen in _seen_chunks(decoder, source, clips):
+            frames = [*(pair.image1 for pair in seen), seen[-1].image2]
             estimates = estimate_frames(self._network, frames, self._device, self._options, both=self._both)
             for flow_fw, flow_bw in estimates:
                 yield _Computing(seen[: len(flow_fw)], flow_fw, flow_bw)
@@ -88,7 +91,7 @@ def seen_pairs(
 ) -> Iterator[SeenPair]:
     """The pairs of `VideoFlow.pairs` without their flow."""
     clips = _clips(_CHUNK_PAIRS["cpu"], stride, most)
-    for _, seen in _seen_chunks(decoder, source, clips):
+    for seen in _seen_chunks(decoder, source, clips):
         yield from seen
 
 
@@ -100,24 +103,25 @@ def _clips(chunk_pairs: int, stride: int, most: int | None) -> ClipOptions:
 
 def _seen_chunks(
     decoder: DecoderProcess, source: VideoSource, clips: ClipOptions
-) -> Iterator[tuple[EncodedChunk, list[SeenPair]]]:
-    """VideoError for whatever keeps a video from being read: here no other run will try again."""
+) -> Iterator[list[SeenPair]]:
+    """The pairs of each chunk of consecutive frames. VideoError for whatever keeps a video from being read:
+    here no other run will try again."""
     share = 0.0
     try:
         for chunk in decoder.read(source, clips, _AS_IT_IS):
             count, more = len(chunk.frames) - 1, decoder.report.share - share
-            yield (
-                chunk,
-                [
-                    SeenPair(
-                        index=chunk.frame_indices[number],
-                        image1=_frame(chunk, number),
-                        seconds=end - start,
-                        share=share + more * (number + 1) / count,
-                    )
-                    for number, (start, end) in enumerate(pairwise(chunk.timestamps))
-                ],
-            )
+            frames = [_frame(chunk, number) for number in range(count + 1)]
+            yield [
+                SeenPair(
+                    index=chunk.frame_indices[number],
+                    image1=frames[number],
+                    image2=frames[number + 1],
+                    timestamp=start,
+                    seconds=end - start,
+                    share=share + more * (number + 1) / count,
+                )
+                for number, (start, end) in enumerate(pairwise(chunk.timestamps))
+            ]
             share += more
     except OSError as error:
         raise VideoError(str(error)) from error

@@ -8,6 +8,7 @@ import dataclasses
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +28,7 @@ from pipelines.destinations import destinations, flow_name
 from pipelines.disclosure import plain
 from pipelines.film import draw
 from pipelines.flow_files import FLOW_ENDINGS, PredictionOptions, write_pair
+from pipelines.flow_table import flow_table
 from pipelines.inference import VideoFlow
 from pipelines.models import fetch_model
 from pipelines.progress import Progress
@@ -174,11 +176,17 @@ def _predicted(
     state = PredictedVideo(source=source, folder=task.location)
     folder.write(RECORD_FILE, json_bytes(dataclasses.asdict(wanted)))
     scale = 0.0
-    with DecoderProcess() as decoder, _OneAhead() as writer:
+    with DecoderProcess() as decoder, ExitStack() as stack:
+        table = stack.enter_context(flow_table(folder, options)) if options.files == "parquet" else None
+        writer = stack.enter_context(_OneAhead())
         try:
             flow = VideoFlow(network, options.inference, both=options.occlusion)
             for pair in flow.pairs(decoder, source, stride=options.stride, most=options.limit):
-                writer.submit(write_pair, folder, flow_name(source, pair.index), pair, options)
+                name = flow_name(source, pair.index)
+                if table is None:
+                    writer.submit(write_pair, folder, name, pair, options)
+                else:
+                    writer.submit(table.add, name, pair)
                 if options.is_drawn:
                     scale = max(scale, motion_scale([pair.flow_fw]))
                 state = replace(state, num_pairs=state.num_pairs + 1, share=pair.share)

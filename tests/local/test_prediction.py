@@ -2,11 +2,14 @@
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import av
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from jaxtyping import Float, UInt8
@@ -22,6 +25,8 @@ from flowcore.occlusion import OcclusionCheck, agreement
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.shapes import to_images
 from flowcore.video import ClipOptions
+from jobs.predict import Predict
+from pipelines.camera import recorded
 from pipelines.checkpoints import load_model, save_model
 from pipelines.collection import VideoSource
 from pipelines.decoding import DecoderProcess
@@ -359,6 +364,89 @@ def test_every_kind_of_file_holds_the_same_flow(
         flow, valid = read_flow(tmp_path / "other" / f"{index}{suffix}")
         assert valid.all()
         assert np.abs(flow - expected).max() <= off
+
+
+def test_a_video_s_table_has_a_row_a_pair_with_its_flow_and_its_times(
+    model: str, frames: Frames, tmp_path: Path
+) -> None:
+    write_video(tmp_path / "a.mp4", frames[:, :36, :52], fps=5)
+    both = PredictionOptions(occlusion=True)
+    predict(model, str(tmp_path / "a.mp4"), str(tmp_path / "files"), both)
+    predict(model, str(tmp_path / "a.mp4"), str(tmp_path / "flow"), replace(both, files="parquet"))
+    assert written(tmp_path / "flow") == ["flow.parquet"]
+    file = pq.ParquetFile(tmp_path / "flow" / "flow.parquet")
+    assert file.num_row_groups == 5
+    assert file.schema_arrow.metadata[b"distillflow.flow_table"] == b"1"
+    rows = file.read().to_pylist()
+    assert [(row["frame"], row["name"]) for row in rows] == [(index, f"{index:06d}") for index in range(5)]
+    assert [row["timestamp"] for row in rows] == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])
+    assert [row["seconds"] for row in rows] == pytest.approx([0.2] * 5)
+    for row in rows:
+        shape = row["height"], row["width"]
+        assert shape == (36, 52)
+        for column, kind in (("flow_fw", ""), ("flow_bw", "_back")):
+            expected, _ = read_flow(tmp_path / "files" / f"{row['name']}{kind}.flo")
+            np.testing.assert_array_equal(np.float32(row[column]).reshape(2, *shape), expected)
+        occluded = read_mask(tmp_path / "files" / f"{row['name']}_occlusion.png")
+        np.testing.assert_array_equal(np.reshape(row["occ_fw"], shape), occluded)
+        assert 0 <= min(row["confidence_fw"]) <= max(row["confidence_fw"]) <= 1
+
+
+def test_a_table_of_flow_alone_has_no_other_columns_of_pixels(
+    model: str, images: str, tmp_path: Path
+) -> None:
+    predict(model, images, str(tmp_path / "flow"), PredictionOptions(files="parquet"))
+    table = pq.read_table(tmp_path / "flow" / "flow.parquet")
+    assert table.column_names == ["frame", "name", "timestamp", "seconds", "height", "width", "flow_fw"]
+    assert table["name"].to_pylist() == ["0", "1", "2", "3", "4"]
+    assert np.isnan(table["seconds"].to_numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"files": "parquet", "video": True}, "files parquet has no file of each pair"),
+        ({"warped": True}, "add --pictures or --video"),
+    ],
+)
+def test_pictures_of_what_is_not_there_are_refused(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        PredictionOptions(**wrong)
+
+
+def test_a_picture_can_show_the_next_frame_brought_back(model: str, frames: Frames, tmp_path: Path) -> None:
+    images = str(write_images(tmp_path / "images", frames[:2], ["0.png", "1.png"]))
+    widths = []
+    for warped in (False, True):
+        options = PredictionOptions(pictures=True, warped=warped)
+        predict(model, images, str(tmp_path / str(warped)), options)
+        widths.append(read_image(tmp_path / str(warped) / "0_picture.png").shape[1])
+    # One more cell: five times as wide as a frame of 53 px, and a gap.
+    assert widths[1] - widths[0] == 5 * 53 + 6
+
+
+def test_a_camera_is_recorded_beside_the_output_and_once(frames: Frames, tmp_path: Path) -> None:
+    # OpenCV opens a file as it opens a camera.
+    write_video(tmp_path / "camera.avi", frames[:, :36, :52])
+    film = recorded(str(tmp_path / "camera.avi"), str(tmp_path / "flow"), 4)
+    assert film == str(tmp_path / "flow-camera.mp4")
+    with av.open(film) as container:
+        shown = [picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)]
+    assert len(shown) == 4
+    # Both are coded, and RGB has not become BGR.
+    assert np.abs(shown[0].astype(float) - frames[0, :36, :52]).mean() < 12
+    before = Path(film).stat()
+    assert recorded(str(tmp_path / "camera.avi"), str(tmp_path / "flow"), 2) == film
+    assert Path(film).stat() == before
+
+
+def test_without_a_camera_the_error_says_so_and_nothing_is_written(tmp_path: Path) -> None:
+    options = Predict(videos="99", output=str(tmp_path / "flow"), limit=3)
+    with pytest.raises(ValueError, match="OpenCV finds no camera 99 on this machine"):
+        print(options.filmed)
+    with pytest.raises(ValueError, match="is a camera, which has no end; add --limit"):
+        print(replace(options, limit=None).filmed)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_occluded_is_what_the_given_check_finds(model: str, frames: Frames, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from flowcore.drawing import (
     MAX_ERROR,
     Picture,
     Prediction,
+    brought_back,
     comparison_panel,
     confidence_image,
     error_colors,
@@ -274,3 +275,11 @@ def test_an_arrow_leads_from_a_pixel_to_where_it_moves() -> None:
     # The first arrow, from (8, 8) to (17, 8).
     assert {8, 17} <= set(columns[np.abs(rows - 8) <= 1].tolist())
     assert not image.any()
+
+
+def test_a_frame_brought_back_is_shifted_against_the_motion_and_grey_where_it_has_left() -> None:
+    image2 = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    back = brought_back(image2, motion(2, -1, 4, 6))
+    np.testing.assert_array_equal(back[1:, :4], image2[:3, 2:])
+    assert (back[0] == 128).all()
+    assert (back[:, 4:] == 128).all()

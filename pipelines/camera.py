@@ -1,0 +1,73 @@
+"""What does a camera see? A film of its next frames, which is then a video like any other.
+
+A camera shows nothing twice. Its frames are recorded first, so that the flow has its video beside it, and the
+same command again finishes what is missing.
+"""
+
+import time
+from pathlib import Path
+
+import cv2
+
+from pipelines.film import Film
+from pipelines.storage import Folder, absolute, join, split
+
+_SECONDS = 30.0
+"""Without a new frame, after which a camera is given up."""
+
+
+def recorded(camera: int | str, output: str, num_frames: int) -> str:
+    """The film of the camera's next frames, beside the folder or URI `output`; one that is there is left as
+    it is.
+
+    camera: OpenCV's number of it, or whatever else OpenCV opens. ValueError where there is none, and where it
+    gives fewer than two frames.
+    """
+    folder, name = split(absolute(output, "--output"))
+    name = f"{name}-camera.mp4"
+    if Folder(folder).size(name) is None:
+        capture = _opened(camera)
+        try:
+            if not capture.isOpened():
+                raise ValueError(
+                    f"--videos {camera}: OpenCV finds no camera {camera} on this machine; connect one, give "
+                    "another number, or give a video"
+                )
+            with Folder(folder).writing(name) as path:
+                if _record(capture, path, num_frames) < 2:
+                    raise ValueError(
+                        f"--videos {camera}: the camera gives no frames; see whether other software holds it"
+                    )
+        finally:
+            capture.release()
+    return join(folder, name)
+
+
+def _opened(camera: int | str) -> cv2.VideoCapture:
+    """Without the pages that OpenCV prints where it finds none."""
+    logging = cv2.utils.logging
+    before = logging.getLogLevel()
+    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        return cv2.VideoCapture(camera)
+    finally:
+        logging.setLogLevel(before)
+
+
+def _record(capture: cv2.VideoCapture, path: Path, num_frames: int) -> int:
+    """How many frames came."""
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    film = Film(path)
+    try:
+        latest, count = time.monotonic(), 0
+        while count < num_frames and time.monotonic() - latest < _SECONDS:
+            is_there, frame = capture.read()
+            if is_there:
+                film.add(frame[..., ::-1], 1 / rate if rate > 0 else float("nan"))
+                latest, count = time.monotonic(), count + 1
+            elif count > 0:
+                break
+        film.finish()
+    finally:
+        film.close()
+    return count
