@@ -44,7 +44,6 @@ class Predict(PredictionOptions):
         "occlusion",
         "pictures",
         "video",
-        "warped",
         "stride",
         "limit",
         "inference.scale",
