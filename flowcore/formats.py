@@ -227,7 +227,12 @@ def encode_mask(mask: Bool[np.ndarray, "height width"], name: str | PathLike[str
 
 def encode_share(share: Float[np.ndarray, "height width"], name: str | PathLike[str]) -> bytes:
     """The content of a grey PNG, 255 = 1, of shares in [0, 1]."""
-    return _encode_image(Path(name), np.rint(255 * share).astype(np.uint8))
+    return encode_grey(np.rint(255 * share).astype(np.uint8), name)
+
+
+def encode_grey(values: UInt8[np.ndarray, "height width"], name: str | PathLike[str]) -> bytes:
+    """The content of a grey PNG of these values."""
+    return _encode_image(Path(name), values)
 
 
 def _flow_suffix(path: Path) -> str:

@@ -118,11 +118,18 @@ def upsample_flow(
     padding is first cropped to its ceil(height / stride) x ceil(width / stride) part over the frame. This is
     how every network's finest level becomes full-resolution flow, and how a stored label is read back.
     """
+    return upsample_values(flow, stride, height, width)
+
+
+def upsample_values(
+    values: Float[Tensor, "batch channels _ _"], stride: int, height: int, width: int
+) -> Float[Tensor, "batch channels {height} {width}"]:
+    """What `upsample_flow` makes of any values on a flow's grid."""
     # Not -(-height // stride): an exported graph divides integers towards zero.
-    flow = flow[..., : (height + stride - 1) // stride, : (width + stride - 1) // stride]
+    values = values[..., : (height + stride - 1) // stride, : (width + stride - 1) // stride]
     if stride == 1:
-        return flow
-    full = functional.interpolate(flow, scale_factor=stride, mode="bilinear", align_corners=False)
+        return values
+    full = functional.interpolate(values, scale_factor=stride, mode="bilinear", align_corners=False)
     return full[..., :height, :width]
 
 

@@ -7,6 +7,7 @@ knows nothing of what is outside it: motion by more than the overlap is lost at 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowcore.geometry import Window, resize_image, upsample_flow
+from flowcore.geometry import Window, resize_image, upsample_flow, upsample_values
 from flowcore.networks import FlowNetwork
+from flowcore.networks.interface import no_scale
 from flowcore.shapes import Flow, Frame, to_images
 
 _STEP_PIXELS = {"cpu": 200_000, "cuda": 4_000_000}
@@ -70,6 +72,31 @@ def estimate_frames(
 
     network: on this device. On a GPU the flow may still be computed when it is given.
     """
+    for forward, *backward in _estimates(partial(_flows, both=both), network, frames, device, options):
+        yield forward, backward[0] if backward else None
+
+
+@torch.no_grad()
+def estimate_scaled(
+    network: FlowNetwork, frames: Sequence[Frame], device: torch.device, options: InferenceOptions
+) -> Iterator[tuple[Flow, Flow, Float[Tensor, "batch 1 height width"]]]:
+    """As `estimate_frames` in both directions, and by how many pixels the network expects the forward flow to
+    be off. ValueError of a network that doesn't predict it."""
+    for forward, backward, scale in _estimates(_flows_and_scale, network, frames, device, options):
+        yield forward, backward, scale[:, :1]
+
+
+_Found = Callable[[FlowNetwork, Float[Tensor, "frames 3 height width"]], Sequence[Tensor]]
+"""What is asked of a network for frames: values of two channels in pixels, as flow has them."""
+
+
+def _estimates(
+    found: _Found,
+    network: FlowNetwork,
+    frames: Sequence[Frame],
+    device: torch.device,
+    options: InferenceOptions,
+) -> Iterator[list[Tensor]]:
     height, width = frames[0].shape[:2]
     shown = max(1, round(height * options.scale)), max(1, round(width * options.scale))
     tiles = tiles_of(*shown, options.tile_pixels or _TILE_PIXELS[device.type], network.multiple)
@@ -77,9 +104,8 @@ def estimate_frames(
     step = 1 if len(tiles) > 1 else len(frames) - 1
     for first in range(0, len(frames) - 1, step):
         images = resize_image(to_images(np.stack(frames[first : first + step + 1]), device), *shown)
-        flows = in_tiles(lambda seen: _estimated(network, seen, both), images, tiles)
-        forward, *backward = (_resized(flow, height, width) for flow in flows)
-        yield forward, backward[0] if backward else None
+        flows = in_tiles(partial(found, network), images, tiles)
+        yield [_resized(flow, height, width) for flow in flows]
 
 
 def tiles_of(height: int, width: int, most_pixels: int, multiple: int) -> list[Window]:
@@ -121,9 +147,19 @@ def in_tiles(
     return [total.div_(weights) for total in totals]
 
 
-def _estimated(
-    network: FlowNetwork, images: Float[Tensor, "frames 3 height width"], both: bool
-) -> list[Flow]:
+def _flows_and_scale(network: FlowNetwork, images: Float[Tensor, "frames 3 height width"]) -> list[Flow]:
+    """The flow there and back, and the forward flow's scale as the length of u and of v."""
+    height, width = images.shape[-2:]
+    both = network.estimate_both(images, pairs_at_once(height, width, images.device))
+    if both.log_scale_fw is None:
+        raise ValueError(no_scale(type(network).__name__))
+    stride = both.strides[0]
+    flows = [upsample_flow(each[0], stride, height, width) for each in (both.forward, both.backward)]
+    scale = upsample_values(both.log_scale_fw.float(), stride, height, width).exp()
+    return [*flows, scale.expand(-1, 2, -1, -1)]
+
+
+def _flows(network: FlowNetwork, images: Float[Tensor, "frames 3 height width"], *, both: bool) -> list[Flow]:
     height, width = images.shape[-2:]
     at_once = pairs_at_once(height, width, images.device)
     flows = network.estimate_chunk(images, at_once) if both else [network.estimate_forward(images, at_once)]

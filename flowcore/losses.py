@@ -15,7 +15,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from flowcore.geometry import backward_warp, centred, in_frame, resize_image, upsample_flow
+from flowcore.geometry import (
+    backward_warp,
+    centred,
+    in_frame,
+    resize_image,
+    upsample_flow,
+    upsample_values,
+)
 from flowcore.networks import BidirectionalFlow
 from flowcore.pairs import Batch, Weights
 from flowcore.photometric import DISTANCES, distance_everywhere, robust, smoothness
@@ -318,14 +325,25 @@ class Photometric:
         size."""
         kept = len(self.levels(flows))
         forward, backward, strides = flows.forward[:kept], flows.backward[:kept], flows.strides[:kept]
+        scales = [flows.log_scale_fw, flows.log_scale_bw]
         if self.full_resolution and strides[0] > 1:
             final = len(strides) if flows.is_sequence else 1
             forward, backward = (
                 [upsample_flow(flow, strides[0], height, width) for flow in each[:final]] + each[final:]
                 for each in (forward, backward)
             )
+            scales = [
+                None if scale is None else upsample_values(scale, strides[0], height, width)
+                for scale in scales
+            ]
             strides = (1,) * final + strides[final:]
-        return BidirectionalFlow(forward=forward, backward=backward, strides=strides)
+        return BidirectionalFlow(
+            forward=forward,
+            backward=backward,
+            strides=strides,
+            log_scale_fw=scales[0],
+            log_scale_bw=scales[1],
+        )
 
     def levels(self, flows: BidirectionalFlow) -> list[tuple[str, float]]:
         """(name, weight) of each level that has a loss; see `graded_levels`."""

@@ -5,6 +5,9 @@ number. Means are taken once, at the end, over all pixels of the set. Every pixe
 frame; that matters where frames differ in size or in how much truth they have (KITTI). On Sintel and Chairs,
 whose truth is dense and of one size, both conventions give the same EPE over all pixels. `slices.py` has
 both, and the parts of the pixels that benchmarks report.
+
+Whether an uncertainty tells the error is a matter of one image's pixels among each other, so its AUSE is
+taken image by image and averaged over images.
 """
 
 from dataclasses import dataclass
@@ -120,6 +123,46 @@ def require_finite(error: Float[Tensor, " pixels"]) -> None:
             f"{int(broken.sum())} of {error.numel()} pixels with truth have a non-finite error: "
             "the flow or its truth holds NaN or infinity there"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sparsification:
+    """Sums over images of how well an uncertainty tells the error; adding two gives those of both sets
+    together."""
+
+    area: float = 0.0
+    """Sum of each image's `ause`."""
+    images: int = 0
+
+    def __add__(self, other: "Sparsification") -> "Sparsification":
+        return Sparsification(area=self.area + other.area, images=self.images + other.images)
+
+    @property
+    def ause(self) -> float | None:
+        """Mean over images of the area under the sparsification error curve: 0 where the uncertainty ranks
+        the pixels as their true error does. Source: Ilg et al. (ECCV 2018)."""
+        return _ratio(self.area, self.images)
+
+
+def sparsification(error: Float[Tensor, " pixels"], uncertainty: Float[Tensor, " pixels"]) -> Sparsification:
+    """How well an uncertainty, of any unit, tells the endpoint error of an image's pixels with truth.
+
+    Of n pixels the k most uncertain ones are left out, for each k below n. The curve is the mean error of the
+    others over that of all. The area is the mean over k of the curve minus the one whose uncertainty is the
+    error itself. Pixels of one uncertainty count as their mean, as in a random order. An image without a
+    pixel or an error has no area.
+    """
+    require_finite(error)
+    error, uncertainty = error.double(), uncertainty.nan_to_num(nan=torch.inf)
+    if not error.numel() or not error.any():
+        return Sparsification()
+    order = uncertainty.argsort()
+    _, ties, counts = uncertainty[order].unique_consecutive(return_inverse=True, return_counts=True)
+    sums = error.new_zeros(len(counts)).index_add_(0, ties, error[order])
+    ranked = (sums / counts)[ties]
+    kept = torch.arange(1, len(error) + 1, dtype=torch.float64, device=error.device)
+    excess = (ranked.cumsum(0) - error.sort().values.cumsum(0)) / kept
+    return Sparsification(area=float(excess.mean() / error.mean()), images=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from flowcore.pairs import Batch
 from flowcore.photometric import census_border, census_distance, robust
 from flowcore.self_supervision import SelfSupervision
 from flowcore.shapes import Flow, Mask
+from flowcore.uncertainty import scale_terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,8 @@ def _require_steps(unmasked_steps: int) -> None:
 class TeacherObjective:
     """Stage 1: the photometric loss on non-occluded pixels alone, without labels.
 
-    Source: DDFlow, "Photometric Loss".
+    A predicted scale of the flow's error is learnt from how far the flow of a crop is from that of the scene
+    around it; see `flowcore.self_supervision`. Source: DDFlow, "Photometric Loss".
     """
 
     photometric: Photometric = field(default_factory=Photometric)
@@ -101,7 +103,8 @@ class TeacherObjective:
         _require_steps(self.unmasked_steps)
 
     def phase(self, step: int) -> Hashable:
-        return step >= self.unmasked_steps, self.self_supervision.share(step)
+        teaching = self.self_supervision
+        return step >= self.unmasked_steps, step >= teaching.begins, teaching.share(step)
 
     def __call__(self, estimate: Estimator, batch: Batch, *, step: int, check: OcclusionCheck) -> Outcome:
         flows = estimate(batch.image1, batch.image2)
@@ -128,6 +131,9 @@ class StudentObjective:
 
     Confidence view: all confident pixels learn from the teacher, with C in place of M. Source: Flow2Stereo,
     whose student has no other loss; DistillFlow's second variant. Whether L_p stays is an option.
+
+    A predicted scale of the student's error is learnt from its distance to every confident label, in both
+    views; see `flowcore.uncertainty.scale_terms`.
 
     Taken level by level as the photometric loss is, the final flow at full resolution as in the papers; the
     label of a coarser level, a deviation, is the mean over its labelled pixels alone. A recurrent network has
@@ -175,6 +181,7 @@ class StudentObjective:
             masked = step >= self.unmasked_steps
             photometric = self.photometric.terms(batch, graded, (occ_fw, occ_bw) if masked else None)
             terms += [replace(term, weight=weight * term.weight) for term in photometric]
+        terms += scale_terms(batch, flows)
         hallucinated_fw, hallucinated_bw = occ_fw * batch.confidence_fw, occ_bw * batch.confidence_bw
         if self.view == "occlusion":
             batch = replace(batch, confidence_fw=hallucinated_fw, confidence_bw=hallucinated_bw)
@@ -250,6 +257,7 @@ class SupervisedObjective:
                 error = truth.flow_fw - upsample_flow(flow, stride, height, width)
                 term_name = f"supervised/{level_name}/{name}"
                 terms.append(weighted_term(term_name, weight, error, weights, penalty))
+        terms += scale_terms(batch, flows)
         return Outcome(terms=terms, watched=_watched(flows, _occlusions(flows, check, height, width)))
 
 

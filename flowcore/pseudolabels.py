@@ -6,6 +6,7 @@ and one call for both costs less than two.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,11 +14,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from flowcore.geometry import backward_warp, squared_length, upsample_flow
+from flowcore.geometry import backward_warp, squared_length, upsample_flow, upsample_values
 from flowcore.networks import FlowNetwork
 from flowcore.photometric import census_border, census_distance
 from flowcore.shapes import Flow, Mask
 from flowcore.three_frames import continue_motion
+from flowcore.uncertainty import scales_of
 
 _HIDDEN = 0.25
 """Share of a cell of the flow's grid that is occluded where its motion is continued. The outer pixels of what
@@ -56,6 +58,12 @@ class PseudoLabels:
     """Root mean square distance of several teachers' flows to their mean, in pixels; None of one teacher."""
     spread_bw: Float[Tensor, "pairs 1 rows columns"] | None = None
     spread: Float[Tensor, "pairs"] | None = None
+    """Mean of the two before."""
+    uncertainty_fw: Float[Tensor, "pairs 1 rows columns"] | None = None
+    """Pixels by which the teacher expects `flow_fw` to be off, see `flowcore.uncertainty`; of several
+    teachers the mean. None unless all of them predict it."""
+    uncertainty_bw: Float[Tensor, "pairs 1 rows columns"] | None = None
+    uncertainty: Float[Tensor, "pairs"] | None = None
     """Mean of the two before."""
     continued_fw: Bool[Tensor, "pairs 1 rows columns"] | None = None
     """True where `flow_fw` continues the motion from the frame before, as the next one hides what moves; None
@@ -108,17 +116,17 @@ def pseudo_labels(
     at_once = at_once or pairs
     strides = {teacher.strides[0] for teacher in teachers}
     stride = strides.pop() if len(strides) == 1 else 1
-    estimates = [teacher.estimate_chunk(frames, at_once) for teacher in teachers]
+    estimates = [teacher.estimate_both(frames, at_once) for teacher in teachers]
     parts = [slice(first, first + at_once) for first in range(0, pairs, at_once)]
     answers = []
     for part in parts:
-        flows = []
-        for teacher, both in zip(teachers, estimates, strict=True):
-            own_stride = teacher.strides[0]
-            rows, columns = label_grid(height, width, own_stride)
-            grid = torch.cat([flow[part, :, :rows, :columns] for flow in both])
-            flows.append(grid if stride == own_stride else upsample_flow(grid, own_stride, height, width))
-        answers.append(_answer(flows, stride, height, width, check))
+        flows, scales = [], []
+        for both in estimates:
+            on_grid = partial(_on_grid, part, both.strides[0], stride, height, width)
+            flows.append(on_grid([both.forward[0], both.backward[0]]))
+            if found := scales_of(both):
+                scales.append(on_grid(found))
+        answers.append(_answer(flows, stride, height, width, check, scales))
     if three_frames:
         # A pair's neighbours may be in other parts.
         whole = _with_third_frames(_Answer.joined(answers))
@@ -128,6 +136,16 @@ def pseudo_labels(
         for part, answer in zip(parts, answers, strict=True)
     ]
     return PseudoLabels.joined(graded)
+
+
+def _on_grid(
+    part: slice, own_stride: int, stride: int, height: int, width: int, directions: Sequence[Tensor]
+) -> Float[Tensor, "directions channels rows columns"]:
+    """A network's values of some pairs over the frame, forward and then backward, on a grid of `stride`: its
+    own, or 1."""
+    rows, columns = label_grid(height, width, own_stride)
+    grid = torch.cat([each[part, :, :rows, :columns] for each in directions])
+    return grid if stride == own_stride else upsample_values(grid, own_stride, height, width)
 
 
 def labels_of(
@@ -154,6 +172,7 @@ class _Answer:
     hidden: Float[Tensor, "2 pairs 1 rows columns"]
     """Share of occluded pixels in each cell of the flow's grid."""
     spread: Float[Tensor, "2 pairs 1 rows columns"] | None = None
+    uncertainty: Float[Tensor, "2 pairs 1 rows columns"] | None = None
     continued: Bool[Tensor, "2 pairs 1 rows columns"] | None = None
     misfit: Float[Tensor, "2 pairs"] | None = None
 
@@ -173,7 +192,9 @@ def _answer(
     height: int,
     width: int,
     check: Callable[[Flow, Flow], Mask],
+    scales: Sequence[Float[Tensor, "directions 1 rows columns"]] = (),
 ) -> _Answer:
+    """scales: of the flows' errors; of some of them they tell nothing of the mean."""
     there = torch.stack([*flows]).mean(dim=0)
     full = upsample_flow(there, stride, height, width)
     occluded = check(full, full.roll(len(full) // 2, dims=0))
@@ -182,7 +203,14 @@ def _answer(
     if len(flows) > 1:
         spread = torch.stack([_length(flow - there).square() for flow in flows]).mean(dim=0).sqrt()
 
-    parts = {"flow": there, "occluded": occluded, "hidden": hidden, "spread": spread}
+    uncertainty = torch.stack([*scales]).mean(dim=0) if len(scales) == len(flows) else None
+    parts = {
+        "flow": there,
+        "occluded": occluded,
+        "hidden": hidden,
+        "spread": spread,
+        "uncertainty": uncertainty,
+    }
     return _Answer(**{name: part.unflatten(0, (2, -1)) for name, part in parts.items() if part is not None})
 
 
@@ -191,7 +219,7 @@ def _with_third_frames(answer: _Answer) -> _Answer:
 
     From its first frame that is where the pair before came from, and from its second where the next one goes.
     """
-    flow, spread = answer.flow.clone(), answer.spread
+    flow = answer.flow.clone()
     hidden, lost = answer.hidden >= _HIDDEN, answer.hidden > 0.5
     ahead, behind = slice(1, None), slice(None, -1)
     found = continue_motion(
@@ -205,12 +233,23 @@ def _with_third_frames(answer: _Answer) -> _Answer:
     flow[0, ahead], flow[1, behind] = found.flow.tensor_split(2)
     continued[0, ahead], continued[1, behind] = found.continued.tensor_split(2)
     misfit[0, ahead], misfit[1, behind] = found.misfit.tensor_split(2)
-    if spread is not None:
-        # The teachers agree on a continued flow as they do on the one that it continues.
-        past = torch.zeros_like(spread)
-        past[0, ahead], past[1, behind] = spread[1, behind], spread[0, ahead]
-        spread = torch.where(continued, past, spread)
-    return replace(answer, flow=flow, spread=spread, continued=continued, misfit=misfit)
+
+    def continued_as(values: Tensor | None) -> Tensor | None:
+        """A continued flow is as sure as the one that it continues."""
+        if values is None:
+            return None
+        past = torch.zeros_like(values)
+        past[0, ahead], past[1, behind] = values[1, behind], values[0, ahead]
+        return torch.where(continued, past, values)
+
+    return replace(
+        answer,
+        flow=flow,
+        spread=continued_as(answer.spread),
+        uncertainty=continued_as(answer.uncertainty),
+        continued=continued,
+        misfit=misfit,
+    )
 
 
 def _graded(answer: _Answer, stride: int, frames: Float[Tensor, "frames 3 height width"]) -> PseudoLabels:
@@ -235,13 +274,15 @@ def _graded(answer: _Answer, stride: int, frames: Float[Tensor, "frames 3 height
         flow_max=longest,
     )
     if answer.spread is not None:
-        spread = answer.spread.flatten(0, 1)
-        everywhere = torch.ones_like(spread, dtype=torch.bool)
+        spread_fw, spread_bw = answer.spread
+        spread = answer.spread.mean(dim=(0, 2, 3, 4))
+        labels = replace(labels, spread_fw=spread_fw, spread_bw=spread_bw, spread=spread)
+    if answer.uncertainty is not None:
         labels = replace(
             labels,
-            spread_fw=answer.spread[0],
-            spread_bw=answer.spread[1],
-            spread=_pair_means(spread, everywhere),
+            uncertainty_fw=answer.uncertainty[0],
+            uncertainty_bw=answer.uncertainty[1],
+            uncertainty=answer.uncertainty.mean(dim=(0, 2, 3, 4)),
         )
     if answer.continued is not None:
         assert answer.misfit is not None

@@ -1,7 +1,8 @@
 """How is a network its own teacher, in the same training? It sees the whole scene where it learns of a crop.
 
 Its flow of the clean frames, with what lies around the crop, is the label of the crop: what leaves the crop
-is hidden there and was seen here. Distillation, without a set of labels between.
+is hidden there and was seen here. Distillation, without a set of labels between. A network that predicts how
+far its flow is off learns that from the same distance.
 
 Source: UFlow (Jonschkowski et al., ECCV 2020) and SMURF (Stone et al., CVPR 2021), "Self-supervision".
 Deviations: the label keeps the crop's resolution, where SMURF resizes it, and the ramp has ten stairs.
@@ -16,6 +17,7 @@ from flowcore.losses import Term, label_terms
 from flowcore.networks import BidirectionalFlow, Estimator
 from flowcore.occlusion import agreement
 from flowcore.pairs import Batch
+from flowcore.uncertainty import scale_terms, without_labels
 
 _STAIRS = 10
 """Of the ramp. Each is a phase of its own, which a GPU's steps are recorded anew for."""
@@ -37,8 +39,8 @@ class SelfSupervision:
     """Weight of the distance to the network's own flow of what lies around the crop; 0 leaves it out. It
     needs `--augmentation.surroundings`. Published: 0.3."""
     begins: int = 0
-    """Optimiser steps before it begins: a network that knows nothing yet teaches nothing. Published: 0.4
-    of all steps."""
+    """Optimiser steps before it begins, and before a network with --network.uncertainty learns how far its
+    flow is off: a network that knows nothing yet teaches nothing. Published: 0.4 of all steps."""
     ramp: int = 0
     """Optimiser steps over which it comes to its weight, in ten stairs. Published: 0.08 of all."""
 
@@ -62,24 +64,33 @@ class SelfSupervision:
         levels: list[tuple[str, float]],
         step: int,
     ) -> list[Term]:
-        """Its terms for the `graded` flows of the crops, of which `levels` has names and weights.
+        """Its terms for the `graded` flows of the crops, of which `levels` has names and weights, and what
+        their predicted scale learns, if they have one: see `flowcore.uncertainty.scale_terms`. There every
+        pixel counts.
 
         To be asked for before the gradient of `graded` is taken. ValueError for crops without surroundings.
         """
         share = self.share(step)
-        if share == 0:
+        if share == 0 and graded.log_scale_fw is None:
             return []
-        labels = self._labels(estimate, batch, graded)
-        return label_terms("self_supervision", self.weight * share, labels, graded, levels)
+        if step < self.begins:
+            # Several workers need a gradient of every weight.
+            return scale_terms(without_labels(batch), graded)
+        labels, unknown = self._labels(estimate, batch, graded)
+        terms = scale_terms(labels, graded)
+        if share > 0:
+            terms += label_terms("self_supervision", self.weight * share, unknown, graded, levels)
+        return terms
 
     @torch.no_grad()
-    def _labels(self, estimate: Estimator, batch: Batch, graded: BidirectionalFlow) -> Batch:
-        """The batch, labelled by its scenes, with what the network doesn't know of its crops as weights."""
+    def _labels(self, estimate: Estimator, batch: Batch, graded: BidirectionalFlow) -> tuple[Batch, Batch]:
+        """The batch, labelled by its scenes: trusted everywhere, and with what the network doesn't know of
+        its crops as weights."""
         height, width = batch.image1.shape[-2:]
         if batch.scene1 is None or batch.scene2 is None or batch.scene1.shape[-1] == width:
             raise ValueError(
-                "self-supervision needs what lies around the crop; set --augmentation.surroundings, 16 px "
-                "say, or --objective.self-supervision.weight 0"
+                "self-supervision and --network.uncertainty need what lies around the crop; set "
+                "--augmentation.surroundings, 16 px say, or leave both out"
             )
         size = batch.scene1.shape[-2:]
         whole = estimate(pad_to_multiple(batch.scene1, _MULTIPLE), pad_to_multiple(batch.scene2, _MULTIPLE))
@@ -93,13 +104,16 @@ class SelfSupervision:
             centred(agreement(*scene, _TEACHER_SIGMA), margin) * (1 - agreement(*crop, _STUDENT_SIGMA))
             for scene, crop in (((fw, bw), (crop_fw, crop_bw)), ((bw, fw), (crop_bw, crop_fw)))
         ]
+        every = [torch.ones_like(each) for each in weights]
         for place, inside in enumerate((batch.inside1, batch.inside2)):
             if inside is not None:
-                weights[place] = weights[place] * centred(inside, margin)
-        return replace(
+                every[place] = every[place] * centred(inside, margin)
+        labels = replace(
             batch,
             flow_fw=centred(fw, margin),
             flow_bw=centred(bw, margin),
-            confidence_fw=weights[0],
-            confidence_bw=weights[1],
+            confidence_fw=every[0],
+            confidence_bw=every[1],
         )
+        unknown = replace(labels, confidence_fw=weights[0] * every[0], confidence_bw=weights[1] * every[1])
+        return labels, unknown

@@ -24,9 +24,14 @@ if TYPE_CHECKING:
     from pipelines.evaluation import EvaluationResult
 
 
+TOGETHER = "together"
+"""The name of all models' mean among the results."""
+
+
 def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, EvaluationResult]":
-    """Runs the stage for models by name, whatever `stage.model` says; returns their results by name."""
-    from pipelines.estimators import absolute_estimator, load_estimator
+    """Runs the stage for models by name, whatever `stage.model` says; returns their results by name, and
+    those of all `TOGETHER` if the stage wants them."""
+    from pipelines.estimators import Together, absolute_estimator, load_estimator
     from pipelines.evaluation import evaluate, example
 
     data_set = data_set_at(stage.truth, "--truth")
@@ -44,7 +49,10 @@ def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, Ev
             made_from = {"truth": str(data_set), "model": place}
             one = lineage("evaluate", data_set.name, {**recorded, "model": place}, made_from, subject=name)
             runs[name] = stack.enter_context(one)
-        results = evaluate(estimators, data_set, check=stage.check)
+        judged = dict(estimators)
+        if stage.together:
+            judged[TOGETHER] = Together(list(estimators.values()))
+        results = evaluate(judged, data_set, check=stage.check)
         for name, tracked in runs.items():
             tracked.dataset(data_set.name, data_set.root, samples_digest(samples), "evaluation")
             tracked.tag("model.name", name)

@@ -42,6 +42,7 @@ class Predict(PredictionOptions):
         "model",
         "files",
         "occlusion",
+        "uncertainty",
         "pictures",
         "video",
         "stride",

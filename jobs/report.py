@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from flowcore.drawing import Picture, Prediction, comparison_panel
 from pipelines.appraisal import USUAL, Appraisal
 from pipelines.disclosure import plain
-from pipelines.evaluation import EvaluationResult, slice_table, table
+from pipelines.evaluation import EvaluationResult, slice_table, table, uncertainty_table
 from pipelines.grades import QUALITIES
 from pipelines.labelling import LabellingSummary
 from pipelines.labelling_status import LabellingStatus
@@ -103,12 +103,14 @@ def appraisal_text(appraisal: Appraisal) -> str:
 
 
 def errors_text(results: Mapping[str, EvaluationResult]) -> str:
-    """For each group of pairs, a table of the models' errors, and one of each model's errors by slice."""
+    """For each group of pairs, a table of the models' errors, one of each model's errors by slice, and one of
+    how well the models tell their errors."""
     tables = []
     for group, errors in next(iter(results.values())).groups.items():
         rows = {name: result.groups[group] for name, result in results.items()}
         tables.append(table(f"{group}, {errors.pairs} pairs", rows))
         tables += [slice_table(f"{group}, {name}", each.slices) for name, each in rows.items()]
+        tables.append(uncertainty_table(group, rows))
     return "\n\n".join(tables) + "\n"
 
 

@@ -122,6 +122,19 @@ class TrainTeacher(TrainingStage):
 
     common: ClassVar[tuple[str, ...]] = (*TrainingStage.common, "clips.size", "clips.stride")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (
+            self.network is not REQUIRED
+            and self.network.predicts_scale
+            and not self.augmentation.surroundings
+        ):
+            raise ValueError(
+                "--network.uncertainty is learnt from what lies around a crop, and "
+                "--augmentation.surroundings is 0 px; set it, to 16 px say, or leave out "
+                "--network.uncertainty"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pseudolabel:
@@ -179,19 +192,35 @@ class LabelledStage(TrainingStage):
     max_spread: float = DEFAULT_MAX_SPREAD
     """Ignore pixels of a label on which several teachers differ by this many pixels or more. Lower it to
     learn only where they agree closely."""
+    uncertainty_tolerance: float | None = None
+    """Weigh a pixel of a label by exp(-b / this), where b is by how many pixels the teacher expects to be
+    off; `none` weighs all alike. Give it, 1 px say, if the labels' teacher has --network.uncertainty."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.where is not None:
             PairFilter(self.where)
+        if self.uncertainty_tolerance is not None and not self.uncertainty_tolerance > 0:
+            raise ValueError(f"uncertainty_tolerance {self.uncertainty_tolerance} must be above 0 px")
 
     def open(self, labels: str) -> PairSet:
         """The selected pairs of the label set at --labels; ValueError for frame pairs without labels."""
         where = None if self.where is None else PairFilter(self.where)
-        pairs = replace(PairSet.open(absolute(labels, "--labels")), max_spread=self.max_spread, where=where)
+        pairs = replace(
+            PairSet.open(absolute(labels, "--labels")),
+            max_spread=self.max_spread,
+            uncertainty_tolerance=self.uncertainty_tolerance,
+            where=where,
+        )
         if not pairs.has_labels:
             raise ValueError(
                 f"--labels {labels} has frame pairs without labels; make labels with `{typed('pseudolabel')}`"
+            )
+        if self.uncertainty_tolerance is not None and not pairs.description.has_uncertainty:
+            raise ValueError(
+                f"--uncertainty-tolerance {self.uncertainty_tolerance} needs labels that tell how far they "
+                f"may be off, and those of --labels {labels} don't; label with teachers that were all "
+                "trained with --network.uncertainty, or leave it out"
             )
         return pairs
 
@@ -283,6 +312,9 @@ class Evaluate:
     chairs2, middlebury, spring, hd1k, tartanair, viper, kubric, kitti2015-stereo, middlebury-stereo and
     scenes (rendered). All nodes must share the folder. Of a stereo set disparity is judged: its EPE, and D1
     under the name Fl."""
+    together: bool = False
+    """Also judge all of --model together, as several teachers label: their mean flow, and how well their
+    spread tells its error. Needs at least two."""
     json: str | None = None
     """File to write the numbers to, a path or a URI: those of the model, or of several models by name. Give
     it to compare by script."""
@@ -292,4 +324,8 @@ class Evaluate:
     def __post_init__(self) -> None:
         if not self.model:
             raise ValueError("--model is empty; name at least one, such as zero")
+        if self.together and len(self.model) < 2:
+            raise ValueError(
+                f"--together judges several models, and --model names {self.model[0]} alone; add others"
+            )
         data_set_at(self.truth, "--truth")

@@ -1,14 +1,17 @@
 """What can estimate the flow of two frames? Any model that can be named, or `zero`, the claim that nothing
 moves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from numpy import ndarray
 
 from flowcore.drawing import Prediction
-from flowcore.inference import InferenceOptions, estimate_frames
+from flowcore.inference import InferenceOptions, estimate_frames, estimate_scaled
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import OcclusionCheck
 from flowcore.shapes import FlowArray, Frame
@@ -19,6 +22,16 @@ ZERO = "zero"
 """The name of the model that predicts no motion."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Estimated:
+    """The flow between two frames, in pixels, and what the model itself tells of its error."""
+
+    flow_fw: FlowArray
+    flow_bw: FlowArray
+    uncertainty: Mapping[str, Float[ndarray, "height width"]] = field(default_factory=dict)
+    """Of `flow_fw`, in pixels: `predicted` by the network, `spread` of several models."""
+
+
 class Estimator(Protocol):
     """Estimates flow from two frames; can be sent to another process."""
 
@@ -27,6 +40,9 @@ class Estimator(Protocol):
 
     def __call__(self, image1: Frame, image2: Frame) -> tuple[FlowArray, FlowArray]:
         """The flow from image1 to image2 and back, in pixels."""
+
+    def estimated(self, image1: Frame, image2: Frame) -> Estimated:
+        """The same, with what the model tells of its error."""
 
     def to(self, device: torch.device) -> None:
         """Computes on this device from now on, if it can."""
@@ -67,8 +83,36 @@ class NoMotion:
         flow = np.zeros((2, *image1.shape[:2]), np.float32)
         return flow, flow
 
+    def estimated(self, image1: Frame, image2: Frame) -> Estimated:
+        flow_fw, flow_bw = self(image1, image2)
+        return Estimated(flow_fw=flow_fw, flow_bw=flow_bw)
+
     def to(self, device: torch.device) -> None:
         pass
+
+
+class Together:
+    """Estimates as several teachers label: the mean of what several models estimate."""
+
+    run_id: str | None = None
+
+    def __init__(self, estimators: Sequence[Estimator]) -> None:
+        self._estimators = estimators
+
+    def __call__(self, image1: Frame, image2: Frame) -> tuple[FlowArray, FlowArray]:
+        both = self.estimated(image1, image2)
+        return both.flow_fw, both.flow_bw
+
+    def estimated(self, image1: Frame, image2: Frame) -> Estimated:
+        flows = np.stack([np.stack(estimator(image1, image2)) for estimator in self._estimators])
+        flow_fw, flow_bw = flows.mean(axis=0)
+        squares = np.square(flows[:, 0] - flow_fw).sum(axis=1)
+        spread = np.sqrt(squares.mean(axis=0))
+        return Estimated(flow_fw=flow_fw, flow_bw=flow_bw, uncertainty={"spread": spread})
+
+    def to(self, device: torch.device) -> None:
+        for estimator in self._estimators:
+            estimator.to(device)
 
 
 class NetworkEstimator:
@@ -85,6 +129,19 @@ class NetworkEstimator:
         )
         assert flow_bw is not None
         return flow_fw[0].cpu().numpy(), flow_bw[0].cpu().numpy()
+
+    def estimated(self, image1: Frame, image2: Frame) -> Estimated:
+        if not self._network.predicts_scale:
+            flow_fw, flow_bw = self(image1, image2)
+            return Estimated(flow_fw=flow_fw, flow_bw=flow_bw)
+        ((there, back, scale),) = estimate_scaled(
+            self._network, [image1, image2], self._device, InferenceOptions()
+        )
+        return Estimated(
+            flow_fw=there[0].cpu().numpy(),
+            flow_bw=back[0].cpu().numpy(),
+            uncertainty={"predicted": scale[0, 0].cpu().numpy()},
+        )
 
     def to(self, device: torch.device) -> None:
         self._device = device

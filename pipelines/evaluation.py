@@ -6,7 +6,7 @@ and they are compared on the same pixels.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 import numpy as np
@@ -15,13 +15,17 @@ from jaxtyping import Bool
 
 from flowcore.datasets import DataSet, find_samples
 from flowcore.drawing import Picture, comparison_panel
+from flowcore.geometry import backward_warp, squared_length
 from flowcore.metrics import (
     FlowErrors,
     OcclusionCounts,
     OcclusionSummary,
     RegionMeans,
+    Sparsification,
+    endpoint_error,
     flow_errors,
     occlusion_counts,
+    sparsification,
 )
 from flowcore.occlusion import OcclusionCheck
 from flowcore.samples import Sample, Truth, load, unreadable
@@ -34,6 +38,13 @@ from pipelines.storage import shared_folder
 
 DEFAULT_CHECK = OcclusionCheck()
 """DDFlow's occlusion check."""
+
+UNCERTAINTIES: Mapping[str, str] = {
+    "predicted": "what the network predicts, if it was trained with `--network.uncertainty`",
+    "forward_backward": "by how much the flow there and back disagree",
+    "spread": "by how much several models disagree, with `--together`",
+}
+"""What may tell the error of a pixel's flow without its truth."""
 
 _PAIRS_PER_BLOCK = 16
 """A block costs Ray some 40 ms, a pair at least as much."""
@@ -48,6 +59,8 @@ class ErrorSummary(TypedDict):
     pairs: int
     slices: dict[str, dict[str, Any]]
     """Errors by slice, such as fg or s40."""
+    ause: dict[str, float]
+    """By `UNCERTAINTIES`, of those that the model has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +72,8 @@ class Errors:
     pairs: int = 0
     slices: Mapping[str, SliceErrors] = field(default_factory=dict)
     """By the names of `SLICES`; those without a pixel are missing."""
+    uncertainties: Mapping[str, Sparsification] = field(default_factory=dict)
+    """By the names of `UNCERTAINTIES`; those that the model hasn't are missing."""
 
     def __add__(self, other: "Errors") -> "Errors":
         return Errors(
@@ -66,7 +81,19 @@ class Errors:
             occlusion=self.occlusion + other.occlusion,
             pairs=self.pairs + other.pairs,
             slices=added(self.slices, other.slices),
+            uncertainties={
+                name: self.uncertainties.get(name, Sparsification())
+                + other.uncertainties.get(name, Sparsification())
+                for name in UNCERTAINTIES
+                if name in self.uncertainties or name in other.uncertainties
+            },
         )
+
+    @property
+    def ause(self) -> dict[str, float]:
+        """How well each uncertainty tells the error, see `Sparsification.ause`."""
+        areas = {name: each.ause for name, each in self.uncertainties.items()}
+        return {name: area for name, area in areas.items() if area is not None}
 
     def summary(self) -> ErrorSummary:
         return {
@@ -74,6 +101,7 @@ class Errors:
             "occlusion": self.occlusion.summary(),
             "pairs": self.pairs,
             "slices": {name: errors.summary() for name, errors in self.slices.items()},
+            "ause": self.ause,
         }
 
     def metrics(self, prefix: str) -> dict[str, float]:
@@ -88,6 +116,7 @@ class Errors:
             **{f"epe/{region}": value for region, value in self.flow.epe.items()},
             "fl/all": self.flow.fl,
             **{f"occlusion/{name}": value for name, value in self.occlusion.summary().items()},
+            **{f"ause/{name}": area for name, area in self.ause.items()},
             "pairs": self.pairs,
         }
         return {f"{prefix}/{name}": float(value) for name, value in values.items() if value is not None}  # type: ignore[arg-type]
@@ -169,7 +198,8 @@ def pair_errors(estimator: Estimator, truth: Truth, check: OcclusionCheck) -> Er
 
     On a stereo pair only the disparity, -u, counts. Then fl is D1, which has the same limits, 3 px and 5 %.
     """
-    flow_fw, flow_bw = (torch.from_numpy(flow)[None] for flow in estimator(truth.image1, truth.image2))
+    estimated = estimator.estimated(truth.image1, truth.image2)
+    flow_fw, flow_bw = (torch.from_numpy(flow)[None] for flow in (estimated.flow_fw, estimated.flow_bw))
     true_flow, valid = torch.from_numpy(truth.flow)[None], _mask(truth.valid)
     asked = torch.stack([flow_fw[:, 0], true_flow[:, 1]], dim=1) if truth.is_stereo else flow_fw
     occluded = None if truth.occluded is None else _mask(truth.occluded)
@@ -184,10 +214,17 @@ def pair_errors(estimator: Estimator, truth: Truth, check: OcclusionCheck) -> Er
         finer=None if truth.finer is None else torch.from_numpy(truth.finer)[None],
     )
     flow = flow_errors(asked, true_flow, valid, occluded)
+    error = endpoint_error(asked.double(), true_flow.double())[valid]
+    mismatch = squared_length(flow_fw + backward_warp(flow_bw, flow_fw)).sqrt()
+    told = {name: torch.from_numpy(each)[None, None] for name, each in estimated.uncertainty.items()}
+    uncertainties = {
+        name: sparsification(error, each[valid])
+        for name, each in {**told, "forward_backward": mismatch}.items()
+    }
+    errors = Errors(flow=flow, pairs=1, slices=slices, uncertainties=uncertainties)
     if occluded is None:
-        return Errors(flow=flow, pairs=1, slices=slices)
-    found = occlusion_counts(check(flow_fw, flow_bw), occluded, valid)
-    return Errors(flow=flow, occlusion=found, pairs=1, slices=slices)
+        return errors
+    return replace(errors, occlusion=occlusion_counts(check(flow_fw, flow_bw), occluded, valid))
 
 
 def _mask(mask: Bool[np.ndarray, "height width"]) -> Mask:
@@ -227,6 +264,14 @@ def slice_table(title: str, slices: Mapping[str, SliceErrors]) -> str:
         lengths = [_number(errors.epe), _number(errors.epe_per_image)]
         lines.append([name, str(errors.pixels), *lengths, *map(_percent, shares)])
     return _aligned([head, *lines])
+
+
+def uncertainty_table(title: str, rows: Mapping[str, Errors]) -> str:
+    """How well each model's uncertainties tell its error: AUSE, 0 is best."""
+    lines = [
+        [name, *(_number(errors.ause.get(each)) for each in UNCERTAINTIES)] for name, errors in rows.items()
+    ]
+    return _aligned([[title, *(f"AUSE {name}" for name in UNCERTAINTIES)], *lines])
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
@@ -312,6 +357,9 @@ def _to_row(errors: Errors) -> dict[str, int | float]:
     columns = {
         f"{name} {field}": number for name, each in slices.items() for field, number in vars(each).items()
     }
+    for name in UNCERTAINTIES:
+        told = errors.uncertainties.get(name, Sparsification())
+        columns |= {f"ause {name} {field}": number for field, number in vars(told).items()}
     return {**vars(errors.flow), **vars(errors.occlusion), **columns}
 
 
@@ -326,7 +374,17 @@ def _from_row(row: Mapping[str, Any]) -> Errors:
         for name in SLICES
     }
     known = {name: errors for name, errors in slices.items() if errors.pixels}
-    return Errors(flow=flow, occlusion=occlusion, pairs=1, slices=known)
+    told = {
+        name: Sparsification(area=float(row[f"ause {name} area"]), images=int(row[f"ause {name} images"]))
+        for name in UNCERTAINTIES
+    }
+    return Errors(
+        flow=flow,
+        occlusion=occlusion,
+        pairs=1,
+        slices=known,
+        uncertainties={name: each for name, each in told.items() if each.images},
+    )
 
 
 def _cells(errors: Errors) -> list[str]:

@@ -7,10 +7,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from flowcore.formats import encode_flow, encode_mask, encode_share
+from flowcore.formats import encode_flow, encode_grey, encode_mask, encode_share
 from flowcore.inference import InferenceOptions
 from flowcore.occlusion import OcclusionCheck, agreement
 from flowcore.shapes import FlowArray
+from flowcore.uncertainty import scale_codes
 from pipelines.inference import EstimatedPair
 from pipelines.storage import Folder
 
@@ -36,6 +37,10 @@ class PredictionOptions:
     """Also write the flow back, <name>_back, the pixels that the next frame doesn't show,
     <name>_occlusion.png, and how well the flows there and back agree, <name>_confidence.png. Take it to know
     which flow to trust."""
+    uncertainty: bool = False
+    """Also write by how many pixels the network expects each vector to be off, <name>_uncertainty.png: a grey
+    value c stands for 2^(c / 8) / 64 px. Only networks trained with --network.uncertainty have it; take
+    --occlusion for others. It takes as long as --occlusion does."""
     pictures: bool = False
     """Also write a picture of each pair, <name>_picture.png: the frame with arrows, the flow in colours with
     their scale, and what is occluded if --occlusion is given. Take it to look at single pairs."""
@@ -80,6 +85,9 @@ def write_pair(folder: Folder, name: str, pair: EstimatedPair, options: Predicti
         folder.write(f"{name}_back{suffix}", _encoded(pair.flow_bw, f"{name}_back{suffix}"))
         folder.write(name + OCCLUSION, encode_mask(options.check(there, back)[0, 0].numpy(), OCCLUSION))
         folder.write(confidence, encode_share(agreement(there, back)[0, 0].numpy(), confidence))
+    if pair.scale_fw is not None:
+        uncertainty = f"{name}_uncertainty.png"
+        folder.write(uncertainty, encode_grey(scale_codes(torch.from_numpy(pair.scale_fw)), uncertainty))
     folder.write(name + suffix, _encoded(pair.flow_fw, name + suffix))
 
 

@@ -48,6 +48,7 @@ QUALITIES = {
     "flow_p99": Quality(meaning="length of the flow, 99th percentile of the pixels", unit="px"),
     "flow_max": Quality(meaning="length of the flow, fastest pixel", unit="px"),
     "spread": Quality(meaning="by how much the teachers disagree", unit="px"),
+    "uncertainty": Quality(meaning="by how much the teachers expect the flow to be off", unit="px"),
     "continued": Quality(meaning="share of the flow that continues the motion from a third frame", unit="%"),
     "misfit": Quality(meaning="by how much continued motion misses the flow that was found", unit="px"),
 }
@@ -62,8 +63,9 @@ class GalleryOptions:
     it."""
     order_by: str = "forward_backward"
     """Quality column that ranks the pairs; large values are bad. One of occluded, forward_backward,
-    photometric, flow_p50, flow_p99, flow_max and, if the labels have several teachers, spread, of three
-    frames continued and misfit. Take the column that you mean to filter by."""
+    photometric, flow_p50, flow_p99, flow_max and, if the labels have several teachers, spread, of teachers
+    that predict it uncertainty, of three frames continued and misfit. Take the column that you mean to filter
+    by."""
     seed: int = 0
     """Chooses the random pairs. The same seed chooses the same pairs in every set that has them. Change it to
     see others."""

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
+from jaxtyping import Float
+from numpy import ndarray
 from torch import Tensor
 
 from flowcore.frame_codec import FrameCodec
-from flowcore.inference import InferenceOptions, estimate_frames
+from flowcore.inference import InferenceOptions, estimate_frames, estimate_scaled
 from flowcore.networks import FlowNetwork
 from flowcore.shapes import FlowArray, Frame
 from flowcore.video import EVERY_PAIR, ClipOptions, VideoError
@@ -48,17 +50,23 @@ class EstimatedPair(SeenPair):
     flow_fw: FlowArray
     flow_bw: FlowArray | None
     """None where it wasn't asked for."""
+    scale_fw: Float[ndarray, "height width"] | None = None
+    """Pixels by which the network expects `flow_fw` to be off; None where it wasn't asked for."""
 
 
 class VideoFlow:
     """A network, ready to estimate the flow of videos."""
 
-    def __init__(self, network: FlowNetwork, options: InferenceOptions, *, both: bool) -> None:
-        """both: the flow back, too."""
+    def __init__(
+        self, network: FlowNetwork, options: InferenceOptions, *, both: bool, scaled: bool = False
+    ) -> None:
+        """both: the flow back, too. scaled: and how far the network expects to be off; that takes as long
+        as the flow back."""
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = network.ready(self._device)
         self._options = options
         self._both = both
+        self._scaled = scaled
 
     def pairs(
         self, decoder: DecoderProcess, source: VideoSource, *, stride: int = 1, most: int | None = None
@@ -80,10 +88,19 @@ class VideoFlow:
     ) -> Iterator["_Computing"]:
         for seen in _seen_chunks(decoder, source, clips):
             frames = [*(pair.image1 for pair in seen), seen[-1].image2]
-            estimates = estimate_frames(self._network, frames, self._device, self._options, both=self._both)
-            for flow_fw, flow_bw in estimates:
-                yield _Computing(seen[: len(flow_fw)], flow_fw, flow_bw)
+            for flow_fw, *others in self._estimates(frames):
+                yield _Computing(seen[: len(flow_fw)], flow_fw, *others)
                 seen = seen[len(flow_fw) :]
+
+    def _estimates(self, frames: list[Frame]) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+        """The flow of pairs, the flow back, and the scale."""
+        asked = self._network, frames, self._device, self._options
+        if self._scaled:
+            for flow_fw, flow_bw, scale in estimate_scaled(*asked):
+                yield flow_fw, flow_bw if self._both else None, scale
+        else:
+            for flow_fw, back in estimate_frames(*asked, both=self._both):
+                yield flow_fw, back, None
 
 
 def seen_pairs(
@@ -130,9 +147,11 @@ def _seen_chunks(
 class _Computing:
     """Pairs whose flow a GPU may still be computing."""
 
-    def __init__(self, seen: list[SeenPair], flow_fw: Tensor, flow_bw: Tensor | None) -> None:
+    def __init__(
+        self, seen: list[SeenPair], flow_fw: Tensor, flow_bw: Tensor | None, scale: Tensor | None
+    ) -> None:
         self._seen = seen
-        self._flows = [None if flow is None else _to_host(flow) for flow in (flow_fw, flow_bw)]
+        self._flows = [None if flow is None else _to_host(flow) for flow in (flow_fw, flow_bw, scale)]
         self._is_copied = torch.cuda.Event() if flow_fw.is_cuda else None
         if self._is_copied is not None:
             self._is_copied.record()
@@ -141,13 +160,14 @@ class _Computing:
         """Waits for it."""
         if self._is_copied is not None:
             self._is_copied.synchronize()
-        forward, backward = (None if flow is None else flow.numpy() for flow in self._flows)
+        forward, backward, scale = (None if flow is None else flow.numpy() for flow in self._flows)
         assert forward is not None
         for number, pair in enumerate(self._seen):
             yield EstimatedPair(
                 **vars(pair),
                 flow_fw=forward[number],
                 flow_bw=None if backward is None else backward[number],
+                scale_fw=None if scale is None else scale[number, 0],
             )
 
 

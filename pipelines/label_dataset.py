@@ -23,11 +23,12 @@ from torch.utils.data import Dataset
 
 from flowcore.hallucination import Transformation
 from pipelines.filters import PairFilter
-from pipelines.labels import decode_occlusion, pair_generator
+from pipelines.labels import decode_occlusion, decode_uncertainty, pair_generator
 from pipelines.pair_set import PairSet
 from pipelines.storage import absolute
 
 _OCCLUSIONS = ("occ_fw", "occ_bw")
+_UNCERTAINTIES = ("uncertainty_fw", "uncertainty_bw")
 
 
 class LabelDataset(Dataset[dict[str, Tensor]]):
@@ -39,9 +40,11 @@ class LabelDataset(Dataset[dict[str, Tensor]]):
     - `flow_fw`, `flow_bw`: [2, h, w] float32, [u, v] in pixels
     - `occ_fw`, `occ_bw`: [1, h, w] bool, True = occluded
     - `confidence_fw`, `confidence_bw`: [1, h, w] float32, how far to trust the flow, in [0, 1]
+    - `uncertainty_fw`, `uncertainty_bw`: [1, h, w] float32, by how many pixels the flow is expected to be
+      off, of labels by teachers that predict it
 
     A challenge changes all of them, and adds the other fields of `flowcore.pairs.Pair` that it uses. It takes
-    the occlusion away: what is hidden in a crop isn't what the teacher found hidden in the frame.
+    occlusion and uncertainty away: what is hidden in a crop isn't what the teacher found hidden in the frame.
 
     It can be sent to other processes, which read for themselves. Where the set is on object storage, give
     the DataLoader multiprocessing_context="spawn": the storage's client doesn't survive a fork.
@@ -93,7 +96,7 @@ class LabelDataset(Dataset[dict[str, Tensor]]):
         if self.challenge is not None:
             pair = self.challenge(pair, pair_generator(self.seed, self.epoch, row["pair_id"]))
         found = {name: self._tensor(name, value) for name, value in pair.known().items()}
-        return found if self.challenge is not None else found | _occlusions(row)
+        return found if self.challenge is not None else found | _of_whole_frames(row)
 
     @property
     def epoch(self) -> int:
@@ -119,8 +122,11 @@ class LabelDataset(Dataset[dict[str, Tensor]]):
         return _copied(value if name.startswith("flow") else value[None])
 
 
-def _occlusions(row: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: _copied(decode_occlusion(row, name)[None]) for name in _OCCLUSIONS if name in row}
+def _of_whole_frames(row: Mapping[str, Any]) -> dict[str, Tensor]:
+    decoders = dict.fromkeys(_OCCLUSIONS, decode_occlusion) | dict.fromkeys(
+        _UNCERTAINTIES, decode_uncertainty
+    )
+    return {name: _copied(decode(row, name)[None]) for name, decode in decoders.items() if name in row}
 
 
 def _copied(values: ndarray) -> Tensor:

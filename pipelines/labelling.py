@@ -248,6 +248,7 @@ def write_labels(
         provenance={"videos": collection.place, **run, **teachers.provenance},
         num_teachers=len(teachers.uris),
         is_of_three_frames=options.three_frames,
+        has_uncertainty=teachers.predict_scales,
     )
     plan = _plan(location, description, codec, clips, options, teachers, check)
     return _write_set(collection, description, plan, teachers, options, on_progress, graph)

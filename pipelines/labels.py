@@ -9,6 +9,8 @@ reader understands a row without this module:
   down the columns, divided by 64, upsampled s times (bilinear, half-pixel centres, the border repeated) and
   cropped to height x width, this is the teacher's flow within 1/128 px.
 - `occ_fw`, `occ_bw`: [height, width] of bool, True = occluded.
+- `uncertainty_fw`, `uncertainty_bw`, of teachers that predict it: a byte c for each vector of the flow, whose
+  error is expected to be 2^(c / 8) / 64 px, within 4.5 %.
 
 Flow is stored as differences down the columns because Parquet's own delta encoding takes them along the rows
 alone. With both, the same flow takes about half the bytes at full resolution.
@@ -36,9 +38,10 @@ from flowcore.geometry import upsample_flow
 from flowcore.image_size import MOST_PIXELS
 from flowcore.pairs import FramePair
 from flowcore.pseudolabels import PseudoLabels, label_grid
+from flowcore.uncertainty import RULE, scale_codes, scales_of_codes, trust
 from flowcore.video import SAMPLER_VERSION
 
-FORMAT = 7
+FORMAT = 8
 """Version of the layout, of the rows' meaning and of what computes them. It rises, too, where the same
 teacher would give other numbers. A set of another version is refused."""
 FLOW_UNITS = 64
@@ -55,6 +58,7 @@ MOST_FLOW = 2**24
 _INTEGERS = pa.list_(pa.field("element", pa.int32(), nullable=False))
 _FLOATS = pa.list_(pa.field("element", pa.float32(), nullable=False))
 _BOOLS = pa.list_(pa.field("element", pa.bool_(), nullable=False))
+_BYTES = pa.list_(pa.field("element", pa.uint8(), nullable=False))
 
 
 def _lists(type_: pa.DataType, *names: str) -> list[pa.Field]:
@@ -95,6 +99,11 @@ LABEL_SCHEMA = pa.schema(
 `teacher`, its digest."""
 SPREAD_SCHEMA = pa.schema([*_lists(_INTEGERS, "spread_fw", "spread_bw"), ("spread", pa.float32())])
 """What several teachers add: how far they disagree, stored as the flow is."""
+UNCERTAINTY_SCHEMA = pa.schema(
+    [*_lists(_BYTES, "uncertainty_fw", "uncertainty_bw"), ("uncertainty", pa.float32())]
+)
+"""What teachers add that predict how far their flow is off: a byte for each vector, see
+`flowcore.uncertainty.RULE`."""
 CONTINUED_SCHEMA = pa.schema(
     [
         *_lists(_BOOLS, "continued_fw", "continued_bw"),
@@ -133,6 +142,9 @@ MEANINGS = {
     "spread_fw": "Root mean square distance of several teachers' flows to their mean, stored as `flow_fw` is "
     "but with one channel.",
     "spread_bw": "The same of the flows from the second frame to the first.",
+    "uncertainty_fw": "How far each vector of `flow_fw` is expected to be off, by the teacher or in the mean "
+    f"of several: {RULE}.",
+    "uncertainty_bw": "The same of `flow_bw`.",
     "continued_fw": "A value for each vector of `flow_fw`, True where it continues the motion from the frame "
     "before the pair, as the second frame hides what moves.",
     "continued_bw": "The same of `flow_bw` and the frame after the pair.",
@@ -144,6 +156,7 @@ MEANINGS = {
 fields of `flowcore.pseudolabels.PseudoLabels`."""
 _FLOWS = ("flow_fw", "flow_bw")
 _SPREADS = ("spread_fw", "spread_bw")
+_CODES = ("uncertainty_fw", "uncertainty_bw")
 _TRUTHS = ("true_flow_fw",)
 _MASKS = ("occ_fw", "occ_bw", "valid_fw")
 _GRID_MASKS = ("continued_fw", "continued_bw")
@@ -179,20 +192,29 @@ def label_columns(labels: PseudoLabels, teacher: str) -> pa.Table:
     for name, value in vars(labels).items():
         if name in (*_FLOWS, *_SPREADS) and value is not None:
             columns[name] = quantized(value)
+        elif name in _CODES and value is not None:
+            columns[name] = _flat_lists(scale_codes(value), _BYTES)
         elif name in (*_MASKS, *_GRID_MASKS) and value is not None:
             columns[name] = masks(value)
         elif isinstance(value, Tensor):
             columns[name] = value.cpu().numpy()
     schema = label_schema(
-        is_of_several=labels.spread is not None, is_of_three_frames=labels.continued is not None
+        is_of_several=labels.spread is not None,
+        is_of_three_frames=labels.continued is not None,
+        has_uncertainty=labels.uncertainty is not None,
     )
     return pa.table(columns, schema=schema)
 
 
-def label_schema(*, is_of_several: bool, is_of_three_frames: bool) -> pa.Schema:
-    """The columns that one teacher adds to a pair, or that several add, with a third frame or without."""
-    more = [*SPREAD_SCHEMA] * is_of_several + [*CONTINUED_SCHEMA] * is_of_three_frames
-    return pa.schema([*LABEL_SCHEMA, *more])
+def label_schema(*, is_of_several: bool, is_of_three_frames: bool, has_uncertainty: bool) -> pa.Schema:
+    """The columns that one teacher adds to a pair, or that several add, with a third frame or without, and
+    with what they predict of their error or without."""
+    parts = (
+        (SPREAD_SCHEMA, is_of_several),
+        (UNCERTAINTY_SCHEMA, has_uncertainty),
+        (CONTINUED_SCHEMA, is_of_three_frames),
+    )
+    return pa.schema([*LABEL_SCHEMA, *(field for part, is_there in parts if is_there for field in part)])
 
 
 def truth_columns(flow: Float[ndarray, "2 height width"], valid: Bool[ndarray, "height width"]) -> pa.Table:
@@ -296,7 +318,7 @@ def _problem(row: Mapping[str, Any]) -> str:
     grid, pixels = math.prod(label_grid(height, width, stride)), height * width
     values = dict.fromkeys(_FLOWS, 2 * grid) | dict.fromkeys(_SPREADS, grid)
     values |= dict.fromkeys(_TRUTHS, 2 * pixels) | dict.fromkeys(_MASKS, pixels)
-    values |= dict.fromkeys(_GRID_MASKS, grid)
+    values |= dict.fromkeys((*_GRID_MASKS, *_CODES), grid)
     for name, wanted in values.items():
         if name in row and len(row[name]) != wanted:
             return f"has {len(row[name])} values in {name}, and its size takes {wanted}"
@@ -314,7 +336,7 @@ def encode_shard(table: pa.Table, row_group_pairs: int) -> bytes:
     if "image2" in table.column_names:
         table = _stored_once(table, row_group_pairs)
     names = table.column_names
-    lists = (*_FLOWS, *_SPREADS, *_TRUTHS, *_MASKS, *_GRID_MASKS)
+    lists = (*_FLOWS, *_SPREADS, *_CODES, *_TRUTHS, *_MASKS, *_GRID_MASKS)
     leaves = {name: f"{name}.list.element" for name in lists if name in names}
     plain = {name: "PLAIN" for name in names if name not in leaves and name not in _REPEATED}
     encodings = {leaf: _ENCODINGS.get(name, "DELTA_BINARY_PACKED") for name, leaf in leaves.items()}
@@ -335,10 +357,15 @@ DEFAULT_MAX_SPREAD = 1.0
 """Pixels by which several teachers may disagree on a label that is trusted."""
 
 
-def decode_row(row: Mapping[str, Any], max_spread: float = DEFAULT_MAX_SPREAD) -> FramePair:
+def decode_row(
+    row: Mapping[str, Any],
+    max_spread: float = DEFAULT_MAX_SPREAD,
+    uncertainty_tolerance: float | None = None,
+) -> FramePair:
     """The pair in a row of `PairSet.read_group`; what the row has no column for is None.
 
-    Where several teachers' spread is `max_spread` px or more the label has confidence 0.
+    Where several teachers' spread is `max_spread` px or more the label has confidence 0. With a tolerance, in
+    pixels, a label that is expected to be off by b pixels has exp(-b / tolerance) of its confidence.
     """
     codec, size = FrameCodec(), (row["height"], row["width"])
     return FramePair(
@@ -346,8 +373,8 @@ def decode_row(row: Mapping[str, Any], max_spread: float = DEFAULT_MAX_SPREAD) -
         image2=codec.decode(row["image2"], size),
         flow_fw=_truth(row) if "true_flow_fw" in row else _flow(row, "flow_fw"),
         flow_bw=_flow(row, "flow_bw"),
-        confidence_fw=_confidence(row, "fw", max_spread),
-        confidence_bw=_confidence(row, "bw", max_spread),
+        confidence_fw=_confidence(row, "fw", max_spread, uncertainty_tolerance),
+        confidence_bw=_confidence(row, "bw", max_spread, uncertainty_tolerance),
     )
 
 
@@ -355,6 +382,21 @@ def decode_occlusion(row: Mapping[str, Any], column: str = "occ_fw") -> Bool[nda
     """True where the label's pixel is occluded. A pixel can be untrusted without being occluded. Pass
     `occ_bw` for the backward direction."""
     return np.asarray(row[column], bool).reshape(row["height"], row["width"])
+
+
+def decode_uncertainty(
+    row: Mapping[str, Any], column: str = "uncertainty_fw"
+) -> Float[ndarray, "height width"]:
+    """Pixels by which the label's flow is expected to be off. Pass `uncertainty_bw` for the backward one."""
+    height, width = row["height"], row["width"]
+    codes = np.asarray(row[column], np.uint8).reshape(label_grid(height, width, row["flow_stride"]))
+    return _every_pixel(scales_of_codes(codes), row)
+
+
+def _every_pixel(grid: ndarray, row: Mapping[str, Any]) -> ndarray:
+    """For each pixel the value of its cell of the flow's grid."""
+    stride = row["flow_stride"]
+    return grid.repeat(stride, axis=0).repeat(stride, axis=1)[: row["height"], : row["width"]]
 
 
 def _flow(row: Mapping[str, Any], column: str) -> Float[ndarray, "2 height width"] | None:
@@ -368,16 +410,11 @@ def _truth(row: Mapping[str, Any]) -> Float[ndarray, "2 height width"]:
 
 
 def _confidence(
-    row: Mapping[str, Any], direction: str, max_spread: float
+    row: Mapping[str, Any], direction: str, max_spread: float, uncertainty_tolerance: float | None
 ) -> Float[ndarray, "height width"] | None:
     """1 where a label is visible in the other frame, or continued from a third one, and its teachers agree,
-    or a truth is known; else 0."""
+    or a truth is known; else 0. With a tolerance, times the trust in what the teachers expect of it."""
     height, width = row["height"], row["width"]
-
-    def every_pixel(grid: ndarray) -> ndarray:
-        stride = row["flow_stride"]
-        return grid.repeat(stride, axis=0).repeat(stride, axis=1)[:height, :width]
-
     if f"occ_{direction}" in row:
         trusted = ~np.asarray(row[f"occ_{direction}"], bool)
     elif f"valid_{direction}" in row:
@@ -387,11 +424,16 @@ def _confidence(
     trusted = trusted.reshape(height, width)
     grid = label_grid(height, width, row.get("flow_stride", 1))
     if f"continued_{direction}" in row:
-        trusted = trusted | every_pixel(np.asarray(row[f"continued_{direction}"], bool).reshape(grid))
+        continued = np.asarray(row[f"continued_{direction}"], bool).reshape(grid)
+        trusted = trusted | _every_pixel(continued, row)
     if f"spread_{direction}" in row:
         (spread,) = stored_pixels(row[f"spread_{direction}"], *grid)
-        trusted = trusted & every_pixel(spread < max_spread)
-    return trusted.astype(np.float32)
+        trusted = trusted & _every_pixel(spread < max_spread, row)
+    confidence = trusted.astype(np.float32)
+    if uncertainty_tolerance is not None and f"uncertainty_{direction}" in row:
+        expected = decode_uncertainty(row, f"uncertainty_{direction}")
+        confidence *= trust(expected, uncertainty_tolerance)
+    return confidence
 
 
 def decode_flow(

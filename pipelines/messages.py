@@ -7,7 +7,7 @@ from typing import Any, Self, cast
 import pyarrow as pa
 
 from pipelines.decoding_answers import EncodedChunk
-from pipelines.labels import CONTINUED_SCHEMA, LABEL_SCHEMA, SPREAD_SCHEMA, beside
+from pipelines.labels import CONTINUED_SCHEMA, LABEL_SCHEMA, SPREAD_SCHEMA, UNCERTAINTY_SCHEMA, beside
 from pipelines.ledger import VideoRecord
 
 STAGES = ("reading", "labelling", "writing")
@@ -131,7 +131,12 @@ _SHARD_NUMBERS = [
     for each in fields(Shard)
     if each.name not in ("chunks", "labels")
 ]
-_LABELS = {"labels": LABEL_SCHEMA, "spreads": SPREAD_SCHEMA, "continued": CONTINUED_SCHEMA}
+_LABELS = {
+    "labels": LABEL_SCHEMA,
+    "spreads": SPREAD_SCHEMA,
+    "uncertainties": UNCERTAINTY_SCHEMA,
+    "continued": CONTINUED_SCHEMA,
+}
 """The parts that a shard's labels may have. Arrow's types have no part that may be missing."""
 _SHARD = [
     *_SHARD_NUMBERS,

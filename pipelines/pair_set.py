@@ -60,6 +60,9 @@ class PairSet:
     """The Parquet files, relative to the location, by folder and number."""
     max_spread: float = DEFAULT_MAX_SPREAD
     """Pixels by which several teachers may disagree on a label that is trusted."""
+    uncertainty_tolerance: float | None = None
+    """Pixels by which a label is expected to be off that counts 1 / e of a sure one; None takes all for
+    sure."""
     where: PairFilter | None = None
     """Which pairs the index has; None for all."""
 
@@ -184,7 +187,7 @@ class PairSet:
     def decode(self, row: Mapping[str, Any]) -> FramePair:
         """The pair in a row of `read_group`; ValueError, which names pair and set, of a damaged one."""
         try:
-            return decode_row(row, self.max_spread)
+            return decode_row(row, self.max_spread, self.uncertainty_tolerance)
         except ValueError as error:
             raise ValueError(
                 f"pair {row['pair_id']} in {self.location}, of {row['video']}, can't be read: {error}"

@@ -19,6 +19,7 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RaySystemError, Work
 from flowcore.chunks import VideoReport
 from flowcore.drawing import motion_scale
 from flowcore.networks import FlowNetwork
+from flowcore.networks.interface import no_scale
 from flowcore.records import record
 from flowcore.video import VideoError
 from pipelines.checkpoints import load_model
@@ -128,10 +129,16 @@ def predict(
 
     With `on_cluster` Ray's nodes do the work, each video on a GPU if the cluster has any now; all nodes must
     be able to read the videos and write the output. Raises FileNotFoundError where there is nothing to
-    predict, ValueError where files would overwrite each other, or those of another video or model.
+    predict, ValueError where files would overwrite each other, or those of another video or model, and where
+    the model can't give what is asked for.
     """
     folders = destinations(videos, output)
     network, info = load_model(fetch_model(model))
+    if options.uncertainty and not network.predicts_scale:
+        raise ValueError(
+            f"--uncertainty can't be written: {no_scale(f'--model {model}')}; take --occlusion for another "
+            "network, whose <name>_confidence.png tells how well the flows there and back agree"
+        )
     if options.inference.iterations is not None:
         network.set_iterations(options.inference.iterations)
     _require_plain(absolute(output, "--output"), folders.values())
@@ -180,7 +187,7 @@ def _predicted(
         table = stack.enter_context(flow_table(folder, options)) if options.files == "parquet" else None
         writer = stack.enter_context(_OneAhead())
         try:
-            flow = VideoFlow(network, options.inference, both=options.occlusion)
+            flow = VideoFlow(network, options.inference, both=options.occlusion, scaled=options.uncertainty)
             for pair in flow.pairs(decoder, source, stride=options.stride, most=options.limit):
                 name = flow_name(source, pair.index)
                 if table is None:

@@ -42,6 +42,8 @@ class SetDescription:
     """How many teachers' labels the rows hold; several leave their spread beside them."""
     is_of_three_frames: bool = False
     """Whether the rows tell where a label continues the motion from a third frame."""
+    has_uncertainty: bool = False
+    """Whether the rows tell how far the teachers expect their flow to be off."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.num_teachers <= _MOST_TEACHERS:
@@ -68,7 +70,9 @@ class SetDescription:
                 return TRUTH_COLUMNS
             case "labels" | "imported":
                 return columns_of_labels(
-                    is_of_several=self.num_teachers > 1, is_of_three_frames=self.is_of_three_frames
+                    is_of_several=self.num_teachers > 1,
+                    is_of_three_frames=self.is_of_three_frames,
+                    has_uncertainty=self.has_uncertainty,
                 )
 
 
@@ -100,6 +104,7 @@ def describe_set(location: str, description: SetDescription) -> None:
             "kind": description.kind,
             "num_teachers": description.num_teachers,
             "is_of_three_frames": description.is_of_three_frames,
+            "has_uncertainty": description.has_uncertainty,
             "made_of": dict(description.made_of),
             "provenance": dict(description.provenance),
         }

@@ -36,9 +36,11 @@ FRAME_COLUMNS = PAIR_SCHEMA
 TRUTH_COLUMNS = pa.schema([*PAIR_SCHEMA, *TRUTH_SCHEMA])
 
 
-def columns_of_labels(*, is_of_several: bool, is_of_three_frames: bool) -> pa.Schema:
-    """The columns of pairs with labels of one teacher or several, of two frames or of three."""
-    labels = label_schema(is_of_several=is_of_several, is_of_three_frames=is_of_three_frames)
+def columns_of_labels(*, is_of_several: bool, is_of_three_frames: bool, has_uncertainty: bool) -> pa.Schema:
+    """The columns of pairs with labels, see `labels.label_schema`."""
+    labels = label_schema(
+        is_of_several=is_of_several, is_of_three_frames=is_of_three_frames, has_uncertainty=has_uncertainty
+    )
     return pa.schema([*PAIR_SCHEMA, *labels])
 
 
@@ -46,8 +48,8 @@ _EVERY_KIND = (
     FRAME_COLUMNS,
     TRUTH_COLUMNS,
     *(
-        columns_of_labels(is_of_several=several, is_of_three_frames=three_frames)
-        for several, three_frames in product((False, True), repeat=2)
+        columns_of_labels(is_of_several=several, is_of_three_frames=three_frames, has_uncertainty=uncertain)
+        for several, three_frames, uncertain in product((False, True), repeat=3)
     ),
 )
 

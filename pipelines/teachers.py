@@ -70,6 +70,11 @@ class Teachers:
         )
 
     @property
+    def predict_scales(self) -> bool:
+        """Whether each of them predicts how far its flow is off, so that their labels tell it."""
+        return bool(self.infos) and all(info.config.predicts_scale for info in self.infos)
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What a set says of the models that it is made with."""
         each = [{"digest": info.digest, "network": networks.to_dict(info.config)} for info in self.infos]

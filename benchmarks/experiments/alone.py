@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy import ndarray
+from torch import Tensor
 
 from benchmarks.experiments.cells import KINDS, TEST_SCENES, TRAINING_SCENES
 from benchmarks.inputs import Lesson, true_pair
@@ -22,10 +23,12 @@ from flowcore.networks import FlowNetwork
 from flowcore.objectives import Objective, validate_pair
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
-from flowcore.pseudolabels import pseudo_labels
+from flowcore.pseudolabels import PseudoLabels, pseudo_labels
 from flowcore.scenes import Scene, SceneOptions, render_scene
 from flowcore.shapes import Mask, to_images
+from flowcore.uncertainty import trust
 from pipelines.held_back import REFEREE
+from pipelines.labels import DEFAULT_MAX_SPREAD
 from pipelines.step import OptimiserStep
 from pipelines.training_options import TrainingOptions
 
@@ -52,27 +55,29 @@ def unlabelled_pairs(kind: str) -> list[FramePair]:
 
 @torch.no_grad()
 def labelled_pairs(
-    kind: str, teacher: FlowNetwork, check: OcclusionCheck | None = None, *, three_frames: bool = False
+    kind: str,
+    teachers: Sequence[FlowNetwork],
+    check: OcclusionCheck | None = None,
+    *,
+    three_frames: bool = False,
+    tolerance: float | None = None,
 ) -> list[FramePair]:
-    """Of the training scenes, with the teacher's flow as a label, trusted where the check finds it visible,
-    or where it continues the motion from a third frame."""
+    """Of the training scenes, with the teachers' flow as a label, trusted where the check finds it visible,
+    or where it continues the motion from a third frame, and where the teachers agree.
+
+    tolerance: of the error that the teachers predict, px; None trusts all alike.
+    """
     pairs = []
     for seed in TRAINING_SCENES:
         frames = scene(seed, KINDS[kind]).frames
         labels = pseudo_labels(
-            [teacher], to_images(frames, DEVICE), check or OcclusionCheck(), three_frames=three_frames
+            teachers, to_images(frames, DEVICE), check or OcclusionCheck(), three_frames=three_frames
         )
         flow_fw, flow_bw = (
             upsample_flow(flow, labels.flow_stride, *frames.shape[1:3]).cpu().numpy()
             for flow in (labels.flow_fw, labels.flow_bw)
         )
-        trusted_fw, trusted_bw = (
-            _trusted(occluded, continued, labels.flow_stride)
-            for occluded, continued in (
-                (labels.occ_fw, labels.continued_fw),
-                (labels.occ_bw, labels.continued_bw),
-            )
-        )
+        trusted_fw, trusted_bw = (_trusted(labels, way, tolerance) for way in ("fw", "bw"))
         pairs += [
             FramePair(
                 image1=frames[at],
@@ -87,13 +92,31 @@ def labelled_pairs(
     return pairs
 
 
-def _trusted(occluded: Mask, continued: Mask | None, stride: int) -> Float[ndarray, "pairs height width"]:
+def _trusted(labels: PseudoLabels, way: str, tolerance: float | None) -> Float[ndarray, "pairs height width"]:
+    """As `pipelines.labels.decode_row` has it."""
+    occluded = getattr(labels, f"occ_{way}")
+    continued, spread, uncertainty = (
+        _every_pixel(getattr(labels, f"{name}_{way}"), labels.flow_stride, *occluded.shape[-2:])
+        for name in ("continued", "spread", "uncertainty")
+    )
     trusted = ~occluded
     if continued is not None:
-        height, width = trusted.shape[-2:]
-        cells = continued.repeat_interleave(stride, dim=-2).repeat_interleave(stride, dim=-1)
-        trusted = trusted | cells[..., :height, :width]
-    return trusted[:, 0].float().cpu().numpy()
+        trusted = trusted | continued
+    if spread is not None:
+        trusted = trusted & (spread < DEFAULT_MAX_SPREAD)
+    confidence: ndarray = trusted[:, 0].float().cpu().numpy()
+    if tolerance is None:
+        return confidence
+    assert uncertainty is not None
+    weighed: ndarray = confidence * trust(uncertainty[:, 0].cpu().numpy(), tolerance)
+    return weighed
+
+
+def _every_pixel(cells: Tensor | None, stride: int, height: int, width: int) -> Tensor | None:
+    if cells is None:
+        return None
+    pixels = cells.repeat_interleave(stride, dim=-2).repeat_interleave(stride, dim=-1)
+    return pixels[..., :height, :width]
 
 
 def batches(pairs: Sequence[FramePair], challenge: Challenge, options: TrainingOptions) -> Iterator[Batch]:
@@ -129,7 +152,7 @@ def judged(network: FlowNetwork, kind: str, check: OcclusionCheck) -> dict[str, 
     truth, the errors by which models can be compared (`comparable`, `unmasked`, `photometric`)."""
     errors, counts, sums = FlowErrors(), OcclusionCounts(), dict.fromkeys(_SUMS, 0.0)
     for seed in TEST_SCENES:
-        truth = _test_scene(seed, kind)
+        truth = test_scene(seed, kind)
         frames = to_images(truth.frames, DEVICE)
         forward, backward = network.estimate(frames[:-1], frames[1:])
         occluded = torch.from_numpy(truth.occ_fw)[:, None]
@@ -154,12 +177,12 @@ _COUNTS = {"comparable": "shown", "unmasked": "pixels", "photometric": "visible"
 _SUMS = (*_COUNTS, *_COUNTS.values())
 
 
-def _test_scene(seed: int, kind: str) -> Scene:
+def test_scene(seed: int, kind: str) -> Scene:
     return scene(seed, replace(KINDS[kind], num_frames=TEST_PAIRS + 1))
 
 
 @cache
 def _hidden(seed: int, kind: str) -> tuple[Mask, Mask]:
     """The pixels that the referee of validation finds hidden, for every model."""
-    frames = to_images(_test_scene(seed, kind).frames)
+    frames = to_images(test_scene(seed, kind).frames)
     return OcclusionCheck().both(*REFEREE.build().estimate(frames[:-1], frames[1:]))

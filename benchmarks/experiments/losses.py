@@ -185,7 +185,7 @@ def make(cell: Cell, seed: int) -> FlowNetwork:
     if teacher is None or cell.student is None:
         pairs = alone.unlabelled_pairs(cell.kind)
     else:
-        pairs = alone.labelled_pairs(cell.kind, teacher)
+        pairs = alone.labelled_pairs(cell.kind, [teacher])
     unmasked_steps = 0 if cell.start is not None else round(_UNMASKED * cell.steps)
     unmasked_steps = unmasked_steps if cell.masked else cell.steps
     objective: TeacherObjective | StudentObjective

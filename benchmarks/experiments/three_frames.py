@@ -132,7 +132,7 @@ def measure(kind: str, seed: int) -> None:
     do(kind, "teacher", seed, lambda: alone.judged(teacher(kind, seed), kind, CHECK))
     do(kind, "control", seed, lambda: judged_follower(kind, seed, None))
     for labels, three_frames in LABELS.items():
-        pairs = alone.labelled_pairs(kind, teacher(kind, seed), CHECK, three_frames=three_frames)
+        pairs = alone.labelled_pairs(kind, [teacher(kind, seed)], CHECK, three_frames=three_frames)
         do(kind, f"labels, {labels}", seed, partial(errors_of, kind, pairs))
         for view, objective in VIEWS.items():
             student = partial(judged_follower, kind, seed, (objective, pairs))

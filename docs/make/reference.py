@@ -28,6 +28,7 @@ from pipelines.labels import (
     PAIR_SCHEMA,
     SPREAD_SCHEMA,
     TRUTH_SCHEMA,
+    UNCERTAINTY_SCHEMA,
 )
 
 _NOT_IN_RECIPE = ""
@@ -114,6 +115,7 @@ def columns_page() -> str:
         ("Every pair", PAIR_SCHEMA),
         ("Labels", LABEL_SCHEMA),
         ("Labels of several teachers", SPREAD_SCHEMA),
+        ("Labels of teachers that predict their error", UNCERTAINTY_SCHEMA),
         ("Labels from three frames", CONTINUED_SCHEMA),
         ("Truth", TRUTH_SCHEMA),
     ):

@@ -1,7 +1,7 @@
 """What does every flow network offer?"""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,6 +15,8 @@ from flowcore.shapes import Flow, Image
 
 # Every level has its own size; with Flow, one height and width would have to fit all levels of a call.
 FlowLevel = Float[Tensor, "batch 2 _ _"]
+LogScale = Float[Tensor, "batch 1 _ _"]
+"""The natural logarithm of the scale of a flow's error in pixels: how far the flow is expected to be off."""
 
 _BRIGHTEST = 2.0
 """What no frame in [0, 1] reaches, though resampling may take it somewhat above 1."""
@@ -32,6 +34,9 @@ class BidirectionalFlow:
     backward: list[FlowLevel]
     strides: tuple[int, ...]
     """The stride of each level."""
+    log_scale_fw: LogScale | None = None
+    """Of the finest forward flow, on its grid; None of a network that doesn't predict it."""
+    log_scale_bw: LogScale | None = None
 
     @property
     def is_sequence(self) -> bool:
@@ -40,7 +45,51 @@ class BidirectionalFlow:
 
     def reversed(self) -> "BidirectionalFlow":
         """The same estimate with the roles of the frames swapped."""
-        return BidirectionalFlow(forward=self.backward, backward=self.forward, strides=self.strides)
+        return BidirectionalFlow(
+            forward=self.backward,
+            backward=self.forward,
+            strides=self.strides,
+            log_scale_fw=self.log_scale_bw,
+            log_scale_bw=self.log_scale_fw,
+        )
+
+    @classmethod
+    def of_both(
+        cls, levels: list[FlowLevel], strides: tuple[int, ...], log_scale: LogScale | None
+    ) -> "BidirectionalFlow":
+        """The estimate whose levels have the forward flows first and as many backward flows then."""
+        pairs = len(levels[0]) // 2
+        return cls(
+            forward=[level[:pairs] for level in levels],
+            backward=[level[pairs:] for level in levels],
+            strides=strides,
+            log_scale_fw=None if log_scale is None else log_scale[:pairs],
+            log_scale_bw=None if log_scale is None else log_scale[pairs:],
+        )
+
+    @classmethod
+    def joined(cls, parts: "Sequence[BidirectionalFlow]") -> "BidirectionalFlow":
+        """The finest level of the pairs of all the parts, in their order."""
+
+        def cat(values: "Iterable[Tensor | None]") -> Tensor | None:
+            known = [value for value in values if value is not None]
+            return torch.cat(known) if known else None
+
+        return cls(
+            forward=[torch.cat([part.forward[0] for part in parts])],
+            backward=[torch.cat([part.backward[0] for part in parts])],
+            strides=parts[0].strides[:1],
+            log_scale_fw=cat(part.log_scale_fw for part in parts),
+            log_scale_bw=cat(part.log_scale_bw for part in parts),
+        )
+
+
+def no_scale(network: str) -> str:
+    """What is wrong where a network doesn't predict the scale of its error, and which one fits."""
+    return (
+        f"{network} doesn't predict how far its flow is off; PWC-Net and RAFT do where they were trained "
+        "with --network.uncertainty"
+    )
 
 
 Estimator = Callable[[Image, Image], BidirectionalFlow]
@@ -55,6 +104,11 @@ class NetworkConfig:
         """A network with fresh weights, drawn from torch's global random generator."""
         raise NotImplementedError
 
+    @property
+    def predicts_scale(self) -> bool:
+        """Whether the network predicts the scale of its flow's error."""
+        return False
+
 
 class FlowNetwork(nn.Module):
     """A network that estimates flow in both directions between two frames."""
@@ -64,6 +118,8 @@ class FlowNetwork(nn.Module):
     """Both sides of a frame must be multiples of this, in pixels."""
     strides: tuple[int, ...]
     """The stride of each level, finest first."""
+    predicts_scale: bool = False
+    """Whether `decode_with_scale` works."""
     checkpoints_activations: bool = False
     """Recomputes each block's activations in the backward pass instead of storing them: less memory, the time
     of a second forward pass, the same gradients."""
@@ -79,6 +135,13 @@ class FlowNetwork(nn.Module):
     def decode_finest(self, features1: list[Tensor], features2: list[Tensor]) -> FlowLevel:
         """The finest level that `decode` gives, alone: the estimate."""
         return self.decode(features1, features2)[0]
+
+    def decode_with_scale(
+        self, features1: list[Tensor], features2: list[Tensor]
+    ) -> tuple[list[FlowLevel], LogScale]:
+        """What `decode` gives, and the logarithm of the scale of the finest level's error; ValueError of a
+        network that doesn't predict it."""
+        raise ValueError(no_scale(type(self).__name__))
 
     def set_iterations(self, iterations: int) -> None:
         """How often a recurrent network refines its flow from now on; its weights stay as they are.
@@ -113,21 +176,18 @@ class FlowNetwork(nn.Module):
         return self._both_directions(first, second)
 
     def _both_directions(self, first: list[Tensor], second: list[Tensor]) -> BidirectionalFlow:
-        pairs = first[0].shape[0]
-        levels = self.decode(
-            [torch.cat(both) for both in zip(first, second, strict=True)],
-            [torch.cat(both) for both in zip(second, first, strict=True)],
-        )
-        return BidirectionalFlow(
-            forward=[level[:pairs] for level in levels],
-            backward=[level[pairs:] for level in levels],
-            strides=self.strides,
-        )
+        there = [torch.cat(both) for both in zip(first, second, strict=True)]
+        back = [torch.cat(both) for both in zip(second, first, strict=True)]
+        log_scale: LogScale | None = None
+        if self.predicts_scale:
+            levels, log_scale = self.decode_with_scale(there, back)
+        else:
+            levels = self.decode(there, back)
+        return BidirectionalFlow.of_both(levels, self.strides, log_scale)
 
-    def _finest_of_both(self, first: list[Tensor], second: list[Tensor]) -> tuple[FlowLevel, FlowLevel]:
-        """The finest level of both directions."""
-        both = self._both_directions(first, second)
-        return both.forward[0], both.backward[0]
+    def _finest_of_both(self, first: list[Tensor], second: list[Tensor]) -> BidirectionalFlow:
+        """The finest level of both directions, alone or with others."""
+        return self._both_directions(first, second)
 
     def ready(self, device: torch.device) -> "FlowNetwork":
         """This network, set up on the device for inference."""
@@ -148,11 +208,16 @@ class FlowNetwork(nn.Module):
 
         at_once: number of pairs that go through the network together; None takes all.
         """
-        flows = []
-        for firsts, seconds in self._encoded_pairs(frames, at_once):
-            flows.append(self._finest_of_both(firsts, seconds))
-        forward, backward = (torch.cat(direction) for direction in zip(*flows, strict=True))
-        return forward, backward
+        both = self.estimate_both(frames, at_once)
+        return both.forward[0], both.backward[0]
+
+    @torch.no_grad()
+    def estimate_both(
+        self, frames: Float[Tensor, "frames 3 height width"], at_once: int | None = None
+    ) -> BidirectionalFlow:
+        """What `estimate_chunk` gives as the only level, with its scale where the network predicts it."""
+        parts = [self._finest_of_both(*both) for both in self._encoded_pairs(frames, at_once)]
+        return BidirectionalFlow.joined(parts)
 
     @torch.no_grad()
     def estimate_forward(
@@ -186,9 +251,11 @@ class FlowNetwork(nn.Module):
         features = self.encode(pad_to_multiple(frames, self.multiple))
         first = [level[: len(image1)] for level in features]
         second = [level[len(image1) :] for level in features]
-        flow_fw, flow_bw = self._finest_of_both(first, second)
-        stride = self.strides[0]
-        return upsample_flow(flow_fw, stride, height, width), upsample_flow(flow_bw, stride, height, width)
+        both, stride = self._finest_of_both(first, second), self.strides[0]
+        return (
+            upsample_flow(both.forward[0], stride, height, width),
+            upsample_flow(both.backward[0], stride, height, width),
+        )
 
 
 def _require_frames(image1: Tensor, image2: Tensor) -> None:

@@ -10,6 +10,8 @@ from torch.nn import functional
 from flowcore.shapes import Flow
 
 _NEIGHBOURS = 9
+_SCALE_WIDTH = 32
+"""Channels of the convolutions that find the scale of a flow's error."""
 
 FLOW_SCALE = 20.0
 """Pixels of motion per unit of a decoder's output, the factor by which PWC-Net and FlowNet scale truth."""
@@ -39,14 +41,36 @@ def convolution(
     return nn.Sequential(layer, nn.LeakyReLU(0.1, inplace=True))
 
 
-class _FlowHead(nn.Conv2d):
+class _Head(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         return in_full_precision(super().forward, input)
 
 
 def flow_head(channels: int) -> nn.Conv2d:
     """A convolution from features to flow, in full precision."""
-    return _FlowHead(channels, 2, 3, padding=1)
+    return _Head(channels, 2, 3, padding=1)
+
+
+class ScaleHead(nn.Module):
+    """From what a decoder saw, and the flow that it found, to the natural logarithm of the scale of that
+    flow's error, in pixels. Fresh weights answer about 1 px everywhere.
+
+    What it sees passes no gradient on: the flow is the same whether a network has this head or not.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            convolution(channels + 2, _SCALE_WIDTH), convolution(_SCALE_WIDTH, _SCALE_WIDTH)
+        )
+        self.last = _Head(_SCALE_WIDTH, 1, 3, padding=1)
+        self.last.weight.data *= 0.1
+
+    def forward(self, flow: Flow, *features: Tensor) -> Tensor:
+        """flow: in full-resolution pixels."""
+        seen = torch.cat([flow / FLOW_SCALE, *features], dim=1)
+        log_scale: Tensor = self.last(self.body(seen.detach()))
+        return log_scale
 
 
 def in_full_precision(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -57,6 +81,11 @@ def in_full_precision(function: Callable[..., Tensor], *inputs: Tensor) -> Tenso
         return function(*inputs)
     with torch.autocast(device, enabled=False):
         return function(*(each.float() for each in inputs))
+
+
+def resampled(values: Tensor, factor: int) -> Tensor:
+    """Values on a grid so many times as fine, interpolated bilinearly."""
+    return functional.interpolate(values, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
 def upsampling_weights(channels: int) -> nn.Sequential:

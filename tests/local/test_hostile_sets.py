@@ -22,6 +22,7 @@ from typed import error_of
 from flowcore.frame_codec import FrameCodec
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pseudolabels import labels_of
+from flowcore.uncertainty import scale_codes
 from jobs import distill, export_labels, finetune, gallery, pseudolabel
 from jobs.command import run, run_recipe
 from pipelines.labels import beside, encode_shard, label_columns, pair_columns, pair_id
@@ -427,6 +428,54 @@ def test_a_column_of_another_type_is_refused_wherever_the_type_is_told(
 ) -> None:
     (labels / SHARD).write_bytes(written(make()))
     assert "column '" in error_of(lambda: export(labels))
+
+
+def uncertain(codes: pa.Array) -> pa.Table:
+    """The honest table with predicted uncertainties in both directions."""
+    table = honest_table()
+    place = table.column_names.index("teacher") + 1
+    for name, values in (
+        ("uncertainty", pa.array([1.0] * PAIRS, pa.float32())),
+        ("uncertainty_bw", codes),
+        ("uncertainty_fw", codes),
+    ):
+        nullable = name == "uncertainty"
+        kind = (
+            values.type if nullable else pa.list_(pa.field("element", values.type.value_type, nullable=False))
+        )
+        field = pa.field(name, kind, nullable=nullable)
+        table = table.add_column(place, field, values.cast(kind))
+    return table
+
+
+CODES = scale_codes(torch.ones(HEIGHT // 4 * WIDTH // 4)).tolist()
+UNCERTAINTIES: dict[str, tuple[pa.Array, str]] = {
+    "another type": (pa.array([CODES] * PAIRS, pa.list_(pa.int32())), "column 'uncertainty_fw'"),
+    "floats": (pa.array([CODES] * PAIRS, pa.list_(pa.float32())), "column 'uncertainty_fw'"),
+    "too few": (pa.array([CODES[1:]] * PAIRS, pa.list_(pa.uint8())), "159 values in uncertainty_fw, and"),
+}
+
+
+@pytest.fixture
+def uncertain_labels(labels: Path) -> Path:
+    values = json.loads((labels / ABOUT).read_text())
+    (labels / ABOUT).write_text(json.dumps({**values, "has_uncertainty": True}))
+    return labels
+
+
+def test_an_honest_set_with_uncertainty_is_exported(uncertain_labels: Path) -> None:
+    table = uncertain(pa.array([CODES] * PAIRS, pa.list_(pa.uint8())))
+    (uncertain_labels / SHARD).write_bytes(encode_shard(table, 2))
+    export(uncertain_labels)
+    assert len(list((uncertain_labels.parent / "files").glob("*-flow_01.flo"))) == PAIRS
+
+
+@pytest.mark.parametrize("attack", UNCERTAINTIES)
+def test_an_uncertainty_of_another_type_or_size_is_refused(attack: str, uncertain_labels: Path) -> None:
+    codes, told = UNCERTAINTIES[attack]
+    (uncertain_labels / SHARD).write_bytes(written(uncertain(codes)))
+    error = error_of(lambda: export(uncertain_labels))
+    assert re.search(told, error), error
 
 
 def test_what_tools_note_in_a_schema_changes_nothing(labels: Path) -> None:

@@ -195,11 +195,14 @@ def test_the_shown_speed_does_not_count_what_an_earlier_run_did(
     assert "left" in lines[1]
 
 
-def some_labels(pairs: int, *, is_of_several: bool, is_of_three_frames: bool) -> PseudoLabels:
+def some_labels(
+    pairs: int, *, is_of_several: bool, is_of_three_frames: bool, has_uncertainty: bool
+) -> PseudoLabels:
     flow = torch.randn(pairs, 2, 4, 5)
     occluded = torch.rand(pairs, 1, 8, 10) < 0.5
     quality = torch.rand(pairs)
     spread = flow[:, :1].abs() if is_of_several else None
+    uncertainty = flow[:, :1].exp() if has_uncertainty else None
     return PseudoLabels(
         flow_stride=2,
         flow_fw=flow,
@@ -215,6 +218,9 @@ def some_labels(pairs: int, *, is_of_several: bool, is_of_three_frames: bool) ->
         spread_fw=spread,
         spread_bw=spread,
         spread=quality if is_of_several else None,
+        uncertainty_fw=uncertainty,
+        uncertainty_bw=uncertainty,
+        uncertainty=quality if has_uncertainty else None,
         continued_fw=flow[:, :1] > 0 if is_of_three_frames else None,
         continued_bw=flow[:, :1] < 0 if is_of_three_frames else None,
         continued=quality if is_of_three_frames else None,
@@ -225,12 +231,18 @@ def some_labels(pairs: int, *, is_of_several: bool, is_of_three_frames: bool) ->
 @given(
     is_of_several=st.booleans(),
     is_of_three_frames=st.booleans(),
+    has_uncertainty=st.booleans(),
     has_labels=st.booleans(),
     chunks=st.integers(0, 3),
     video=st.text(max_size=9),
 )
 def test_a_message_comes_out_of_its_table_as_it_went_in(
-    is_of_several: bool, is_of_three_frames: bool, has_labels: bool, chunks: int, video: str
+    is_of_several: bool,
+    is_of_three_frames: bool,
+    has_uncertainty: bool,
+    has_labels: bool,
+    chunks: int,
+    video: str,
 ) -> None:
     shard = Shard(
         video=video,
@@ -247,7 +259,12 @@ def test_a_message_comes_out_of_its_table_as_it_went_in(
         reading=1.5,
     )
     if has_labels:
-        labels = some_labels(4, is_of_several=is_of_several, is_of_three_frames=is_of_three_frames)
+        labels = some_labels(
+            4,
+            is_of_several=is_of_several,
+            is_of_three_frames=is_of_three_frames,
+            has_uncertainty=has_uncertainty,
+        )
         shard = Shard(**{**vars(shard), "labels": label_columns(labels, "aa")})
     ended = VideoEnded(record=VideoRecord(video=video, outcome="cut short", reason="it breaks", cuts=2))
     first, middle, last = messages(pa.concat_tables([each.to_arrow() for each in (ended, shard, ended)]))

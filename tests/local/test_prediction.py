@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import av
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -19,11 +20,12 @@ from object_storage import Bucket
 from flowcore.chunks import ChunkReader
 from flowcore.drawing import flow_colors, motion_scale
 from flowcore.formats import read_flow, read_image, read_mask, write_image
-from flowcore.inference import InferenceOptions
+from flowcore.inference import InferenceOptions, estimate_scaled
 from flowcore.networks import FlowNetwork, PWCNetConfig, tiny
 from flowcore.occlusion import OcclusionCheck, agreement
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.shapes import to_images
+from flowcore.uncertainty import scale_codes
 from flowcore.video import ClipOptions
 from jobs.predict import Predict
 from pipelines.camera import recorded
@@ -486,6 +488,28 @@ def test_with_occlusion_comes_the_flow_back_what_is_hidden_and_how_well_both_agr
     assert (occluded == OcclusionCheck()(there, back)[0, 0].numpy()).mean() > 0.99
     confidence = read_image(tmp_path / "flow" / "0_confidence.png")[..., 0] / 255
     np.testing.assert_allclose(confidence, agreement(there, back)[0, 0], atol=0.02)
+
+
+def test_how_far_a_network_expects_to_be_off_is_a_code_for_each_pixel(frames: Frames, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_model(tmp_path / "model", replace(tiny()["pwcnet"], uncertainty=True).build(), {})
+    images = write_images(tmp_path / "images", frames[:2], ["a.png", "b.png"])
+    options = PredictionOptions(uncertainty=True)
+    predict(str(tmp_path / "model"), str(images), str(tmp_path / "flow"), options)
+    assert written(tmp_path / "flow") == ["a.flo", "a_uncertainty.png"]
+    codes = cv2.imread(str(tmp_path / "flow" / "a_uncertainty.png"), cv2.IMREAD_UNCHANGED)
+    network = load_model(tmp_path / "model")[0]
+    ((_, _, scale),) = estimate_scaled(network, list(frames[:2]), torch.device("cpu"), InferenceOptions())
+    np.testing.assert_array_equal(codes, scale_codes(scale[0, 0]))
+
+
+def test_an_uncertainty_that_a_network_does_not_predict_is_refused_before_anything_is_written(
+    model: str, frames: Frames, tmp_path: Path
+) -> None:
+    images = write_images(tmp_path / "images", frames[:2], ["a.png", "b.png"])
+    with pytest.raises(ValueError, match=r"--uncertainty .* --network\.uncertainty; take --occlusion"):
+        predict(model, str(images), str(tmp_path / "flow"), PredictionOptions(uncertainty=True))
+    assert not (tmp_path / "flow").exists()
 
 
 def test_a_stride_and_a_limit_choose_the_pairs(

@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowcore.metrics import FlowErrors, OcclusionCounts, endpoint_error, flow_errors, occlusion_counts
+from flowcore.metrics import (
+    FlowErrors,
+    OcclusionCounts,
+    Sparsification,
+    endpoint_error,
+    flow_errors,
+    occlusion_counts,
+    sparsification,
+)
 
 few = settings(max_examples=50)
 
@@ -215,3 +223,46 @@ def test_predicting_nothing_where_nothing_is_hidden_is_perfect() -> None:
     assert occlusion_counts(nothing, ~nothing, ~nothing).f1 == 0.0
     assert occlusion_counts(~nothing, nothing, ~nothing).f1 == 0.0
     assert occlusion_counts(~nothing, nothing, nothing).f1 is None
+
+
+def ause(error: list[float], uncertainty: list[float]) -> float | None:
+    return sparsification(torch.tensor(error), torch.tensor(uncertainty)).ause
+
+
+def test_an_uncertainty_that_ranks_as_the_error_does_has_no_area() -> None:
+    assert ause([1.0, 0.0, 3.0, 2.0], [1.0, 0.0, 3.0, 2.0]) == 0
+    # In any unit.
+    assert ause([1.0, 0.0, 3.0, 2.0], [1.0, 0.0, 27.0, 8.0]) == 0
+
+
+def test_the_area_of_a_case_on_paper() -> None:
+    # Errors 0, 1, 2 px, of mean 1. Left out from the worst: 1, 1/2, 0. Left out from the best: 1, 3/2, 2.
+    assert ause([0.0, 1.0, 2.0], [2.0, 1.0, 0.0]) == pytest.approx((0 + 1 + 2) / 3)
+    # The error says no pixel's place: 1, 1, 1.
+    assert ause([0.0, 1.0, 2.0], [5.0, 5.0, 5.0]) == pytest.approx((0 + 0.5 + 1) / 3)
+
+
+@few
+@given(st.integers(0, 2**31), st.integers(1, 30), st.integers(1, 5))
+def test_the_area_equals_a_slow_loop_and_is_never_negative(seed: int, pixels: int, values: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    error = torch.rand(pixels, generator=generator).double()
+    # Few values, so that many pixels share one.
+    uncertainty = torch.randint(values, (pixels,), generator=generator).double()
+    groups = {value: error[uncertainty == value] for value in uncertainty.unique().tolist()}
+    expected = torch.cat([groups[value].mean().expand(len(groups[value])) for value in sorted(groups)])
+    areas = [
+        float(expected[:kept].mean() - error.sort().values[:kept].mean()) for kept in range(1, pixels + 1)
+    ]
+    found = sparsification(error, uncertainty).ause
+    assert found == pytest.approx(sum(areas) / pixels / float(error.mean()), abs=1e-9)
+    assert found >= -1e-12
+
+
+def test_images_count_alike_and_those_without_an_error_not_at_all() -> None:
+    bad = sparsification(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([2.0, 1.0, 0.0]))
+    good = sparsification(torch.arange(30.0), torch.arange(30.0))
+    none = sparsification(torch.zeros(5), torch.arange(5.0))
+    empty = sparsification(torch.zeros(0), torch.zeros(0))
+    assert (bad + good + none + empty).ause == pytest.approx(0.5)
+    assert Sparsification().ause is None

@@ -80,7 +80,7 @@ def test_the_label_is_the_scene_s_flow_in_the_crop_s_place() -> None:
     flow = torch.cat([0.01 * place.expand(1, 1, height, width), torch.zeros(1, 1, height, width)], dim=1)
     wrong = flow_of_crops(40.0)
     objective = SelfSupervision(weight=1.0)
-    labels = objective._labels(Known(flow), batch, crops(wrong, wrong))
+    labels, _ = objective._labels(Known(flow), batch, crops(wrong, wrong))
     assert labels.flow_fw is not None
     torch.testing.assert_close(
         labels.flow_fw[0, 0, 0], 0.01 * torch.arange(MARGIN, MARGIN + WIDTH, dtype=torch.float32)
