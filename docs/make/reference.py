@@ -14,12 +14,13 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from flowcore.metrics import FlowErrors, OcclusionCounts
+from flowcore.metrics import FlowErrors, OcclusionCounts, Sparsification, sparsification
 from flowcore.pseudolabels import PseudoLabels
 from flowcore.slices import SLICES, SliceErrors
 from jobs.commands import options_of_job
 from jobs.options import REQUIRED, Option, docstrings
 from jobs.recipes import RECIPES
+from pipelines.evaluation import UNCERTAINTIES
 from pipelines.installation import PROJECT_FOLDER
 from pipelines.labels import (
     CONTINUED_SCHEMA,
@@ -158,6 +159,14 @@ def slices_page() -> str:
     return f"{parts}\n\n{means}"
 
 
+def uncertainties_page() -> str:
+    """What may tell an error without its truth, and what says how well it does."""
+    rows = [[f"`{name}`", text] for name, text in UNCERTAINTIES.items()]
+    return (
+        f"{_table(['uncertainty', 'what it is'], rows)}\n\n{_doc(Sparsification.ause)} {_doc(sparsification)}"
+    )
+
+
 def _doc(thing: object) -> str:
     return " ".join((inspect.getdoc(thing) or "").split())
 
@@ -234,6 +243,13 @@ class SliceTable(_Generated):
         return slices_page()
 
 
+class UncertaintyTable(_Generated):
+    """`{uncertainty-table}`"""
+
+    def markdown(self) -> str:
+        return uncertainties_page()
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     app.add_directive("job-purpose", JobPurpose)
@@ -242,4 +258,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("label-columns", LabelColumns)
     app.add_directive("metric-table", MetricTable)
     app.add_directive("slice-table", SliceTable)
+    app.add_directive("uncertainty-table", UncertaintyTable)
     return {"parallel_read_safe": True}

@@ -3,7 +3,8 @@
 As a graph for frames of any size. It takes `image1` and `image2`, float32 RGB in [0, 1] of shape (batch, 3,
 height, width), and returns `flow_fw` and `flow_bw` of shape (batch, 2, height, width), in pixels. Batch,
 height and width are free, but both sides must be multiples of the network's `multiple` and at least
-`SMALLEST_SIDE`: the caller pads other frames, as `pad_to_multiple` does.
+`SMALLEST_SIDE`: the caller pads other frames, as `pad_to_multiple` does. What a network predicts of its error
+isn't in it.
 """
 
 import json

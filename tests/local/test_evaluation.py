@@ -12,13 +12,13 @@ from numpy import ndarray
 
 from flowcore.datasets import DataSet, find_samples
 from flowcore.formats import write_flow, write_image
-from flowcore.metrics import FlowErrors, OcclusionCounts
+from flowcore.metrics import FlowErrors, OcclusionCounts, Sparsification
 from flowcore.networks import PWCNetConfig
 from flowcore.samples import Sample, Truth, Unmasked, load
 from flowcore.scenes import SceneOptions, render_scene, write_truth
 from flowcore.slices import SliceErrors
 from pipelines.checkpoints import save_model
-from pipelines.estimators import NoMotion, load_estimator
+from pipelines.estimators import Estimated, NoMotion, Together, load_estimator
 from pipelines.evaluation import (
     DEFAULT_CHECK,
     Errors,
@@ -28,6 +28,7 @@ from pipelines.evaluation import (
     pair_errors,
     slice_table,
     table,
+    uncertainty_table,
 )
 
 SCENES = SceneOptions(height=48, width=64, num_frames=4)
@@ -46,6 +47,9 @@ class Oracle:
 
     def __call__(self, image1: ndarray, image2: ndarray) -> tuple[Flow, Flow]:
         return self._flows
+
+    def estimated(self, image1: ndarray, image2: ndarray) -> Estimated:
+        return Estimated(flow_fw=self._flows[0], flow_bw=self._flows[1])
 
     def to(self, device: torch.device) -> None:
         pass
@@ -129,6 +133,58 @@ def test_the_truth_has_no_error_and_its_check_finds_most_of_the_occlusion(scenes
     assert errors.flow.fl == 0
     assert errors.occlusion.f1 is not None
     assert errors.occlusion.f1 > 0.8
+
+
+class Off(Oracle):
+    """Is off by as many pixels to the right as it says."""
+
+    def __init__(self, truth: Flow, pixels: Flow, told: Flow) -> None:
+        flow = truth + np.stack([pixels, np.zeros_like(pixels)])
+        super().__init__(flow, -flow)
+        self._told = told
+
+    def estimated(self, image1: ndarray, image2: ndarray) -> Estimated:
+        flow_fw, flow_bw = self(image1, image2)
+        return Estimated(flow_fw=flow_fw, flow_bw=flow_bw, uncertainty={"predicted": self._told})
+
+
+def test_an_uncertainty_is_best_where_it_is_the_error_and_worst_where_it_is_the_reverse(scenes: Path) -> None:
+    truth = load(find_samples("scenes", scenes)[0])
+    wrong = np.linspace(0, 5, truth.flow[0].size, dtype=np.float32).reshape(truth.flow[0].shape)
+    areas = [
+        pair_errors(Off(truth.flow, wrong, told), truth, DEFAULT_CHECK).ause["predicted"]
+        for told in (wrong, np.ones_like(wrong), -wrong)
+    ]
+    assert areas[0] == pytest.approx(0, abs=1e-3)
+    # The mean of n errors that grow evenly is half of the worst, and so is that of a random share of them.
+    assert areas[1] == pytest.approx(0.5, abs=1e-3)
+    assert areas[2] == pytest.approx(1, abs=1e-3)
+
+
+def test_models_together_have_their_mean_flow_and_how_far_they_are_from_it(scenes: Path) -> None:
+    truth = load(find_samples("scenes", scenes)[0])
+    far = np.full(truth.flow[0].shape, 4.0, np.float32)
+    pair = [Off(truth.flow, each, each) for each in (far, -far)]
+    both = Together(pair).estimated(truth.image1, truth.image2)
+    np.testing.assert_allclose(both.flow_fw, truth.flow, atol=1e-4)
+    np.testing.assert_allclose(both.uncertainty["spread"], far, atol=1e-4)
+    errors = pair_errors(Together(pair), truth, DEFAULT_CHECK)
+    assert errors.flow.epe["all"] == pytest.approx(0, abs=1e-4)
+    assert "predicted" not in errors.ause
+
+
+def test_how_well_an_uncertainty_tells_the_error_is_a_metric_of_each_group() -> None:
+    told = {"forward_backward": Sparsification(area=0.6, images=2)}
+    result = result_of({"kitti15": replace(errors_of(2, 2.0), uncertainties=told)})
+    assert result.metrics()["kitti15/ause/forward_backward"] == pytest.approx(0.3)
+    assert json.loads(json.dumps(result.summary()))["ause"] == {"forward_backward": pytest.approx(0.3)}
+    rows = {"zero": errors_of(1, 2.0), "a student": result.total}
+    assert uncertainty_table("kitti15", rows).splitlines() == [
+        "| kitti15   | AUSE predicted | AUSE forward_backward | AUSE spread |",
+        "| --------- | -------------: | --------------------: | ----------: |",
+        "| zero      |              - |                     - |           - |",
+        "| a student |              - |                  0.30 |           - |",
+    ]
 
 
 def test_samples_are_ranked_by_their_error(results: dict[str, EvaluationResult]) -> None:

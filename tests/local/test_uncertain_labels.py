@@ -34,7 +34,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = replace(TINY, uncertainty=True).build()
     network.load_state_dict({name: 0.7 * value for name, value in network.state_dict().items()})
     save_model(folder / "uncertain", network, {})
-    for name, teachers in (("plain", ["plain"]), ("uncertain", ["uncertain"]), ("both", ["uncertain", "plain"])):
+    for name, teachers in (
+        ("plain", ["plain"]),
+        ("uncertain", ["uncertain"]),
+        ("both", ["uncertain", "plain"]),
+    ):
         write_labels(
             Collection.find(str(folder / "videos")),
             Teachers.fetched([str(folder / each) for each in teachers]),

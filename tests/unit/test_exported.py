@@ -47,7 +47,10 @@ RAFT = RAFTConfig(
     iterations=2,
 )
 BACKBONES: dict[str, NetworkConfig] = {
-    "pwcnet": PWCNetConfig(encoder_widths=(4, 6, 8), decoder_widths=(8, 6), context_widths=(8,), radius=1),
+    # Its graph leaves out what it predicts of its error.
+    "pwcnet": PWCNetConfig(
+        encoder_widths=(4, 6, 8), decoder_widths=(8, 6), context_widths=(8,), radius=1, uncertainty=True
+    ),
     "flownets": FlowNetConfig(encoder_widths=(4, 6, 8, 8), decoder_widths=(6, 8)),
     "flownetc": FlowNetConfig(
         variant="correlated", encoder_widths=(4, 6, 8, 8), decoder_widths=(6, 8), radius=2
