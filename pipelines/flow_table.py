@@ -22,6 +22,9 @@ from pipelines.storage import Folder
 FORMAT = 1
 """To be raised when a column changes its meaning or goes."""
 
+_FLOATS = pa.list_(pa.field("element", pa.float32(), nullable=False))
+_BOOLS = pa.list_(pa.field("element", pa.bool_(), nullable=False))
+
 _PAIR = (
     pa.field("frame", pa.int32(), nullable=False, metadata={"is": "number of the first frame, from 0"}),
     pa.field("name", pa.string(), nullable=False, metadata={"is": "what a file of the pair would be called"}),
@@ -35,19 +38,23 @@ _PAIR = (
 
 
 def _pixels(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
-    return pa.field(name, pa.list_(pa.field("element", kind, nullable=False)), False, {"is": meaning})
+    return pa.field(name, kind, False, {"is": meaning})
 
 
-def flow_schema(*, both: bool) -> pa.Schema:
-    """The columns of a video's flow. both: with the flow back, and what follows from it."""
+def flow_schema(*, both: bool, scaled: bool) -> pa.Schema:
+    """The columns of a video's flow. both: with the flow back, and what follows from it. scaled: with how far
+    the network expects to be off."""
     shape = "px, [2, height, width]: all u, right, then all v, down, row by row"
-    fields = [*_PAIR, _pixels("flow_fw", pa.float32(), shape)]
+    fields = [*_PAIR, _pixels("flow_fw", _FLOATS, shape)]
     if both:
         fields += [
-            _pixels("flow_bw", pa.float32(), f"{shape}; from the second frame to the first"),
-            _pixels("occ_fw", pa.bool_(), "[height, width], true = the second frame doesn't show the pixel"),
-            _pixels("confidence_fw", pa.float32(), "[height, width], 1 = the flows there and back agree"),
+            _pixels("flow_bw", _FLOATS, f"{shape}; from the second frame to the first"),
+            _pixels("occ_fw", _BOOLS, "[height, width], true = the second frame doesn't show the pixel"),
+            _pixels("confidence_fw", _FLOATS, "[height, width], 1 = the flows there and back agree"),
         ]
+    if scaled:
+        meaning = "[height, width], px by which the network expects flow_fw to be off"
+        fields.append(_pixels("uncertainty_fw", _FLOATS, meaning))
     return pa.schema(fields, {"distillflow.flow_table": str(FORMAT)})
 
 
@@ -56,13 +63,13 @@ class FlowTable:
 
     def __init__(self, path: Path, options: PredictionOptions) -> None:
         self._path, self._options = path, options
-        self._schema = flow_schema(both=options.occlusion)
+        self._schema = flow_schema(both=options.occlusion, scaled=options.uncertainty)
         self._file: pq.ParquetWriter | None = None
 
     def add(self, name: str, pair: EstimatedPair) -> None:
         """The next pair, which would be called so in a file of its own."""
         if self._file is None:
-            floats = [each.name for each in self._schema if each.name.startswith(("flow", "confidence"))]
+            floats = [each.name for each in self._schema if each.type == _FLOATS]
             self._file = pq.ParquetWriter(
                 self._path,
                 self._schema,
@@ -88,6 +95,8 @@ class FlowTable:
                 "occ_fw": self._options.check(there, back).numpy(),
                 "confidence_fw": agreement(there, back).numpy(),
             }
+        if pair.scale_fw is not None:
+            row["uncertainty_fw"] = pair.scale_fw
         self._file.write_table(
             pa.table([_column(row[each.name], each.type) for each in self._schema], self._schema)
         )

@@ -35,7 +35,7 @@ from benchmarks.experiments.cells import (
 )
 from benchmarks.experiments.losses import TODAY, WIDER
 from benchmarks.report import mean_and_spread
-from flowcore.augmentation import Colour
+from flowcore.colour import Colour
 from flowcore.geometry import backward_warp, squared_length, upsample_flow, upsample_values
 from flowcore.hallucination import RectangleNoise
 from flowcore.metrics import Sparsification, endpoint_error, sparsification

@@ -503,6 +503,18 @@ def test_how_far_a_network_expects_to_be_off_is_a_code_for_each_pixel(frames: Fr
     np.testing.assert_array_equal(codes, scale_codes(scale[0, 0]))
 
 
+def test_a_table_has_how_far_a_network_expects_to_be_off_in_pixels(frames: Frames, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_model(tmp_path / "model", replace(tiny()["pwcnet"], uncertainty=True).build(), {})
+    images = write_images(tmp_path / "images", frames[:2], ["a.png", "b.png"])
+    options = PredictionOptions(uncertainty=True, files="parquet")
+    predict(str(tmp_path / "model"), str(images), str(tmp_path / "flow"), options)
+    (row,) = pq.read_table(tmp_path / "flow" / "flow.parquet").to_pylist()
+    network = load_model(tmp_path / "model")[0]
+    ((_, _, scale),) = estimate_scaled(network, list(frames[:2]), torch.device("cpu"), InferenceOptions())
+    np.testing.assert_array_equal(np.float32(row["uncertainty_fw"]), scale[0, 0].flatten())
+
+
 def test_an_uncertainty_that_a_network_does_not_predict_is_refused_before_anything_is_written(
     model: str, frames: Frames, tmp_path: Path
 ) -> None:
