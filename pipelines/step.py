@@ -110,15 +110,13 @@ class OptimiserStep:
         self._average = copy.deepcopy(self.network) if options.ema_decay else None
         # What a step is told and keeps beside the weights, on the device, where a replay finds it.
         self._rate, self._kept, self._is_begun, self._skipped = torch.zeros(4, 1, device=self.device)
+        self._options = options
         # Without a weight decay it is Adam.
-        self._adam = torch.optim.AdamW(
-            self.network.parameters(), betas=(0.9, 0.999), weight_decay=options.weight_decay, fused=True
-        )
+        self._adam = torch.optim.AdamW(self.network.parameters(), betas=(0.9, 0.999), fused=True)
         self._prepare_adam()
         self._wrapped = wrap(self.network)
         self._lessons = lessons
         self._check = check
-        self._options = options
         self._world_size = world_size
         self._names: tuple[str, ...] = ()
         self._replay: Replay | None = None
@@ -128,8 +126,13 @@ class OptimiserStep:
                 self._replay = Replay(self._updated, self.device)
 
     def _prepare_adam(self) -> None:
+        """Also after a resume, whose options hold and not those of the state."""
         for group in self._adam.param_groups:
-            group.update(lr=self._rate, capturable=self.device.type == "cuda")
+            group.update(
+                lr=self._rate,
+                weight_decay=self._options.weight_decay,
+                capturable=self.device.type == "cuda",
+            )
 
     @property
     def is_at_work(self) -> bool:

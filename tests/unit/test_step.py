@@ -291,6 +291,15 @@ def test_restored_in_the_middle_training_ends_in_the_same_weights(
     assert torch.equal(average(second), average(through))
 
 
+def test_a_resumed_training_decays_weights_as_its_own_options_say() -> None:
+    plain, decayed = optimiser(), optimiser(replace(OPTIONS, weight_decay=10.0))
+    state = optimiser().state()
+    for step in (plain, decayed):
+        step.restore(state)
+        step.take([batch(1)])
+    assert not torch.equal(weights(plain), weights(decayed))
+
+
 COMPILED = replace(OPTIONS, ema_decay=0.4)
 
 
