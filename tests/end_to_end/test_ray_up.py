@@ -21,7 +21,7 @@ from pipelines.pair_set import PairSet
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-RAYLET = "raylet/raylet"
+RAYLET, HEAD = "raylet/raylet", "gcs/gcs_server"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Cluster:
     raylets: tuple[int, ...]
     """How many laptop, head and worker had while the cluster was up."""
     left: list[str]
-    """Ray's processes after `ray down`."""
+    """Ray's nodes after `ray down`."""
     job: subprocess.CompletedProcess[str]
 
 
@@ -83,7 +83,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
             )
         raylets = tuple(len(machine.processes(RAYLET)) for machine in there.machines)
         expect_success(laptop.typed(f"ray down --yes {file}"))
-        left = [*head.processes("ray/"), *worker.processes("ray/")]
+        # What else belongs to a node ends after it.
+        left = [line for node in (head, worker) for each in (RAYLET, HEAD) for line in node.processes(each)]
     return Cluster(labels=labels, raylets=raylets, left=left, job=submitted)
 
 
@@ -97,5 +98,5 @@ def test_a_job_from_the_laptop_labels_every_pair_there(cluster: Cluster) -> None
     assert PairSet.open(str(cluster.labels)).index().num_rows == 16
 
 
-def test_ray_down_leaves_no_process(cluster: Cluster) -> None:
+def test_ray_down_leaves_no_node(cluster: Cluster) -> None:
     assert cluster.left == []
