@@ -55,10 +55,9 @@ class BidirectionalFlow:
 
     @classmethod
     def of_both(
-        cls, levels: list[FlowLevel], strides: tuple[int, ...], log_scale: LogScale | None
+        cls, pairs: int, levels: list[FlowLevel], strides: tuple[int, ...], log_scale: LogScale | None
     ) -> "BidirectionalFlow":
-        """The estimate whose levels have the forward flows first and as many backward flows then."""
-        pairs = len(levels[0]) // 2
+        """The estimate of so many pairs whose levels have the forward flows first, then the backward ones."""
         return cls(
             forward=[level[:pairs] for level in levels],
             backward=[level[pairs:] for level in levels],
@@ -183,7 +182,7 @@ class FlowNetwork(nn.Module):
             levels, log_scale = self.decode_with_scale(there, back)
         else:
             levels = self.decode(there, back)
-        return BidirectionalFlow.of_both(levels, self.strides, log_scale)
+        return BidirectionalFlow.of_both(first[0].shape[0], levels, self.strides, log_scale)
 
     def _finest_of_both(self, first: list[Tensor], second: list[Tensor]) -> BidirectionalFlow:
         """The finest level of both directions, alone or with others."""

@@ -59,8 +59,8 @@ class PWCNetConfig(NetworkConfig):
     Labels then have four times the bytes. Turn it on for sharper edges of the flow."""
 
     uncertainty: bool = False
-    """Also predicts how far its flow is off, in pixels, as a Laplace scale. Training takes about a third more
-    time. Turn it on to store it with labels and to weigh them by it."""
+    """Also predicts how far its flow is off, in pixels. Each step of a teacher then looks at the scene around
+    the crop too, which takes as long as a larger crop. Turn it on to weigh labels by it."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.finest_level < len(self.encoder_widths):

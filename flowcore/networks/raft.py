@@ -70,8 +70,8 @@ class RAFTConfig(NetworkConfig):
     """Radius of the neighbourhood that is looked up, in pixels of each scale."""
 
     uncertainty: bool = False
-    """Also predicts how far its flow is off, in pixels, as a Laplace scale. Training takes about a third more
-    time. Turn it on to store it with labels and to weigh them by it."""
+    """Also predicts how far its flow is off, in pixels. Each step of a teacher then looks at the scene around
+    the crop too, which takes as long as a larger crop. Turn it on to weigh labels by it."""
 
     def __post_init__(self) -> None:
         for name in ("iterations", "scales", "radius", "feature_width", "hidden_width", "context_width"):
@@ -240,12 +240,12 @@ class RAFT(FlowNetwork):
 
     def _both_directions(self, first: list[Tensor], second: list[Tensor]) -> BidirectionalFlow:
         levels, log_scale = self._levels(self._both_ways(first, second), torch.cat([first[1], second[1]]))
-        return BidirectionalFlow.of_both(levels, self.strides, log_scale)
+        return BidirectionalFlow.of_both(first[0].shape[0], levels, self.strides, log_scale)
 
     def _finest_of_both(self, first: list[Tensor], second: list[Tensor]) -> BidirectionalFlow:
         last = self._last(self._both_ways(first, second), torch.cat([first[1], second[1]]))
         return BidirectionalFlow.of_both(
-            [self._at_full_size(*last)], self.strides[:1], self._log_scale(*last)
+            first[0].shape[0], [self._at_full_size(*last)], self.strides[:1], self._log_scale(*last)
         )
 
     def _one_way(self, features1: list[Tensor], features2: list[Tensor]) -> Correlation:
