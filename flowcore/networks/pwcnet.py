@@ -60,7 +60,7 @@ class PWCNetConfig(NetworkConfig):
 
     uncertainty: bool = False
     """Also predicts how far its flow is off, in pixels. Each step of a teacher then looks at the scene around
-    the crop too, which takes as long as a larger crop. Turn it on to weigh labels by it."""
+    the crop too, which takes more time. Turn it on to weigh labels by it."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.finest_level < len(self.encoder_widths):
