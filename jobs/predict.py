@@ -76,8 +76,9 @@ class Predict(PredictionOptions):
 
 def main(stage: Predict) -> None:
     model, output = absolute_model(stage.model, "--model"), absolute(stage.output, "--output")
-    videos = absolute_collection(stage.filmed, "--videos")
     folder = fetch_model(model)
+    # A camera is looked at last: a wrong model mustn't leave a film.
+    videos = absolute_collection(stage.filmed, "--videos")
     # One video needs no Ray, which takes seconds to start.
     if has_cluster():
         connect()

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import cv2
 
+from pipelines.disclosure import tell
 from pipelines.film import Film
 from pipelines.storage import Folder, absolute, join, split
 
 _SECONDS = 30.0
 """Without a new frame, after which a camera is given up."""
+_PAUSE_SECONDS = 0.05
+"""Between two looks at a camera that has yet to give its first frame."""
 
 
 def recorded(camera: int | str, output: str, num_frames: int) -> str:
@@ -25,7 +28,9 @@ def recorded(camera: int | str, output: str, num_frames: int) -> str:
     """
     folder, name = split(absolute(output, "--output"))
     name = f"{name}-camera.mp4"
-    if Folder(folder).size(name) is None:
+    if Folder(folder).size(name) is not None:
+        tell(f"{join(folder, name)} was recorded before; remove it, or give another --output, to record anew")
+    else:
         capture = _opened(camera)
         try:
             if not capture.isOpened():
@@ -67,6 +72,8 @@ def _record(capture: cv2.VideoCapture, path: Path, num_frames: int) -> int:
                 latest, count = time.monotonic(), count + 1
             elif count > 0:
                 break
+            else:
+                time.sleep(_PAUSE_SECONDS)
         film.finish()
     finally:
         film.close()

@@ -39,7 +39,9 @@ _FASTEST, _SLOWEST = 1000.0, 10.0
 
 
 def draw(source: VideoSource, folder: Folder, options: PredictionOptions, scale: float) -> None:
-    """Draws the pairs whose flow lies in the folder; `scale` pixels are drawn in full colour."""
+    """Draws the pairs whose flow lies in the folder; `scale` pixels are drawn in full colour. Pictures of an
+    earlier run that aren't drawn anew have another scale, and go."""
+    drawn = set()
     with ExitStack() as stack:
         decoder = stack.enter_context(DecoderProcess())
         shown = stack.enter_context(film(folder)) if options.video else None
@@ -48,8 +50,13 @@ def draw(source: VideoSource, folder: Folder, options: PredictionOptions, scale:
             if options.pictures:
                 name = flow_name(source, pair.index) + PICTURE
                 folder.write(name, encode_image(picture, name))
+                drawn.add(name)
             if shown is not None:
                 shown.add(picture, pair.seconds)
+    if options.pictures:
+        for name in folder.infos(recursive=False):
+            if name.endswith(PICTURE) and name not in drawn:
+                folder.remove(name)
 
 
 def _picture(folder: Folder, name: str, pair: SeenPair, options: PredictionOptions, scale: float) -> Picture:

@@ -64,14 +64,11 @@ def pinned(uri: str, option: str) -> str:
 class _ReadOnly(FSSpecHandler):  # type: ignore[misc]
     """A file system that changes nothing, though a token may allow it."""
 
-    def open_output_stream(self, path: str, metadata: Any) -> Any:
+    def _refuse(self, path: str = "", *_: object, **__: object) -> Any:
         raise PermissionError(f"{SCHEME}{path} {_ONLY_READ}")
 
-    def create_dir(self, path: str, recursive: bool) -> None:
-        raise PermissionError(f"{SCHEME}{path} {_ONLY_READ}")
-
-    def delete_dir(self, path: str) -> None:
-        raise PermissionError(f"{SCHEME}{path} {_ONLY_READ}")
+    create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = delete_file = _refuse
+    move = copy_file = open_output_stream = open_append_stream = _refuse
 
 
 def _library() -> ModuleType:

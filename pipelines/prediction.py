@@ -145,15 +145,20 @@ def predict(
     tasks = list(concurrently(lambda each: _task(*each, info.digest, options), list(folders.items())))
     results = []
     with Progress("predict", "video", len(tasks)) as progress:
-        pairs = 0
+        pairs = new = before = 0
         for number, states in enumerate(_started(network, tasks, options, on_cluster)):
             latest = None
             for latest in states:
-                done = pairs + latest.num_pairs
-                speed = f"{done / max(progress.seconds, 1e-3):.3g} pairs/s"
-                progress.show(round(number + latest.share, 2), f"{done} pairs", speed)
+                made = new + latest.num_pairs * latest.is_new
+                facts = (
+                    f"{pairs + latest.num_pairs} pairs",
+                    f"{made / max(progress.seconds, 1e-3):.3g} pairs/s",
+                )
+                # What an earlier run did says nothing of the speed.
+                earlier = before + (not latest.is_new)
+                progress.show(round(number + latest.share, 2), *facts, before=earlier)
             assert latest is not None
-            pairs += latest.num_pairs
+            pairs, new, before = pairs + latest.num_pairs, made, earlier
             results.append(latest)
     return results
 

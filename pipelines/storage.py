@@ -309,6 +309,13 @@ class Folder:
                 patient(copy_files)(str(written), f"{root}/{name}", LocalFileSystem(), filesystem)
 
     @patient
+    def remove(self, name: str) -> None:
+        """Removes a file, if it is there."""
+        filesystem, root = storage_of(self.location)
+        with suppress(FileNotFoundError):
+            filesystem.delete_file(f"{root}/{name}")
+
+    @patient
     def remove_folder(self, name: str) -> None:
         """Removes a folder with everything in it, if it is there."""
         filesystem, root = storage_of(self.location)

