@@ -6,8 +6,8 @@ needs no truth: of its flow to that of the same scene seen whole, to a label, or
 one.
 
 Source: U2Flow (CVPR 2026), which learns a Laplace scale beside the flow from how far it moves under
-augmentation. Deviations: the flow learns nothing from the likelihood, and so what is learnt of it stays as it
-is; b is of the vector's length and not of u and v each, so that it is a number of pixels to compare with the
+augmentation. Deviations: the flow learns nothing from the likelihood, so that being unsure is no way out of
+being right; b is of the vector's length and not of u and v each, so that it is a number of pixels to compare with the
 EPE.
 """
 

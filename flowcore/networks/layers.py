@@ -55,7 +55,7 @@ class ScaleHead(nn.Module):
     """From what a decoder saw, and the flow that it found, to the natural logarithm of the scale of that
     flow's error, in pixels. Fresh weights answer about 1 px everywhere.
 
-    What it sees passes no gradient on: the flow is the same whether a network has this head or not.
+    What it sees gets no gradient from it: the flow learns nothing from this head.
     """
 
     def __init__(self, channels: int) -> None:
