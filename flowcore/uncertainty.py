@@ -7,8 +7,7 @@ one.
 
 Source: U2Flow (CVPR 2026), which learns a Laplace scale beside the flow from how far it moves under
 augmentation. Deviations: the flow learns nothing from the likelihood, so that being unsure is no way out of
-being right; b is of the vector's length and not of u and v each, so that it is a number of pixels to compare with the
-EPE.
+being right; b is of the vector's length and not of u and v each, so that it compares with the EPE.
 """
 
 import torch

@@ -185,7 +185,12 @@ class OptimiserStep:
             with without_averaging() if number < len(parts) else nullcontext():
                 mine = outcome if is_whole else self._outcome(part)
                 global_loss(mine, counts, self._world_size).backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._options.clip_norm)
+        flow, scale = self.network.weights_by_task()
+        norm = torch.nn.utils.clip_grad_norm_(flow, self._options.clip_norm)
+        if scale:
+            # By itself, so that it takes nothing from what is learnt of the flow. Where it isn't finite,
+            # the sum isn't either.
+            norm = norm + 0 * torch.nn.utils.clip_grad_norm_(scale, self._options.clip_norm)
         # Every worker sees the same global numbers, and skips the same steps.
         is_skipped = (~(facts[_LOSS].isfinite() & norm.isfinite())).float()
         cast(Any, self._adam).found_inf = is_skipped

@@ -142,6 +142,13 @@ class FlowNetwork(nn.Module):
         network that doesn't predict it."""
         raise ValueError(no_scale(type(self).__name__))
 
+    def weights_by_task(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The weights that find the flow, and those that find the scale of its error alone."""
+        flow, scale = [], []
+        for name, weight in self.named_parameters():
+            (scale if self.predicts_scale and name.startswith("scale.") else flow).append(weight)
+        return flow, scale
+
     def set_iterations(self, iterations: int) -> None:
         """How often a recurrent network refines its flow from now on; its weights stay as they are.
 

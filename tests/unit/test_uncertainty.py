@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.inputs import Lesson
 from flowcore import networks
 from flowcore.frame_codec import FrameCodec
 from flowcore.inference import InferenceOptions, estimate_frames, estimate_scaled
@@ -21,6 +22,8 @@ from flowcore.self_supervision import SelfSupervision
 from flowcore.uncertainty import LEAST, scale_codes, scale_terms, scales_of_codes, trust
 from jobs import train_teacher
 from pipelines.labels import decode_row, decode_uncertainty, label_columns
+from pipelines.step import OptimiserStep
+from pipelines.training_options import TrainingOptions
 
 WITH_HEAD = ("pwcnet", "raft_small", "raft")
 HEIGHT, WIDTH, MARGIN = 64, 96, 16
@@ -198,6 +201,21 @@ def test_before_its_beginning_a_scale_has_a_gradient_of_zero_and_the_network_is_
             assert not weight.grad.any()
     objective(estimate, crops(), step=10, check=OcclusionCheck())
     assert len(asked) == 3
+
+
+def test_a_network_learns_the_same_flow_with_a_scale_as_without() -> None:
+    options = TrainingOptions(steps=2, learning_rate=1e-3)
+    learnt = []
+    for uncertainty in (False, True):
+        lessons = [Lesson(objective=TeacherObjective())]
+        step = OptimiserStep(network("pwcnet", uncertainty=uncertainty), lessons, OcclusionCheck(), options)
+        for _ in range(options.steps):
+            assert step.take([crops()]).skipped is None
+        learnt.append(step.result.state_dict())
+    plain, scaled = learnt
+    assert all(torch.equal(weight, scaled[name]) for name, weight in plain.items())
+    fresh = network("pwcnet").state_dict()
+    assert not any(torch.equal(fresh[name], scaled[name]) for name in scaled if name.startswith("scale."))
 
 
 def test_a_teacher_s_scale_without_surroundings_is_refused_by_its_options() -> None:
