@@ -144,7 +144,8 @@ class FlowNetwork(nn.Module):
 
     def weights_by_task(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The weights that find the flow, and those that find the scale of its error alone."""
-        flow, scale = [], []
+        flow: list[nn.Parameter] = []
+        scale: list[nn.Parameter] = []
         for name, weight in self.named_parameters():
             (scale if self.predicts_scale and name.startswith("scale.") else flow).append(weight)
         return flow, scale
