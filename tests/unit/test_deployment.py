@@ -102,19 +102,59 @@ def instructions() -> list[tuple[str, str]]:
     return INSTRUCTION.findall(text)
 
 
-def test_a_container_installs_by_hash_alone() -> None:
+def of_targets() -> dict[str, list[tuple[str, str]]]:
+    """The instructions of each target: of the stages that start something."""
+    text = re.sub(r"(?m)^#.*\n", "", (DEPLOY / "Dockerfile").read_text())
+    stages = [INSTRUCTION.findall(f"FROM {stage}") for stage in re.split(r"(?m)^FROM ", text)[1:]]
+    return {stage[0][1].split()[-1]: stage for stage in stages if "CMD" in dict(stage)}
+
+
+def test_a_container_installs_by_hash_all_but_the_project_itself() -> None:
     installs = [line for name, run in instructions() if name == "RUN" for line in run.split("&&")]
     installs = [" ".join(line.replace("\\\n", " ").split()) for line in installs if "pip install" in line]
-    assert len(installs) == 3
-    assert all("--require-hashes --only-binary :all: --no-deps" in line for line in installs)
+    *packages, project = installs
+    assert len(packages) == 4
+    assert all("--require-hashes --only-binary :all: --no-deps" in line for line in packages)
+    assert "--no-index --no-deps --no-build-isolation" in project
+    assert project.endswith(" .")
 
 
-def test_a_container_runs_as_nobody_special() -> None:
-    stages = re.split(r"(?m)^FROM ", (DEPLOY / "Dockerfile").read_text())[1:]
-    final = {stage.split(" AS ")[1].split()[0]: stage for stage in stages if "CMD" in stage}
-    assert final.keys() == {"cpu", "cuda"}
-    for stage in final.values():
-        assert re.findall(r"(?m)^USER (\w+)$", stage) == ["ray"]
+def test_a_container_runs_as_nobody_special_whom_kubernetes_knows_by_number() -> None:
+    targets = of_targets()
+    assert targets.keys() == {"cpu", "cuda"}
+    made = re.search(r"useradd .*--uid (\d+) ray", (DEPLOY / "Dockerfile").read_text())
+    assert made is not None
+    for target in targets.values():
+        assert [words for name, words in target if name == "USER"] == [made[1]]
+
+
+def test_a_container_has_its_code_as_a_package_alone_and_starts_in_a_folder_of_its_user() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    assert "PYTHONPATH" not in text
+    assert re.search(r"install --directory --owner ray --group ray /work$", text, re.MULTILINE)
+    for target in of_targets().values():
+        assert {words.split()[-1] for name, words in target if name == "COPY"} == {"/opt/distillflow"}
+        assert dict(target)["WORKDIR"] == "/work"
+
+
+def test_a_container_s_networks_lie_in_a_layer_before_its_code() -> None:
+    (split,) = (run for name, run in instructions() if name == "RUN" and "--root /code" in run)
+    assert re.search(r'mv "/code\$pipelines/shipped" "/networks\$pipelines"$', split)
+    for name, target in of_targets().items():
+        sources = [words.rsplit(maxsplit=1)[0] for kind, words in target if kind == "COPY"]
+        assert sources == [
+            f"--from=packages-{name} /opt/distillflow",
+            "--from=project /networks/opt/distillflow",
+            "--from=project /code/opt/distillflow",
+        ]
+
+
+@pytest.mark.parametrize("name", RAY_JOBS)
+def test_kubernetes_starts_no_container_of_a_job_as_root(name: str) -> None:
+    cluster = ray_job(name)["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for container in (each for group in groups for each in group["template"]["spec"]["containers"]):
+        assert container["securityContext"]["runAsNonRoot"]
 
 
 def test_a_container_gets_only_files_that_are_there_and_not_ignored() -> None:
