@@ -16,12 +16,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 from sysconfig import get_path
 from threading import Thread
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
@@ -30,12 +30,18 @@ from pipelines.disclosure import without_secrets
 from pipelines.installation import PACKAGE, home_of, installed_version, is_installed
 from pipelines.room import num_cores
 
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
 _GIB = 1 << 30
 _ANSWER_SECONDS = 5.0
 _CHILD_SECONDS = 90.0
 _DECODERS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mjpeg", "prores")
 _CONTAINERS = ("avi", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "mpegts")
 _ENCODERS = ("libx264",)
+_EXTRAS_OF_A_CHECKOUT = {"dev", "docs"}
+# Never by its name: it isn't on PyPI, so that whoever takes the name there would be installed.
+_REINSTALL = "pip install --force-reinstall with the file of its wheel; or rm -r .venv; make install"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +81,7 @@ def findings() -> Iterator[Finding]:
         try:
             yield from check()
         except Exception as error:
-            remedy = f"reinstall: pip install --force-reinstall {PACKAGE}"
-            yield Finding(part=part, found=f"{type(error).__name__}: {error}", remedy=remedy)
+            yield Finding(part=part, found=f"{type(error).__name__}: {error}", remedy=_REINSTALL)
 
 
 def _python() -> Iterator[Finding]:
@@ -97,39 +102,55 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    # Ray and MLflow bring it.
-    from packaging.requirements import Requirement
-
     try:
-        needed = [Requirement(line) for line in requires(PACKAGE) or []]
+        needed = _requirements()
     except PackageNotFoundError:
-        yield Finding(part="packages", found=f"{PACKAGE} isn't installed", remedy=f"pip install {PACKAGE}")
+        yield Finding(part="packages", found=f"{PACKAGE} isn't installed", remedy=_REINSTALL)
         return
     fitting = []
     for each in needed:
         # OpenCV comes in any of four packages; what it can do has a check of its own.
-        if each.name == "opencv-python" or (
-            each.marker is not None and not each.marker.evaluate({"extra": ""})
-        ):
+        if each.name == "opencv-python":
             continue
         there = _version_of(each.name)
-        if there is not None and each.specifier.contains(there, prereleases=True):
+        if _fits(each):
             fitting.append(f"{each.name} {there}")
             continue
         found = f"{each.name} is missing" if there is None else f"{each.name} {there} is not {each.specifier}"
-        yield Finding(part="packages", found=found, remedy=f"pip install '{each.name}{each.specifier}'")
+        yield Finding(part="packages", found=found, remedy=_installing([each]))
     yield Finding(part="packages", found=", ".join(fitting))
 
 
 def _extras() -> Iterator[Finding]:
-    extras = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "torchvision": ("torchvision",)}
-    extras |= {"ptlflow": ("ptlflow",), "hub": ("huggingface-hub",)}
-    there = {name: all(_version_of(package) for package in packages) for name, packages in extras.items()}
-    texts = [
-        name if is_there else f"no {name} (pip install '{PACKAGE}[{name}]')"
-        for name, is_there in there.items()
-    ]
+    try:
+        names, always = metadata(PACKAGE).get_all("Provides-Extra") or [], _requirements()
+    except PackageNotFoundError:
+        # Which there are isn't known; the check of packages says what is wrong.
+        return
+    texts = []
+    for name in sorted({*names} - _EXTRAS_OF_A_CHECKOUT):
+        missing = [each for each in _requirements(name) if each not in always and not _fits(each)]
+        texts.append(f"no {name} ({_installing(missing)})" if missing else name)
     yield Finding(part="extras", found=", ".join(texts))
+
+
+def _requirements(extra: str = "") -> "list[Requirement]":
+    """What this project needs on this machine, with one of its extras or without; PackageNotFoundError where
+    it isn't installed."""
+    # Ray and MLflow bring it.
+    from packaging.requirements import Requirement
+
+    named = [Requirement(line) for line in requires(PACKAGE) or []]
+    return [each for each in named if each.marker is None or each.marker.evaluate({"extra": extra})]
+
+
+def _fits(requirement: "Requirement") -> bool:
+    there = _version_of(requirement.name)
+    return there is not None and requirement.specifier.contains(there, prereleases=True)
+
+
+def _installing(requirements: "list[Requirement]") -> str:
+    return "pip install " + " ".join(f"'{each.name}{each.specifier}'" for each in requirements)
 
 
 def _version_of(package: str) -> str | None:

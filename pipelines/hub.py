@@ -76,6 +76,6 @@ def _library() -> ModuleType:
         import huggingface_hub
     except ImportError as error:
         raise RuntimeError(
-            f"{SCHEME} needs huggingface_hub ({error}), on every node: pip install 'distillflow-ray[hub]'"
+            f"{SCHEME} needs huggingface_hub ({error}), on every node: pip install huggingface-hub"
         ) from error
     return huggingface_hub

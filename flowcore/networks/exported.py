@@ -58,7 +58,7 @@ def require_exportable(network: FlowNetwork, path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} must end with {' or '.join(SUFFIXES)}: ONNX or PyTorch's torch.export")
     if path.suffix == ".onnx" and not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
-        raise RuntimeError("ONNX isn't installed; pip install 'distillflow-ray[onnx]'")
+        raise RuntimeError("ONNX isn't installed; pip install onnx onnxruntime onnxscript")
 
 
 def _fewest_multiples(network: FlowNetwork) -> int:

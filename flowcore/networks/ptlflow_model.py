@@ -27,7 +27,7 @@ try:
     from ptlflow.utils.registry import register_model
 except (ImportError, RuntimeError, OSError) as error:
     raise RuntimeError(
-        f"ptlflow can't be imported here ({error}); pip install 'distillflow-ray[ptlflow]', with the "
+        f"ptlflow can't be imported here ({error}); pip install ptlflow, with the "
         f"torchvision that belongs to torch {torch.__version__}"
     ) from error
 
