@@ -18,6 +18,7 @@ _ORDER = (
     "finetune",
     "evaluate",
     "predict",
+    "serve",
     "submit",
     "gallery",
     "export_labels",

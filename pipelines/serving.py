@@ -4,14 +4,19 @@ Three files beside them: MLflow's description, the packages that it takes, and t
 reads the other two. Nothing is pickled. The code travels with the model because it is on no package index,
 and because a model is best served by the code that made it. Whoever loads a model with MLflow runs that code;
 jobs read weights and card alone.
+
+`serve` has MLflow's server ask a network of this process, without these files.
 """
 
 import json
 import platform
+import socket
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -19,7 +24,9 @@ import torch
 from jaxtyping import UInt8
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.types import ColSpec, Schema, TensorSpec
+from mlflow.types.schema import AnyType
 from numpy import ndarray
 
 from flowcore.inference import InferenceOptions, estimate_frames
@@ -45,6 +52,9 @@ _OPENCV = (
 _RULE = (
     "frames must be uint8 RGB of shape (pairs, 2, height, width, 3): the two frames of each pair, all of one "
     "size"
+)
+_VALUES = (
+    "values must be whole numbers from 0 to 255, written without a point: multiply fractions by 255 and round"
 )
 
 SIGNATURE = ModelSignature(
@@ -93,7 +103,8 @@ def _pinned_opencv() -> str:
 class ServedModel:
     """What MLflow calls: frames in, flow and occlusion out."""
 
-    def __init__(self, network: FlowNetwork) -> None:
+    def __init__(self, network: FlowNetwork, options: InferenceOptions) -> None:
+        self._options = options
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = network.ready(self._device)
 
@@ -108,7 +119,7 @@ class ServedModel:
         flows, occlusions = [], []
         for pair in frames:
             ((flow_fw, flow_bw),) = estimate_frames(
-                self._network, list(pair), self._device, InferenceOptions(), both=True
+                self._network, list(pair), self._device, self._options, both=True
             )
             assert flow_bw is not None
             flows.append(flow_fw[0].movedim(0, -1).cpu().numpy())
@@ -126,4 +137,84 @@ def _require_frames(frames: ndarray) -> None:
 
 def _load_pyfunc(path: str) -> ServedModel:
     """MLflow's name for what makes a model of a folder."""
-    return ServedModel(load_model(Path(path))[0])
+    return ServedModel(load_model(Path(path))[0], InferenceOptions())
+
+
+_NAME = "frames"
+
+
+class _RefusedError(MlflowException):
+    """Frames against the rule: status 400. MLflow's server begins a message with what it was sent, which are
+    thousands of numbers; this one stays the rule."""
+
+    def __init__(self, rule: str) -> None:
+        self._rule = rule
+        super().__init__(rule, error_code=INVALID_PARAMETER_VALUE)
+
+    @property
+    def message(self) -> str:
+        return self._rule
+
+    @message.setter
+    def message(self, _: str) -> None:
+        pass
+
+
+class _AsSent:
+    """A model whose signature takes anything. By its own one, MLflow's server makes bytes of what JSON says
+    before the model is asked: of fractions zeros, which are black frames."""
+
+    def __init__(self, model: ServedModel) -> None:
+        self._model = model
+        # The class has no types.
+        anything = ColSpec(cast(Any, AnyType)(), _NAME, required=False)
+        self.metadata = Model(signature=ModelSignature(inputs=Schema([anything])))
+        """Read by the server."""
+
+    def predict(self, sent: object) -> dict[str, ndarray]:
+        """As `ServedModel.predict`; refuses values that are no bytes, too."""
+        try:
+            # MLflow hands a list over under the name of the signature.
+            frames = np.array(sent.get(_NAME) if isinstance(sent, dict) else None)
+        except ValueError:
+            raise _RefusedError(f"{_RULE}; these lists differ in length") from None
+        if frames.dtype.kind not in "iu" or frames.min(initial=0) < 0 or frames.max(initial=0) > 255:
+            raise _RefusedError(f"{_VALUES}; {_RULE}")
+        try:
+            return self._model.predict(frames.astype(np.uint8))
+        except MlflowException as refused:
+            raise _RefusedError(refused.message) from None
+
+
+def serve(
+    network: FlowNetwork,
+    options: InferenceOptions,
+    *,
+    host: str,
+    port: int,
+    ready: Callable[[str], None],
+) -> None:
+    """Answers at `host` as `mlflow models serve` does, until SIGINT or SIGTERM; asks nobody who they are.
+
+    port: 0 for any free one. ready: called with the address when it takes questions. OSError where another
+    program listens there.
+    """
+    # They take seconds to import, and a model that MLflow serves doesn't need them.
+    import uvicorn
+    from mlflow.pyfunc import scoring_server
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise OSError(
+            f"host {host} and port {port} can't be listened on ({error.strerror or error}); take another "
+            "--port, or 0 for any free one"
+        ) from error
+    with listening:
+        application = scoring_server.init(cast(Any, _AsSent(ServedModel(network, options))))
+        place = f"[{host}]" if family == socket.AF_INET6 else host
+        ready(f"http://{place}:{listening.getsockname()[1]}")
+        # After Ctrl-C it has answered what it was asked.
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(uvicorn.Config(application, log_level="warning")).run(sockets=[listening])

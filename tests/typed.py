@@ -19,6 +19,7 @@ from jobs import (
     predict,
     pseudolabel,
     rerun,
+    serve,
     submit,
     train_teacher,
 )
@@ -32,6 +33,7 @@ JOBS: dict[str, Any] = {
     "import_labels": import_labels.ImportLabels,
     "predict": predict.Predict,
     "rerun": rerun.Rerun,
+    "serve": serve.Serve,
     "submit": submit.Submit,
     "train_teacher": train_teacher.recipes()["demo"][1],
     "train_teacher, RAFT": train_teacher.recipes()["demo:raft"][1],

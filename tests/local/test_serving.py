@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -26,6 +27,7 @@ from clips import TINY, moving, save_teacher
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from flowcore.inference import InferenceOptions
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import OcclusionCheck
 from flowcore.scenes import render_scene
@@ -36,7 +38,7 @@ from pipelines.held_back import HeldBack
 from pipelines.lineage import lineage
 from pipelines.models import fetch_model
 from pipelines.pair_set import PairSet
-from pipelines.serving import SIGNATURE, make_servable
+from pipelines.serving import SIGNATURE, make_servable, serve
 from pipelines.tracking import Run
 from pipelines.training import Trained
 
@@ -369,3 +371,64 @@ def test_a_server_refuses_frames_of_another_shape_as_a_bad_request_that_says_the
 def test_a_server_refuses_values_that_are_no_bytes(address: str) -> None:
     assert ask(address, {"inputs": np.full((1, 2, 40, 56, 3), 300).tolist()})[0] == 400
     assert ask(address, {"inputs": "frames"})[0] == 400
+
+
+@pytest.fixture(scope="module")
+def own_server(registered: Registered) -> Iterator[str]:
+    """Where our own command answers for the model."""
+    words = ["--model", str(registered.model), "--port", "0"]
+    command = [sys.executable, str(REPOSITORY / "jobs" / "serve.py"), *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found = re.search(r" answers at (http://\S+);", process.stdout.readline())
+        try:
+            assert found is not None, "it ended before it was ready"
+            yield f"{found[1]}/invocations"
+        finally:
+            process.send_signal(signal.SIGINT)
+    assert process.returncode == 0
+
+
+def test_serve_answers_with_the_network_s_own_flow(
+    own_server: str, registered: Registered, frames: np.ndarray
+) -> None:
+    status, answer = ask(own_server, {"inputs": frames.tolist()})
+    assert status == 200, answer
+    assert_answers(json.loads(answer)["predictions"], registered.network, frames)
+
+
+def frames_of(value: object, *, width: int = 56, channels: int = 3) -> list[Any]:
+    """A pair of frames that are the same everywhere, whose second one has this width."""
+    sizes = (56, width)
+    return [[[[[value] * channels for _ in range(size)] for _ in range(40)] for size in sizes]]
+
+
+@pytest.mark.parametrize(
+    ("sent", "rule"),
+    [
+        (frames_of(7, channels=4), "(pairs, 2, height, width, 3)"),
+        (frames_of(7)[0], "(pairs, 2, height, width, 3)"),
+        (frames_of(7, width=64), "all of one size; these lists differ in length"),
+        (frames_of(0.5), "whole numbers from 0 to 255"),
+        (frames_of(1.0), "whole numbers from 0 to 255"),
+        (frames_of(256), "whole numbers from 0 to 255"),
+        (frames_of(-1), "whole numbers from 0 to 255"),
+        (frames_of(None), "whole numbers from 0 to 255"),
+        ("frames", "whole numbers from 0 to 255"),
+    ],
+    ids=["channels", "no pairs", "sizes", "fractions", "points", "beyond", "negative", "nothing", "text"],
+)
+def test_serve_refuses_what_are_no_frames_with_the_rule_and_without_repeating_them(
+    own_server: str, sent: object, rule: str
+) -> None:
+    status, answer = ask(own_server, {"inputs": sent})
+    assert status == 400
+    assert rule in json.loads(answer)["message"]
+    assert len(answer) < 500
+
+
+def test_serve_asks_for_another_port_where_one_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"port {port} can't be listened on .*take another --port"):
+            serve(TINY.build(), InferenceOptions(), host="127.0.0.1", port=port, ready=pytest.fail)
