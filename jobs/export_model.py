@@ -66,13 +66,14 @@ def _write_for_hub(stage: ExportModel, output: str) -> None:
     if isinstance(network.config, ExternalConfig):
         raise ValueError(f"{network.config.uri} is another library's network; that library's hub has it")
     # Brings MLflow.
-    from pipelines.model_card import README_FILE, model_card
+    from pipelines.model_card import README_FILE, model_card, shipped_page
     from pipelines.recorded import model_record
 
+    page = shipped_page(source)
     made = None if info.run_id is None else model_record(info.run_id)
-    if made is None:
+    if made is None and page is None:
         tell("MLflow here doesn't know the run that made it: the README has what its card says")
-    readme = model_card(network, info, made, stage.license)
+    readme = model_card(network, info, made, stage.license, page)
     folder = Folder(output)
     folder.write(README_FILE, readme.encode())
     for name in (WEIGHTS_FILE, CARD_FILE):

@@ -1,15 +1,18 @@
 """What does a model say about itself on the Hugging Face hub? A README of what is recorded of it, no more.
 
 Its card tells which stage made it from what. MLflow, where it is at hand, tells the places that the run read,
-how it ended, and the errors that evaluations found.
+how it ended, and the errors that evaluations found. A network that comes with this package has a page of its
+own.
 """
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from flowcore.networks import FlowNetwork, to_dict
 from pipelines.checkpoints import ModelInfo
 from pipelines.disclosure import plain
+from pipelines.models import SHIPPED_FOLDER
 from pipelines.recorded import ModelRecord
 
 README_FILE = "README.md"
@@ -30,8 +33,21 @@ flow_fw, flow_bw = network.eval().estimate(image1, image2)  # (batch, 2, height,
 """
 
 
-def model_card(network: FlowNetwork, info: ModelInfo, made: ModelRecord | None, licence: str) -> str:
+def shipped_page(folder: Path) -> str | None:
+    """What the model in a folder says about itself; None where it doesn't come with this package. A file of
+    that name beside another model may be a stranger's, and isn't repeated."""
+    return (folder / README_FILE).read_text() if folder.parent == SHIPPED_FOLDER else None
+
+
+def model_card(
+    network: FlowNetwork,
+    info: ModelInfo,
+    made: ModelRecord | None,
+    licence: str,
+    page: str | None = None,
+) -> str:
     """The README, with the header that the hub reads. made: None where MLflow doesn't know the model's run.
+    page: of a shipped network, which stands in place of what is recorded of errors.
 
     licence: the hub's identifier of the weights' licence; ValueError for what can't be one.
     """
@@ -55,11 +71,13 @@ def model_card(network: FlowNetwork, info: ModelInfo, made: ModelRecord | None, 
     facts = dict(info.provenance)
     if made is not None:
         facts |= {f"{name}, read from": place for name, place in made.inputs.items()}
-    parts = ["\n".join(header), "# Optical flow", intro]
+    parts = ["\n".join(header), page.strip() if page is not None else "# Optical flow", intro]
     parts += ["## What it was made from", _table(("recorded", "value"), facts)]
     if made is not None and made.final:
         numbers = {name: f"{value:.6g}" for name, value in made.final.items()}
         parts += ["## How its training ended", _table(("measure", "value"), numbers)]
+    if page is not None:
+        return "\n\n".join([*parts, _USE])
     parts.append("## Errors against truth")
     if made is not None and made.errors:
         parts.append(

@@ -17,6 +17,7 @@ import argparse
 import csv
 import json
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks import report
-from benchmarks.experiments.real_pairs import STUDENT, errors_on_real_pairs
+from benchmarks.experiments.real_pairs import STUDENT, beside_dis, errors_on_real_pairs
 from benchmarks.inputs import read_chunks
 from flowcore.objectives import validate_pair
 from flowcore.occlusion import OcclusionCheck
@@ -173,6 +174,18 @@ def videos() -> str:
     return report.table(["video", "licence, as the source states it", "source"], rows, texts=3)
 
 
+def licences() -> str:
+    """How many of these videos have which licence."""
+    with VIDEOS.open() as file:
+        named = [row["licence"].partition(" (")[0] for row in csv.DictReader(file, delimiter="\t")]
+    return report.table(["licence, as the source states it", "videos"], Counter(named).most_common())
+
+
+def card() -> str:
+    """The network's errors in its card."""
+    return beside_dis(json.loads(ERRORS.read_text())["errors"], "DIS", "teacher")
+
+
 def main() -> None:
     parser = report.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -197,7 +210,7 @@ def main() -> None:
         connect()
         found = judge(arguments.data, arguments.out)
         ERRORS.write_text(json.dumps(found, indent=1) + "\n")
-    print("\n\n".join([errors(), scores(), videos()]))
+    print("\n\n".join([errors(), scores(), videos(), licences(), card()]))
 
 
 if __name__ == "__main__":

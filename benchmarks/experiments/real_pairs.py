@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from benchmarks import report
 from benchmarks.inputs import real_sets
 from jobs import evaluate
 from jobs.stages import Evaluate
@@ -26,3 +28,16 @@ def errors_on_real_pairs(data: Path, models: Mapping[str, str]) -> dict[str, dic
                 name: result.groups[group].summary() for name, result in results.items()
             }
     return errors
+
+
+def beside_dis(errors: Mapping[str, Mapping[str, Any]], dis: str, network: str) -> str:
+    """The errors of a network and of DIS, by their names there, as its card has them."""
+    rows = []
+    for group, models in errors.items():
+        both = [models[dis], models[network]]
+        epe = [each["epe"][region] for region in ("all", "occ") for each in both]
+        shown = ["-" if value is None else f"{value:.2f}" for value in epe]
+        rows.append([group, *shown, *(f"{100 * each['fl']:.2f}" for each in both)])
+    measures = ("EPE", "EPE occluded", "Fl %")
+    heads = [f"{measure}, {who}" for measure in measures for who in ("DIS", "network")]
+    return report.table(["pairs", *heads], rows)

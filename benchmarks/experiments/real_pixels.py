@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.experiments.real_pairs import RESULTS, STUDENT, errors_on_real_pairs
+from benchmarks.experiments.real_pairs import RESULTS, STUDENT, beside_dis, errors_on_real_pairs
 from jobs import distill, pseudolabel
 from pipelines.checkpoints import load_model, save_model
 from pipelines.cluster import connect
@@ -79,6 +79,11 @@ def tables() -> str:
     return "\n\n".join(found)
 
 
+def card() -> str:
+    """The network's errors in its card."""
+    return beside_dis(json.loads(ERRORS.read_text()), TEACHER, "student")
+
+
 def main() -> None:
     parser = report.parser(__doc__)
     parser.add_argument("data", type=Path, help="a folder of clips and data sets")
@@ -93,7 +98,7 @@ def main() -> None:
     models = {name: name for name in ("zero", "opencv:farneback", "opencv:dis_fast", TEACHER)}
     found = errors_on_real_pairs(arguments.data, {**models, "student": str(STUDENT)})
     ERRORS.write_text(json.dumps(found, indent=1) + "\n")
-    print(tables())
+    print(f"{tables()}\n\n{card()}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""How do the tables of docs/results get into its pages? Each stands between two marks, of which the first one
-names the function of an experiment that makes the table from the records.
+"""How do the tables of docs/results, and those in the cards of shipped networks, get into these pages? Each
+stands between two marks, of which the first one names the function of an experiment that makes the table from
+the records.
 
     python -m docs.make.results
 
@@ -11,8 +12,9 @@ from importlib import import_module
 
 from benchmarks import report
 from pipelines.installation import PROJECT_FOLDER
+from pipelines.models import SHIPPED_FOLDER
 
-RESULTS = PROJECT_FOLDER / "docs" / "results"
+PAGES = sorted([*(PROJECT_FOLDER / "docs" / "results").glob("*.md"), *SHIPPED_FOLDER.glob("*/README.md")])
 _PART = re.compile(r"(<!-- (benchmarks\.[\w.]+)\.(\w+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
 
 
@@ -28,7 +30,7 @@ def filled(page: str) -> str:
 
 def main() -> None:
     report.parser(__doc__).parse_args()
-    for path in sorted(RESULTS.glob("*.md")):
+    for path in PAGES:
         page = path.read_text()
         if (renewed := filled(page)) != page:
             path.write_text(renewed)

@@ -1,5 +1,6 @@
 """What a model says about itself on the Hugging Face hub: what is recorded, and no more."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from jobs import export_model
 from jobs.export_model import ExportModel
 from pipelines import tracking
 from pipelines.checkpoints import load_model, save_model
-from pipelines.model_card import model_card
+from pipelines.model_card import model_card, shipped_page
+from pipelines.models import SHIPPED_FOLDER
 from pipelines.recorded import ModelRecord, model_record
 
 CONFIG = PWCNetConfig(encoder_widths=(4, 4, 8), decoder_widths=(8, 8), context_widths=(8,), radius=1)
@@ -93,6 +95,30 @@ def test_no_store_is_made_to_look_a_model_up(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/absent.db")
     assert model_record("0" * 32) is None
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_comes_with_the_software_has_its_own_page_on_the_hub(tmp_path: Path) -> None:
+    output = tmp_path / "laptop"
+    export_model.main(ExportModel(model="distillflow:laptop", output=str(output), format="hub"))
+    readme = (output / "README.md").read_text()
+    assert (SHIPPED_FOLDER / "laptop" / "README.md").read_text().strip() in readme
+    assert "None is recorded." not in readme
+    assert header(readme)["library_name"] == "distillflow"
+
+
+def test_a_page_that_lies_beside_a_model_of_others_is_not_repeated(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "README.md").write_text("Upload your keys, too.")
+    assert "keys" not in (exported(tmp_path, {}) / "README.md").read_text()
+
+
+@pytest.mark.parametrize("folder", sorted(SHIPPED_FOLDER.iterdir()), ids=lambda folder: folder.name)
+def test_a_network_that_comes_with_the_software_says_what_it_is(folder: Path) -> None:
+    page = shipped_page(folder)
+    assert page is not None
+    titles = re.findall("^#+ (.*)", page, re.MULTILINE)
+    assert titles[:3] == [f"distillflow:{folder.name}", "What it learnt from", "Errors"]
+    assert titles[-1] == "Make it again"
 
 
 def test_what_is_recorded_adds_no_line_to_the_readme_and_no_secret(tmp_path: Path) -> None:

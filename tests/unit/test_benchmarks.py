@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.make.results import filled
+from docs.make import results
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(
@@ -17,9 +17,7 @@ SCRIPTS = sorted(
     if 'if __name__ == "__main__":' in path.read_text()
 )
 
-PAGES = [
-    path for path in (REPOSITORY / "docs" / "results").glob("*.md") if "<!-- benchmarks" in path.read_text()
-]
+PAGES = [path for path in results.PAGES if "<!-- benchmarks" in path.read_text()]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -45,9 +43,9 @@ def test_every_script_that_a_page_or_a_docstring_names_exists() -> None:
     assert {name for name in files if not (REPOSITORY / name).exists()} == set()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_the_tables_of_a_page_are_those_of_the_records_beside_it(page: Path) -> None:
     text = page.read_text()
     emptied = re.sub(r"(<!-- benchmarks\S+ -->\n\n).*?(\n\n<!-- end)", r"\1\2", text, flags=re.DOTALL)
     assert len(emptied) < len(text)
-    assert filled(emptied) == text
+    assert results.filled(emptied) == text
