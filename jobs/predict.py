@@ -42,7 +42,6 @@ class Predict(PredictionOptions):
         "model",
         "files",
         "occlusion",
-        "uncertainty",
         "pictures",
         "video",
         "stride",
@@ -52,10 +51,15 @@ class Predict(PredictionOptions):
     goes_on: ClassVar[bool] = True
 
     @property
+    def is_of_camera(self) -> bool:
+        """Whether the videos are the number of a camera."""
+        is_number = self.videos.isascii() and self.videos.isdecimal() and len(self.videos) <= 3
+        return is_number and not Path(self.videos).exists()
+
+    @property
     def filmed(self) -> str:
         """The videos; of a camera, its film, which is recorded now if it isn't there."""
-        is_number = self.videos.isascii() and self.videos.isdecimal() and len(self.videos) <= 3
-        if not is_number or Path(self.videos).exists():
+        if not self.is_of_camera:
             return self.videos
         if self.limit is None:
             raise ValueError(
@@ -76,9 +80,10 @@ class Predict(PredictionOptions):
 
 def main(stage: Predict) -> None:
     model, output = absolute_model(stage.model, "--model"), absolute(stage.output, "--output")
-    folder = fetch_model(model)
     # A camera is looked at last: a wrong model mustn't leave a film.
-    videos = absolute_collection(stage.filmed, "--videos")
+    videos = None if stage.is_of_camera else absolute_collection(stage.videos, "--videos")
+    folder = fetch_model(model)
+    videos = videos or absolute_collection(stage.filmed, "--videos")
     # One video needs no Ray, which takes seconds to start.
     if has_cluster():
         connect()

@@ -38,9 +38,9 @@ class PredictionOptions:
     <name>_occlusion.png, and how well the flows there and back agree, <name>_confidence.png. Take it to know
     which flow to trust."""
     uncertainty: bool = False
-    """Also write by how many pixels the network expects each vector to be off, <name>_uncertainty.png: a grey
-    value c stands for 2^(c / 8) / 64 px. Only networks trained with --network.uncertainty have it; take
-    --occlusion for others. It takes as long as --occlusion does."""
+    """Also write by how many pixels the network expects each vector to be off, <name>_uncertainty.png: grey 0
+    is 1/64 px, and each 8 more are twice as many. Only networks trained with --network.uncertainty have it;
+    take --occlusion for others. It takes as long as --occlusion does."""
     pictures: bool = False
     """Also write a picture of each pair, <name>_picture.png: the frame with arrows, the flow in colours with
     their scale, and what is occluded if --occlusion is given. Take it to look at single pairs."""
