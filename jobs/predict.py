@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from jobs.command import run
-from pipelines.checkpoints import load_model
+from pipelines.checkpoints import read_model
 from pipelines.cluster import connect, has_cluster
 from pipelines.collection import absolute_collection
 from pipelines.disclosure import plain, tell
@@ -39,14 +39,7 @@ class Predict(PredictionOptions):
     """Folder or URI to write the flow to. On a cluster all nodes must reach it."""
 
     common: ClassVar[tuple[str, ...]] = (
-        "model",
-        "files",
-        "occlusion",
-        "pictures",
-        "video",
-        "stride",
-        "limit",
-        "inference.scale",
+        *("model", "files", "occlusion", "pictures", "video", "stride", "limit", "inference.scale"),
     )
     goes_on: ClassVar[bool] = True
 
@@ -55,20 +48,6 @@ class Predict(PredictionOptions):
         """Whether the videos are the number of a camera."""
         is_number = self.videos.isascii() and self.videos.isdecimal() and len(self.videos) <= 3
         return is_number and not Path(self.videos).exists()
-
-    @property
-    def filmed(self) -> str:
-        """The videos; of a camera, its film, which is recorded now if it isn't there."""
-        if not self.is_of_camera:
-            return self.videos
-        if self.limit is None:
-            raise ValueError(
-                f"--videos {self.videos} is a camera, which has no end; add --limit, the pairs to record"
-            )
-        # OpenCV and FFmpeg, which take a while to import.
-        from pipelines.camera import recorded
-
-        return recorded(int(self.videos), self.output, self.limit * self.stride + 1)
 
     @property
     def prediction(self) -> PredictionOptions:
@@ -80,10 +59,13 @@ class Predict(PredictionOptions):
 
 def main(stage: Predict) -> None:
     model, output = absolute_model(stage.model, "--model"), absolute(stage.output, "--output")
-    # A camera is looked at last: a wrong model mustn't leave a film.
-    videos = None if stage.is_of_camera else absolute_collection(stage.videos, "--videos")
+    videos = "" if stage.is_of_camera else absolute_collection(stage.videos, "--videos")
     folder = fetch_model(model)
-    videos = videos or absolute_collection(stage.filmed, "--videos")
+    if stage.is_of_camera:
+        # OpenCV and FFmpeg, which take a while to import. A wrong model has left no film.
+        from pipelines.camera import recorded
+
+        videos = recorded(int(stage.videos), output, stage.limit, stage.stride)
     # One video needs no Ray, which takes seconds to start.
     if has_cluster():
         connect()
@@ -93,7 +75,7 @@ def main(stage: Predict) -> None:
 
     made_from = {"videos": videos, "model": model}
     with lineage("predict", None, stage, made_from, subject=split(videos)[1]) as run:
-        run.link("model", load_model(folder)[1].run_id)
+        run.link("model", read_model(folder)[0].run_id)
         started = time.monotonic()
         predicted = predict(str(folder), videos, output, stage.prediction, on_cluster=has_cluster())
         summary = PredictionSummary(videos=tuple(predicted), seconds=time.monotonic() - started)

@@ -19,13 +19,16 @@ _PAUSE_SECONDS = 0.05
 """Between two looks at a camera that has yet to give its first frame."""
 
 
-def recorded(camera: int | str, output: str, num_frames: int) -> str:
-    """The film of the camera's next frames, beside the folder or URI `output`; one that is there is left as
-    it is.
+def recorded(camera: int | str, output: str, pairs: int | None, stride: int = 1) -> str:
+    """The film of so many pairs of the camera's next frames, beside the folder or URI `output`; one that is
+    there is left as it is.
 
-    camera: OpenCV's number of it, or whatever else OpenCV opens. ValueError where there is none, and where it
-    gives fewer than two frames.
+    camera: OpenCV's number of it, or whatever else OpenCV opens. stride: frames between the two of a pair.
+    ValueError where there is none, where it gives fewer than two frames, and where the number of pairs is
+    None, as a camera has no end.
     """
+    if pairs is None:
+        raise ValueError(f"--videos {camera} is a camera, which has no end; add --limit, the pairs to record")
     folder, name = split(absolute(output, "--output"))
     name = f"{name}-camera.mp4"
     if Folder(folder).size(name) is not None:
@@ -39,7 +42,7 @@ def recorded(camera: int | str, output: str, num_frames: int) -> str:
                     "another number, or give a video"
                 )
             with Folder(folder).writing(name) as path:
-                if _record(capture, path, num_frames) < 2:
+                if _record(capture, path, pairs * stride + 1) < 2:
                     raise ValueError(
                         f"--videos {camera}: the camera gives no frames; see whether other software holds it"
                     )
