@@ -217,4 +217,6 @@ def serve(
         ready(f"http://{place}:{listening.getsockname()[1]}")
         # After Ctrl-C it has answered what it was asked.
         with suppress(KeyboardInterrupt):
-            uvicorn.Server(uvicorn.Config(application, log_level="warning")).run(sockets=[listening])
+            # Without what it would tell of a start and an end, of which Ctrl-C makes a traceback.
+            settings = uvicorn.Config(application, log_level="warning", lifespan="off")
+            uvicorn.Server(settings).run(sockets=[listening])

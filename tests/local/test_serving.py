@@ -378,7 +378,7 @@ def own_server(registered: Registered) -> Iterator[str]:
     """Where our own command answers for the model."""
     words = ["--model", str(registered.model), "--port", "0"]
     command = [sys.executable, str(REPOSITORY / "jobs" / "serve.py"), *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         found = re.search(r" answers at (http://\S+);", process.stdout.readline())
         try:
@@ -386,7 +386,9 @@ def own_server(registered: Registered) -> Iterator[str]:
             yield f"{found[1]}/invocations"
         finally:
             process.send_signal(signal.SIGINT)
+            _, errors = process.communicate()
     assert process.returncode == 0
+    assert "Traceback" not in errors
 
 
 def test_serve_answers_with_the_network_s_own_flow(
