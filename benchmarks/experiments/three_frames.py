@@ -9,21 +9,17 @@ teacher trained on without labels. What is done is in docs/results/three_frames 
 the tables at the end, with --print from the files that are there.
 """
 
-import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks import report
 from benchmarks.experiments import alone
-from benchmarks.experiments.cells import RESULTS, SEEDS, file_name, revision
+from benchmarks.experiments.cells import RESULTS, SEEDS
 from benchmarks.experiments.losses import TODAY, WIDER
-from benchmarks.report import mean_and_spread
+from benchmarks.experiments.records import Records
 from flowcore.networks import FlowNetwork
 from flowcore.objectives import StudentObjective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
@@ -31,10 +27,9 @@ from flowcore.pairs import FramePair
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model, save_model
 from pipelines.installation import PROJECT_FOLDER
-from pipelines.storage import write_whole
 from pipelines.training_options import TrainingOptions
 
-RECORDS = RESULTS / "three_frames"
+RECORDS = Records(RESULTS / "three_frames")
 MODELS = PROJECT_FOLDER / "runs" / "three_frames"
 KINDS = {"mixed": "steady motion", "unsteady": "motion that changes by 3 px a frame"}
 CHECK = OcclusionCheck(kind="range-map")
@@ -105,27 +100,8 @@ def errors_of(kind: str, pairs: Sequence[FramePair]) -> dict[str, float]:
     return {"noc": visible, "occ": hidden, "learnt": learnt, "share": float(sums[2, 1] / sums[1, 1])}
 
 
-def record_file(kind: str, name: str, seed: int) -> Path:
-    return RECORDS / f"{file_name(f'{kind}/{name}')}.seed{seed}.json"
-
-
 def do(kind: str, name: str, seed: int, make: Callable[[], Mapping[str, float]]) -> None:
-    """Measures, unless the record is there."""
-    path = record_file(kind, name, seed)
-    if path.exists():
-        return
-    started = time.monotonic()
-    record: dict[str, Any] = {
-        "kind": kind,
-        "name": name,
-        "seed": seed,
-        "revision": revision(),
-        "device": alone.DEVICE.type,
-        **make(),
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
-    print(record, flush=True)
+    RECORDS.measure(f"{kind}/{name}", seed, make, kind=kind, name=name)
 
 
 def measure(kind: str, seed: int) -> None:
@@ -139,21 +115,12 @@ def measure(kind: str, seed: int) -> None:
             do(kind, f"{labels}, {view}", seed, student)
 
 
-def records(kind: str, name: str) -> dict[int, dict[str, float]]:
-    paths = ((seed, record_file(kind, name, seed)) for seed in SEEDS)
-    return {seed: json.loads(path.read_text()) for seed, path in paths if path.exists()}
-
-
 def change(kind: str, name: str, against: str, key: str) -> str:
-    """In percent, seed by seed."""
-    found, control = records(kind, name), records(kind, against)
-    changes = [100 * (found[seed][key] / control[seed][key] - 1) for seed in found if seed in control]
-    return f"{mean_and_spread(changes, 1)} %" if changes else ""
+    return RECORDS.change(f"{kind}/{name}", f"{kind}/{against}", key)
 
 
 def mean(kind: str, name: str, key: str) -> str:
-    found = records(kind, name)
-    return mean_and_spread([each[key] for each in found.values()]) if found else ""
+    return RECORDS.mean(f"{kind}/{name}", key)
 
 
 def of_labels(kind: str) -> str:
@@ -162,7 +129,7 @@ def of_labels(kind: str) -> str:
         name = f"labels, {labels}"
         against = "" if labels == "two frames" else change(kind, name, "labels, two frames", "occ")
         numbers = [mean(kind, name, key) for key in ("noc", "occ", "learnt", "share")]
-        rows.append([labels, str(len(records(kind, name))), *numbers, against])
+        rows.append([labels, str(len(RECORDS.of(f"{kind}/{name}"))), *numbers, against])
     heads = ("labels of", "seeds", "EPE noc", "occ", "occ, learnt", "share learnt", "occ against two frames")
     return report.table(heads, rows)
 
@@ -172,7 +139,7 @@ def of_students(kind: str) -> str:
     for name in ("teacher", "control", *STUDENTS):
         numbers = [mean(kind, name, key) for key in ("all", "noc", "occ", "f1")]
         changes = [change(kind, name, "control", key) if name in STUDENTS else "" for key in ("occ", "noc")]
-        rows.append([name, str(len(records(kind, name))), *numbers, *changes])
+        rows.append([name, str(len(RECORDS.of(f"{kind}/{name}"))), *numbers, *changes])
     heads = (
         "",
         "seeds",
@@ -189,7 +156,7 @@ def of_students(kind: str) -> str:
 def tables() -> str:
     parts = []
     for kind, title in KINDS.items():
-        if not records(kind, "teacher"):
+        if not RECORDS.of(f"{kind}/teacher"):
             continue
         parts += [f"## Labels, {title}", of_labels(kind), f"## Their students, {title}", of_students(kind)]
     return "\n\n".join(parts)

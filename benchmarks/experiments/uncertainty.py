@@ -10,13 +10,9 @@ tables at the end, with --print from the files that are there.
 """
 
 import io
-import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import torch
@@ -30,11 +26,9 @@ from benchmarks.experiments.cells import (
     SEEDS,
     TEST_SCENES,
     TRAINING_SCENES,
-    file_name,
-    revision,
 )
 from benchmarks.experiments.losses import TODAY, WIDER
-from benchmarks.report import mean_and_spread
+from benchmarks.experiments.records import Records
 from flowcore.colour import Colour
 from flowcore.geometry import backward_warp, squared_length, upsample_flow, upsample_values
 from flowcore.hallucination import RectangleNoise
@@ -48,10 +42,9 @@ from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model, save_model
 from pipelines.installation import PROJECT_FOLDER
 from pipelines.labels import encode_shard, label_columns
-from pipelines.storage import write_whole
 from pipelines.training_options import TrainingOptions
 
-RECORDS = RESULTS / "uncertainty"
+RECORDS = Records(RESULTS / "uncertainty")
 MODELS = PROJECT_FOLDER / "runs" / "uncertainty"
 KIND = "mixed"
 CHECK = OcclusionCheck(kind="range-map")
@@ -167,26 +160,8 @@ def student(seed: int, name: str) -> dict[str, float]:
     return alone.judged(trained, KIND, CHECK)
 
 
-def record_file(name: str, seed: int) -> Path:
-    return RECORDS / f"{file_name(name)}.seed{seed}.json"
-
-
 def do(name: str, seed: int, make: Callable[[], Mapping[str, float]]) -> None:
-    """Measures, unless the record is there."""
-    path = record_file(name, seed)
-    if path.exists():
-        return
-    started = time.monotonic()
-    record: dict[str, Any] = {
-        "name": name,
-        "seed": seed,
-        "revision": revision(),
-        "device": alone.DEVICE.type,
-        **make(),
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
-    print(record, flush=True)
+    RECORDS.measure(name, seed, make, name=name)
 
 
 def measure(seed: int, *, ause_only: bool) -> None:
@@ -202,34 +177,18 @@ def measure(seed: int, *, ause_only: bool) -> None:
         do(name, seed, partial(student, seed, name))
 
 
-def records(name: str) -> dict[int, dict[str, float]]:
-    paths = ((seed, record_file(name, seed)) for seed in SEEDS)
-    return {seed: json.loads(path.read_text()) for seed, path in paths if path.exists()}
-
-
 def means(name: str, keys: Sequence[str], digits: int = 2) -> list[str]:
-    """Over seeds; empty where nothing was measured."""
-    found = list(records(name).values())
-    return [
-        mean_and_spread([each[key] for each in found], digits) if found and key in found[0] else ""
-        for key in keys
-    ]
+    return [RECORDS.mean(name, key, digits) for key in keys]
 
 
 def of_students() -> str:
     rows = []
-    teachers_own = records("teacher")
     for name in ("teacher", *STUDENTS):
-        found = records(name)
-        changes = []
-        for key in ("noc", "occ"):
-            values = [
-                100 * (found[seed][key] / teachers_own[seed][key] - 1)
-                for seed in found
-                if seed in teachers_own
-            ]
-            changes.append(f"{mean_and_spread(values, 1)} %" if values and name != "teacher" else "")
-        rows.append([name, len(found), *means(name, ("all", "noc", "occ", "f1")), *changes])
+        changes = [
+            RECORDS.change(name, "teacher", key) if name != "teacher" else "" for key in ("noc", "occ")
+        ]
+        numbers = means(name, ("all", "noc", "occ", "f1"))
+        rows.append([name, len(RECORDS.of(name)), *numbers, *changes])
     heads = (
         "",
         "seeds",
@@ -245,7 +204,7 @@ def of_students() -> str:
 
 def tables() -> str:
     of_areas = [
-        [name, len(records(f"AUSE {name}")), *means(f"AUSE {name}", ("epe", *MEASURES))]
+        [name, len(RECORDS.of(f"AUSE {name}")), *means(f"AUSE {name}", ("epe", *MEASURES))]
         for name in ("one teacher", "three teachers")
     ]
     heads = ("flow of", "seeds", "EPE", *(f"AUSE {name}" for name in MEASURES))
