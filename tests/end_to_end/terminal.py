@@ -32,6 +32,10 @@ def typed(
     )
 
 
+def expect_success(ended: subprocess.CompletedProcess[str]) -> None:
+    assert ended.returncode == 0, f"{ended.stdout[-4000:]}\n{ended.stderr[-4000:]}"
+
+
 def client_of(folder: Path) -> MlflowClient:
     return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
 

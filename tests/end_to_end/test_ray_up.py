@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from clips import render
 from machines import Machine, network, require_machines
-from terminal import REPOSITORY
+from terminal import REPOSITORY, expect_success
 
-from flowcore.scenes import SceneOptions, render_scene, write_video
 from pipelines.pair_set import PairSet
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -47,17 +47,12 @@ def local(head: Machine, worker: Machine, key: Path) -> str:
     return str(yaml.safe_dump(settings))
 
 
-def expect_success(ended: subprocess.CompletedProcess[str]) -> None:
-    assert ended.returncode == 0, f"{ended.stdout[-4000:]}\n{ended.stderr[-4000:]}"
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     require_machines()
     shared = tmp_path_factory.mktemp("shared")
     for seed in range(2):
-        scene = render_scene(seed, SceneOptions(height=64, width=96, num_frames=9))
-        write_video(shared / "videos" / f"scene{seed}.mp4", scene.frames)
+        render(shared / "videos" / f"scene{seed}.mp4", seed, num_frames=9, height=64, width=96)
     labels = shared / "labels"
     environment = {
         "RAY_AUTH_MODE": "token",

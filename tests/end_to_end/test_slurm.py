@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from clips import render
 from machines import Network, network, require_machines
-from terminal import REPOSITORY
+from terminal import REPOSITORY, expect_success
 
-from flowcore.scenes import SceneOptions, render_scene, write_video
 from pipelines.pair_set import PairSet
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -57,8 +57,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     require_machines()
     shared = tmp_path_factory.mktemp("shared")
     for seed in range(2):
-        scene = render_scene(seed, SceneOptions(height=64, width=96, num_frames=9))
-        write_video(shared / "videos" / f"scene{seed}.mp4", scene.frames)
+        render(shared / "videos" / f"scene{seed}.mp4", seed, num_frames=9, height=64, width=96)
     environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{shared / 'mlflow.db'}"}
     with network(("submitting", "node1", "node2"), environment) as there:
         submitting = there.machines[0]
@@ -73,7 +72,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
 
 
 def test_a_slurm_job_labels_every_pair_on_nodes_that_found_each_other(done: Done) -> None:
-    assert done.ended.returncode == 0, f"{done.ended.stdout[-4000:]}\n{done.ended.stderr[-4000:]}"
+    expect_success(done.ended)
     assert PairSet.open(str(done.labels)).index().num_rows == 16
 
 
