@@ -14,7 +14,6 @@ of what `judge` found.
 """
 
 import argparse
-import csv
 import json
 import time
 from collections import Counter
@@ -22,32 +21,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from benchmarks import report
-from benchmarks.experiments.real_pairs import STUDENT, beside_dis, errors_on_real_pairs
-from benchmarks.inputs import read_chunks
-from flowcore.objectives import validate_pair
-from flowcore.occlusion import OcclusionCheck
-from flowcore.pairs import Batch
-from flowcore.shapes import to_images
+from benchmarks.experiments.real_pairs import (
+    STUDENT,
+    beside_dis,
+    errors_on_real_pairs,
+    videos_learnt_from,
+    without_truth,
+)
 from jobs import distill, pseudolabel, train_teacher
-from jobs.recipes import RECIPES
 from pipelines.checkpoints import KEPT_FOLDER, load_model, save_model
 from pipelines.cluster import connect
-from pipelines.held_back import REFEREE
 from pipelines.installation import PROJECT_FOLDER
 from pipelines.models import SHIPPED_FOLDER, fetch_model
 from pipelines.training_options import TrainingOptions
 
 RESULTS = PROJECT_FOLDER / "docs" / "results" / "minutes"
 NETWORK = SHIPPED_FOLDER / "video"
-ERRORS, VIDEOS = RESULTS / "errors.json", RESULTS / "videos.tsv"
+ERRORS = RESULTS / "errors.json"
 _UNMASKED = 0.3
 _LOOKS = 4
 """Validations of a training, each of which keeps its model."""
-_UNSEEN_VIDEOS = 40
 
 
 def _brief(training: TrainingOptions, steps: int, batch: int, readers: int) -> TrainingOptions:
@@ -116,34 +110,7 @@ def judge(data: Path, out: Path) -> dict[str, Any]:
     last = {name: str(out / name) for name in ("teacher", "student") if (out / name).exists()}
     models = {"DIS": "opencv:dis_medium", "laptop's student": str(STUDENT), **steps, **last}
     compared = {name: models[name] for name in ("laptop's student", *list(last)[-1:])}
-    return {"errors": errors_on_real_pairs(data, models), "unseen": unseen(data, compared)}
-
-
-@torch.no_grad()
-def unseen(data: Path, models: dict[str, str]) -> dict[str, Any]:
-    """The mean photometric error of the pixels that DIS finds visible, the same for every model, on a pair of
-    each of some videos that aren't in the list of those learnt from."""
-    with VIDEOS.open() as file:
-        learnt = {row["file"] for row in csv.DictReader(file, delimiter="\t")}
-    networks = {name: load_model(fetch_model(place))[0].eval() for name, place in models.items()}
-    referee, check = REFEREE.build(), OcclusionCheck()
-    sums = {name: np.zeros(2) for name in models}
-    names: list[str] = []
-    for folder in ("clips", "clips_more"):
-        for uri, frames in read_chunks(str(data / folder), RECIPES["video"].clips, most=1):
-            name = Path(uri).name
-            if name in learnt or len(frames) < 2 or len(names) == _UNSEEN_VIDEOS:
-                continue
-            names.append(name)
-            images = to_images(frames[:2])
-            pair = Batch(image1=images[:1], image2=images[1:])
-            hidden = check.both(*referee.estimate(pair.image1, pair.image2))
-            for model, network in networks.items():
-                flows = network.estimate(pair.image1, pair.image2)
-                found = validate_pair(pair, *flows, check, hidden)
-                sums[model] += found["comparable"], found["shown"]
-    scores = {model: float(total / count) for model, (total, count) in sums.items()}
-    return {"videos": len(names), "scores": scores}
+    return {"errors": errors_on_real_pairs(data, models), "unseen": without_truth(data, compared)}
 
 
 _REGIONS = ("all", "noc", "occ")
@@ -169,15 +136,13 @@ def scores() -> str:
 
 def videos() -> str:
     """What it learnt from."""
-    with VIDEOS.open() as file:
-        rows = [[row["file"], row["licence"], row["source"]] for row in csv.DictReader(file, delimiter="\t")]
+    rows = [[each["file"], each["licence"], each["source"]] for each in videos_learnt_from()]
     return report.table(["video", "licence, as the source states it", "source"], rows, texts=3)
 
 
 def licences() -> str:
     """How many of these videos have which licence."""
-    with VIDEOS.open() as file:
-        named = [row["licence"].partition(" (")[0] for row in csv.DictReader(file, delimiter="\t")]
+    named = [each["licence"].partition(" (")[0] for each in videos_learnt_from()]
     return report.table(["licence, as the source states it", "videos"], Counter(named).most_common())
 
 

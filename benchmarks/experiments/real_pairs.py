@@ -1,20 +1,34 @@
 """What are models worth on real pairs with truth?"""
 
+import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from benchmarks import report
-from benchmarks.inputs import real_sets
+from benchmarks.inputs import read_chunks, real_sets
+from flowcore.objectives import validate_pair
+from flowcore.occlusion import OcclusionCheck
+from flowcore.pairs import Batch
+from flowcore.shapes import to_images
 from jobs import evaluate
+from jobs.recipes import RECIPES
 from jobs.stages import Evaluate
+from pipelines.checkpoints import load_model
 from pipelines.evaluation import ErrorSummary
+from pipelines.held_back import REFEREE
 from pipelines.installation import PROJECT_FOLDER
-from pipelines.models import SHIPPED_FOLDER
+from pipelines.models import SHIPPED_FOLDER, fetch_model
 
 RESULTS = PROJECT_FOLDER / "docs" / "results" / "real-pixels"
 STUDENT = SHIPPED_FOLDER / "laptop"
 """The network that was trained on real clips."""
+VIDEOS = PROJECT_FOLDER / "docs" / "results" / "minutes" / "videos.tsv"
+_FOLDERS = ("clips", "clips_more")
+_UNSEEN_VIDEOS = 40
 
 
 def errors_on_real_pairs(data: Path, models: Mapping[str, str]) -> dict[str, dict[str, ErrorSummary]]:
@@ -41,3 +55,41 @@ def beside_dis(errors: Mapping[str, Mapping[str, Any]], dis: str, network: str) 
     measures = ("EPE", "EPE occluded", "Fl %")
     heads = [f"{measure}, {who}" for measure in measures for who in ("DIS", "network")]
     return report.table(["pairs", *heads], rows)
+
+
+def videos_learnt_from() -> list[dict[str, str]]:
+    """The file, licence and source of each video that the networks of the release learnt from."""
+    with VIDEOS.open() as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def videos_of_the_release(data: Path) -> list[Path]:
+    """These videos in DATA, which has them in `clips` or `clips_more`."""
+    places = [data.resolve() / folder / each["file"] for each in videos_learnt_from() for folder in _FOLDERS]
+    return [place for place in places if place.exists()]
+
+
+@torch.no_grad()
+def without_truth(data: Path, models: dict[str, str]) -> dict[str, Any]:
+    """The mean photometric error of the pixels that DIS finds visible, the same for every model, on a pair of
+    each of some videos that aren't in the list of those learnt from."""
+    learnt = {each["file"] for each in videos_learnt_from()}
+    networks = {name: load_model(fetch_model(place))[0].eval() for name, place in models.items()}
+    referee, check = REFEREE.build(), OcclusionCheck()
+    sums = {name: np.zeros(2) for name in models}
+    names: list[str] = []
+    for folder in _FOLDERS:
+        for uri, frames in read_chunks(str(data / folder), RECIPES["video"].clips, most=1):
+            name = Path(uri).name
+            if name in learnt or len(frames) < 2 or len(names) == _UNSEEN_VIDEOS:
+                continue
+            names.append(name)
+            images = to_images(frames[:2])
+            pair = Batch(image1=images[:1], image2=images[1:])
+            hidden = check.both(*referee.estimate(pair.image1, pair.image2))
+            for model, network in networks.items():
+                flows = network.estimate(pair.image1, pair.image2)
+                found = validate_pair(pair, *flows, check, hidden)
+                sums[model] += found["comparable"], found["shown"]
+    scores = {model: float(total / count) for model, (total, count) in sums.items()}
+    return {"videos": len(names), "scores": scores}

@@ -1,104 +1,198 @@
-"""What does a student learn from real videos in two hours on two cores, without a label?
+"""What do students learn from real videos on two cores, without a label?
 
-    python -m benchmarks.experiments.real_pixels DATA [--judge]
+    python -m benchmarks.experiments.real_pixels train DATA OUT [--steps 10000]
+    python -m benchmarks.experiments.real_pixels judge DATA OUT
+    python -m benchmarks.experiments.real_pixels print
 
-Runs the recipe `laptop` on real clips: OpenCV's DIS labels them, and a student learns from those labels from
-fresh weights. Judges the student on real pairs with truth that it never saw, beside zero flow, the classical
-methods and its teacher. DATA holds `clips` and `frames` to learn from, and `middlebury_flow`, `flyingchairs`,
-`sintel` and `kitti2012`, each in its own layout, to judge on; a set that isn't there is left out. Labels that
-are there aren't made again. Writes the student to pipelines/shipped/laptop and its errors to
-docs/results/real-pixels, and prints the tables. --judge judges the student that is there, without training.
+`train` runs the recipe `laptop` on real clips, for each of three students from fresh weights. One learns from
+labels of OpenCV's DIS, one from these and from the frames, one from labels of distillflow:video, a teacher
+that never met DIS. OUT gets the students; one that is there isn't trained again.
+
+`judge` looks at the students' errors on real pairs with truth, which nothing was chosen by, beside zero flow,
+the classical methods and the teachers, and compares them without truth on videos that they didn't learn from.
+The best of them without truth becomes distillflow:laptop. `print` prints the tables of what `judge` found.
+
+DATA holds `clips`, `clips_more` and data sets with truth, each in its own layout.
 """
 
+import argparse
 import json
-import os
+import shutil
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks import report
-from benchmarks.experiments.real_pairs import RESULTS, STUDENT, beside_dis, errors_on_real_pairs
+from benchmarks.experiments.real_pairs import (
+    RESULTS,
+    STUDENT,
+    beside_dis,
+    errors_on_real_pairs,
+    videos_of_the_release,
+    without_truth,
+)
 from jobs import distill, pseudolabel
+from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model, save_model
 from pipelines.cluster import connect
-from pipelines.installation import PROJECT_FOLDER
 from pipelines.models import fetch_model
 
-FACTS, ERRORS = RESULTS / "facts.json", RESULTS / "errors.json"
-WORK = PROJECT_FOLDER / "runs" / "real_pixels"
-
-TEACHER = "opencv:dis_medium"
+ERRORS = RESULTS / "errors.json"
+DIS, NEVER_MET_DIS = "opencv:dis_medium", "distillflow:video"
 WHERE = "flow_p99 > 2"
 """Some of the clips hardly move."""
-LEARNT = ("clips", "frames")
 
 
-def make_student(data: Path, workers: int) -> None:
-    """Labels, trains, and puts the student and the seconds of both stages in their place."""
-    WORK.mkdir(parents=True, exist_ok=True)
-    collection = WORK / "collection.txt"
-    collection.write_text("".join(f"{(data / name).resolve()}\n" for name in LEARNT))
-    seconds = {}
-    started = time.monotonic()
+@dataclass(frozen=True)
+class Student:
+    """What a student learns from."""
+
+    teacher: str
+    learns: Mapping[str, Any] = field(default_factory=dict)
+    """Of the recipe's objective, what is different."""
+
+
+STUDENTS = {
+    "of DIS": Student(DIS),
+    "of DIS and the frames": Student(DIS, {"photometric_weight": 1.0, "distillation_weight": 2.0}),
+    "of distillflow:video": Student(NEVER_MET_DIS),
+}
+
+
+def _place(out: Path, name: str) -> Path:
+    return out / name.replace(" ", "-").replace(":", "-")
+
+
+def train(arguments: argparse.Namespace) -> None:
+    out, work = arguments.out.resolve(), arguments.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    collection = work / "collection.txt"
+    collection.write_text("".join(f"{each}\n" for each in videos_of_the_release(arguments.data)))
     _, labelling = pseudolabel.recipes()["laptop"]
-    labels = str(WORK / "labels")
-    labelling = replace(labelling, videos=str(collection), teacher=(TEACHER,), labels=labels)
-    written = pseudolabel.pseudolabel(labelling, "laptop")
-    seconds["labelling"] = time.monotonic() - started
-    started = time.monotonic()
-    _, distillation = distill.recipes()["laptop"]
-    training = replace(distillation.training, workers=workers)
-    distillation = replace(
-        distillation, labels=labels, run_root=str(WORK), init="fresh", where=WHERE, training=training
+    clips = replace(labelling.clips, max_pairs_per_video=arguments.pairs)
+    _, distilling = distill.recipes()["laptop"]
+    training = replace(
+        distilling.training,
+        steps=arguments.steps,
+        workers=arguments.workers,
+        held_back_most=8,
+        validate_every=max(1, arguments.steps // 2),
     )
-    uri = distill.distill(distillation, "laptop")
-    seconds["distillation"] = time.monotonic() - started
-    network, info = load_model(fetch_model(uri))
-    kept = ("stage", "recipe", "label_set", "where", "generation")
-    save_model(STUDENT, network, {name: info.provenance[name] for name in kept})
-    facts = {
-        "videos": written.num_videos,
-        "pairs": written.num_pairs,
-        "workers": workers,
-        "steps": training.steps,
-        "seconds": {stage: round(value) for stage, value in seconds.items()},
+    facts = {"steps": training.steps, "workers": training.workers, "of a video": clips.max_pairs_per_video}
+    for name, student in STUDENTS.items():
+        place = _place(out, name)
+        if place.exists():
+            continue
+        began = time.monotonic()
+        labels = str(work / student.teacher.partition(":")[2])
+        written = pseudolabel.pseudolabel(
+            replace(
+                labelling, videos=str(collection), clips=clips, teacher=(student.teacher,), labels=labels
+            ),
+            "laptop",
+        )
+        facts |= {"videos": written.num_videos, "pairs": written.num_pairs}
+        labelled = time.monotonic()
+        stage = replace(
+            distilling,
+            labels=labels,
+            run_root=str(work),
+            init="fresh",
+            where=WHERE,
+            training=training,
+            objective=replace(distilling.objective, **student.learns),
+        )
+        uri = distill.distill(stage, "laptop")
+        network, info = load_model(fetch_model(uri))
+        kept = ("stage", "recipe", "label_set", "where", "generation")
+        save_model(place, network, {key: info.provenance[key] for key in kept})
+        seconds = {"labelling": round(labelled - began), "distillation": round(time.monotonic() - labelled)}
+        (place / "facts.json").write_text(json.dumps({**facts, "seconds": seconds}, indent=1) + "\n")
+        print(f"{name}: {seconds}", flush=True)
+
+
+def judge(data: Path, out: Path) -> dict[str, Any]:
+    """Errors by set and model, errors without truth, and how each student was trained."""
+    students = {name: str(_place(out, name)) for name in STUDENTS if _place(out, name).exists()}
+    classical = {name: name for name in ("zero", "opencv:farneback", "opencv:dis_fast", DIS, NEVER_MET_DIS)}
+    return {
+        "errors": errors_on_real_pairs(data, {**classical, **students}),
+        "unseen": without_truth(data, {NEVER_MET_DIS: NEVER_MET_DIS, **students}),
+        "trained": {
+            name: json.loads((Path(place) / "facts.json").read_text()) for name, place in students.items()
+        },
     }
-    FACTS.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _found() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(ERRORS.read_text())
+    return found
 
 
 def tables() -> str:
     """The errors that were found, a table for each group of pairs."""
     heads = ("EPE all", "EPE noc", "EPE occ", "Fl %", "occlusion F")
-    found = []
-    for group, models in json.loads(ERRORS.read_text()).items():
+    tables = []
+    for group, models in _found()["errors"].items():
         rows = []
         for name, numbers in models.items():
             values = [*numbers["epe"].values(), 100 * numbers["fl"], numbers["occlusion"]["f1"]]
             rows.append([name, *("-" if value is None else f"{value:.2f}" for value in values)])
-        found.append(report.table([group, *heads], rows))
-    return "\n\n".join(found)
+        tables.append(report.table([group, *heads], rows))
+    return "\n\n".join(tables)
+
+
+def trained() -> str:
+    """What each student took, and its error without truth."""
+    found = _found()
+    rows = []
+    for name, facts in found["trained"].items():
+        seconds = facts["seconds"]
+        score = f"{found['unseen']['scores'][name]:.4f}"
+        rows.append([name, facts["pairs"], facts["steps"], *(f"{each}" for each in seconds.values()), score])
+    heads = ["student", "pairs", "steps", "s of labelling", "s of distillation", "error without truth"]
+    return report.table(heads, rows)
+
+
+def best() -> str:
+    """The student with the least error without truth."""
+    scores = _found()["unseen"]["scores"]
+    return min(STUDENTS, key=lambda name: scores.get(name, float("inf")))
 
 
 def card() -> str:
     """The network's errors in its card."""
-    return beside_dis(json.loads(ERRORS.read_text()), TEACHER, "student")
+    return beside_dis(_found()["errors"], DIS, best())
 
 
 def main() -> None:
     parser = report.parser(__doc__)
-    parser.add_argument("data", type=Path, help="a folder of clips and data sets")
-    parser.add_argument("--workers", type=int, default=2, help="training processes; 2 by default")
-    parser.add_argument("--judge", action="store_true", help="only judge the student that is there")
+    commands = parser.add_subparsers(dest="command", required=True)
+    training = commands.add_parser("train", help="the three students")
+    training.add_argument("data", type=Path, help="a folder of clips")
+    training.add_argument("out", type=Path, help="folder for the students")
+    steps = RECIPES["laptop"].student.steps
+    training.add_argument("--steps", type=int, default=steps, help=f"of each; {steps} by default")
+    training.add_argument("--pairs", type=int, default=40, help="of a video, at most; 40 by default")
+    training.add_argument("--workers", type=int, default=2, help="training processes; 2 by default")
+    training.add_argument("--work", type=Path, default=Path("runs/real_pixels"), help="for everything else")
+    judging = commands.add_parser("judge", help="errors of what was trained")
+    judging.add_argument("data", type=Path, help="a folder of clips and data sets")
+    judging.add_argument("out", type=Path, help="the folder that train wrote")
+    commands.add_parser("print", help="only print the tables")
     arguments = parser.parse_args()
-    WORK.mkdir(parents=True, exist_ok=True)
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{WORK / 'mlflow.db'}"
-    connect()
-    if not arguments.judge:
-        make_student(arguments.data, arguments.workers)
-    models = {name: name for name in ("zero", "opencv:farneback", "opencv:dis_fast", TEACHER)}
-    found = errors_on_real_pairs(arguments.data, {**models, "student": str(STUDENT)})
-    ERRORS.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"{tables()}\n\n{card()}")
+    if arguments.command == "train":
+        connect()
+        train(arguments)
+        return
+    if arguments.command == "judge":
+        connect()
+        ERRORS.write_text(json.dumps(judge(arguments.data, arguments.out), indent=1) + "\n")
+        for file in ("model.safetensors", "model.json"):
+            shutil.copyfile(_place(arguments.out, best()) / file, STUDENT / file)
+    print(f"{trained()}\n\n{tables()}\n\n{card()}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DEPLOY = REPOSITORY / "deploy"
 RAY_JOBS = ("kuberay-label.yaml", "kuberay-train.yaml")
 SCHEMA = REPOSITORY / "tests" / "data" / "kuberay-1.7.0-rayjob.json.gz"
+COMPOSE_SCHEMA = REPOSITORY / "tests" / "data" / "compose-spec-2025-10-28.json.gz"
+"""Of the Compose Specification's repository at commit a08f8d5."""
 LOCKED = {
     package["name"]: package["version"]
     for package in tomllib.loads((REPOSITORY / "uv.lock").read_text())["package"]
@@ -187,10 +189,29 @@ def test_a_container_s_requirements_keep_their_hashes() -> None:
     assert text == "a==1 ; x \\\n    --hash=sha256:1\nb==3 \\\n    --hash=sha256:3\n"
 
 
-@pytest.fixture(scope="module")
-def services() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+@pytest.fixture
+def composed() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     return content
+
+
+@pytest.fixture
+def services(composed: dict[str, Any]) -> dict[str, Any]:
+    return dict(composed["services"])
+
+
+def compose_specification() -> Any:
+    return jsonschema.Draft7Validator(json.loads(gzip.decompress(COMPOSE_SCHEMA.read_bytes())))
+
+
+def test_compose_accepts_the_services(composed: dict[str, Any]) -> None:
+    compose_specification().validate(composed)
+
+
+def test_a_misspelt_field_is_none_that_compose_knows(composed: dict[str, Any]) -> None:
+    composed["services"]["mlflow"]["depend_on"] = ["database"]
+    with pytest.raises(jsonschema.ValidationError, match="depend_on"):
+        compose_specification().validate(composed)
 
 
 def test_composed_services_wait_for_what_they_need(services: dict[str, Any]) -> None:
