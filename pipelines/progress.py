@@ -1,21 +1,25 @@
 """How far is work that takes long? Words tell it, the same beside a bar on a terminal and in lines of a log.
 
-Ray forwards what workers print only together with all their noise; here they report to a small actor, and a
-thread of the driver shows what it says.
+Ray forwards what workers print only together with all their noise; here they leave a report in Ray's head,
+and a thread of the driver shows what it says.
 """
 
 import contextlib
+import json
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, Self, TextIO
+from dataclasses import dataclass
+from typing import Protocol, Self, TextIO
 
 from pipelines.disclosure import tell
 from pipelines.labelling_progress import LabellingProgress
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_LINES = 10.0
+_NAMESPACE = "distillflow"
 
 
 class _Surface(Protocol):
@@ -142,46 +146,50 @@ class _Bar:
         self._drawn.stop()
 
 
-class _Board:
-    """The last report; lives in an actor."""
-
-    def __init__(self) -> None:
-        self.report: tuple[int, int, tuple[str, ...]] = 0, 0, ()
-
-    def write(self, done: int, before: int, facts: tuple[str, ...]) -> None:
-        self.report = done, before, facts
-
-    def read(self) -> tuple[int, int, tuple[str, ...]]:
-        return self.report
-
-
+@dataclass(frozen=True)
 class Reporter:
-    """What a worker reports to; it can be sent to any process of the cluster."""
+    """What a worker reports to; it can be sent to any process of the cluster. The last report lies in the
+    key-value store of Ray's head."""
 
-    def __init__(self, board: Any) -> None:
-        self._board = board
+    key: str
 
     def report(self, done: int, *facts: str, before: int = 0) -> None:
-        """As `Progress.show`; doesn't wait."""
-        self._board.write.remote(done, before, facts)
+        """As `Progress.show`."""
+        from ray.experimental import internal_kv
+
+        report = json.dumps([done, before, facts]).encode()
+        internal_kv._internal_kv_put(self.key, report, namespace=_NAMESPACE)
+
+    def last(self) -> tuple[int, int, list[str]] | None:
+        """What was reported last: done, before and the facts."""
+        from ray.experimental import internal_kv
+
+        report = internal_kv._internal_kv_get(self.key, namespace=_NAMESPACE)
+        return json.loads(report) if report else None
+
+    def forget(self) -> None:
+        """Removes the report from Ray's head."""
+        from ray.experimental import internal_kv
+
+        internal_kv._internal_kv_del(self.key, namespace=_NAMESPACE)
 
 
 @contextlib.contextmanager
 def of_worker(work: str, unit: str, total: int) -> Iterator[Reporter]:
     """The progress of what a worker does while the block runs."""
-    import ray
     from ray.exceptions import RayError
 
-    board: Any = ray.remote(num_cpus=0)(_Board).remote()
+    reporter = Reporter(f"progress/{uuid.uuid4().hex}")
     finished = threading.Event()
     with Progress(work, unit, total) as progress:
 
         def show() -> None:
-            # The board's node may be gone: a bar that stands still mustn't end the work. A worker that was
-            # started again reports less than the one before it.
+            # Where Ray's head is gone, the work has an error of its own to tell.
             with contextlib.suppress(RayError):
-                done, before, facts = ray.get(board.read.remote())
-                progress.show(done, *facts, before=before)
+                # A worker that was started again reports less than the one before it.
+                if (report := reporter.last()) is not None:
+                    done, before, facts = report
+                    progress.show(done, *facts, before=before)
 
         def watch() -> None:
             while not finished.wait(_SECONDS_BETWEEN_LOOKS):
@@ -190,12 +198,13 @@ def of_worker(work: str, unit: str, total: int) -> Iterator[Reporter]:
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:
-            yield Reporter(board)
+            yield reporter
         finally:
             finished.set()
             watcher.join()
             show()
-            ray.kill(board)
+            with contextlib.suppress(RayError):
+                reporter.forget()
 
 
 @contextlib.contextmanager

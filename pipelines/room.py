@@ -33,6 +33,11 @@ def resources() -> dict[str, float]:
     return cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]
 
 
+def num_nodes(have: Mapping[str, float]) -> int:
+    """The machines of a cluster with these resources: each has one that is named after it."""
+    return sum(name.startswith("node:") and name != "node:__internal_head__" for name in have)
+
+
 def num_gpus() -> int:
     """The GPUs that the cluster has now."""
     return int(resources().get("GPU", 0))
@@ -170,10 +175,10 @@ class TrainingRoom:
         """CPUs that each task that feeds a worker asks for."""
         return 1 if self.min_workers is None or self.uses_gpus else 0
 
-    def validates_itself(self, gpus: int) -> bool:
-        """Whether a worker validates between two steps, in a cluster with so many GPUs: the workers have them
-        all."""
-        return self.uses_gpus and gpus <= self.workers
+    def validates_itself(self, *, gpus: int, nodes: int) -> bool:
+        """Whether a worker validates between two steps, in a cluster with so many GPUs and nodes: where no
+        task could do it elsewhere. A task on the workers' own cores would only start one process more."""
+        return gpus <= self.workers if self.uses_gpus else nodes == 1
 
     def validation(self) -> dict[str, Any]:
         """What the validation task asks of Ray, where there is one. On CPUs it asks for none, because workers

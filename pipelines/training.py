@@ -22,7 +22,7 @@ from pipelines import progress, worker
 from pipelines.held_back import SCORE, HeldBack, Validation
 from pipelines.models import StartingPoint, copy_model, vanishing_folder
 from pipelines.pair_set import PairSet, one_of_each_size
-from pipelines.room import TrainingRoom, resources, training_room
+from pipelines.room import TrainingRoom, num_nodes, resources, training_room
 from pipelines.split import hold_back
 from pipelines.storage import Folder, join
 from pipelines.training_options import TrainingOptions
@@ -139,7 +139,7 @@ def train(
             options=options,
             judge=judge,
             validation=validation,
-            validates_itself=room.validates_itself(int(have.get("GPU", 0))),
+            validates_itself=room.validates_itself(gpus=int(have.get("GPU", 0)), nodes=num_nodes(have)),
             provenance=dict(run.provenance),
             reader_cpus=room.reader_cpus,
             reporter=reporter,

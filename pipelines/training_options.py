@@ -81,10 +81,10 @@ class TrainingOptions:
     """Steps between two points of the logged curves; each is the mean over these steps. Raise it for smoother
     curves."""
     validate_every: int = 200
-    """Steps between two validations on the held-back pairs. Each validates a checkpoint while training
-    continues; training waits only if one hasn't ended when the next is due. It takes a spare GPU. If the
-    workers have every GPU, the first worker validates between two steps; without GPUs it takes half of a
-    node's CPU cores. Raise it if `train/waiting_for_validation_seconds` is high."""
+    """Steps between two validations on the held-back pairs. On a spare GPU, or without GPUs in a cluster of
+    several nodes, training continues meanwhile, and waits only if one hasn't ended when the next is due. If
+    the workers have every GPU, and on a single machine without any, the first worker validates between two
+    steps. Raise it if `train/waiting_for_validation_seconds` is high."""
     patience: int | None = None
     """Validations in a row without improvement after which training ends early; the best model is then the
     result. `none` trains to the last step, whose model is the result. Raise it if validation fluctuates."""

@@ -298,7 +298,11 @@ class _Worker:
         if self.rank == 0:
             # A copy, as a network that trains isn't to be set up for inference.
             network = copy.deepcopy(self.optimiser.result).to(self.device).eval()
+            threads = torch.get_num_threads()
+            # The other workers wait.
+            torch.set_num_threads(num_cores())
             numbers = self.assignment.validation.of(network, self.device, self.optimiser.step)
+            torch.set_num_threads(threads)
         heard = cast(dict[str, float], broadcast_from_rank_zero(numbers))
         self._log({"train/waiting_for_validation_seconds": time.monotonic() - began})
         return heard

@@ -102,11 +102,12 @@ class Driver:
     def __init__(
         self, address: str, collection: Path, teacher: Path, labels: Path | str, stops: Sequence[int]
     ) -> None:
-        script = teacher / "driver.py"
-        deaths = repr(str(script.with_name("deaths")))
-        script.write_text(DRIVER.replace("WIDTH", str(DEADLY_WIDTH)).replace("DEATHS", deaths))
+        # Not from a file: one that is written anew for a second driver is empty for a moment, and then the
+        # first, which is about to read it, ends without a word and with status 0.
+        deaths = repr(str(teacher / "deaths"))
+        script = DRIVER.replace("WIDTH", str(DEADLY_WIDTH)).replace("DEATHS", deaths)
         self.process = subprocess.Popen(
-            [sys.executable, str(script), *map(str, (collection, teacher, labels, address, *stops))],
+            [sys.executable, "-c", script, *map(str, (collection, teacher, labels, address, *stops))],
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -11,7 +11,15 @@ from flowcore.frame_codec import FrameCodec
 from flowcore.occlusion import OcclusionCheck
 from flowcore.video import ClipOptions
 from pipelines.labelling_stages import Plan
-from pipelines.room import READ_CPUS, TEACHER_CPUS, WRITE_CPUS, LabellingRoom, TrainingRoom, labelling_room
+from pipelines.room import (
+    READ_CPUS,
+    TEACHER_CPUS,
+    WRITE_CPUS,
+    LabellingRoom,
+    TrainingRoom,
+    labelling_room,
+    num_nodes,
+)
 
 LATER = {"CPU": 64.0, "GPU": 8.0}
 GPUS_OF_NOW_OR_LATER = pytest.mark.parametrize(
@@ -95,18 +103,28 @@ def training_room_of(workers: int, *, uses_gpus: bool = True) -> TrainingRoom:
     return TrainingRoom(workers=workers, min_workers=None, uses_gpus=uses_gpus, resize_seconds=60.0)
 
 
-@given(workers=st.integers(1, 64), spare=st.integers(1, 64))
-def test_a_worker_leaves_validation_to_a_spare_gpu(workers: int, spare: int) -> None:
-    assert not training_room_of(workers).validates_itself(workers + spare)
+@given(workers=st.integers(1, 64), spare=st.integers(1, 64), nodes=st.integers(1, 9))
+def test_a_worker_leaves_validation_to_a_spare_gpu(workers: int, spare: int, nodes: int) -> None:
+    assert not training_room_of(workers).validates_itself(gpus=workers + spare, nodes=nodes)
 
 
-@given(workers=st.integers(1, 64), data=st.data())
+@given(workers=st.integers(1, 64), nodes=st.integers(1, 9), data=st.data())
 def test_a_worker_validates_itself_where_the_workers_have_every_gpu(
-    workers: int, data: st.DataObject
+    workers: int, nodes: int, data: st.DataObject
 ) -> None:
-    assert training_room_of(workers).validates_itself(data.draw(st.integers(0, workers)))
+    gpus = data.draw(st.integers(0, workers))
+    assert training_room_of(workers).validates_itself(gpus=gpus, nodes=nodes)
 
 
-@given(workers=st.integers(1, 64), gpus=st.integers(0, 64))
-def test_on_cpus_a_task_validates_whatever_gpus_there_are(workers: int, gpus: int) -> None:
-    assert not training_room_of(workers, uses_gpus=False).validates_itself(gpus)
+@given(workers=st.integers(1, 64), gpus=st.integers(0, 64), nodes=st.integers(0, 9))
+def test_on_cpus_a_task_validates_where_another_machine_may_have_a_core(
+    workers: int, gpus: int, nodes: int
+) -> None:
+    room = training_room_of(workers, uses_gpus=False)
+    assert room.validates_itself(gpus=gpus, nodes=nodes) == (nodes == 1)
+
+
+def test_a_machine_counts_as_one_node_whether_it_is_the_head_or_not() -> None:
+    have = {"CPU": 8.0, "node:10.0.0.1": 1.0, "node:__internal_head__": 1.0, "memory": 1e9}
+    assert num_nodes(have) == 1
+    assert num_nodes({**have, "node:10.0.0.2": 1.0}) == 2
