@@ -77,10 +77,16 @@ def train(arguments: argparse.Namespace) -> None:
         distilling.training,
         steps=arguments.steps,
         workers=arguments.workers,
+        precision=arguments.precision,
         held_back_most=8,
         validate_every=max(1, arguments.steps // 2),
     )
-    facts = {"steps": training.steps, "workers": training.workers, "of a video": clips.max_pairs_per_video}
+    facts = {
+        "steps": training.steps,
+        "workers": training.workers,
+        "precision": training.precision,
+        "of a video": clips.max_pairs_per_video,
+    }
     for name, student in STUDENTS.items():
         place = _place(out, name)
         if place.exists():
@@ -176,6 +182,9 @@ def main() -> None:
     steps = RECIPES["laptop"].student.steps
     training.add_argument("--steps", type=int, default=steps, help=f"of each; {steps} by default")
     training.add_argument("--pairs", type=int, default=40, help="of a video, at most; 40 by default")
+    training.add_argument(
+        "--precision", choices=["float32", "bfloat16"], default="float32", help="as --training.precision"
+    )
     training.add_argument("--workers", type=int, default=2, help="training processes; 2 by default")
     training.add_argument("--work", type=Path, default=Path("runs/real_pixels"), help="for everything else")
     judging = commands.add_parser("judge", help="errors of what was trained")

@@ -100,14 +100,16 @@ class Driver:
     """The labelling command, in a process of its own."""
 
     def __init__(
-        self, address: str, collection: Path, teacher: Path, labels: Path | str, stops: Sequence[int]
+        self,
+        script: Path,
+        address: str,
+        collection: Path,
+        teacher: Path,
+        labels: Path | str,
+        stops: Sequence[int],
     ) -> None:
-        # Not from a file: one that is written anew for a second driver is empty for a moment, and then the
-        # first, which is about to read it, ends without a word and with status 0.
-        deaths = repr(str(teacher / "deaths"))
-        script = DRIVER.replace("WIDTH", str(DEADLY_WIDTH)).replace("DEATHS", deaths)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, (collection, teacher, labels, address, *stops))],
+            [sys.executable, str(script), *map(str, (collection, teacher, labels, address, *stops))],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -158,9 +160,14 @@ def node(cluster: Cluster) -> Any:
 @pytest.fixture(scope="module")
 def start(cluster: Cluster, node: Any, collection: Path, teacher: Path) -> Start:
     """Starts a driver that labels into a folder, in the cluster."""
+    # Once: while it were written anew for a second driver, the first could read an empty one, which ends
+    # without a word and with status 0.
+    script = teacher / "driver.py"
+    deaths = repr(str(teacher / "deaths"))
+    script.write_text(DRIVER.replace("WIDTH", str(DEADLY_WIDTH)).replace("DEATHS", deaths))
 
     def started(labels: Path | str, *stops: int, videos: Path = collection) -> Driver:
-        return Driver(cluster.address, videos, teacher, labels, stops)
+        return Driver(script, cluster.address, videos, teacher, labels, stops)
 
     return started
 

@@ -19,13 +19,13 @@ from typing import TypeVar
 
 import psutil
 import pytest
+from clips import render
 from cluster_settings import QUICK_TO_SEE
 from mlflow.entities import Run
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
-from flowcore.scenes import SceneOptions, render_scene, write_video
 from pipelines import registry, tracking
 from pipelines.checkpoints import load_model
 
@@ -91,8 +91,7 @@ if __name__ == "__main__":
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     for seed in range(2):
-        scene = render_scene(seed, SceneOptions(height=64, width=96, num_frames=9))
-        write_video(folder / f"scene{seed}.mp4", scene.frames)
+        render(folder / f"scene{seed}.mp4", seed, num_frames=9, height=64, width=96)
     return folder
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from clips import render
 from mlflow.entities import Run
 from ports import free_ports
 from terminal import BIN, runs_by_stage, typed
 
-from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
+from flowcore.scenes import SceneOptions, render_scene, write_truth
 from pipelines.pair_set import PairSet
 
 CLUSTERS = ("labelling", "training")
@@ -96,8 +97,7 @@ STUDENT = "models:/flow-student@champion"
 def chain(head: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Chain:
     folder = tmp_path_factory.mktemp("chain")
     for seed in range(2):
-        scene = render_scene(seed, SceneOptions(height=64, width=96, num_frames=9))
-        write_video(folder / "videos" / f"scene{seed}.mp4", scene.frames)
+        render(folder / "videos" / f"scene{seed}.mp4", seed, num_frames=9, height=64, width=96)
     (folder / "videos" / "broken.mp4").write_bytes(b"not a video")
     truth = render_scene(9, SceneOptions(height=64, width=96, num_frames=3))
     write_truth(folder / "truth" / "scene9", truth)

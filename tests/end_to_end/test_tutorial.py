@@ -7,11 +7,11 @@ from pathlib import Path
 import cv2
 import nbformat
 import pytest
+from clips import render
 from nbclient import NotebookClient
 from terminal import BIN, REPOSITORY, client_of
 
 from docs.make.notebook import NOTEBOOK, PAGE, notebook
-from flowcore.scenes import SceneOptions, render_scene, write_video
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -30,8 +30,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "docs").mkdir()
     (folder / "jobs").symlink_to(REPOSITORY / "jobs")
     for seed in range(2):
-        scene = render_scene(seed, SceneOptions(height=72, width=120, num_frames=NUM_FRAMES))
-        write_video(folder / "my_videos" / f"scene{seed}.mp4", scene.frames)
+        render(folder / "my_videos" / f"scene{seed}.mp4", seed, NUM_FRAMES, height=72, width=120)
     read = nbformat.read(NOTEBOOK, as_version=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")

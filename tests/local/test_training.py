@@ -31,7 +31,7 @@ from flowcore.pairs import Batch
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
 from jobs import train_teacher
-from pipelines import tracking
+from pipelines import tracking, training
 from pipelines.checkpoints import (
     CARD_FILE,
     KEPT_FOLDER,
@@ -93,14 +93,19 @@ def trained(
     *,
     judge: Judge | None = None,
     resume: str | None = None,
+    nodes: int = 1,
 ) -> tuple[Trained, str]:
-    with tracking.start(
-        "train_teacher",
-        recipe="test",
-        parameters=options,
-        resume_run_id=resume,
-        project_folder=project_folder,
-    ) as run:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tracking.start(
+            "train_teacher",
+            recipe="test",
+            parameters=options,
+            resume_run_id=resume,
+            project_folder=project_folder,
+        ) as run,
+    ):
+        patch.setattr(training, "num_nodes", lambda have: nodes)
         provenance = {"stage": "train_teacher", "run_id": run.run_id}
         stage_run = StageRun(run, "train_teacher", str(project_folder / "runs"), provenance)
         judge = judge or Judge(alarm=NO_ALARM)
@@ -159,11 +164,11 @@ class Waiting(PairSet):
 
 @pytest.fixture(scope="module")
 def failed(pairs: PairSet, project: Path) -> tuple[str, str]:
-    """The error of a training whose validation can't be done, and its run."""
+    """The error of a training whose validation, a task, can't be done, and its run."""
     averaged = replace(OPTIONS, ema_decay=0.4, max_failures=0)
     lost = Judge(truth=Waiting(**vars(pairs), file=None), alarm=NO_ALARM)
     with pytest.raises(WorkerGroupError) as failure:
-        trained(source(pairs), project, averaged, judge=lost)
+        trained(source(pairs), project, averaged, judge=lost, nodes=2)
     client = tracking.MlflowClient(tracking.tracking_uri(project))
     (experiment,) = client.search_experiments(filter_string="name != 'Default'")
     (run,) = client.search_runs([experiment.experiment_id])
@@ -176,12 +181,20 @@ def finished(pairs: PairSet, project: Path, failed: tuple[str, str]) -> tuple[Tr
     file = project / "begun"
     found = Judge(truth=Waiting(**vars(pairs), file=file), alarm=NO_ALARM)
     averaged = replace(OPTIONS, ema_decay=0.4)
-    return trained(source(pairs, Announcing(file)), project, averaged, judge=found, resume=failed[1])
+    return trained(source(pairs, Announcing(file)), project, averaged, judge=found, resume=failed[1], nodes=2)
 
 
 def test_a_validation_that_fails_is_the_trainings_error(failed: tuple[str, str]) -> None:
     error, _ = failed
     assert "no such pairs any more" in error
+
+
+def test_a_validation_between_two_steps_that_fails_is_the_training_s_error(
+    pairs: PairSet, project: Path
+) -> None:
+    lost = Judge(truth=Waiting(**vars(pairs), file=None), alarm=NO_ALARM)
+    with pytest.raises(WorkerGroupError, match="no such pairs any more"):
+        trained(source(pairs), project, replace(OPTIONS, max_failures=0), judge=lost)
 
 
 def test_a_validation_that_failed_is_made_up_for_when_the_training_goes_on(
