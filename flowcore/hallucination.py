@@ -43,6 +43,11 @@ class Transformation(Protocol):
     def __call__(self, pair: FramePair, rng: np.random.Generator) -> FramePair: ...
 
 
+def pair_generator(seed: int, epoch: int, pair_id: str) -> np.random.Generator:
+    """The randomness of what is done to a pair in an epoch: the same in any order and on any cluster."""
+    return np.random.default_rng([seed, epoch, int(pair_id[:16], 16)])
+
+
 _SUPERPIXEL_PIXELS = 50
 """Pixels of a superpixel from which on SLIC finds the edges of things. More make it slower, not better
 (`python -m benchmarks.speed.superpixels`)."""

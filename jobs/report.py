@@ -10,9 +10,9 @@ from pipelines.appraisal import USUAL, Appraisal
 from pipelines.disclosure import plain
 from pipelines.evaluation import EvaluationResult, slice_table, table, uncertainty_table
 from pipelines.grades import QUALITIES
+from pipelines.label_rows import decode_occlusion
 from pipelines.labelling import LabellingSummary
 from pipelines.labelling_status import LabellingStatus
-from pipelines.labels import decode_occlusion
 from pipelines.ledger import LEDGER_FILE
 from pipelines.pair_set import PairSet
 

@@ -18,8 +18,8 @@ from jobs.options import REQUIRED
 from jobs.recipes import RECIPES
 from pipelines.filters import PairFilter
 from pipelines.invocation import typed
+from pipelines.label_rows import DEFAULT_MAX_SPREAD
 from pipelines.labelling import LabellingOptions
-from pipelines.labels import DEFAULT_MAX_SPREAD
 from pipelines.models import StartingPoint, absolute_model, starting_point
 from pipelines.pair_set import PairSet
 from pipelines.storage import absolute, shared_folder

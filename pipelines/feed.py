@@ -25,10 +25,9 @@ import torch
 from jaxtyping import Int
 from numpy import ndarray
 
-from flowcore.hallucination import Transformation
+from flowcore.hallucination import Transformation, pair_generator
 from flowcore.pairs import Batch, stacked_arrays
 from pipelines.cluster import feed_in_order
-from pipelines.labels import pair_generator
 from pipelines.pair_set import PairSet
 
 _STREAMS = 32

@@ -39,7 +39,7 @@ from flowcore.drawing import (
 from flowcore.frame_codec import FrameCodec
 from flowcore.pairs import FramePair
 from pipelines.grades import QUALITIES, GalleryOptions, GradedSet, choose, finite_mean
-from pipelines.labels import decode_occlusion
+from pipelines.label_rows import decode_occlusion
 from pipelines.ledger import video_record
 from pipelines.storage import concurrently
 

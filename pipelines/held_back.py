@@ -28,7 +28,7 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch, FramePair
 from flowcore.shapes import Mask
 from pipelines.checkpoints import load_model
-from pipelines.labels import decode_occlusion
+from pipelines.label_rows import decode_occlusion
 from pipelines.models import copy_model
 from pipelines.pair_set import PairSet
 from pipelines.room import num_cores

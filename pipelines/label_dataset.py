@@ -21,9 +21,9 @@ from numpy import ndarray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flowcore.hallucination import Transformation
+from flowcore.hallucination import Transformation, pair_generator
 from pipelines.filters import PairFilter
-from pipelines.labels import decode_occlusion, decode_uncertainty, pair_generator
+from pipelines.label_rows import decode_occlusion, decode_uncertainty
 from pipelines.pair_set import PairSet
 from pipelines.storage import absolute
 

@@ -17,13 +17,8 @@ from numpy import ndarray
 from flowcore.pairs import FramePair
 from pipelines.filters import PairFilter
 from pipelines.invocation import typed
-from pipelines.labels import (
-    DEFAULT_MAX_SPREAD,
-    PAIR_ID,
-    PAIR_SCHEMA,
-    decode_row,
-    with_second_frames,
-)
+from pipelines.label_rows import DEFAULT_MAX_SPREAD, decode_row
+from pipelines.labels import PAIR_ID, PAIR_SCHEMA, with_second_frames
 from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE, VideoRecord, read_ledger, read_manifest
 from pipelines.set_description import DESCRIPTION_FILE, SetDescription, SetKind, description_at
 from pipelines.shard_files import OpenShard, ShardNames, opened_shard

@@ -28,7 +28,7 @@ from flowcore.scenes import Scene, SceneOptions, render_scene
 from flowcore.shapes import Mask, to_images
 from flowcore.uncertainty import trust
 from pipelines.held_back import REFEREE
-from pipelines.labels import DEFAULT_MAX_SPREAD
+from pipelines.label_rows import DEFAULT_MAX_SPREAD
 from pipelines.step import OptimiserStep
 from pipelines.training_options import TrainingOptions
 
@@ -93,7 +93,7 @@ def labelled_pairs(
 
 
 def _trusted(labels: PseudoLabels, way: str, tolerance: float | None) -> Float[ndarray, "pairs height width"]:
-    """As `pipelines.labels.decode_row` has it."""
+    """As `pipelines.label_rows.decode_row` has it."""
     occluded = getattr(labels, f"occ_{way}")
     continued, spread, uncertainty = (
         _every_pixel(getattr(labels, f"{name}_{way}"), labels.flow_stride, *occluded.shape[-2:])

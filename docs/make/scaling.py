@@ -42,8 +42,9 @@ from flowcore.shapes import to_images
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model
 from pipelines.cluster import connect
+from pipelines.label_rows import decode_flow
 from pipelines.labelling import LabellingOptions
-from pipelines.labels import decode_flow, encode_shard, label_columns
+from pipelines.labels import encode_shard, label_columns
 from pipelines.models import BEST, fetch_model
 from pipelines.pair_set import row_values
 

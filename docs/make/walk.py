@@ -137,7 +137,12 @@ def new_machine(clip: Path) -> Iterator[tuple[Path, dict[str, str]]]:
         subprocess.run([sys.executable, "-m", "venv", home / "venv"], check=True)
         folder = home / "flow"
         folder.mkdir()
-        wheel = [home / "venv/bin/pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, source]
+        wheel = [
+            str(home / "venv/bin/pip"),
+            *"wheel --quiet --no-deps --wheel-dir".split(),
+            str(folder),
+            str(source),
+        ]
         subprocess.run(wheel, check=True)
         shutil.copy(clip, folder / "clip.mp4")
         kept = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_"))}

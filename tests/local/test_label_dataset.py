@@ -18,7 +18,7 @@ from flowcore.hallucination import Challenge, RectangleNoise
 from flowcore.pairs import Batch, FramePair
 from pipelines.filters import PairFilter
 from pipelines.label_dataset import LabelDataset
-from pipelines.labels import decode_occlusion
+from pipelines.label_rows import decode_occlusion
 from pipelines.pair_set import PairSet
 
 CHALLENGE = Challenge(

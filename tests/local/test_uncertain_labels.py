@@ -18,8 +18,8 @@ from pipelines.checkpoints import save_model
 from pipelines.collection import Collection
 from pipelines.grades import GradedSet
 from pipelines.label_dataset import LabelDataset
+from pipelines.label_rows import decode_uncertainty
 from pipelines.labelling import LabellingOptions, write_labels
-from pipelines.labels import decode_uncertainty
 from pipelines.pair_set import PairSet
 from pipelines.teachers import Teachers
 
