@@ -137,13 +137,8 @@ def new_machine(clip: Path) -> Iterator[tuple[Path, dict[str, str]]]:
         subprocess.run([sys.executable, "-m", "venv", home / "venv"], check=True)
         folder = home / "flow"
         folder.mkdir()
-        wheel = [
-            str(home / "venv/bin/pip"),
-            *"wheel --quiet --no-deps --wheel-dir".split(),
-            str(folder),
-            str(source),
-        ]
-        subprocess.run(wheel, check=True)
+        wheel = ["pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(source)]
+        subprocess.run([str(home / "venv/bin/python"), "-m", *wheel], check=True)
         shutil.copy(clip, folder / "clip.mp4")
         kept = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_"))}
         path = f"{home / 'venv/bin'}:/usr/local/bin:/usr/bin:/bin"
