@@ -3,7 +3,7 @@
     mlflow ui --backend-store-uri sqlite:///mlflow.db &
     python -m docs.make.runs http://127.0.0.1:5000
 
-Needs Chromium, and an MLflow with a few runs, such as those of `make demo`. Writes docs/tutorial/runs.jpg.
+Needs Chromium, and an MLflow with a few runs, such as those of `make demo`. Writes docs/tutorial/runs.png.
 """
 
 import subprocess
@@ -13,12 +13,13 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from benchmarks import report
-from docs.make.tutorial import PICTURES, jpeg
-from flowcore.formats import read_image
+from flowcore.formats import encode_image, read_image
+from pipelines.installation import PROJECT_FOLDER
 from pipelines.pages import runs_page
 from pipelines.storage import write_whole
 from pipelines.tracking import EXPERIMENT
 
+PICTURE = PROJECT_FOLDER / "docs" / "tutorial" / "runs.png"
 WINDOW = 2200, 760
 """Pixels, wide enough for all columns."""
 SHOWN = 1640
@@ -50,9 +51,9 @@ def main() -> None:
         ]
         page = f"{address}/{runs_page(experiment.experiment_id)}"
         subprocess.run(["chromium", *flags, page], check=True, stderr=subprocess.DEVNULL)
-        content = jpeg(read_image(picture)[:, :SHOWN])
-    write_whole(PICTURES / "runs.jpg", content)
-    print(f"docs/tutorial/runs.jpg: {len(content) / 1e3:.0f} kB")
+        content = encode_image(read_image(picture)[:, :SHOWN], PICTURE.name)
+    write_whole(PICTURE, content)
+    print(f"docs/tutorial/{PICTURE.name}: {len(content) / 1e3:.0f} kB")
 
 
 if __name__ == "__main__":

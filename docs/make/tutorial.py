@@ -82,7 +82,7 @@ def _decoded(picture: str) -> Picture:
     return np.ascontiguousarray(shown[..., ::-1])
 
 
-def jpeg(picture: Picture) -> bytes:
+def _jpeg(picture: Picture) -> bytes:
     """The picture, not wider than `WIDTH`."""
     scale = min(1.0, WIDTH / picture.shape[1])
     small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -97,7 +97,7 @@ def main() -> None:
     clip = parser.parse_args().clip
     for name, made in (("flow.jpg", predicted), ("gallery.jpg", labelled)):
         with tempfile.TemporaryDirectory(prefix="tutorial-") as folder:
-            content = jpeg(made(clip, Path(folder)))
+            content = _jpeg(made(clip, Path(folder)))
         write_whole(PICTURES / name, content)
         print(f"docs/tutorial/{name}: {len(content) / 1e3:.0f} kB")
 
