@@ -57,6 +57,17 @@ class InferenceOptions:
         if self.tile_pixels is not None and self.tile_pixels < 128 * 128:
             raise ValueError(f"tile_pixels {self.tile_pixels} must be at least 16384, a tile of 128x128 px")
 
+    def apply(self, network: FlowNetwork) -> None:
+        """Makes the network refine its flow as often as is asked; ValueError of one that has no
+        iterations."""
+        if self.iterations is not None:
+            network.set_iterations(self.iterations)
+
+    def ready(self, network: FlowNetwork, device: torch.device) -> FlowNetwork:
+        """The network, set up on the device for `estimate_frames` with these options. Raises as `apply`."""
+        self.apply(network)
+        return network.ready(device)
+
 
 @torch.no_grad()
 def estimate_frames(
@@ -70,7 +81,8 @@ def estimate_frames(
     """The flow of the pairs of consecutive frames, some pairs after the other: forward, and backward if
     `both`.
 
-    network: on this device. On a GPU the flow may still be computed when it is given.
+    network: as `options.ready` gives it, on this device. On a GPU the flow may still be computed when it is
+    given.
     """
     for forward, *backward in _estimates(partial(_flows, both=both), network, frames, device, options):
         yield forward, backward[0] if backward else None

@@ -61,9 +61,9 @@ class VideoFlow:
         self, network: FlowNetwork, options: InferenceOptions, *, both: bool, scaled: bool = False
     ) -> None:
         """both: the flow back, too. scaled: and how far the network expects to be off; that takes as long
-        as the flow back."""
+        as the flow back. ValueError for options that the network doesn't have."""
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._network = network.ready(self._device)
+        self._network = options.ready(network, self._device)
         self._options = options
         self._both = both
         self._scaled = scaled

@@ -104,9 +104,10 @@ class ServedModel:
     """What MLflow calls: frames in, flow and occlusion out."""
 
     def __init__(self, network: FlowNetwork, options: InferenceOptions) -> None:
+        """ValueError for options that the network doesn't have."""
         self._options = options
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._network = network.ready(self._device)
+        self._network = options.ready(network, self._device)
 
     def predict(self, frames: UInt8[ndarray, "pairs 2 height width 3"]) -> dict[str, ndarray]:
         """`flow`, float32 (pairs, height, width, 2): from the first frame of each pair to the second, right

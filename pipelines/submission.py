@@ -85,10 +85,11 @@ def submit_network(
 ) -> Submission:
     """`submit` with a network's flow, on a GPU where there is one, with a bar of the pairs.
 
-    name: of the data set. digest: of the network.
+    name: of the data set. digest: of the network. Raises as `submit`, and ValueError, with nothing written,
+    for options that the network doesn't have.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.eval().to(device)
+    inference.ready(network, device)
 
     def estimate(image1: Frame, image2: Frame) -> FlowArray:
         ((flow, _),) = estimate_frames(network, [image1, image2], device, inference, both=False)

@@ -131,6 +131,30 @@ def test_a_network_s_submission_is_its_own_flow(kitti: Path, server: Server, tmp
     assert digest in (folder / RECORD_FILE).read_text()
 
 
+def test_a_raft_s_submission_is_refined_as_often_as_it_is_told(
+    kitti: Path, server: Server, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = tiny()["raft"].build()
+    inference = InferenceOptions(iterations=5)
+    submit_network(network, "0123", "kitti2015", server, kitti, tmp_path / "out", inference)
+    flow, _ = read_flow(tmp_path / "out" / "flow" / "000000_10.png")
+    images = [to_images(frame[None]) for frame in FRAMES[:2]]
+    for iterations, is_same in ((3, False), (5, True)):
+        network.set_iterations(iterations)
+        expected, _ = network.estimate(*images)
+        assert (np.abs(flow - expected[0].numpy()).max() <= 1 / 128 + 1e-3) == is_same
+
+
+def test_iterations_of_a_network_that_has_none_are_refused_before_a_folder_is_claimed(
+    kitti: Path, server: Server, tmp_path: Path
+) -> None:
+    inference, network = InferenceOptions(iterations=5), tiny()["pwcnet"].build()
+    with pytest.raises(ValueError, match="PWCNet has no iterations to set to 5; of our networks RAFT"):
+        submit_network(network, "0123", "kitti2015", server, kitti, tmp_path / "out", inference)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
