@@ -114,18 +114,24 @@ class ServedModel:
         and down, in pixels. `occlusion`, bool (pairs, height, width): True where what the first frame shows
         isn't visible in the second, by the forward-backward check.
 
-        MlflowException, of which its server makes status 400, for frames of another shape.
+        MlflowException, of which its server makes status 400, for frames of another shape, and for those that
+        the network can't estimate.
         """
         _require_frames(frames)
-        flows, occlusions = [], []
-        for pair in frames:
-            ((flow_fw, flow_bw),) = estimate_frames(
-                self._network, list(pair), self._device, self._options, both=True
-            )
-            assert flow_bw is not None
-            flows.append(flow_fw[0].movedim(0, -1).cpu().numpy())
-            occlusions.append(OcclusionCheck()(flow_fw, flow_bw)[0, 0].cpu().numpy())
+        try:
+            flows, occlusions = zip(*map(self._estimate, frames), strict=True)
+        except ValueError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
         return {"flow": np.stack(flows), "occlusion": np.stack(occlusions)}
+
+    def _estimate(self, pair: UInt8[ndarray, "2 height width 3"]) -> tuple[ndarray, ndarray]:
+        """Flow and occlusion."""
+        ((flow_fw, flow_bw),) = estimate_frames(
+            self._network, list(pair), self._device, self._options, both=True
+        )
+        assert flow_bw is not None
+        occlusion = OcclusionCheck()(flow_fw, flow_bw)
+        return flow_fw[0].movedim(0, -1).cpu().numpy(), occlusion[0, 0].cpu().numpy()
 
 
 def _require_frames(frames: ndarray) -> None:

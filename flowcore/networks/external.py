@@ -205,7 +205,7 @@ class OpenCVNetwork(ExternalNetwork):
         except cv2.error as error:
             raise ValueError(
                 f"{self.config.uri} can't estimate flow for frames of {first.shape} px ({error.err}); leave "
-                "this teacher out, or the small videos"
+                "out the small frames, or take another network"
             ) from error
         return np.ascontiguousarray(flow.transpose(2, 0, 1))
 

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -23,12 +24,13 @@ import mlflow.pyfunc
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from clips import TINY, moving, save_teacher
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from flowcore.inference import InferenceOptions
-from flowcore.networks import FlowNetwork
+from flowcore.networks import FlowNetwork, tiny
 from flowcore.occlusion import OcclusionCheck
 from flowcore.scenes import render_scene
 from flowcore.shapes import to_images
@@ -38,7 +40,7 @@ from pipelines.held_back import HeldBack
 from pipelines.lineage import lineage
 from pipelines.models import fetch_model
 from pipelines.pair_set import PairSet
-from pipelines.serving import SIGNATURE, make_servable, serve
+from pipelines.serving import SIGNATURE, ServedModel, make_servable, serve
 from pipelines.tracking import Run
 from pipelines.training import Trained
 
@@ -373,10 +375,10 @@ def test_a_server_refuses_values_that_are_no_bytes(address: str) -> None:
     assert ask(address, {"inputs": "frames"})[0] == 400
 
 
-@pytest.fixture(scope="module")
-def own_server(registered: Registered) -> Iterator[str]:
+@contextmanager
+def served(model: str) -> Iterator[str]:
     """Where our own command answers for the model."""
-    words = ["--model", str(registered.model), "--port", "0"]
+    words = ["--model", model, "--port", "0"]
     command = [sys.executable, str(REPOSITORY / "jobs" / "serve.py"), *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -389,6 +391,12 @@ def own_server(registered: Registered) -> Iterator[str]:
             _, errors = process.communicate()
     assert process.returncode == 0
     assert "Traceback" not in errors
+
+
+@pytest.fixture(scope="module")
+def own_server(registered: Registered) -> Iterator[str]:
+    with served(str(registered.model)) as address:
+        yield address
 
 
 def test_serve_answers_with_the_network_s_own_flow(
@@ -427,6 +435,31 @@ def test_serve_refuses_what_are_no_frames_with_the_rule_and_without_repeating_th
     assert status == 400
     assert rule in json.loads(answer)["message"]
     assert len(answer) < 500
+
+
+def test_serve_refuses_frames_that_the_model_cannot_estimate_with_the_model_s_reason() -> None:
+    with served("opencv:dis_medium") as address:
+        status, answer = ask(address, {"inputs": np.zeros((1, 2, 8, 8, 3), np.uint8).tolist()})
+    refused = json.loads(answer)
+    assert status == 400
+    assert refused["message"].startswith("opencv:dis_medium can't estimate flow for frames of (8, 8) px")
+    assert "stack_trace" not in refused
+
+
+def test_a_served_raft_refines_its_flow_as_often_as_it_is_told(frames: np.ndarray) -> None:
+    torch.manual_seed(0)
+    network = tiny()["raft"].build()
+    answer = ServedModel(network, InferenceOptions(iterations=5)).predict(frames)
+    twin = tiny()["raft"].build()
+    twin.load_state_dict(network.state_dict())
+    assert not np.allclose(answer["flow"], own_answer(twin, frames)["flow"], rtol=0, atol=1e-3)
+    twin.set_iterations(5)
+    np.testing.assert_allclose(answer["flow"], own_answer(twin, frames)["flow"], rtol=0, atol=1e-3)
+
+
+def test_a_network_without_iterations_is_not_served_with_some() -> None:
+    with pytest.raises(ValueError, match="PWCNet has no iterations to set to 5; of our networks RAFT"):
+        serve(TINY.build(), InferenceOptions(iterations=5), host="127.0.0.1", port=0, ready=pytest.fail)
 
 
 def test_serve_asks_for_another_port_where_one_is_taken() -> None:
