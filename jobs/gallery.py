@@ -33,21 +33,22 @@ class Gallery(GalleryOptions):
 
 
 def main(stage: Gallery) -> None:
-    from pipelines import tracking
-    from pipelines.lineage import Made, lineage
-
     output = absolute(stage.output, "--output")
     folder, name = split(output)
-    places: dict[str, Made] = {"labels": absolute(stage.labels, "--labels")}
+    places = {"labels": absolute(stage.labels, "--labels")}
     if stage.other is not None:
         places["other"] = absolute(stage.other, "--other")
+    sets = {role: PairSet.open(place) for role, place in places.items()}
+    # Slow imports come after the checks above, so that a wrong option fails at once.
+    from pipelines import tracking
+    from pipelines.lineage import lineage
+
     with lineage("gallery", None, stage, places) as run:
         graded = {}
-        for role, place in places.items():
-            pairs = PairSet.open(str(place))
+        for role, pairs in sets.items():
             maker = pairs.description.provenance.get("run_id")
             graded[role] = GradedSet.read(pairs, {} if maker is None else tracking.origin(maker))
-            run.reads(role, str(place), pairs, "gallery")
+            run.reads(role, places[role], pairs, "gallery")
         page = gallery_page(graded["labels"], graded.get("other"), stage)
         Folder(folder).write(name, page)
         run.summary({f"labels/{column}": mean for column, mean in graded["labels"].means().items()})

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from jobs.command import run
-from pipelines.checkpoints import read_model
 from pipelines.cluster import connect, has_cluster
 from pipelines.collection import absolute_collection
 from pipelines.disclosure import plain, tell
@@ -66,18 +65,20 @@ def main(stage: Predict) -> None:
         from pipelines.camera import recorded
 
         videos = recorded(int(stage.videos), output, stage.limit, stage.stride)
+    # Slow imports come after the checks above, so that a wrong option fails at once.
+    from pipelines.prediction import PredictionPlan, PredictionSummary
+
+    plan = PredictionPlan.of(str(folder), videos, output, stage.prediction)
     # One video needs no Ray, which takes seconds to start.
     if has_cluster():
         connect()
-    # Slow imports come after the checks above, so that a wrong option fails at once.
     from pipelines.lineage import lineage
-    from pipelines.prediction import PredictionSummary, predict
 
     made_from = {"videos": videos, "model": model}
     with lineage("predict", None, stage, made_from, subject=split(videos)[1]) as run:
-        run.link("model", read_model(folder)[0].run_id)
+        run.link("model", plan.card.run_id)
         started = time.monotonic()
-        predicted = predict(str(folder), videos, output, stage.prediction, on_cluster=has_cluster())
+        predicted = plan.predict(on_cluster=has_cluster())
         summary = PredictionSummary(videos=tuple(predicted), seconds=time.monotonic() - started)
         run.summary(summary.metrics())
         for video in summary.videos:

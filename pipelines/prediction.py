@@ -6,11 +6,11 @@ doing anything twice.
 
 import dataclasses
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import ray
 import torch
@@ -22,7 +22,7 @@ from flowcore.networks import FlowNetwork
 from flowcore.networks.interface import no_scale
 from flowcore.records import record
 from flowcore.video import VideoError
-from pipelines.checkpoints import load_model
+from pipelines.checkpoints import ModelInfo, load_model
 from pipelines.collection import VideoSource, stamp_of
 from pipelines.decoding import DecoderProcess
 from pipelines.destinations import destinations, flow_name
@@ -117,55 +117,81 @@ class _Task:
     problem: str = ""
 
 
-def predict(
-    model: str, videos: str, output: str, options: PredictionOptions, *, on_cluster: bool = False
-) -> list[PredictedVideo]:
-    """Writes the flow of every two consecutive frames of a video, an image sequence, or a whole collection.
+@dataclass(frozen=True, kw_only=True)
+class PredictionPlan:
+    """What a prediction will do: its input was checked, and nothing is written yet."""
 
-    `model` is what `fetch_model` takes, `videos` what `find_videos` takes, and `output` a folder or its URI.
-    A file is named after the first frame of its pair: the image's stem, or in a video the frame's number in
-    six digits. The files of one video lie in `output` itself, those of a collection in a folder for each
-    video. What an earlier run of the same options has done is left as it is.
+    network: FlowNetwork
+    card: ModelInfo
+    """Of the network."""
+    tasks: tuple[_Task, ...]
+    """One a video."""
+    options: PredictionOptions
 
-    With `on_cluster` Ray's nodes do the work, each video on a GPU if the cluster has any now; all nodes must
-    be able to read the videos and write the output. Raises FileNotFoundError where there is nothing to
-    predict, ValueError where files would overwrite each other, or those of another video or model, and where
-    the model can't give what is asked for.
-    """
-    folders = destinations(videos, output)
-    network, info = load_model(fetch_model(model))
-    if options.uncertainty and not network.predicts_scale:
-        raise ValueError(
-            f"--uncertainty can't be written: {no_scale(f'--model {model}')}; take --occlusion for another "
-            "network, whose <name>_confidence.png tells how well the flows there and back agree"
-        )
-    if options.inference.iterations is not None:
-        network.set_iterations(options.inference.iterations)
-    _require_plain(absolute(output, "--output"), folders.values())
-    tasks = list(concurrently(lambda each: _task(*each, info.digest, options), list(folders.items())))
-    results = []
-    with Progress("predict", "video", len(tasks)) as progress:
-        pairs = new = before = 0
-        for number, states in enumerate(_started(network, tasks, options, on_cluster)):
-            latest = None
-            for latest in states:
-                made = new + latest.num_pairs * latest.is_new
-                facts = (
-                    f"{pairs + latest.num_pairs} pairs",
-                    f"{made / max(progress.seconds, 1e-3):.3g} pairs/s",
-                )
-                # What an earlier run did says nothing of the speed.
-                earlier = before + (not latest.is_new)
-                progress.show(round(number + latest.share, 2), *facts, before=earlier)
-            assert latest is not None
-            pairs, new, before = pairs + latest.num_pairs, made, earlier
-            results.append(latest)
-    return results
+    @classmethod
+    def of(cls, model: str, videos: str, output: str, options: PredictionOptions) -> Self:
+        """The plan for a video, an image sequence, or a whole collection.
+
+        `model` is what `fetch_model` takes, `videos` what `find_videos` takes, and `output` a folder or its
+        URI. A file is named after the first frame of its pair: the image's stem, or in a video the frame's
+        number in six digits. The files of one video lie in `output` itself, those of a collection in a folder
+        for each video.
+
+        Raises FileNotFoundError where there is nothing to predict, ValueError where files would overwrite
+        each other, or those of another video or model, and where the model can't give what is asked for.
+        """
+        folders = destinations(videos, output)
+        network, card = load_model(fetch_model(model))
+        if options.uncertainty and not network.predicts_scale:
+            raise ValueError(
+                f"--uncertainty can't be written: {no_scale(f'--model {model}')}; take --occlusion for "
+                "another network, whose <name>_confidence.png tells how well the flows there and back agree"
+            )
+        options.inference.apply(network)
+        _require_plain(absolute(output, "--output"), folders.values())
+        tasks = concurrently(lambda each: _task(*each, card.digest, options), list(folders.items()))
+        return cls(network=network, card=card, tasks=tuple(tasks), options=options)
+
+    def predict(self, *, on_cluster: bool = False) -> list[PredictedVideo]:
+        """Writes the flow of every two consecutive frames of each video; what an earlier run of the same
+        options has done is left as it is.
+
+        With `on_cluster` Ray's nodes do the work, each video on a GPU if the cluster has any now; all nodes
+        must be able to read the videos and write the output.
+        """
+        results = []
+        with Progress("predict", "video", len(self.tasks)) as progress:
+            pairs = new = before = 0
+            for number, states in enumerate(self._started(on_cluster)):
+                latest = None
+                for latest in states:
+                    made = new + latest.num_pairs * latest.is_new
+                    facts = (
+                        f"{pairs + latest.num_pairs} pairs",
+                        f"{made / max(progress.seconds, 1e-3):.3g} pairs/s",
+                    )
+                    # What an earlier run did says nothing of the speed.
+                    earlier = before + (not latest.is_new)
+                    progress.show(round(number + latest.share, 2), *facts, before=earlier)
+                assert latest is not None
+                pairs, new, before = pairs + latest.num_pairs, made, earlier
+                results.append(latest)
+        return results
+
+    def _started(self, on_cluster: bool) -> Iterator[Iterator[PredictedVideo]]:
+        if not on_cluster:
+            for task in self.tasks:
+                yield predict_video(self.network, task, self.options)
+            return
+        remote: Any = ray.remote(**predicting_room())(predict_video)
+        held = ray.put(self.network)
+        # All at once: Ray starts as many as there is room for.
+        running = [remote.remote(held, task, self.options) for task in self.tasks]
+        for task, references in zip(self.tasks, running, strict=True):
+            yield _heard(task, references)
 
 
-def predict_video(
-    network: FlowNetwork, task: "_Task", options: PredictionOptions
-) -> Iterator[PredictedVideo]:
+def predict_video(network: FlowNetwork, task: _Task, options: PredictionOptions) -> Iterator[PredictedVideo]:
     """Predicts one video; yields after each pair, and once more at the end. Whatever goes wrong is that
     video's problem, except for a broken device and a disk that takes nothing."""
     state = PredictedVideo(source=task.source, folder=task.location, is_new=not task.is_done)
@@ -308,21 +334,6 @@ class _OneAhead:
         self._thread.shutdown()
         if kind is None:
             self._finish()
-
-
-def _started(
-    network: FlowNetwork, tasks: Sequence[_Task], options: PredictionOptions, on_cluster: bool
-) -> Iterator[Iterator[PredictedVideo]]:
-    if not on_cluster:
-        for task in tasks:
-            yield predict_video(network, task, options)
-        return
-    remote: Any = ray.remote(**predicting_room())(predict_video)
-    held = ray.put(network)
-    # All at once: Ray starts as many as there is room for.
-    running = [remote.remote(held, task, options) for task in tasks]
-    for task, references in zip(tasks, running, strict=True):
-        yield _heard(task, references)
 
 
 def _heard(task: _Task, references: Iterable[Any]) -> Iterator[PredictedVideo]:

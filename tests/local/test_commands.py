@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -562,10 +563,21 @@ print("ray" in sys.modules and sys.modules["ray"].is_initialized(), "mlflow" in 
 whether Ray was started and MLflow imported."""
 
 
-def test_wrong_input_is_told_before_ray_and_mlflow_are_asked(tmp_path: Path) -> None:
-    for folder in ("videos", "nothing", "truth/training/image_2", "truth/training/flow_noc"):
+def test_wrong_input_is_told_before_ray_and_mlflow_are_asked(model: str, tmp_path: Path) -> None:
+    for folder in (
+        "videos",
+        "nothing",
+        "images",
+        "occupied",
+        "truth/training/image_2",
+        "truth/training/flow_noc",
+    ):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "videos" / "a.mp4").touch()
+    for image in ("0.png", "1.png"):
+        write_image(tmp_path / "images" / image, np.zeros((32, 32, 3), np.uint8))
+    (tmp_path / "occupied" / "0.flo").touch()
+    flow = ["predict", "--model", model, "--output"]
     label = ["pseudolabel", "smoke", "--labels", "labels", "--teacher"]
     dis = "opencv:dis_medium"
     wrong = {
@@ -576,6 +588,12 @@ def test_wrong_input_is_told_before_ray_and_mlflow_are_asked(tmp_path: Path) -> 
         ("distill", "smoke", "--run-root", "runs", "--labels", "labels"): "labels",
         ("finetune", "smoke", "--run-root", "runs", "--init", "fresh", "--truth", "kitti2015:truth"): "kitti",
         ("evaluate", "--model", "model", "--truth", "kitti2015:truth"): "kitti",
+        (*flow, "flow", "--videos", "vidoes"): f"nothing is at {tmp_path / 'vidoes'}",
+        (*flow, "flow", "--videos", "images/0.png"): "is one image and flow needs two",
+        (*flow, "occupied", "--videos", "images"): "holds 0.flo but no _prediction.json",
+        (*flow, "flow", "--videos", "images", "--uncertainty"): "--uncertainty can't be written",
+        (*flow, "flow", "--videos", "images", "--inference.iterations", "9"): "PWCNet has no iterations",
+        ("gallery", "--labels", "labels", "--output", "gallery.html"): f"{tmp_path / 'labels'}",
         (*label, dis, "--videos", "videos"): "no Ray answers at RAY_ADDRESS 127.0.0.1:1 ",
     }
     typed = [[str(REPOSITORY / "jobs" / f"{job}.py"), *arguments] for job, *arguments in wrong]

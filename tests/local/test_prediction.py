@@ -35,7 +35,7 @@ from pipelines.decoding import DecoderProcess
 from pipelines.film import film
 from pipelines.flow_files import FlowFormat, PredictionOptions
 from pipelines.inference import VideoFlow
-from pipelines.prediction import RECORD_FILE, PredictedVideo, PredictionSummary, predict
+from pipelines.prediction import RECORD_FILE, PredictedVideo, PredictionPlan, PredictionSummary
 from pipelines.storage import Folder
 
 PLAIN = PredictionOptions()
@@ -74,6 +74,12 @@ def write_images(folder: Path, frames: Frames, names: list[str]) -> Path:
 def flow_of_pair(network: FlowNetwork, image1: ndarray, image2: ndarray) -> Float[ndarray, "2 height width"]:
     flow_fw, _ = network.estimate(to_images(image1[None]), to_images(image2[None]))
     return flow_fw[0].numpy()
+
+
+def predict(
+    model: str, videos: str, output: str, options: PredictionOptions, *, on_cluster: bool = False
+) -> list[PredictedVideo]:
+    return PredictionPlan.of(model, videos, output, options).predict(on_cluster=on_cluster)
 
 
 def written(folder: Path) -> list[str]:
