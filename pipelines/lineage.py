@@ -187,7 +187,7 @@ def lineage(
         stage_run = StageRun(run, stage, root, provenance)
         goes_on = _goes_on(stage, run.run_id) if hasattr(configuration, "resume") else None
         if goes_on is not None:
-            tell(f"run {run.run_id}: {run.url_hint}\nif it is killed: {goes_on}")
+            tell(f"run {run.run_id}\nlook at it: {run.how_to_look}\nif it is killed: {goes_on}")
         for name, made in made_from.items():
             _record(stage_run, name, made, project_folder)
         for numbers in kept.values():

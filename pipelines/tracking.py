@@ -79,7 +79,10 @@ def tracking_uri(project_folder: Path = PROJECT_FOLDER) -> str:
 
 def ui_command(project_folder: Path = PROJECT_FOLDER) -> str:
     """The line to type to look at the runs; for a server, its address. Without a password in either."""
-    uri = tracking_uri(project_folder)
+    return _viewer(tracking_uri(project_folder))
+
+
+def _viewer(uri: str) -> str:
     if uri.startswith("http"):
         return without_secrets(uri)
     program = "mlflow" if shutil.which("mlflow") else str(Path(sys.executable).parent / "mlflow")
@@ -113,10 +116,14 @@ class Run:
         return cls(client_of(uri), uri, run_id)
 
     @property
-    def url_hint(self) -> str:
-        """The page of the run, on the server or on the one that `ui_command` starts."""
-        server = self.uri if self.uri.startswith("http") else "http://127.0.0.1:5000"
-        return f"{without_secrets(server).rstrip('/')}/{run_page(self._experiment_id, self.run_id)}"
+    def how_to_look(self) -> str:
+        """The page of the run on its server. For a run in a database, first the line to type that starts a
+        server, whose page is on the next line."""
+        page = run_page(self._experiment_id, self.run_id)
+        viewer = _viewer(self.uri)
+        if self.uri.startswith("http"):
+            return f"{viewer.rstrip('/')}/{page}"
+        return f"{viewer}\nand then open: http://127.0.0.1:5000/{page}"
 
     def last_picture(self) -> str | None:
         """The path of the artifact that is the picture which was logged last, None without any."""

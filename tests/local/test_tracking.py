@@ -860,6 +860,17 @@ def test_a_run_that_can_be_resumed_says_how(project: Path, capsys: pytest.Captur
     assert f"jobs/distill.py with the same options and --resume {run.run_id}" in capsys.readouterr().out
 
 
+def test_a_run_in_a_database_names_the_command_before_the_page_that_the_command_serves(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with lineage("distill", "smoke", Resumable(), {}, project_folder=project) as run:
+        pass
+    told = capsys.readouterr().out
+    command, page = told.index(tracking.ui_command(project)), told.index("http://127.0.0.1:5000/#/")
+    assert command < page < told.index("--resume")
+    assert f"/runs/{run.run_id}?" in told[page:]
+
+
 def test_ctrl_c_says_how_to_go_on_with_the_run(project: Path) -> None:
     with (
         pytest.raises(KeyboardInterrupt) as stop,
@@ -1179,8 +1190,8 @@ def test_a_model_that_a_server_does_not_have_is_named(served: Run) -> None:
 
 
 def test_a_run_on_a_server_has_an_address(server: str, served: Run) -> None:
-    assert served.url_hint.startswith(f"{server}/#/experiments/")
-    assert served.url_hint.endswith(f"/runs/{served.run_id}?workflowType=machine_learning")
+    assert served.how_to_look.startswith(f"{server}/#/experiments/")
+    assert served.how_to_look.endswith(f"/runs/{served.run_id}?workflowType=machine_learning")
 
 
 def test_a_run_on_a_server_writes_nothing_into_the_current_folder(served: Run, tmp_path: Path) -> None:
