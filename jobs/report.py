@@ -12,7 +12,7 @@ from pipelines.evaluation import EvaluationResult, slice_table, table, uncertain
 from pipelines.grades import QUALITIES
 from pipelines.label_rows import decode_occlusion
 from pipelines.labelling import LabellingSummary
-from pipelines.labelling_status import LabellingStatus
+from pipelines.labelling_status import LabellingStatus, LastRun
 from pipelines.ledger import LEDGER_FILE
 from pipelines.pair_set import PairSet
 
@@ -40,9 +40,26 @@ def status_text(labels: str, status: LabellingStatus, now: datetime) -> str:
         written = datetime.fromtimestamp(status.last_written)
         ago = _clock((now - written).total_seconds())
         lines.append(("last shard", f"{written:%Y-%m-%d %H:%M:%S}, {ago} ago"))
+    if status.last_run is not None and status.last_report is not None:
+        lines.append(("last run", _last_run(status, status.last_run, status.last_report, now)))
     if status.state != "finished":
         lines.append(("expected finish", _expected_finish(status, now)))
     return "\n".join(f"{name:<17}{value}" for name, value in lines)
+
+
+def _last_run(status: LabellingStatus, run: LastRun, last_report: float, now: datetime) -> str:
+    """What became of it, and since when that is known."""
+    at = datetime.fromtimestamp(last_report)
+    when = f"{at:%Y-%m-%d %H:%M:%S}, {_clock((now - at).total_seconds())} ago"
+    match run:
+        case "running":
+            return f"goes on; its last report: {when}"
+        case "killed":
+            return f"was killed, or can't write its reports; the last one: {when}"
+        case "failed":
+            return f"failed {when}: {plain(status.failure)}"
+        case "finished":
+            return f"ended {when}"
 
 
 def _expected_finish(status: LabellingStatus, now: datetime) -> str:

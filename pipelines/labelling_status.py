@@ -16,6 +16,10 @@ _LONGEST = 3e9
 """Maximum seconds to report, a century: the speed may be anything."""
 
 
+LastRun = Literal["running", "finished", "failed", "killed"]
+"""`killed` is one that hasn't reported anything within the last minute, though it hasn't ended."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LabellingStatus:
     """How far the labelling of a collection into a folder is, as its runs have reported."""
@@ -35,8 +39,8 @@ class LabellingStatus:
     """At that run's speed; None where that isn't known."""
     last_written: float | None
     """When the newest shard was written, in seconds since 1970; None without a shard."""
-    is_running: bool
-    """Whether a run has reported something within the last minute and hasn't ended."""
+    last_run: LastRun | None
+    """What became of the last run; None before there was one."""
     last_report: float | None
     """When a run has last reported how far it is, in seconds since 1970; None before the first."""
     failure: str
@@ -52,18 +56,23 @@ def labelling_status(location: str, videos: str | None = None) -> LabellingStatu
     """How far a folder is, without Ray and without a trace: what the last run has reported, against the
     collection as it is now.
 
-    videos: the collection; None for what the last run found in it, of which ValueError if there was none. The
-    place that the set names is never looked at: whoever made the set may have named any host, and a request
-    there would be signed with the user's key. FileNotFoundError where the collection has no video. Until a
-    run has ended well, a video that has changed since it was labelled counts as before.
+    videos: the collection; None for what the last run found in it, of which FileNotFoundError if there is no
+    folder, and ValueError if there was no run. The place that the set names is never looked at: whoever made
+    the set may have named any host, and a request there would be signed with the user's key.
+    FileNotFoundError where the collection has no video. Until a run has ended well, a video that has changed
+    since it was labelled counts as before.
     """
     folder = Folder(location)
+    if videos is None and not folder.exists():
+        raise FileNotFoundError(
+            f"there is no folder {location}: check --labels; a run makes it once Ray has started"
+        )
     description = description_at(folder)
     told = read_progress(location)
     if videos is None and told is None:
         raise ValueError(
             f"no run has reported how far {location} is: its labels came as files, or nothing was labelled "
-            "there yet; add --videos"
+            "there yet; to count what is left, add --videos"
         )
     progress = told or LabellingProgress()
     stamps = None if videos is None else stamps_of(find_videos(videos))
@@ -99,10 +108,16 @@ def labelling_status(location: str, videos: str | None = None) -> LabellingStatu
         pairs_per_second=progress.pairs_per_second,
         seconds_left=seconds_left,
         last_written=progress.last_shard,
-        is_running=progress.is_running(time.time()),
+        last_run=None if told is None else _last_run(told, time.time()),
         last_report=progress.reported or None,
         failure=progress.failure,
     )
+
+
+def _last_run(progress: LabellingProgress, now: float) -> LastRun:
+    if progress.state != "running":
+        return progress.state
+    return "running" if progress.is_running(now) else "killed"
 
 
 def _current(records: Sequence[VideoRecord], stamps: Mapping[str, Stamp]) -> list[VideoRecord]:

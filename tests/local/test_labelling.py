@@ -418,7 +418,7 @@ assert ray is None or not ray.is_initialized()
 def test_a_finished_sets_status_accounts_for_every_video(labels: PairSet, collection: Path) -> None:
     status = labelling_status(labels.location, str(collection))
     assert (status.state, status.videos, status.finished, status.left) == ("finished", 7, 3, 0)
-    assert (status.pairs, status.seconds_left, status.is_running) == (22, 0, False)
+    assert (status.pairs, status.seconds_left, status.last_run) == (22, 0, "finished")
     assert sum(status.skipped.values()) == len(labels.ledger()) == 4
     assert status.skipped["has the content of another video"] == 1
     reasons = {record.reason for record in labels.ledger() if record.outcome == "nothing"}

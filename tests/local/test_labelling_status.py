@@ -1,5 +1,6 @@
 """How far a labelling run says it is, and what its messages say; without Ray."""
 
+import json
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from flowcore.video import ClipOptions
 from pipelines.collection import Collection
 from pipelines.decoding_answers import EncodedChunk
 from pipelines.labelling import LabellingOptions, write_pairs
-from pipelines.labelling_progress import LabellingProgress, read_progress, reported
+from pipelines.labelling_progress import PROGRESS_FILE, LabellingProgress, read_progress, reported
 from pipelines.labelling_status import LabellingStatus, labelling_status
 from pipelines.labels import label_columns
 from pipelines.ledger import MANIFEST_FILE, VideoRecord
@@ -46,13 +47,19 @@ def test_before_labelling_has_begun_everything_is_left(tmp_path: Path) -> None:
     status = labelling_status(location, videos)
     assert (status.state, status.videos, status.left, status.pairs) == ("not begun", 2, 2, 0)
     assert status.pairs_per_second is status.seconds_left is status.last_written is None
-    assert status.last_report is None
+    assert status.last_run is status.last_report is None
     assert not Path(location).exists()
 
 
 def test_before_labelling_has_begun_nobody_knows_of_which_videos(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nothing was labelled there yet; add --videos"):
+    (tmp_path / "set").mkdir()
+    with pytest.raises(ValueError, match=r"nothing was labelled there yet; .*, add --videos"):
         labelling_status(str(tmp_path / "set"))
+
+
+def test_the_status_of_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"there is no folder {tmp_path / 'sett'}: check --labels"):
+        labelling_status(str(tmp_path / "sett"))
 
 
 @pytest.fixture
@@ -67,12 +74,19 @@ def cut_off(tmp_path: Path) -> tuple[str, str]:
 def test_a_run_that_was_cut_off_leaves_how_far_it_was(cut_off: tuple[str, str]) -> None:
     status = labelling_status(cut_off[1])
     assert (status.state, status.videos, status.finished, status.left) == ("unfinished", 2, 1, 1)
-    assert (status.pairs, status.is_running) == (12, False)
+    assert (status.pairs, status.last_run) == (12, "failed")
     assert status.last_written is not None
 
 
 def test_a_run_that_was_cut_off_leaves_why_it_ended(cut_off: tuple[str, str]) -> None:
     assert labelling_status(cut_off[1]).failure.startswith("KeyboardInterrupt")
+
+
+def test_a_run_that_was_killed_without_a_word_counts_as_killed(cut_off: tuple[str, str]) -> None:
+    place = Path(cut_off[1]) / PROGRESS_FILE
+    last = json.loads(place.read_text())
+    place.write_text(json.dumps({**last, "state": "running", "failure": "", "reported": time.time() - 600}))
+    assert labelling_status(cut_off[1]).last_run == "killed"
 
 
 def test_a_run_that_was_cut_off_leaves_how_long_the_rest_takes(cut_off: tuple[str, str]) -> None:
@@ -93,8 +107,9 @@ def test_the_next_run_begins_with_what_is_known(cut_off: tuple[str, str]) -> Non
         graph=BareGraph(),
         on_progress=lambda _: seen.append(labelling_status(location)),
     )
-    assert (seen[0].finished, seen[0].failure) == (1, "")
-    assert labelling_status(location).state == "finished"
+    assert (seen[0].finished, seen[0].last_run, seen[0].failure) == (1, "running", "")
+    done = labelling_status(location)
+    assert (done.state, done.last_run) == ("finished", "finished")
 
 
 def test_the_expected_finish_is_at_the_speed_in_bytes_of_video(tmp_path: Path) -> None:
