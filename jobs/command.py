@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn, TypeVar
 
+from flowcore.extras import extra_of, install_line
 from jobs.parsing import HelpAsked, Recipes, UsageError, parse, parse_recipe
 from pipelines.cluster import is_debugging
 from pipelines.disclosure import tell
@@ -130,12 +131,16 @@ def _is_expected(error: BaseException) -> bool:
     package = type(error).__module__.partition(".")[0]
     # Ray's own errors (a node that died) are known by their names, so that nothing here imports Ray.
     is_from_ray = any(each.__name__ == "RayError" for each in type(error).__mro__)
-    return package in _REPORTING or isinstance(error, ValueError | OSError | RuntimeError) or is_from_ray
+    is_of_an_extra = isinstance(error, ModuleNotFoundError) and extra_of(error.name or "") is not None
+    is_environment = isinstance(error, ValueError | OSError | RuntimeError) or is_of_an_extra
+    return package in _REPORTING or is_environment or is_from_ray
 
 
 def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name or "")) is not None:
+        return f"{error}, which this needs: {install_line(extra)}"
     # Ray Data appends advice about retries to what a worker raised.
     return str(error).partition("\nFailed to apply ")[0] or type(error).__name__
 

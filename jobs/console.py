@@ -13,11 +13,12 @@ import textwrap
 from collections.abc import Sequence
 from typing import NoReturn
 
+from flowcore.extras import PACKAGE
 from jobs.commands import COMMANDS, purpose_of
 from jobs.manual import WIDTH
 from jobs.spelling import nearest
 from pipelines.disclosure import tell
-from pipelines.installation import PACKAGE, installed_version
+from pipelines.installation import installed_version
 from pipelines.invocation import PROGRAM
 
 _COMPLETION = "--completion"

@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 from sysconfig import get_path
@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
+from flowcore.extras import PACKAGE, extras, installing, requirements
 from pipelines.cluster import has_cluster, require_listener
 from pipelines.disclosure import without_secrets
-from pipelines.installation import PACKAGE, home_of, installed_version, is_installed
+from pipelines.installation import home_of, installed_version, is_installed
 from pipelines.room import num_cores
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _python() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     try:
-        needed = _requirements()
+        needed = requirements()
     except PackageNotFoundError:
         yield Finding(part="packages", found=f"{PACKAGE} isn't installed", remedy=_REINSTALL)
         return
@@ -117,40 +118,26 @@ def _packages() -> Iterator[Finding]:
             fitting.append(f"{each.name} {there}")
             continue
         found = f"{each.name} is missing" if there is None else f"{each.name} {there} is not {each.specifier}"
-        yield Finding(part="packages", found=found, remedy=_installing([each]))
+        yield Finding(part="packages", found=found, remedy=installing([each]))
     yield Finding(part="packages", found=", ".join(fitting))
 
 
 def _extras() -> Iterator[Finding]:
     try:
-        names, always = metadata(PACKAGE).get_all("Provides-Extra") or [], _requirements()
+        names = extras()
     except PackageNotFoundError:
         # Which there are isn't known; the check of packages says what is wrong.
         return
     texts = []
     for name in sorted({*names} - _EXTRAS_OF_A_CHECKOUT):
-        missing = [each for each in _requirements(name) if each not in always and not _fits(each)]
-        texts.append(f"no {name} ({_installing(missing)})" if missing else name)
+        missing = [each for each in requirements(name) if not _fits(each)]
+        texts.append(f"no {name} ({installing(missing)})" if missing else name)
     yield Finding(part="extras", found=", ".join(texts))
-
-
-def _requirements(extra: str = "") -> "list[Requirement]":
-    """What this project needs on this machine, with one of its extras or without; PackageNotFoundError where
-    it isn't installed."""
-    # Ray and MLflow bring it.
-    from packaging.requirements import Requirement
-
-    named = [Requirement(line) for line in requires(PACKAGE) or []]
-    return [each for each in named if each.marker is None or each.marker.evaluate({"extra": extra})]
 
 
 def _fits(requirement: "Requirement") -> bool:
     there = _version_of(requirement.name)
     return there is not None and requirement.specifier.contains(there, prereleases=True)
-
-
-def _installing(requirements: "list[Requirement]") -> str:
-    return "pip install " + " ".join(f"'{each.name}{each.specifier}'" for each in requirements)
 
 
 def _version_of(package: str) -> str | None:

@@ -13,6 +13,8 @@ from urllib.parse import unquote
 
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
+from flowcore.extras import install_line
+
 SCHEME = "hf://"
 _PLACE = re.compile(
     r"hf://(?P<kind>datasets/)?(?P<repository>(?!(?:datasets|spaces|buckets)/)[\w.-]+/[\w.-]+)"
@@ -76,6 +78,6 @@ def _library() -> ModuleType:
         import huggingface_hub
     except ImportError as error:
         raise RuntimeError(
-            f"{SCHEME} needs huggingface_hub ({error}), on every node: pip install huggingface-hub"
+            f"{SCHEME} needs huggingface_hub ({error}), on every node: {install_line('hub')}"
         ) from error
     return huggingface_hub

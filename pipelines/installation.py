@@ -7,7 +7,8 @@ MLflow itself, it is the folder in which a command is typed.
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGE = "distillflow-ray"
+from flowcore.extras import PACKAGE
+
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 """The repository's root, Ray's copy of it, or the folder that the packages are installed in."""
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import mlflow.artifacts
 from mlflow.exceptions import MlflowException
 
+from flowcore.extras import PACKAGE
 from pipelines.disclosure import without_secrets
-from pipelines.installation import PACKAGE, PROJECT_FOLDER
+from pipelines.installation import PROJECT_FOLDER
 from pipelines.registry import LOGGED_MODEL_URI
 from pipelines.revision import DIFF_FILE, PACKAGES_FILE, code_files, revision_of
 from pipelines.storage import is_mlflow_uri

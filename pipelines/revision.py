@@ -12,8 +12,9 @@ from pathlib import Path
 
 import cv2
 
+from flowcore.extras import PACKAGE
 from pipelines.disclosure import code_without_secrets, storable
-from pipelines.installation import PACKAGE, home_of, installed_version, is_installed, is_shipped_copy
+from pipelines.installation import home_of, installed_version, is_installed, is_shipped_copy
 from pipelines.invocation import typed_again
 
 _PACKAGES = ("torch", "ray", "numpy", "pyarrow", "av", "mlflow")

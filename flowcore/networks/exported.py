@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowcore.extras import install_line
 from flowcore.geometry import upsample_flow
 from flowcore.networks.external import ExternalConfig
 from flowcore.networks.interface import FlowNetwork
@@ -58,7 +59,7 @@ def require_exportable(network: FlowNetwork, path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} must end with {' or '.join(SUFFIXES)}: ONNX or PyTorch's torch.export")
     if path.suffix == ".onnx" and not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
-        raise RuntimeError("ONNX isn't installed; pip install onnx onnxruntime onnxscript")
+        raise RuntimeError(f"ONNX isn't installed; {install_line('onnx')}")
 
 
 def _fewest_multiples(network: FlowNetwork) -> int:

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flowcore.extras import install_line
 from flowcore.networks.interface import FlowLevel, FlowNetwork, NetworkConfig
 from flowcore.shapes import Flow, Image
 
@@ -253,7 +254,7 @@ def _imported(library: Library) -> Any:
     except (ImportError, RuntimeError, OSError) as error:
         raise RuntimeError(
             f"{library} can't be imported here ({error}); its networks need it on every node: "
-            f"pip install -e '.[{library}]', with the torchvision that belongs to torch {torch.__version__}"
+            f"{install_line(library)}, with the torchvision that belongs to torch {torch.__version__}"
         ) from error
 
 

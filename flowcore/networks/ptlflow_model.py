@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowcore.extras import install_line
 from flowcore.geometry import upsample_flow
 from flowcore.networks import FlowNetwork, PWCNetConfig, from_dict
 from flowcore.networks.ptlflow_checkpoint import NETWORK_PARAMETER
@@ -27,8 +28,8 @@ try:
     from ptlflow.utils.registry import register_model
 except (ImportError, RuntimeError, OSError) as error:
     raise RuntimeError(
-        f"ptlflow can't be imported here ({error}); pip install ptlflow, with the "
-        f"torchvision that belongs to torch {torch.__version__}"
+        f"ptlflow can't be imported here ({error}); {install_line('ptlflow')}, with the torchvision that "
+        f"belongs to torch {torch.__version__}"
     ) from error
 
 

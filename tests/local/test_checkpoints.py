@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from flowcore.extras import install_line
 from flowcore.networks import ExternalConfig, FlowNetwork, PWCNetConfig, raft
 from pipelines import checkpoints, models
 
@@ -341,7 +343,7 @@ EXTERNAL = pytest.mark.parametrize("uri", ["torchvision:raft_small", "ptlflow:ra
 def test_an_external_network_needs_its_library_to_label(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     library = uri.partition(":")[0]
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(RuntimeError, match=rf"pip install -e '\.\[{library}\]'"):
+    with pytest.raises(RuntimeError, match=re.escape(install_line(library))):
         models.fetch_model(uri)
 
 

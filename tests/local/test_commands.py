@@ -371,6 +371,19 @@ def test_what_the_user_can_mend_is_a_message_without_a_traceback(
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
+def test_a_missing_package_of_an_extra_is_a_message_with_its_install_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        failing(ModuleNotFoundError("No module named 'psycopg2'", name="psycopg2"))
+    told = capsys.readouterr().err
+    assert told.startswith("error: No module named 'psycopg2', which this needs: pip install 'boto3")
+    assert "Traceback" not in told
+    with pytest.raises(SystemExit):
+        failing(ModuleNotFoundError("No module named 'a_bug'", name="a_bug"))
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_a_file_that_the_system_refuses_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run(lambda options: Path(options.videos).read_text() and None, Options, ["--videos", str(tmp_path)])

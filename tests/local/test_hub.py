@@ -102,7 +102,7 @@ def test_without_its_library_a_place_on_the_hub_names_the_install_line(
     # None is how Python says that there is no such module.
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     for read in (models.fetch_model, lambda uri: models.absolute_model(uri, "--model"), PairSet.open):
-        with pytest.raises(RuntimeError, match="pip install huggingface-hub"):
+        with pytest.raises(RuntimeError, match="pip install 'huggingface-hub"):
             read("hf://ann/student")
 
 

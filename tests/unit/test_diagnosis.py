@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import diagnosis
+from flowcore import extras
+from flowcore.extras import PACKAGE
 from pipelines.diagnosis import Finding, findings
-from pipelines.installation import PACKAGE
 
 PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
@@ -35,14 +35,14 @@ def test_packages_that_each_process_would_compile_anew_are_a_note_with_a_remedy(
 
 
 def test_the_doctor_knows_each_extra_that_a_user_may_install() -> None:
-    extras = tomllib.loads(PROJECT.read_text())["project"]["optional-dependencies"].keys()
+    named = tomllib.loads(PROJECT.read_text())["project"]["optional-dependencies"].keys()
     found = first_of("extras").found
-    assert {*found.replace("no ", "").replace(",", " ").split()} >= extras - {"dev", "docs"}
+    assert {*found.replace("no ", "").replace(",", " ").split()} >= named - {"dev", "docs"}
 
 
 def test_nothing_is_installed_by_a_name_that_nobody_owns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert PACKAGE not in first_of("extras").found
-    monkeypatch.setattr(diagnosis, "PACKAGE", "distillflow-of-nobody")
+    monkeypatch.setattr(extras, "PACKAGE", "distillflow-of-nobody")
     absent = first_of("packages")
     assert absent.state == "broken"
     assert "the file of its wheel" in absent.remedy

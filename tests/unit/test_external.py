@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowcore.extras import install_line
 from flowcore.geometry import upsample_flow
 from flowcore.networks import ExternalConfig, FlowNetwork, external_network, from_dict, to_dict
 from flowcore.networks.external import ExternalNetwork
@@ -68,7 +69,7 @@ def test_a_library_that_is_not_installed_is_an_error_that_names_the_remedy(
     monkeypatch.setitem(sys.modules, name, None)
     network = external_network(f"{name}:raft")
     assert network is not None
-    with pytest.raises(RuntimeError, match=re.escape(f"pip install -e '.[{name}]'")):
+    with pytest.raises(RuntimeError, match=re.escape(install_line(name))):
         network.build()
 
 

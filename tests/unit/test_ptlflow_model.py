@@ -63,7 +63,7 @@ def test_without_ptlflow_its_model_names_the_install_line(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "ptlflow.models.base_model.base_model", None)
     monkeypatch.setitem(sys.modules, "ptlflow", None)
     monkeypatch.delitem(sys.modules, "flowcore.networks.ptlflow_model", raising=False)
-    with pytest.raises(RuntimeError, match="pip install ptlflow"):
+    with pytest.raises(RuntimeError, match="pip install 'ptlflow"):
         importlib.import_module("flowcore.networks.ptlflow_model")
 
 
