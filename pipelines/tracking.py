@@ -22,6 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import sqlalchemy
 from filelock import FileLock
 from jaxtyping import UInt8
 from mlflow import MlflowClient
@@ -31,6 +32,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pydantic import TypeAdapter
 
+from flowcore.extras import install_line
 from pipelines.disclosure import require_one_password, storable, without_secrets
 from pipelines.installation import PROJECT_FOLDER, home_of, is_shipped_copy
 from pipelines.pages import VIEW_TAG, experiment_tags, run_page
@@ -39,6 +41,10 @@ from pipelines.revision import code_files, code_tags
 from pipelines.storage import PARTIAL, json_bytes
 
 EXPERIMENT = "distillflow"
+_DATABASES = ("postgresql", "mysql", "mssql")
+"""How the URIs of databases begin that MLflow takes, beside SQLite."""
+_TIMED_DRIVERS = ("psycopg2", "psycopg", "pymysql", "mysqldb")
+"""Drivers that are told how long they may wait for a connection."""
 
 OPTIONS_FILE = "repeat/options.json"
 """Artifact of a run: the stage's options."""
@@ -423,12 +429,14 @@ def _resume(client: MlflowClient, run_id: str, stage: str, uri: str) -> None:
 
 def client_of(uri: str) -> MlflowClient:
     """Speaks to the store; a SQLite file's tables are made by the first one who opens it, while others
-    wait."""
+    wait. Raises as `_require_database`."""
     if without_secrets(uri) != uri:
         # MLflow itself prints the address of each run that ends.
         os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     file = _sqlite_file(uri)
     if file is None:
+        if uri.startswith(_DATABASES):
+            _require_database(uri)
         return MlflowClient(uri)
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f"{file.name}.lock")):
@@ -439,6 +447,29 @@ def client_of(uri: str) -> MlflowClient:
                 MlflowClient(f"sqlite:///{made}")
                 made.replace(file)
         return MlflowClient(uri)
+
+
+def _require_database(uri: str) -> None:
+    """ConnectionError within seconds where a database doesn't take this connection, which MLflow would try
+    ten times, for minutes. RuntimeError where its driver isn't installed."""
+    address = sqlalchemy.make_url(uri)
+    limits = {"connect_timeout": 5} if address.get_dialect().driver in _TIMED_DRIVERS else {}
+    try:
+        database = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool, connect_args=limits)
+    except ModuleNotFoundError as error:
+        # Which driver PostgreSQL has without a name depends on SQLAlchemy's version.
+        raise RuntimeError(
+            f"MLFLOW_TRACKING_URI {without_secrets(uri)} takes a driver that is missing ({error}); for "
+            f"PostgreSQL write postgresql+psycopg2://... and type: {install_line('server')}"
+        ) from error
+    try:
+        database.connect().close()
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        reason = without_secrets(str(getattr(error, "orig", None) or error).strip())
+        raise ConnectionError(
+            f"the database at {without_secrets(uri)} doesn't take MLflow's connection ({reason}); start it, "
+            "correct MLFLOW_TRACKING_URI, or unset it to record in a local file"
+        ) from error
 
 
 def _sqlite_file(uri: str) -> Path | None:

@@ -31,6 +31,7 @@ from mlflow.artifacts import load_text
 from mlflow.entities.model_registry import ModelVersion
 from object_storage import Bucket
 
+from flowcore.extras import install_line
 from flowcore.networks import FlowNetwork, tiny
 from flowcore.occlusion import OcclusionCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
@@ -646,6 +647,41 @@ def test_a_store_that_fails_is_not_taken_for_one_without_the_run_to_resume(
         tracking.start("distill", parameters={}, resume_run_id=run.run_id, project_folder=project),
     ):
         pass
+
+
+def test_a_database_that_takes_no_connection_is_named_before_mlflow_tries_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("psycopg2", reason="psycopg2 is absent: make install brings it")
+    # Nothing listens there.
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql+psycopg2://me:hush@127.0.0.1:{port}/runs")
+        with (
+            pytest.raises(ConnectionError, match=r"doesn't take MLflow's connection .*refused") as refused,
+            tracking.start("distill", parameters={}),
+        ):
+            pass
+    assert "hush" not in str(refused.value)
+    assert "Operation will be retried" not in caplog.text
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg2"])
+def test_a_database_whose_driver_is_missing_names_one_and_its_install_line(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # None is how Python says that there is no such module. Without a name, either may be the driver.
+    for driver in ("psycopg", "psycopg2"):
+        monkeypatch.setitem(sys.modules, driver, None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}://me:hush@127.0.0.1:1/runs")
+    with (
+        pytest.raises(RuntimeError, match=re.escape(install_line("server"))) as missing,
+        tracking.start("distill", parameters={}),
+    ):
+        pass
+    assert "postgresql+psycopg2://" in str(missing.value)
+    assert "hush" not in str(missing.value)
 
 
 def test_a_model_that_finds_nothing_visible_is_no_champion_for_that(
