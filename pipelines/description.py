@@ -35,9 +35,11 @@ def description(tags: Mapping[str, str], experiment: str, run: str = "", picture
     lines = [_made_from(name, tags, experiment) for name in sorted(inputs | makers)]
     if lines:
         parts.append("\n".join(["Made from:", "", *lines]))
-    if "generation" in tags:
-        count = int(tags["generation"])
-        parts.append(f"Generation {count}: {_teachers(count)} between the unlabelled videos and this result.")
+    if "distillations" in tags:
+        count = int(tags["distillations"])
+        parts.append(
+            f"Distillations: {count} ({_teachers(count)} between the unlabelled videos and this result)."
+        )
     parts += [
         f"{what}: {_code(tags[name])}"
         for name, what in (("labels", "Labels"), ("made", "Model"))

@@ -83,7 +83,7 @@ class StageRun(Run):
 
     def has_generation(self, generation: int) -> None:
         """Records how many teachers stand between the result and the unlabelled videos."""
-        self.tag("generation", str(generation))
+        self.tag("distillations", str(generation))
         self.provenance["generation"] = str(generation)
 
     def register(self, trained: "Trained", name: str) -> str:

@@ -14,7 +14,7 @@ VIEW_TAG = f"mlflow.sharedViewState.{_VIEW}"
 _TRAINING_PAGES = "workflowType=machine_learning"
 """Opens MLflow's training view; without it the page shows the menu for language models."""
 _COLUMNS = (
-    *("attributes.`Models`", "attributes.`Dataset`", "tags.`recipe`", "tags.`generation`"),
+    *("attributes.`Models`", "attributes.`Dataset`", "tags.`recipe`", "tags.`distillations`"),
     *("metrics.`labels/pairs`", "metrics.`final/comparable`", "metrics.`final/epe`"),
 )
 """What a chain is read by, from left to right, after a run's name and when it began."""

@@ -88,7 +88,7 @@ def test_a_student_s_run_and_its_model_name_its_filter(stage: Distill, student: 
 
 def test_a_student_is_of_the_generation_after_its_teacher_s(student: Student) -> None:
     assert student.info.generation == 2
-    assert student.run.data.tags["generation"] == "2"
+    assert student.run.data.tags["distillations"] == "2"
 
 
 def test_a_student_begins_where_init_says_and_not_where_its_teacher_is(student: Student) -> None:

@@ -45,6 +45,7 @@ from pipelines.held_back import HeldBack
 from pipelines.labelling import LabellingOptions, write_labels
 from pipelines.lineage import Made, StageRun, lineage
 from pipelines.models import StartingPoint
+from pipelines.pages import VIEW_TAG
 from pipelines.pair_set import PairSet
 from pipelines.storage import Folder
 from pipelines.teachers import Teachers
@@ -836,8 +837,13 @@ def test_a_run_names_the_places_of_what_it_reads(project: Path, descended: Desce
     }
 
 
-def test_a_run_has_its_generation(project: Path, descended: Descended) -> None:
-    assert client(project).get_run(descended.run.run_id).data.tags["generation"] == "2"
+def test_a_run_counts_its_distillations_in_a_tag_that_the_experiment_s_page_shows(
+    project: Path, descended: Descended
+) -> None:
+    run = client(project).get_run(descended.run.run_id)
+    assert run.data.tags["distillations"] == "2"
+    page = client(project).get_experiment(run.info.experiment_id)
+    assert "tags.`distillations`" in json.loads(page.tags[VIEW_TAG])["selectedColumns"]
 
 
 @pytest.fixture

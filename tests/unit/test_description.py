@@ -7,7 +7,7 @@ TAGS = {
     "input.init": "models:/flow-teacher/3",
     "from.init": "0123456789abcdef",
     "input.labels": "/data/labels",
-    "generation": "2",
+    "distillations": "2",
     "made": "models:/flow-student/1",
     "version.torch": "2.13.0",
 }
@@ -23,9 +23,9 @@ def test_a_description_links_to_the_run_that_made_an_input() -> None:
     assert "](#/experiments/7/runs/0123456789abcdef?" in description(TAGS, "7")
 
 
-def test_a_description_explains_the_generation() -> None:
-    assert "2 teachers stand between the unlabelled videos and this result." in description(TAGS, "7")
-    assert "no teacher stands between" in description({"generation": "0"}, "7")
+def test_a_description_explains_how_many_distillations_there_were() -> None:
+    assert "2 teachers stand between the unlabelled videos and this result" in description(TAGS, "7")
+    assert "no teacher stands between" in description({"distillations": "0"}, "7")
 
 
 def test_a_description_names_what_came_of_the_run() -> None:
