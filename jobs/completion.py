@@ -37,8 +37,7 @@ def _names_of(option: Option) -> list[str]:
 
 def _words_of(job: str) -> _Words:
     by_recipe = options_of_job(job)
-    # A shell takes the colon of recipe:network for the end of a word.
-    recipes = tuple(name for name in by_recipe if name and ":" not in name)
+    recipes = tuple(name for name in by_recipe if name)
     options = {option.path: option for each in by_recipe.values() for option in each}
     return _Words(recipes=recipes, options=tuple(options.values()))
 
@@ -53,11 +52,17 @@ def _bash() -> str:
     return "\n".join(
         [
             f"_{PROGRAM}() {{",
-            '    local words=""',
-            '    case "$COMP_CWORD:${COMP_WORDS[1]}" in',
+            '    local words="" before="" typed="${COMP_WORDS[COMP_CWORD]}" place="$COMP_CWORD"',
+            # bash takes recipe:network for three words, and puts what is chosen in the place of the last.
+            '    if [[ "${COMP_WORDS[3]-}" == : && "$place" -le 4 ]]; then',
+            '        before="${COMP_WORDS[2]}:" place=2',
+            '        typed="$before${COMP_WORDS[4]-}"',
+            "    fi",
+            '    case "$place:${COMP_WORDS[1]}" in',
             *(f"        {case}" for case in cases),
             "    esac",
-            '    COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))',
+            '    COMPREPLY=($(compgen -W "$words" -- "$typed"))',
+            '    COMPREPLY=("${COMPREPLY[@]#"$before"}")',
             "}",
             # Where no word fits, names of files are completed.
             f"complete -o default -F _{PROGRAM} {PROGRAM}",

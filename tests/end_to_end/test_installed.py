@@ -201,6 +201,11 @@ def completing(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         (["distill", "lap"], "laptop"),
         (["distill", "laptop", "--lab"], "--labels"),
         (["predict", "--vide"], "--videos --video"),
+        (["train-teacher", "video"], "video video:raft"),
+        # bash splits words at a colon, and completes what is behind it.
+        (["train-teacher", "video", ":"], "raft"),
+        (["train-teacher", "video", ":", "ra"], "raft"),
+        (["train-teacher", "video", ":", "raft", "--vide"], "--videos"),
     ],
 )
 def test_bash_completes_commands_recipes_and_options(
@@ -209,7 +214,20 @@ def test_bash_completes_commands_recipes_and_options(
     shell = ["bash", "-eu", "-c", COMPLETED, "bash", *typed]
     told = subprocess.run(shell, cwd=completing, capture_output=True, text=True, check=True).stdout
     assert set(completed.split()) <= set(told.split())
-    assert all(word.startswith(typed[-1]) for word in told.split())
+    assert all(word.startswith(typed[-1].removeprefix(":")) for word in told.split())
+
+
+@pytest.mark.parametrize(("shell", "check"), [("zsh", "-n"), ("fish", "--no-execute")])
+def test_the_script_of_another_shell_is_one_that_it_reads(
+    environment: Path, tmp_path: Path, shell: str, check: str
+) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is absent: apt install {shell} to run this test")
+    script = tmp_path / "script"
+    script.write_text(ended(environment, tmp_path, "--completion", shell).stdout)
+    read = subprocess.run([shell, check, script], capture_output=True, text=True, check=False)
+    assert (read.returncode, read.stderr) == (0, "")
+    assert "video:raft" in script.read_text()
 
 
 @pytest.fixture(scope="module")
