@@ -1,4 +1,5 @@
-"""A real S3 server for the tests, which can be made to behave as S3 does on a bad day."""
+"""A server with moto's S3 for the tests, which keeps everything in memory and can be made to behave as S3
+does on a bad day."""
 
 import contextlib
 import random
@@ -92,7 +93,7 @@ def serving() -> Iterator[tuple[Server, int]]:
 
 
 class Bucket:
-    """A new bucket on a real S3 server; `server` has what it refused and cut off, and the shares to do so."""
+    """A new bucket of moto's S3; `server` has what it refused and cut off, and the shares to do so."""
 
     def __init__(self, name: str, server: Server, port: int) -> None:
         self.server = server
