@@ -1173,6 +1173,7 @@ def test_the_password_in_a_server_s_address_is_kept_nowhere(
     assert secret not in "".join(capsys.readouterr())
     stored = MlflowClient(server)
     (run,) = stored.search_runs([each.experiment_id for each in stored.search_experiments()])
+    assert run.info.run_name == "predict: a.mp4"
     assert secret not in str(run.to_dictionary())
     for name in ("options.json", "uncommitted.diff", "packages.txt"):
         assert secret not in load_text(f"{run.info.artifact_uri}/repeat/{name}")
