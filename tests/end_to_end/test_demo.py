@@ -1,6 +1,7 @@
 """The demo as a user types it: its table, its picture, its numbers, and what its runs say of each other."""
 
 import json
+import re
 import stat
 import sys
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class Demo:
     """Where its runs are recorded."""
     folder: Path
     told: str
+    errors: str
+    """What it wrote to stderr."""
     summary: dict[str, Any]
     runs: dict[str, list[Run]]
     """By stage."""
@@ -47,6 +50,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
         project=project,
         folder=folder,
         told=ended.stdout,
+        errors=ended.stderr,
         summary=json.loads((folder / "summary.json").read_text()),
         runs=runs_by_stage(project),
     )
@@ -85,6 +89,10 @@ def test_the_demo_ends_with_a_picture(demo: Demo) -> None:
 def test_the_demo_says_where_its_numbers_are_and_how_to_look_at_its_runs(demo: Demo) -> None:
     assert str(demo.folder / "summary.json") in demo.told
     assert "mlflow ui --backend-store-uri sqlite:///" in demo.told
+
+
+def test_ray_s_own_processes_write_nothing_between_the_lines_of_the_demo(demo: Demo) -> None:
+    assert re.findall(r".*(?:core_worker|raylet|gcs_).*", demo.told + demo.errors) == []
 
 
 def test_the_demo_leaves_a_run_of_each_stage_and_of_each_evaluation(demo: Demo) -> None:
