@@ -61,7 +61,7 @@ def run_training(
 
     def main(options: Options, recipe: str) -> None:
         uri = stage(options, recipe)
-        from pipelines.tracking import ui_command
+        from pipelines.run_store import ui_command
 
         tell(f"{result}: {uri}\nlook at it: {ui_command()}")
 

@@ -40,7 +40,7 @@ class Demo:
 
 def demo(options: Demo, recipe: str) -> None:
     """Runs the chain; every stage has the recipe."""
-    from pipelines import tracking
+    from pipelines import run_store, tracking
     from pipelines.evaluation import table
 
     stamp, clock = time.strftime("%Y%m%d-%H%M%S"), chain.StageClock()
@@ -71,7 +71,7 @@ def demo(options: Demo, recipe: str) -> None:
             run.artifact(file)
     tell(f"\n{table(subject, errors) if errors else ''}\n\npicture: {picture}")
     tell(f"numbers: {numbers}\nlabels:  {folder / 'labels'}\nstudent: {models['student']}")
-    tell(f"every step: {tracking.ui_command()}")
+    tell(f"every step: {run_store.ui_command()}")
 
 
 def recipes() -> dict[str, tuple[str, Demo]]:

@@ -71,7 +71,7 @@ def main(stage: Evaluate) -> None:
     numbers = None if stage.json is None else split(absolute(stage.json, "--json"))
     results = evaluate_models({model: model for model in stage.model}, stage)
     from jobs.report import errors_json, errors_text
-    from pipelines.tracking import ui_command
+    from pipelines.run_store import ui_command
 
     tell(errors_text(results))
     if numbers is not None:

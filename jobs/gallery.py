@@ -40,7 +40,7 @@ def main(stage: Gallery) -> None:
         places["other"] = absolute(stage.other, "--other")
     sets = {role: PairSet.open(place) for role, place in places.items()}
     # Slow imports come after the checks above, so that a wrong option fails at once.
-    from pipelines import tracking
+    from pipelines import run_store, tracking
     from pipelines.lineage import lineage
 
     with lineage("gallery", None, stage, places) as run:
@@ -56,7 +56,7 @@ def main(stage: Gallery) -> None:
             copy = Path(copies) / name
             copy.write_bytes(page)
             run.artifact(copy)
-    tell(f"gallery: {output}\nlook at it: {tracking.ui_command()}")
+    tell(f"gallery: {output}\nlook at it: {run_store.ui_command()}")
 
 
 if __name__ == "__main__":

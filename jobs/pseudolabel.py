@@ -65,7 +65,7 @@ def main(stage: Pseudolabel, recipe: str) -> None:
     summary = pseudolabel(stage, recipe)
     tell(summary_text(summary))
     tell(appraisal_text(Appraisal.of(PairSet.open(summary.location))))
-    from pipelines.tracking import ui_command
+    from pipelines.run_store import ui_command
 
     tell(f"look at it: {ui_command()}")
 

@@ -68,7 +68,7 @@ def rerun(
 
 def main(options: Rerun) -> None:
     uri, text = rerun(options)
-    from pipelines.tracking import ui_command
+    from pipelines.run_store import ui_command
 
     tell(f"model: {uri}\n{text}\nlook at it: {ui_command()}")
 

@@ -234,7 +234,7 @@ def _sandbox() -> Iterator[Finding]:
 
 
 def _mlflow() -> Iterator[Finding]:
-    from pipelines.tracking import tracking_uri
+    from pipelines.run_store import tracking_uri
 
     try:
         uri = tracking_uri()

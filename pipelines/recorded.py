@@ -11,8 +11,9 @@ from pipelines.disclosure import without_secrets
 from pipelines.installation import PROJECT_FOLDER
 from pipelines.registry import LOGGED_MODEL_URI
 from pipelines.revision import DIFF_FILE, PACKAGES_FILE, code_files, revision_of
+from pipelines.run_store import client_of, impatient, tracking_uri, unreachable
 from pipelines.storage import is_mlflow_uri
-from pipelines.tracking import ABSENT, OPTIONS_FILE, Run, client_of, impatient, tracking_uri, unreachable
+from pipelines.tracking import ABSENT, OPTIONS_FILE, Run
 
 
 @dataclass(frozen=True, kw_only=True)

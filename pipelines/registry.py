@@ -20,7 +20,8 @@ from pipelines.checkpoints import CARD_FILE, OtherVersionError
 from pipelines.disclosure import tell, without_secrets
 from pipelines.installation import PROJECT_FOLDER
 from pipelines.parameters import shortened
-from pipelines.tracking import ABSENT, Run, client_of, impatient, tracking_uri, unreachable
+from pipelines.run_store import client_of, impatient, tracking_uri, unreachable
+from pipelines.tracking import ABSENT, Run
 
 CHAMPION = "champion"
 """The alias of a registered model's best version."""

@@ -9,21 +9,14 @@ values.
 import contextlib
 import dataclasses
 import json
-import os
 import re
-import shlex
-import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
-import sqlalchemy
-from filelock import FileLock
 from jaxtyping import UInt8
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param
@@ -32,68 +25,20 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pydantic import TypeAdapter
 
-from flowcore.extras import install_line
-from pipelines.disclosure import require_one_password, storable, without_secrets
-from pipelines.installation import PROJECT_FOLDER, home_of, is_shipped_copy
+from pipelines.disclosure import storable, without_secrets
+from pipelines.installation import PROJECT_FOLDER
 from pipelines.pages import VIEW_TAG, experiment_tags, run_page
 from pipelines.parameters import LONGEST_SUBJECT, differing, flattened, shortened
 from pipelines.revision import code_files, code_tags
-from pipelines.storage import PARTIAL, json_bytes
+from pipelines.run_store import client_of, impatient, sqlite_file, tracking_uri, unreachable, viewer
+from pipelines.storage import json_bytes
 
 EXPERIMENT = "distillflow"
-_DATABASES = ("postgresql", "mysql", "mssql")
-"""How the URIs of databases begin that MLflow takes, beside SQLite."""
-_TIMED_DRIVERS = ("psycopg2", "psycopg", "pymysql", "mysqldb")
-"""Drivers that are told how long they may wait for a connection."""
 
 OPTIONS_FILE = "repeat/options.json"
 """Artifact of a run: the stage's options."""
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """MLflow's answers for a name that it doesn't know; an unknown alias is an invalid parameter to it."""
-
-
-def tracking_uri(project_folder: Path = PROJECT_FOLDER) -> str:
-    """Where runs are recorded: MLFLOW_TRACKING_URI, or a SQLite file in the checkout, or in the current
-    folder where the code is installed.
-
-    ValueError for what would be another place in another process: a relative file, or that folder where it is
-    the copy that Ray made for a job. ValueError as `disclosure.require_one_password`.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
-    require_one_password(uri, "MLFLOW_TRACKING_URI")
-    if not uri:
-        home = home_of(project_folder)
-        if is_shipped_copy(home):
-            raise ValueError(
-                f"MLFLOW_TRACKING_URI is not set, and in {home}, Ray's copy of the working folder "
-                "for this job, the runs would be lost; name a server: ray job submit --runtime-env-json "
-                '\'{"env_vars": {"MLFLOW_TRACKING_URI": "http://host:5000"}}\' ...'
-            )
-        return f"sqlite:///{home.resolve() / 'mlflow.db'}"
-    if uri.startswith("file:") or (":/" not in uri and uri != "databricks"):
-        raise ValueError(
-            f"MLFLOW_TRACKING_URI {uri!r} is a folder of files, which MLflow no longer writes; "
-            "use sqlite:////absolute/path/mlflow.db or the http:// address of a server"
-        )
-    if uri.startswith("sqlite:") and _sqlite_file(uri) is None:
-        raise ValueError(
-            f"MLFLOW_TRACKING_URI {uri!r} depends on the folder of each process; make it absolute, such as "
-            f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-        )
-    return uri
-
-
-def ui_command(project_folder: Path = PROJECT_FOLDER) -> str:
-    """The line to type to look at the runs; for a server, its address. Without a password in either."""
-    return _viewer(tracking_uri(project_folder))
-
-
-def _viewer(uri: str) -> str:
-    if uri.startswith("http"):
-        return without_secrets(uri)
-    program = "mlflow" if shutil.which("mlflow") else str(Path(sys.executable).parent / "mlflow")
-    shown = shlex.quote(uri) if without_secrets(uri) == uri else '"$MLFLOW_TRACKING_URI"'
-    return f"{shlex.join([program, 'ui', '--backend-store-uri'])} {shown}"
 
 
 class Run:
@@ -112,7 +57,7 @@ class Run:
     @classmethod
     def reopen(cls, uri: str, run_id: str) -> "Run":
         """The run in this process; ConnectionError where its store is a file on another machine."""
-        file = _sqlite_file(uri)
+        file = sqlite_file(uri)
         # MLflow would make an empty database here, and then miss the run in it.
         if file is not None and not file.exists():
             raise ConnectionError(
@@ -126,10 +71,10 @@ class Run:
         """The page of the run on its server. For a run in a database, first the line to type that starts a
         server, whose page is on the next line."""
         page = run_page(self._experiment_id, self.run_id)
-        viewer = _viewer(self.uri)
+        how = viewer(self.uri)
         if self.uri.startswith("http"):
-            return f"{viewer.rstrip('/')}/{page}"
-        return f"{viewer}\nand then open: http://127.0.0.1:5000/{page}"
+            return f"{how.rstrip('/')}/{page}"
+        return f"{how}\nand then open: http://127.0.0.1:5000/{page}"
 
     def last_picture(self) -> str | None:
         """The path of the artifact that is the picture which was logged last, None without any."""
@@ -352,7 +297,7 @@ def _experiment_id(client: MlflowClient, uri: str) -> str:
         raise unreachable(uri, error) from error
     if experiment is not None:
         return _arranged(client, experiment)
-    file = _sqlite_file(uri)
+    file = sqlite_file(uri)
     if file is None and not uri.startswith("http"):
         raise ValueError(
             f"MLflow at {without_secrets(uri)} has no experiment {EXPERIMENT!r}, and a database doesn't say "
@@ -382,29 +327,6 @@ def _arranged(client: MlflowClient, experiment: Experiment) -> str:
     return number
 
 
-def unreachable(uri: str, error: MlflowException) -> ConnectionError:
-    return ConnectionError(
-        f"MLflow at {without_secrets(uri)} doesn't answer as MLflow ({without_secrets(str(error))}); "
-        "start `mlflow server` there, correct MLFLOW_TRACKING_URI, or unset it to record in a local file"
-    )
-
-
-@contextlib.contextmanager
-def impatient() -> Iterator[None]:
-    """Requests fail after one try of 5 s, not eight of 2 minutes; MLflow reads this at each request."""
-    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
-    before = {name: os.environ.get(name) for name in limits}
-    os.environ.update(limits)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def _resume(client: MlflowClient, run_id: str, stage: str, uri: str) -> None:
     try:
         run = client.get_run(run_id)
@@ -425,54 +347,3 @@ def _resume(client: MlflowClient, run_id: str, stage: str, uri: str) -> None:
     client.update_run(run_id, status="RUNNING")
     if "failure" in run.data.tags:
         client.delete_tag(run_id, "failure")
-
-
-def client_of(uri: str) -> MlflowClient:
-    """Speaks to the store; a SQLite file's tables are made by the first one who opens it, while others
-    wait. Raises as `_require_database`."""
-    if without_secrets(uri) != uri:
-        # MLflow itself prints the address of each run that ends.
-        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    file = _sqlite_file(uri)
-    if file is None:
-        if uri.startswith(_DATABASES):
-            _require_database(uri)
-        return MlflowClient(uri)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_name(f"{file.name}.lock")):
-        if not file.exists():
-            # Whoever is killed while the tables are made leaves a file that MLflow can't open.
-            with TemporaryDirectory(prefix=".", suffix=PARTIAL, dir=file.parent) as folder:
-                made = Path(folder) / file.name
-                MlflowClient(f"sqlite:///{made}")
-                made.replace(file)
-        return MlflowClient(uri)
-
-
-def _require_database(uri: str) -> None:
-    """ConnectionError within seconds where a database doesn't take this connection, which MLflow would try
-    ten times, for minutes. RuntimeError where its driver isn't installed."""
-    address = sqlalchemy.make_url(uri)
-    limits = {"connect_timeout": 5} if address.get_dialect().driver in _TIMED_DRIVERS else {}
-    try:
-        database = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool, connect_args=limits)
-    except ModuleNotFoundError as error:
-        # Which driver PostgreSQL has without a name depends on SQLAlchemy's version.
-        raise RuntimeError(
-            f"MLFLOW_TRACKING_URI {without_secrets(uri)} takes a driver that is missing ({error}); for "
-            f"PostgreSQL write postgresql+psycopg2://... and type: {install_line('server')}"
-        ) from error
-    try:
-        database.connect().close()
-    except sqlalchemy.exc.SQLAlchemyError as error:
-        reason = without_secrets(str(getattr(error, "orig", None) or error).strip())
-        raise ConnectionError(
-            f"the database at {without_secrets(uri)} doesn't take MLflow's connection ({reason}); start it, "
-            "correct MLFLOW_TRACKING_URI, or unset it to record in a local file"
-        ) from error
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    """The file of an absolute SQLite URI."""
-    match = re.fullmatch(r"sqlite(?:\+\w+)?:///(/[^?]+)(?:\?.*)?", uri)
-    return Path(match[1]) if match else None

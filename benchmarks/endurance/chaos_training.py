@@ -28,7 +28,7 @@ from benchmarks.inputs import render_videos
 from flowcore.scenes import SceneOptions
 from pipelines import registry
 from pipelines.checkpoints import model_digest
-from pipelines.tracking import client_of
+from pipelines.run_store import client_of
 
 VICTIMS = ("worker", "driver", "node")
 _VALIDATE_EVERY = 40

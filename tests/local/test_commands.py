@@ -40,7 +40,7 @@ from jobs.command import run, run_recipe
 from jobs.manual import WIDTH, manual, recipe_list
 from jobs.options import REQUIRED, Option, options_of
 from jobs.parsing import UsageError, parse, parse_recipe
-from pipelines import tracking
+from pipelines import run_store, tracking
 from pipelines.checkpoints import save_model
 from pipelines.cluster import connect, require_listener
 from pipelines.invocation import typed_again
@@ -709,7 +709,7 @@ def evaluation(model: str, project: Path, ray_session: None) -> Evaluation:
         evaluate.main(
             evaluate.Evaluate(model=(model, "zero"), truth="scenes:scenes", json="numbers/all.json")
         )
-    client = tracking.MlflowClient(tracking.tracking_uri())
+    client = tracking.MlflowClient(run_store.tracking_uri())
     experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
     runs = client.search_runs([experiment.experiment_id])
     return Evaluation(
@@ -752,7 +752,7 @@ def test_the_run_of_an_evaluation_leads_to_the_truth_and_to_the_run_of_its_model
 
 
 def test_an_evaluation_shows_a_median_pair_and_the_worst_one(evaluation: Evaluation) -> None:
-    client = tracking.MlflowClient(tracking.tracking_uri())
+    client = tracking.MlflowClient(run_store.tracking_uri())
     for judged in evaluation.runs.values():
         pictures = [entry.path for entry in client.list_artifacts(judged.info.run_id, "images")]
         for kind in ("median", "worst"):

@@ -28,7 +28,7 @@ from jobs import (
 )
 from jobs.command import run, run_recipe
 from jobs.options import options_of
-from pipelines import disclosure, tracking
+from pipelines import disclosure, run_store, tracking
 from pipelines.collection import Collection
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.ledger import read_ledger
@@ -192,7 +192,7 @@ def test_a_password_of_mlflow_that_libraries_would_take_apart_is_refused(
 
 def test_the_line_that_shows_the_runs_has_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:hush@host/db")
-    assert tracking.ui_command().endswith(' --backend-store-uri "$MLFLOW_TRACKING_URI"')
+    assert run_store.ui_command().endswith(' --backend-store-uri "$MLFLOW_TRACKING_URI"')
 
 
 def job(

@@ -15,7 +15,7 @@ from flowcore.scenes import SceneOptions, render_scene, write_video
 from jobs import distill
 from jobs.recipes import RECIPES
 from jobs.stages import Distill
-from pipelines import registry, tracking
+from pipelines import registry, run_store, tracking
 from pipelines.checkpoints import ModelInfo, load_model, save_model
 from pipelines.models import fetch_model
 
@@ -68,7 +68,7 @@ class Student:
 
 
 def client() -> tracking.MlflowClient:
-    return tracking.MlflowClient(tracking.tracking_uri())
+    return tracking.MlflowClient(run_store.tracking_uri())
 
 
 @pytest.fixture(scope="module")

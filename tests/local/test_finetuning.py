@@ -20,7 +20,7 @@ from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from flowcore.video import ClipOptions
 from jobs import finetune, rerun
 from jobs.recipes import RECIPES
-from pipelines import recorded, registry, tracking
+from pipelines import recorded, registry, run_store, tracking
 from pipelines.checkpoints import load_model, save_model
 from pipelines.collection import Collection
 from pipelines.estimators import NetworkEstimator
@@ -137,7 +137,7 @@ ALIAS = "models:/flow-finetuned@champion"
 
 
 def client() -> tracking.MlflowClient:
-    return tracking.MlflowClient(tracking.tracking_uri())
+    return tracking.MlflowClient(run_store.tracking_uri())
 
 
 @pytest.fixture(scope="module")

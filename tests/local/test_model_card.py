@@ -10,7 +10,7 @@ import yaml
 from flowcore.networks import PWCNetConfig
 from jobs import export_model
 from jobs.export_model import ExportModel
-from pipelines import tracking
+from pipelines import run_store, tracking
 from pipelines.checkpoints import load_model, save_model
 from pipelines.model_card import model_card, shipped_page
 from pipelines.models import SHIPPED_FOLDER
@@ -23,7 +23,7 @@ CONFIG = PWCNetConfig(encoder_widths=(4, 4, 8), decoder_widths=(8, 8), context_w
 def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    return tracking.tracking_uri()
+    return run_store.tracking_uri()
 
 
 def trained(store: str) -> str:

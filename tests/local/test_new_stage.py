@@ -19,7 +19,7 @@ from flowcore.objectives import StudentObjective
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from jobs import distill, rerun
 from jobs.stages import LabelledStage
-from pipelines import registry, tracking
+from pipelines import registry, run_store, tracking
 from pipelines.checkpoints import load_model, save_model
 from pipelines.models import fetch_model
 from pipelines.training import Source
@@ -106,7 +106,7 @@ def test_a_new_stage_ends_in_a_model_of_the_generation_after_its_teacher_s(brigh
 
 
 def test_the_run_of_a_new_stage_leads_back_to_the_run_of_its_teacher(brightened: str) -> None:
-    run = tracking.MlflowClient(tracking.tracking_uri()).get_run(str(registry.run_of(brightened)))
+    run = tracking.MlflowClient(run_store.tracking_uri()).get_run(str(registry.run_of(brightened)))
     assert run.data.tags["from.init"] == "of-teacher"
 
 

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 
-from pipelines import tracking
+from pipelines import run_store, tracking
 from pipelines.lineage import lineage
 from pipelines.pages import NOTE, VIEW_TAG, runs_page
 
@@ -24,7 +24,7 @@ def project(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def client(project: Path) -> MlflowClient:
-    return MlflowClient(tracking.tracking_uri(project))
+    return MlflowClient(run_store.tracking_uri(project))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
 from jobs import predict
 from jobs.command import run as run_job
-from pipelines import registry, revision, tracking
+from pipelines import registry, revision, run_store, tracking
 from pipelines.checkpoints import CARD_FILE, WEIGHTS_FILE, ModelInfo, save_model
 from pipelines.collection import Collection
 from pipelines.held_back import HeldBack
@@ -92,7 +92,7 @@ def project(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def client(project: Path) -> MlflowClient:
-    return MlflowClient(tracking.tracking_uri(project))
+    return MlflowClient(run_store.tracking_uri(project))
 
 
 def unasked(uri: str) -> float:
@@ -117,7 +117,7 @@ def finished_run(project: Path, content: bytes = b"weights") -> Run:
 FIRST_RUN = """
 import sys
 from pathlib import Path
-from pipelines import tracking
+from pipelines import run_store, tracking
 print("ready", flush=True)
 sys.stdin.readline()
 with tracking.start("evaluate", parameters={}, project_folder=Path(sys.argv[1])):
@@ -152,7 +152,7 @@ KILLED = """
 import os, signal, sys
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
-from pipelines.tracking import client_of
+from pipelines.run_store import client_of
 
 @event.listens_for(Engine, "after_cursor_execute")
 def die(connection, cursor, statement, *rest):
@@ -167,7 +167,7 @@ def test_whoever_is_killed_while_a_database_is_made_leaves_none_that_cannot_be_o
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     killed = subprocess.run([sys.executable, "-c", KILLED, uri], cwd=REPOSITORY, check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert [each.name for each in tracking.client_of(uri).search_experiments()] == ["Default"]
+    assert [each.name for each in run_store.client_of(uri).search_experiments()] == ["Default"]
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ def test_a_run_that_raises_ends_as_failed_or_killed_and_says_why(
 KILLED_WHILE_TRAINING = """
 import os, signal, sys
 from pathlib import Path
-from pipelines import tracking
+from pipelines import run_store, tracking
 folder = Path(sys.argv[1])
 with tracking.start("distill", recipe="smoke", parameters={"steps": 20}, project_folder=folder) as run:
     print(run.run_id, flush=True)
@@ -599,7 +599,7 @@ FOR_GOOD: dict[str, Callable[[Path], object]] = {
 @pytest.fixture
 def recorded_in(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project whose store the environment names, as jobs find it."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(project))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", run_store.tracking_uri(project))
     return project
 
 
@@ -908,7 +908,7 @@ def test_a_run_in_a_database_names_the_command_before_the_page_that_the_command_
     with lineage("distill", "smoke", Resumable(), {}, project_folder=project) as run:
         pass
     told = capsys.readouterr().out
-    command, page = told.index(tracking.ui_command(project)), told.index("http://127.0.0.1:5000/#/")
+    command, page = told.index(run_store.ui_command(project)), told.index("http://127.0.0.1:5000/#/")
     assert command < page < told.index("--resume")
     assert f"/runs/{run.run_id}?" in told[page:]
 
@@ -961,11 +961,11 @@ def test_nothing_is_told_of_an_unknown_run(project: Path) -> None:
 
 
 def test_the_default_store_is_an_absolute_file_in_the_project_folder(project: Path) -> None:
-    assert tracking.tracking_uri(project) == f"sqlite:///{project}/mlflow.db"
+    assert run_store.tracking_uri(project) == f"sqlite:///{project}/mlflow.db"
 
 
 def test_what_is_told_to_look_at_the_runs_can_be_typed(project: Path) -> None:
-    command = shlex.split(tracking.ui_command(project))
+    command = shlex.split(run_store.ui_command(project))
     assert command[1:] == ["ui", "--backend-store-uri", f"sqlite:///{project}/mlflow.db"]
     assert shutil.which(command[0]) is not None
 
@@ -976,9 +976,9 @@ def test_the_default_store_is_refused_in_the_working_folder_of_a_ray_job(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     with pytest.raises(ValueError, match="--runtime-env-json"):
-        tracking.tracking_uri(copy)
+        run_store.tracking_uri(copy)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
-    assert tracking.tracking_uri(copy) == "http://server:5000"
+    assert run_store.tracking_uri(copy) == "http://server:5000"
 
 
 @pytest.mark.parametrize(
@@ -989,7 +989,7 @@ def test_a_store_that_depends_on_the_process_or_is_a_folder_is_refused(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(ValueError, match=uri) as failure:
-        tracking.tracking_uri()
+        run_store.tracking_uri()
     assert "sqlite:////" in str(failure.value)
 
 
@@ -1056,7 +1056,7 @@ def test_the_runs_of_installed_code_are_recorded_in_the_current_folder(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = tmp_path_factory.mktemp("current")
     monkeypatch.chdir(folder)
-    assert tracking.tracking_uri(site_packages) == f"sqlite:///{folder}/mlflow.db"
+    assert run_store.tracking_uri(site_packages) == f"sqlite:///{folder}/mlflow.db"
 
 
 def test_the_revision_is_that_of_git_and_a_new_file_makes_it_dirty(

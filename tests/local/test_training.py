@@ -31,7 +31,7 @@ from flowcore.pairs import Batch
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
 from jobs import train_teacher
-from pipelines import tracking, training
+from pipelines import run_store, tracking, training
 from pipelines.checkpoints import (
     CARD_FILE,
     KEPT_FOLDER,
@@ -123,7 +123,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path
 
 
 def history(project: Path, run_id: str, metric: str) -> list[Metric]:
-    return tracking.MlflowClient(tracking.tracking_uri(project)).get_metric_history(run_id, metric)
+    return tracking.MlflowClient(run_store.tracking_uri(project)).get_metric_history(run_id, metric)
 
 
 def steps_of(metrics: list[Metric]) -> list[int]:
@@ -169,7 +169,7 @@ def failed(pairs: PairSet, project: Path) -> tuple[str, str]:
     lost = Judge(truth=Waiting(**vars(pairs), file=None), alarm=NO_ALARM)
     with pytest.raises(WorkerGroupError) as failure:
         trained(source(pairs), project, averaged, judge=lost, nodes=2)
-    client = tracking.MlflowClient(tracking.tracking_uri(project))
+    client = tracking.MlflowClient(run_store.tracking_uri(project))
     (experiment,) = client.search_experiments(filter_string="name != 'Default'")
     (run,) = client.search_runs([experiment.experiment_id])
     return str(failure.value), run.info.run_id
@@ -210,7 +210,7 @@ def test_a_training_is_one_run_with_every_loss_logged_once(
     losses = history(project, finished[1], "train/loss")
     assert steps_of(losses) == [2, 4]
     assert all(math.isfinite(metric.value) for metric in losses)
-    client = tracking.MlflowClient(tracking.tracking_uri(project))
+    client = tracking.MlflowClient(run_store.tracking_uri(project))
     assert client.get_run(finished[1]).info.status == "FINISHED"
 
 
@@ -227,7 +227,7 @@ def test_a_network_in_memory_is_judged_as_its_checkpoint_is(
 ) -> None:
     result, _ = finished
     with tracking.start("train_teacher", recipe="test", parameters=OPTIONS, project_folder=project) as run:
-        uri = tracking.tracking_uri(project)
+        uri = run_store.tracking_uri(project)
         validation = Validation(held_back=result.judge, tracking_uri=uri, run_id=run.run_id)
         network = load_model(result.model)[0]
         save_model(tmp_path, network, {})
@@ -268,7 +268,7 @@ def test_a_run_names_the_pairs_of_a_step_that_was_skipped(
     index, _ = hold_back(pairs.index(), pairs.folders, OPTIONS.held_back_share, OPTIONS.held_back_most)
     plan = Plan(index=index, global_batch=OPTIONS.global_batch, seed=OPTIONS.seed)
     order = np.concatenate([plan.epoch(epoch) for epoch in range(2)])
-    client = tracking.MlflowClient(tracking.tracking_uri(project))
+    client = tracking.MlflowClient(run_store.tracking_uri(project))
     name = f"skipped/step-{SKIPPED:08d}.json"
     skipped = json.loads(Path(client.download_artifacts(finished[1], name, str(project))).read_text())
     assert skipped == {
