@@ -1,4 +1,4 @@
-"""Fine-tunes a network with true flow, and on unlabelled pairs too if you like.
+"""Fine-tunes a network with true flow.
 
     python jobs/finetune.py demo --truth kitti2015:/data/kitti --run-root runs
         --init models:/flow-student@champion

@@ -1,10 +1,11 @@
-"""Writes the flow of a test split as its benchmark's server takes it, and checks every file.
+"""Writes the flow of a test split as its benchmark's server takes it.
 
     python jobs/submit.py --model models:/flow-student@champion --data-set sintel:/data/MPI-Sintel
         --output submission
 
-Of sintel, kitti2012, kitti2015 and spring. Prints what to do with the folder: KITTI's zip file is ready, the
-others are packed by the data set's own tool. The same command again finishes what is missing.
+Of sintel, kitti2012, kitti2015 and spring. Checks every file, and prints what to do with the folder: KITTI's
+zip file is ready, the others are packed by the data set's own tool. The same command again finishes what is
+missing.
 """
 
 from dataclasses import dataclass, field

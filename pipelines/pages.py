@@ -1,4 +1,4 @@
-"""Which pages of MLflow show the runs, and how are they arranged?
+"""How does MLflow show the runs?
 
 Addresses are relative to the server's. The arrangement is a view of MLflow's own, as "Share" in its menu of
 views makes one: a tag of the experiment, which an address names.

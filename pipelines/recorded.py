@@ -1,4 +1,4 @@
-"""What did an earlier run do, how did its model fare, and how does a repetition compare with it?"""
+"""What is recorded of an earlier run?"""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which models did a run leave, and which version of a registered model is the best?"""
+"""Which models does MLflow know?"""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""What makes a folder of weights and a card a model that MLflow loads and serves?
+"""What makes a folder of weights and a card a model that MLflow serves?
 
 Three files beside them: MLflow's description, the packages that it takes, and the code of this project that
 reads the other two. Nothing is pickled. The code travels with the model because it is on no package index,
