@@ -1,4 +1,4 @@
-"""Says what of this machine works for the commands, and what mends the rest.
+"""Checks this machine and says how to fix what doesn't work.
 
     python jobs/doctor.py
 

@@ -131,7 +131,7 @@ class TrainTeacher(TrainingStage):
         ):
             raise ValueError(
                 "--network.uncertainty is learnt from what lies around a crop, and "
-                "--augmentation.surroundings is 0 px; set it, to 16 px say, or leave out "
+                "--augmentation.surroundings is 0 px; set it, for example to 16 px, or leave out "
                 "--network.uncertainty"
             )
 
@@ -142,7 +142,7 @@ class Pseudolabel:
 
     videos: str
     """The videos: a folder (searched through), glob, video, list file or URI, or a data set such as
-    sintel:/data/MPI-Sintel. With --status, the collection that is counted; without it, what the last run into
+    sintel:/data/MPI-Sintel. With --status: the videos to count against; by default, what the last run into
     --labels found."""
     teacher: tuple[str, ...]
     """One or several models: checkpoint folders, runs:/<run id>/model, models:/<name>@<alias>,
@@ -194,7 +194,8 @@ class LabelledStage(TrainingStage):
     learn only where they agree closely."""
     uncertainty_tolerance: float | None = None
     """Weigh a pixel of a label by exp(-b / this), where b is by how many pixels the teacher expects to be
-    off; `none` weighs all alike. Give it, 1 px say, if the labels' teacher has --network.uncertainty."""
+    off; `none` weighs all alike. Set it, for example to 1 px, if the labels' teacher has
+    --network.uncertainty."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,7 +24,7 @@ class Status:
     labels: str
     """Folder or URI that pseudolabel writes to."""
     videos: str | None = None
-    """The collection that is counted. Without it, what the last run into --labels found."""
+    """The videos to count against; by default, what the last run into --labels found."""
 
 
 def main(stage: Status) -> None:

@@ -1,4 +1,4 @@
-"""What of this machine works for the commands, and what mends the rest?
+"""What that the commands need doesn't work on this machine, and how is it fixed?
 
 Each check answers within seconds, whatever is broken. Nothing of another package is imported into this
 process but in a check, and what may crash or hang, such as a GPU's driver, is tried in a child process.

@@ -56,7 +56,7 @@ class LabellingOptions:
     after the others are done."""
     three_frames: bool = False
     """Where the second frame of a pair hides a pixel and the frame before the pair shows it, continue its
-    motion. The student learns that, too. Leave it out where motion changes from frame to frame."""
+    motion. The student learns that, too. Don't use it where motion changes between frames."""
     num_teachers: int | None = None
     """Maximum number of labelling processes. `none` takes one for each GPU, with `gpu` also those that an
     autoscaler adds; without GPUs it takes most of the CPUs. Lower it to leave room for other work, or if

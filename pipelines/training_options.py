@@ -29,7 +29,7 @@ class TrainingOptions:
     decay: Decay = "constant"
     """What the learning rate does after the warm-up: it stays, falls to 0 along a cosine, is halved after
     each quarter of the steps, falls to 0 along a line (one-cycle), or stays for five sixths of the steps and
-    then halves five times (halve-late). Take constant if you may train on; any other for the last bit of
+    then halves five times (halve-late). Use constant if you may continue training later, another for the best
     accuracy."""
     weight_decay: float = 0.0
     """Share of each weight that AdamW takes away in a step, times the learning rate. 0 is Adam. Take 1e-5 to
