@@ -2,9 +2,9 @@
 
 Here each of their passes is one kernel, in which a pixel gathers all that concerns it.
 
-The forms that visit one offset after the other, in `flowcore.photometric` and
-`flowcore.networks.correlation`, are their reference. Tensors here are contiguous and on one GPU. Triton comes
-with torch's builds for CUDA: only what has met a tensor on a GPU imports this module.
+`flowcore.loops`, which visits one offset after the other, is their reference. Tensors here are contiguous and
+on one GPU. Triton comes with torch's builds for CUDA: only `flowcore.passes` imports this module, when it has
+met a tensor on a GPU.
 """
 
 import torch
@@ -18,6 +18,7 @@ _CHANNELS = 8
 
 Grey = Float[Tensor, "batch 1 height width"]
 Features = Float[Tensor, "batch channels height width"]
+Volume = Float[Tensor, "batch displacements height width"]
 
 
 def census(grey1: Grey, grey2: Grey, radius: int, soft_sign: float, soft_hamming: float) -> Grey:
@@ -30,11 +31,18 @@ def census(grey1: Grey, grey2: Grey, radius: int, soft_sign: float, soft_hamming
 
 
 def census_gradients(
-    grey1: Grey, grey2: Grey, gradient: Grey, radius: int, soft_sign: float, soft_hamming: float
-) -> tuple[Grey, Grey]:
-    """The gradients for both frames, of the distance's."""
+    grey1: Grey,
+    grey2: Grey,
+    gradient: Grey,
+    needed: tuple[bool, bool],
+    radius: int,
+    soft_sign: float,
+    soft_hamming: float,
+) -> tuple[Grey | None, Grey | None]:
+    """The gradients for both frames, of the distance's; None for a frame that needs none."""
     batch, _, height, width = grey1.shape
-    gradient1, gradient2 = torch.empty_like(grey1), torch.empty_like(grey2)
+    gradient1 = torch.empty_like(grey1) if needed[0] else None
+    gradient2 = torch.empty_like(grey2) if needed[1] else None
     grid = (triton.cdiv(height * width, _PIXELS), batch)
     _census_gradients[grid](
         grey1,
@@ -52,9 +60,7 @@ def census_gradients(
     return gradient1, gradient2
 
 
-def cost_volume(
-    features1: Features, features2: Features, radius: int
-) -> Float[Tensor, "batch _ height width"]:
+def cost_volume(features1: Features, features2: Features, radius: int) -> Volume:
     """See `flowcore.networks.correlation.cost_volume`."""
     batch, channels, height, width = features1.shape
     displacements = (2 * radius + 1) ** 2
@@ -65,11 +71,12 @@ def cost_volume(
 
 
 def cost_volume_gradients(
-    features1: Features, features2: Features, gradient: Float[Tensor, "batch _ height width"], radius: int
-) -> tuple[Features, Features]:
-    """The gradients for both frames' features, of the volume's."""
+    features1: Features, features2: Features, gradient: Volume, needed: tuple[bool, bool], radius: int
+) -> tuple[Features | None, Features | None]:
+    """The gradients for both frames' features, of the volume's; None for a frame that needs none."""
     batch, channels, height, width = features1.shape
-    gradient1, gradient2 = torch.empty_like(features1), torch.empty_like(features2)
+    gradient1 = torch.empty_like(features1) if needed[0] else None
+    gradient2 = torch.empty_like(features2) if needed[1] else None
     grid = (triton.cdiv(height * width, _PIXELS // 2), triton.cdiv(channels, _CHANNELS), batch)
     _cost_volume_gradients[grid](
         features1,
@@ -124,8 +131,8 @@ def _census_gradients(
     grey1: tl.tensor,
     grey2: tl.tensor,
     gradient: tl.tensor,
-    gradient1: tl.tensor,
-    gradient2: tl.tensor,
+    gradient1: tl.tensor | None,
+    gradient2: tl.tensor | None,
     height: tl.tensor,
     width: tl.tensor,
     soft_sign: tl.tensor,
@@ -160,10 +167,15 @@ def _census_gradients(
         # Each pixel of a pair is in the other's patch, with the same share of the distance.
         slope = 2 * soft_hamming * soft_sign * mismatch / (base * base) * (mine + its)
         slope = tl.where(is_inside, slope, 0.0)
-        total1 -= slope * inverse1 * inverse1 * inverse1
-        total2 += slope * inverse2 * inverse2 * inverse2
-    tl.store(gradient1 + frame + place, total1, mask=exists)
-    tl.store(gradient2 + frame + place, total2, mask=exists)
+        # What isn't needed is None, and compiled away.
+        if gradient1 is not None:
+            total1 -= slope * inverse1 * inverse1 * inverse1
+        if gradient2 is not None:
+            total2 += slope * inverse2 * inverse2 * inverse2
+    if gradient1 is not None:
+        tl.store(gradient1 + frame + place, total1, mask=exists)
+    if gradient2 is not None:
+        tl.store(gradient2 + frame + place, total2, mask=exists)
 
 
 @triton.jit
@@ -200,8 +212,8 @@ def _cost_volume_gradients(
     features1: tl.tensor,
     features2: tl.tensor,
     gradient: tl.tensor,
-    gradient1: tl.tensor,
-    gradient2: tl.tensor,
+    gradient1: tl.tensor | None,
+    gradient2: tl.tensor | None,
     channels: tl.tensor,
     height: tl.tensor,
     width: tl.tensor,
@@ -226,13 +238,18 @@ def _cost_volume_gradients(
         # What this pixel of the first frame is compared with; what is compared with this one of the second.
         ahead = (y + down >= 0) & (y + down < height) & (x + right >= 0) & (x + right < width)
         behind = (y - down >= 0) & (y - down < height) & (x - right >= 0) & (x - right < width)
-        weight1 = tl.load(weights, mask=ahead & (place < size), other=0.0)
-        weight2 = tl.load(weights - offset, mask=behind & (place < size), other=0.0)
-        total1 += weight1[None, :] * tl.load(
-            features2 + own + offset, mask=exists & ahead[None, :], other=0.0
-        )
-        total2 += weight2[None, :] * tl.load(
-            features1 + own - offset, mask=exists & behind[None, :], other=0.0
-        )
-    tl.store(gradient1 + own, total1, mask=exists)
-    tl.store(gradient2 + own, total2, mask=exists)
+        # What isn't needed is None, and compiled away.
+        if gradient1 is not None:
+            weight1 = tl.load(weights, mask=ahead & (place < size), other=0.0)
+            total1 += weight1[None, :] * tl.load(
+                features2 + own + offset, mask=exists & ahead[None, :], other=0.0
+            )
+        if gradient2 is not None:
+            weight2 = tl.load(weights - offset, mask=behind & (place < size), other=0.0)
+            total2 += weight2[None, :] * tl.load(
+                features1 + own - offset, mask=exists & behind[None, :], other=0.0
+            )
+    if gradient1 is not None:
+        tl.store(gradient1 + own, total1, mask=exists)
+    if gradient2 is not None:
+        tl.store(gradient2 + own, total2, mask=exists)

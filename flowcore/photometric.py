@@ -1,12 +1,10 @@
 """How different do two frames look, pixel by pixel?
 
-The census distance is the hot spot of training on a CPU: written as 49-channel tensors for autograd it takes
-most of a step. Here a custom function visits the 7x7 patch one offset at a time, stores only the two grey
-frames, and recomputes the rest in the backward pass. Opposite offsets have equal values, so 24 visits do for
-48. On a GPU `flowcore.kernels` does the same.
+The census distance is the hot spot of training. As a function of its own it stores only the two grey frames,
+and recomputes the rest in the backward pass; `flowcore.passes` has what computes both.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from flowcore.passes import passes_for
 from flowcore.shapes import Image, Mask
 
 PATCH_RADIUS = 3
@@ -101,88 +100,22 @@ def distance_everywhere(name: str, image1: Image, image2: Image) -> Tensor:
     return distance(wider1, wider2)[..., radius:-radius, radius:-radius]
 
 
-def _offsets() -> Iterator[tuple[int, int]]:
-    """One offset (dy, dx) of each opposite pair in the patch."""
-    for dy in range(PATCH_RADIUS + 1):
-        for dx in range(-PATCH_RADIUS, PATCH_RADIUS + 1):
-            if dy > 0 or dx > 0:
-                yield dy, dx
-
-
-def _ends(image: Tensor, dy: int, dx: int) -> tuple[Tensor, Tensor]:
-    """The pixels p and the pixels p + (dy, dx), for every p where both lie inside the frame."""
-    height, width = image.shape[-2:]
-    here = image[..., : height - dy, max(0, -dx) : width - max(0, dx)]
-    there = image[..., dy:, max(0, dx) : width - max(0, -dx)]
-    return here, there
-
-
-def _soft_sign(difference: Tensor) -> tuple[Tensor, Tensor]:
-    """d / sqrt(0.81 + d^2) and its derivative's cube root 1 / sqrt(0.81 + d^2)."""
-    inverse = difference.square().add_(_SOFT_SIGN).rsqrt_()
-    return difference * inverse, inverse
-
-
 class _CensusDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, grey1: Tensor, grey2: Tensor) -> Tensor:
-        if grey1.is_cuda:
-            from flowcore import kernels
-
-            grey1, grey2 = grey1.contiguous(), grey2.contiguous()
-            ctx.save_for_backward(grey1, grey2)
-            return kernels.census(grey1, grey2, PATCH_RADIUS, _SOFT_SIGN, _SOFT_HAMMING)
-        ctx.save_for_backward(grey1, grey2)
-        height, width = grey1.shape[-2:]
-        distance = torch.zeros_like(grey1)
-        if min(height, width) <= 2 * PATCH_RADIUS:
-            return distance
-        for dy, dx in _offsets():
-            here1, there1 = _ends(grey1, dy, dx)
-            here2, there2 = _ends(grey2, dy, dx)
-            mismatch = _soft_sign(there1 - here1)[0].sub_(_soft_sign(there2 - here2)[0]).square_()
-            share = mismatch.div_(mismatch + _SOFT_HAMMING)
-            here, there = _ends(distance, dy, dx)
-            here += share
-            there += share
-        return distance.masked_fill_(census_border(distance), 0.0)
+        passes, greys = passes_for(grey1, grey2)
+        ctx.save_for_backward(*greys)
+        distance: Tensor = passes.census(*greys, PATCH_RADIUS, _SOFT_SIGN, _SOFT_HAMMING)
+        return distance
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        grey1, grey2 = ctx.saved_tensors
-        if grey1.is_cuda:
-            from flowcore import kernels
-
-            return kernels.census_gradients(
-                grey1, grey2, gradient.contiguous(), PATCH_RADIUS, _SOFT_SIGN, _SOFT_HAMMING
-            )
-        height, width = grey1.shape[-2:]
+        passes, tensors = passes_for(*ctx.saved_tensors, gradient)
         # The frame that isn't warped needs none.
-        gradient1, gradient2 = (
-            torch.zeros_like(each) if is_needed else None
-            for each, is_needed in zip((grey1, grey2), ctx.needs_input_grad, strict=True)
+        needed = ctx.needs_input_grad
+        gradient1, gradient2 = passes.census_gradients(
+            *tensors, needed, PATCH_RADIUS, _SOFT_SIGN, _SOFT_HAMMING
         )
-        if min(height, width) <= 2 * PATCH_RADIUS:
-            return gradient1, gradient2
-        counted = gradient.masked_fill(census_border(gradient), 0.0)
-        for dy, dx in _offsets():
-            here1, there1 = _ends(grey1, dy, dx)
-            here2, there2 = _ends(grey2, dy, dx)
-            sign1, inverse1 = _soft_sign(there1 - here1)
-            sign2, inverse2 = _soft_sign(there2 - here2)
-            mismatch = sign1.sub_(sign2)
-            here, there = _ends(counted, dy, dx)
-            # d/dm of m^2 / (0.1 + m^2) is 0.2 m / (0.1 + m^2)^2, and d/dd of the soft sign is
-            # 0.81 / sqrt(0.81 + d^2)^3.
-            slope = mismatch.square().add_(_SOFT_HAMMING).pow_(-2).mul_(mismatch).mul_(here + there)
-            slope.mul_(2 * _SOFT_HAMMING * _SOFT_SIGN)
-            for total, inverse, toward in ((gradient1, inverse1, 1.0), (gradient2, inverse2, -1.0)):
-                if total is None:
-                    continue
-                step = inverse.pow_(3).mul_(slope).mul_(toward)
-                here, there = _ends(total, dy, dx)
-                there += step
-                here -= step
         return gradient1, gradient2
 
 

@@ -1,8 +1,6 @@
 """How similar are the features of two frames, for every small displacement? The cost volume of PWC-Net.
 
-Written as a loop over slices for autograd, a third of a training step goes into zero-filling gradients. This
-function computes both passes itself, one displacement at a time, and stores only its two inputs. On a GPU
-`flowcore.kernels` does the same.
+As a function of its own it stores only its two inputs; `flowcore.passes` has what computes its two passes.
 """
 
 from functools import partial
@@ -14,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowcore.networks.layers import in_full_precision
+from flowcore.passes import passes_for
 
 Features = Float[Tensor, "batch channels height width"]
 
@@ -66,50 +65,14 @@ def _cost_volume_to_export(radius: int, features1: Tensor, features2: Tensor) ->
 class _CostVolume(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features1: Tensor, features2: Tensor, radius: int) -> Tensor:
+        passes, features = passes_for(features1, features2)
         ctx.radius = radius
-        if features1.is_cuda:
-            from flowcore import kernels
-
-            features1, features2 = features1.contiguous(), features2.contiguous()
-            ctx.save_for_backward(features1, features2)
-            return kernels.cost_volume(features1, features2, radius)
-        ctx.save_for_backward(features1, features2)
-        batch, _, height, width = features1.shape
-        side = 2 * radius + 1
-        # In the same layout as features1: a warp returns channels in planes.
-        is_last = features1.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if is_last else torch.contiguous_format
-        padded = functional.pad(features2, (radius,) * 4).contiguous(memory_format=layout)
-        volume = torch.empty(
-            (batch, side * side, height, width),
-            dtype=features1.dtype,
-            device=features1.device,
-            memory_format=layout,
-        )
-        product = torch.empty_like(features1)
-        for index in range(side * side):
-            dy, dx = divmod(index, side)
-            torch.mul(features1, padded[..., dy : dy + height, dx : dx + width], out=product)
-            torch.sum(product, dim=1, out=volume[:, index])
+        ctx.save_for_backward(*features)
+        volume: Tensor = passes.cost_volume(*features, radius)
         return volume
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        features1, features2 = ctx.saved_tensors
-        radius = ctx.radius
-        if features1.is_cuda:
-            from flowcore import kernels
-
-            return *kernels.cost_volume_gradients(features1, features2, gradient.contiguous(), radius), None
-        height, width = features1.shape[-2:]
-        side = 2 * radius + 1
-        padded = functional.pad(features2, (radius,) * 4)
-        gradient1, padded_gradient = torch.zeros_like(features1), torch.zeros_like(padded)
-        for index in range(side * side):
-            dy, dx = divmod(index, side)
-            window = (..., slice(dy, dy + height), slice(dx, dx + width))
-            weight = gradient[:, index : index + 1]
-            gradient1.addcmul_(weight, padded[window])
-            padded_gradient[window].addcmul_(weight, features1)
-        gradient2 = padded_gradient[..., radius : radius + height, radius : radius + width]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        passes, tensors = passes_for(*ctx.saved_tensors, gradient)
+        gradient1, gradient2 = passes.cost_volume_gradients(*tensors, ctx.needs_input_grad[:2], ctx.radius)
         return gradient1, gradient2, None

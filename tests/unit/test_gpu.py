@@ -1,7 +1,8 @@
-"""What a GPU computes is what a CPU computes; these need a GPU, but for the last."""
+"""What a GPU computes is what a CPU computes; most of these need a GPU."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,11 +17,13 @@ from flowcore.networks.correlation import cost_volume
 from flowcore.objectives import StudentObjective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
+from flowcore.passes import passes_for
 from flowcore.photometric import census_distance
 from pipelines.step import OptimiserStep
 from pipelines.training_options import TrainingOptions
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+DEVICES = ["cpu", pytest.param("cuda", marks=on_a_gpu)]
 TINY = PWCNetConfig(
     encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,), learned_upsampling=True
 )
@@ -103,6 +106,34 @@ def test_the_cost_volume_of_a_gpu_is_that_of_a_cpu(channels: int, radius: int, l
     features = torch.randn(2, 2, channels, 12, 21, generator=torch.Generator().manual_seed(0))
     first, second = (each.contiguous(memory_format=layout) for each in features)
     expect_close_gradients(lambda one, two: cost_volume(one, two, radius), (first, second), 1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("needed", [(True, False), (False, True), (False, False)])
+def test_a_frame_that_needs_no_gradient_gets_none_and_the_other_one_what_it_gets_with_it(
+    device: str, needed: tuple[bool, bool]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    grey1, grey2, weight = 100 * torch.rand(3, 2, 1, 12, 21, generator=generator).to(device)
+    features1, features2 = torch.randn(2, 2, 5, 12, 21, generator=generator).to(device)
+    weights = torch.randn(2, 25, 12, 21, generator=generator).to(device)
+    passes, _ = passes_for(grey1)
+    for gradients in (
+        lambda which: passes.census_gradients(grey1, grey2, weight, which, 3, 0.81, 0.1),
+        lambda which: passes.cost_volume_gradients(features1, features2, weights, which, 2),
+    ):
+        for is_needed, mine, its in zip(needed, gradients(needed), gradients((True, True)), strict=True):
+            assert mine is None if not is_needed else torch.equal(mine, its)
+
+
+def test_a_first_frame_that_is_given_gets_no_gradient_and_the_second_one_its_own() -> None:
+    first, second = torch.rand(2, 1, 3, 9, 10, generator=torch.Generator().manual_seed(0))
+    for function in (census_distance, partial(cost_volume, radius=2)):
+        both = [each.clone().requires_grad_() for each in (first, second)]
+        one = second.clone().requires_grad_()
+        function(*both).square().sum().backward()
+        function(first, one).square().sum().backward()
+        assert torch.equal(one.grad, both[1].grad)
 
 
 # Steps so short that rounding, which longer ones let grow to a tenth of the loss within ten steps, stays
