@@ -21,7 +21,7 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.video import SAMPLER_VERSION, ClipOptions
 from pipelines.collection import Collection, stamps_of
 from pipelines.labelling_progress import OnProgress, read_progress, reported
-from pipelines.labelling_stages import Graph, Plan, arithmetic
+from pipelines.labelling_stages import Graph, Plan
 from pipelines.ledger import (
     VideoRecord,
     failed_before,
@@ -242,7 +242,7 @@ def write_labels(
             **_made_of(codec, clips, options),
             "teacher": teachers.identity,
             "check": dataclasses.asdict(check),
-            "arithmetic": arithmetic(graph.device),
+            "arithmetic": dict(graph.arithmetic),
             **({"three_frames": True} if options.three_frames else {}),
         },
         provenance={"videos": collection.place, **run, **teachers.provenance},

@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +43,7 @@ from pipelines.teachers import TeacherModel
 _UNKNOWN_SIZE = (1080, 1920)
 _PIXEL_BYTES = {"jpeg": 1, "png": 3}
 """About, of a stored frame with its share of the labels."""
+_FIRST_WITH_TF32 = (8, 0)
 _VIDEOS = pa.list_(
     pa.struct(
         [
@@ -83,21 +84,27 @@ class Plan:
         return self.shard_pairs * height * width * _PIXEL_BYTES[self.codec.kind]
 
 
-Device = Literal["cpu", "cuda"]
-
-
-def arithmetic(device: Device) -> dict[str, str]:
+def arithmetic(device: str) -> dict[str, str]:
     """What a set says of how its flow was computed, so that labels of a CPU and of a GPU never mix in it.
-    They differ by up to a hundredth of a pixel: a GPU multiplies with TF32, which is torch's default."""
-    return {"device": device, "precision": "float32" if device == "cpu" else "tf32"}
+    They differ by up to a hundredth of a pixel where a GPU multiplies with TF32. Asked in a process that has
+    the device, "cpu" or "cuda"."""
+    capability = torch.cuda.get_device_capability() if device == "cuda" else None
+    return {"device": device, "precision": precision(capability)}
+
+
+def precision(capability: tuple[int, int] | None) -> str:
+    """What a device of this CUDA capability multiplies with, as torch is set; None for a CPU. "tf32" if
+    either convolutions, which torch lets by default, or products of matrices take it."""
+    is_allowed = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    return "tf32" if capability is not None and capability >= _FIRST_WITH_TF32 and is_allowed else "float32"
 
 
 class Graph(Protocol):
     """What runs the stages."""
 
     @property
-    def device(self) -> Device:
-        """What teachers compute on."""
+    def arithmetic(self) -> Mapping[str, str]:
+        """How teachers compute."""
         ...
 
     @property

@@ -4,12 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import pyarrow as pa
+import ray
 import ray.data
 
 from pipelines.attempts import forget
 from pipelines.cluster import stream_rows
 from pipelines.collection import Stamp, VideoSource
-from pipelines.labelling_stages import Device, Plan, Reader, Teacher, Writer, group_tables
+from pipelines.labelling_stages import Plan, Reader, Teacher, Writer, arithmetic, group_tables
 from pipelines.messages import Message, messages
 from pipelines.room import (
     READ_CPUS,
@@ -24,6 +25,8 @@ from pipelines.room import (
 _MOST_TASKS = 1000
 """Reading tasks of a run, as Ray's driver pays for each. In larger collections a task reads several
 videos."""
+_ASKING_GPUS = 0.01
+"""Of a card, for the task that asks it how it computes."""
 
 
 class RayGraph:
@@ -35,9 +38,13 @@ class RayGraph:
         self._room: LabellingRoom | None = None
 
     @property
-    def device(self) -> Device:
-        """What teachers compute on, in the cluster as it is now."""
-        return "cuda" if self._room_now(has_teachers=True).gpus else "cpu"
+    def arithmetic(self) -> dict[str, str]:
+        """How teachers compute, in the cluster as it is now."""
+        if not self._room_now(has_teachers=True).gpus:
+            return arithmetic("cpu")
+        # Only a process that Ray gives a GPU can ask it.
+        asked = ray.remote(num_cpus=0, num_gpus=_ASKING_GPUS)(arithmetic).remote("cuda")
+        return ray.get(asked)
 
     @property
     def processes(self) -> dict[str, int]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import pyarrow as pa
 
 from pipelines.collection import Stamp, VideoSource
-from pipelines.labelling_stages import Device, Plan, Reader, Teacher, Writer, group_tables
+from pipelines.labelling_stages import Plan, Reader, Teacher, Writer, arithmetic, group_tables
 from pipelines.messages import STAGES, Message, messages
 
 
@@ -15,7 +15,7 @@ class BareGraph:
     meanwhile: called before the first video is looked at. most_shards: after so many it ends as by a kill.
     """
 
-    device: Device = "cpu"
+    arithmetic: Mapping[str, str] = arithmetic("cpu")
     processes: Mapping[str, int] = dict.fromkeys(STAGES, 1)
 
     def __init__(

@@ -71,7 +71,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class OnGpu(BareGraph):
     """Refused before it would compute anything."""
 
-    device = "cuda"
+    arithmetic: Mapping[str, str] = {"device": "cuda", "precision": "tf32"}
 
 
 class Planned(BareGraph):

@@ -19,6 +19,7 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.passes import passes_for
 from flowcore.photometric import census_distance
+from pipelines.labelling_stages import precision
 from pipelines.step import OptimiserStep
 from pipelines.training_options import TrainingOptions
 
@@ -206,6 +207,28 @@ def test_a_step_that_is_not_finite_changes_nothing_on_a_gpu() -> None:
     assert step.skipped == 1
     assert all(torch.equal(*both) for both in zip(before, step.network.parameters(), strict=True))
     assert step.take([batch(6, "cuda")]).skipped is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "convolutions", "products", "expected"),
+    [
+        (None, True, True, "float32"),
+        ((7, 5), True, True, "float32"),
+        ((9, 0), False, False, "float32"),
+        ((9, 0), True, False, "tf32"),
+        ((8, 0), False, True, "tf32"),
+    ],
+)
+def test_labels_are_of_tf32_where_a_card_has_it_and_torch_lets_it(
+    capability: tuple[int, int] | None, convolutions: bool, products: bool, expected: str
+) -> None:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    try:
+        cudnn.allow_tf32, matmul.allow_tf32 = convolutions, products
+        assert precision(capability) == expected
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 class NoWait(TorchDispatchMode):
