@@ -60,7 +60,7 @@ class LabellingOptions:
     num_teachers: int | None = None
     """Maximum number of labelling processes. `none` takes one for each GPU, with `gpu` also those that an
     autoscaler adds; without GPUs it takes most of the CPUs. Lower it to leave room for other work, or if
-    memory runs out."""
+    memory runs out. Set it above the number of GPUs if they are idle at times: processes then share them."""
     accelerator: Accelerator = "auto"
     """What teachers run on. `auto` takes GPUs if the cluster has any at the start; take `gpu` to wait for an
     autoscaler to bring them, `cpu` to leave GPUs alone."""

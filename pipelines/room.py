@@ -66,8 +66,8 @@ class LabellingRoom:
     readers: int | None
     teachers: int | None
     writers: int
-    gpus: int
-    """GPUs of each teacher."""
+    gpus: float
+    """GPUs of each teacher; a fraction where several share one."""
     least_teachers: int = 1
     """Teachers that start at once and stay, even while there are few frames."""
 
@@ -119,8 +119,15 @@ def labelling_room(
         return LabellingRoom(readers=None, teachers=num_teachers, writers=writers, gpus=1)
     if accelerator == "auto" and gpus > 0:
         teachers = num_teachers or gpus
+        if teachers > gpus:
+            # They share cards, but each has a core of its own.
+            teachers = max(gpus, min(teachers, int(cpus - READ_CPUS - WRITE_CPUS)))
         return LabellingRoom(
-            readers=None, teachers=teachers, writers=teachers, gpus=1, least_teachers=min(teachers, gpus)
+            readers=None,
+            teachers=teachers,
+            writers=teachers,
+            gpus=_gpus_each(teachers, gpus),
+            least_teachers=min(teachers, gpus),
         )
     if cpus == 0:
         # There is no node yet: an autoscaler may bring some.
@@ -137,6 +144,13 @@ def labelling_room(
         gpus=0,
         least_teachers=max(1, min(teachers, int(cpus - READ_CPUS - WRITE_CPUS))),
     )
+
+
+def _gpus_each(teachers: int, gpus: int) -> float:
+    """The GPUs of each teacher, so that Ray finds room for all of them: a whole number of them on a card, and
+    in the ten-thousandths that Ray counts in."""
+    on_a_card = -(-teachers // gpus)
+    return 10_000 // on_a_card / 10_000
 
 
 _ELASTIC_CPUS = 2

@@ -68,6 +68,25 @@ def test_each_gpu_of_now_or_later_has_a_teacher(accelerator: Any, have: dict[str
     assert room_of(have, accelerator=accelerator).processes(LATER)["labelling"] == LATER["GPU"]
 
 
+@given(gpus=st.integers(1, 16), most=st.integers(1, 64))
+def test_teachers_beyond_the_gpus_share_them_and_all_find_room(gpus: int, most: int) -> None:
+    have = {"CPU": 128.0, "GPU": float(gpus)}
+    room = room_of(have, num_teachers=most)
+    assert room.processes(have)["labelling"] == most
+    # Ray counts in ten-thousandths, and puts a process on one card.
+    share = round(10_000 * room.gpus)
+    assert gpus * (10_000 // share) >= most
+    assert share == 10_000 or most > gpus
+
+
+@given(cpus=st.integers(2, 32), gpus=st.integers(1, 4), most=st.integers(1, 64))
+def test_teachers_that_share_gpus_leave_a_reader_and_a_writer_their_cores(
+    cpus: int, gpus: int, most: int
+) -> None:
+    teachers = room_of({"CPU": float(cpus), "GPU": float(gpus)}, num_teachers=most).teachers or 0
+    assert teachers <= gpus or teachers * TEACHER_CPUS + READ_CPUS + WRITE_CPUS <= cpus
+
+
 def test_cpus_that_an_autoscaler_has_yet_to_bring_are_not_left_out() -> None:
     room = room_of({})
     assert room.processes({"CPU": 64.0})["labelling"] > room.processes({"CPU": 8.0})["labelling"]
