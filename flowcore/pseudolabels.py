@@ -79,6 +79,12 @@ class PseudoLabels:
     def __len__(self) -> int:
         return len(self.flow_fw)
 
+    def cpu(self) -> "PseudoLabels":
+        """The same labels in the CPU's memory."""
+        values = vars(self)
+        tensors = {name: value.cpu() for name, value in values.items() if isinstance(value, Tensor)}
+        return PseudoLabels(**{**values, **tensors})
+
     @classmethod
     def joined(cls, parts: "Sequence[PseudoLabels]") -> "PseudoLabels":
         """The pairs of all the parts, which are labelled by the same teachers, in their order."""

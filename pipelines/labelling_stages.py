@@ -16,6 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -288,7 +289,8 @@ def _attempt(run: str, stage: str, shard: Shard, work: Callable[[Shard], Shard])
 
 
 class Teacher:
-    """Adds the labels to a shard; lives in an actor with the networks."""
+    """Adds the labels to a shard; lives in an actor with the networks. Several threads may call it: the
+    device is one's at a time, while the others decode frames or make columns."""
 
     def __init__(self, plan: Plan, device: str) -> None:
         # On more threads sums come in another order, and labels would depend on the machine.
@@ -298,6 +300,7 @@ class Teacher:
         self._device = torch.device(device)
         self._digest = "+".join(model.digest for model in plan.teachers)
         self._networks = [model.load(plan.location, self._device) for model in plan.teachers]
+        self._turn = Lock()
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         for message in messages(table):
@@ -314,11 +317,16 @@ class Teacher:
 
     def _labels(self, chunk: EncodedChunk) -> pa.Table:
         codec = self._plan.codec
-        frames = to_images(np.stack([codec.decode(frame) for frame in chunk.frames]), self._device)
+        decoded = np.stack([codec.decode(frame) for frame in chunk.frames])
         at_once = pairs_at_once(chunk.height, chunk.width, self._device)
-        labels = pseudo_labels(
-            self._networks, frames, self._plan.check, at_once, three_frames=self._plan.three_frames
-        )
+        with self._turn:
+            labels = pseudo_labels(
+                self._networks,
+                to_images(decoded, self._device),
+                self._plan.check,
+                at_once,
+                three_frames=self._plan.three_frames,
+            ).cpu()
         return label_columns(labels, self._digest)
 
 

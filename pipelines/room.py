@@ -71,16 +71,22 @@ class LabellingRoom:
     least_teachers: int = 1
     """Teachers that start at once and stay, even while there are few frames."""
 
+    @property
+    def shards_at_once(self) -> int:
+        """How many shards a teacher has under way: on a GPU it decodes one while it labels the other."""
+        return 2 if self.gpus else 1
+
     def processes(self, have: Mapping[str, float]) -> dict[str, int]:
-        """Processes by stage, in a cluster with these resources; a stage without a limit gets all that
-        fit."""
+        """Processes by stage, in a cluster with these resources; a stage without a limit gets all that fit. A
+        teacher counts as often as it has shards under way."""
         cpus = have.get("CPU", 0.0)
         teachers = self.teachers
         if teachers is None:
             teachers = int(have.get("GPU", 0.0) if self.gpus else cpus)
         left = cpus - teachers * TEACHER_CPUS - self.writers * WRITE_CPUS
         readers = self.readers or max(1, int(left / READ_CPUS))
-        counts = {"reading": readers, "labelling": teachers, "writing": self.writers}
+        labelling = teachers * self.shards_at_once
+        counts = {"reading": readers, "labelling": labelling, "writing": self.writers}
         return {stage: count for stage, count in counts.items() if count}
 
     def ahead(self, shard_bytes: int) -> "ray.data.ExecutionResources":

@@ -75,7 +75,12 @@ class RayGraph:
         if plan.teachers:
             data = data.map_batches(
                 Teacher,
-                compute=ray.data.ActorPoolStrategy(min_size=room.least_teachers, max_size=room.teachers),
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=room.least_teachers,
+                    max_size=room.teachers,
+                    max_concurrent_calls_per_actor=room.shards_at_once,
+                    enable_true_multi_threading=room.shards_at_once > 1,
+                ),
                 num_cpus=TEACHER_CPUS,
                 num_gpus=room.gpus,
                 fn_constructor_args=[plan, "cuda" if room.gpus else "cpu"],

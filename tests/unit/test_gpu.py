@@ -1,16 +1,22 @@
 """What a GPU computes is what a CPU computes; most of these need a GPU."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
+from threading import Event, Lock
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowcore import networks
+from flowcore.frame_codec import FrameCodec
 from flowcore.losses import Photometric
 from flowcore.networks import AnyNetworkConfig, PWCNetConfig
 from flowcore.networks.correlation import cost_volume
@@ -19,8 +25,17 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.passes import passes_for
 from flowcore.photometric import census_distance
-from pipelines.labelling_stages import precision
+from flowcore.pseudolabels import pseudo_labels
+from flowcore.scenes import SceneOptions, render_scene
+from flowcore.shapes import Flow, Mask, to_images
+from flowcore.video import ClipOptions
+from pipelines.checkpoints import WEIGHTS_FILE, load_model, save_model
+from pipelines.decoding_answers import EncodedChunk
+from pipelines.labelling_stages import Plan, Teacher, precision
+from pipelines.messages import Shard
+from pipelines.models import BEST, fetch_model
 from pipelines.step import OptimiserStep
+from pipelines.teachers import TeacherModel
 from pipelines.training_options import TrainingOptions
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -229,6 +244,106 @@ def test_labels_are_of_tf32_where_a_card_has_it_and_torch_lets_it(
         assert precision(capability) == expected
     finally:
         cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+def shard(number: int, codec: FrameCodec) -> Shard:
+    """Three pairs of noise."""
+    frames = np.random.default_rng(number).integers(0, 256, (4, 48, 64, 3), np.uint8)
+    chunk = EncodedChunk(
+        index=0,
+        frames=[codec.encode(frame) for frame in frames],
+        frame_indices=[*range(4)],
+        timestamps=[0.0] * 4,
+        height=48,
+        width=64,
+    )
+    return Shard(video="v", folder="v", number=number, pairs=3, share=1.0, chunks=(chunk,))
+
+
+@dataclass(frozen=True)
+class CountedCodec(FrameCodec):
+    """Tells when the frames of two shards are decoded."""
+
+    seen: list[bytes] = field(default_factory=list, compare=False)
+    both: Event = field(default_factory=Event, compare=False)
+
+    def decode(self, data: bytes, size: tuple[int, int] | None = None) -> Any:
+        self.seen.append(data)
+        if len(self.seen) == 8:
+            self.both.set()
+        return super().decode(data, size)
+
+
+LENIENT = 1e6
+"""A fresh network's flow would be occluded everywhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AloneOnTheDevice(OcclusionCheck):
+    """Waits, while it has the device, until the next shard is decoded; fails if another one has it, too."""
+
+    both: Event
+    taken: Lock = field(default_factory=Lock)
+
+    def __call__(self, flow_fw: Flow, flow_bw: Flow) -> Mask:
+        assert self.taken.acquire(blocking=False)
+        assert self.both.wait(timeout=60)
+        occluded = super().__call__(flow_fw, flow_bw)
+        self.taken.release()
+        return occluded
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_teacher_decodes_a_shard_while_another_one_has_the_device_alone(
+    device: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    digest = save_model(tmp_path, TINY.build(), {})
+    codec = CountedCodec()
+    plan = Plan(
+        run="",
+        location=str(tmp_path),
+        label_set="",
+        clips=ClipOptions(),
+        codec=codec,
+        shard_pairs=3,
+        row_group_pairs=3,
+        teachers=(TeacherModel(digest, TINY, WEIGHTS_FILE),),
+        check=AloneOnTheDevice(both=codec.both, alpha2=LENIENT),
+    )
+    tables = [shard(number, codec).to_arrow() for number in range(4)]
+
+    def labelled(teacher: Teacher, table: pa.Table) -> Shard:
+        (done,) = teacher(table)
+        return Shard.from_arrow(done)
+
+    together = Teacher(plan, device)
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda table: labelled(together, table), tables))
+    alone = Teacher(replace(plan, check=OcclusionCheck(alpha2=LENIENT)), device)
+    for one, table in zip(found, tables, strict=True):
+        assert one.failure == ""
+        assert one.labels.equals(labelled(alone, table).labels)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("three_frames", [False, True])
+def test_the_labels_of_a_gpu_are_those_of_a_cpu(three_frames: bool) -> None:
+    scene = render_scene(0, SceneOptions(height=192, width=256, num_frames=4))
+    found = []
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        network, _ = load_model(fetch_model(BEST))
+        frames = to_images(scene.frames, device)
+        teachers = [network.ready(device)]
+        found.append(pseudo_labels(teachers, frames, OcclusionCheck(), three_frames=three_frames).cpu())
+    mine, its = found
+    for name in ("flow_fw", "flow_bw"):
+        apart = (getattr(mine, name) - getattr(its, name)).norm(dim=1)
+        assert (apart < 1 / 64).float().mean() >= 0.999
+    for name in ("occ_fw", "occ_bw"):
+        assert (getattr(mine, name) == getattr(its, name)).float().mean() >= 0.999
+    for name in ("flow_p50", "flow_p99", "photometric", "forward_backward"):
+        torch.testing.assert_close(getattr(mine, name), getattr(its, name), rtol=0.01, atol=1 / 64)
 
 
 class NoWait(TorchDispatchMode):

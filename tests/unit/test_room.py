@@ -60,19 +60,28 @@ def test_there_are_never_more_teachers_than_were_asked_for(cpus: int, most: int)
 
 @GPUS_OF_NOW_OR_LATER
 def test_fewer_teachers_than_gpus_are_a_limit_too(accelerator: Any, have: dict[str, float]) -> None:
-    assert room_of(have, num_teachers=3, accelerator=accelerator).processes(LATER)["labelling"] <= 3
+    room = room_of(have, num_teachers=3, accelerator=accelerator)
+    assert room.processes(LATER)["labelling"] <= 3 * room.shards_at_once
 
 
 @GPUS_OF_NOW_OR_LATER
 def test_each_gpu_of_now_or_later_has_a_teacher(accelerator: Any, have: dict[str, float]) -> None:
-    assert room_of(have, accelerator=accelerator).processes(LATER)["labelling"] == LATER["GPU"]
+    room = room_of(have, accelerator=accelerator)
+    assert room.processes(LATER)["labelling"] == LATER["GPU"] * room.shards_at_once
+
+
+@given(cpus=st.integers(2, 256))
+def test_a_teacher_has_two_shards_under_way_on_a_gpu_alone(cpus: int) -> None:
+    have = {"CPU": float(cpus)}
+    assert room_of(have).shards_at_once == 1
+    assert room_of({**have, "GPU": 1.0}).shards_at_once == 2
 
 
 @given(gpus=st.integers(1, 16), most=st.integers(1, 64))
 def test_teachers_beyond_the_gpus_share_them_and_all_find_room(gpus: int, most: int) -> None:
     have = {"CPU": 128.0, "GPU": float(gpus)}
     room = room_of(have, num_teachers=most)
-    assert room.processes(have)["labelling"] == most
+    assert room.processes(have)["labelling"] == most * room.shards_at_once
     # Ray counts in ten-thousandths, and puts a process on one card.
     share = round(10_000 * room.gpus)
     assert gpus * (10_000 // share) >= most
