@@ -55,6 +55,7 @@ class Tally:
         self._run = run
         self._label_set = label_set
         self._stamps = stamps
+        self._bytes = float(sum(stamp.size for stamp in stamps.values()))
         self._earlier = earlier or LabellingProgress()
         self._started = time.monotonic()
         self._threads = ThreadPoolExecutor(STORAGE_THREADS)
@@ -198,7 +199,7 @@ class Tally:
             pairs=self._pairs,
             new_pairs=self.new_pairs,
             pairs_per_second=pairs_per_second,
-            bytes=float(sum(stamp.size for stamp in self._stamps.values())),
+            bytes=self._bytes,
             bytes_done=bytes_done,
             bytes_per_second=bytes_per_second,
             last_shard=self._last_shard,

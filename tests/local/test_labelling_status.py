@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from flowcore.pseudolabels import PseudoLabels
 from flowcore.video import ClipOptions
-from pipelines.collection import Collection
+from pipelines.collection import Collection, Stamp
 from pipelines.decoding_answers import EncodedChunk
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.labelling_progress import PROGRESS_FILE, LabellingProgress, read_progress, reported
@@ -23,6 +24,7 @@ from pipelines.labels import label_columns
 from pipelines.ledger import MANIFEST_FILE, VideoRecord
 from pipelines.messages import Shard, VideoEnded, messages
 from pipelines.progress import of_labelling
+from pipelines.tally import Tally
 
 CLIPS = ClipOptions(chunk_pairs=3)
 OPTIONS = LabellingOptions(shard_pairs=5, row_group_pairs=2)
@@ -292,3 +294,21 @@ def test_a_message_comes_out_of_its_table_as_it_went_in(
     for name, value in vars(shard).items():
         if name not in ("chunks", "labels"):
             assert getattr(middle, name) == value
+
+
+class Counted(dict[str, Stamp]):
+    """Counts how often all of it is gone through."""
+
+    rounds = 0
+
+    def values(self) -> Any:
+        self.rounds += 1
+        return super().values()
+
+
+def test_how_far_a_run_is_is_told_without_a_look_at_every_video(tmp_path: Path) -> None:
+    stamps = Counted({str(number): Stamp(size=number, text="") for number in range(10)})
+    tally = Tally(str(tmp_path), "run", "set", stamps, None)
+    before = stamps.rounds
+    assert [tally.progress.bytes for _ in range(3)] == [45.0] * 3
+    assert stamps.rounds == before
