@@ -1,7 +1,7 @@
 """How does Ray run the stages of labelling? As a graph of Ray Data, of as many processes as find room."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pyarrow as pa
 import ray
@@ -31,6 +31,11 @@ _ASKING_GPUS = 0.01
 
 class RayGraph:
     """The stages as Ray runs them, in as many processes as the cluster has room for."""
+
+    reader: ClassVar[type] = Reader
+    teacher: ClassVar[type] = Teacher
+    writer: ClassVar[type] = Writer
+    """The classes of the stages."""
 
     def __init__(self, num_teachers: int | None, accelerator: Accelerator) -> None:
         self._num_teachers = num_teachers
@@ -71,10 +76,10 @@ class RayGraph:
         stream_rows(data, room.ahead(plan.shard_bytes))
         settings: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
         readers = min(len(tables), room.readers or len(tables))
-        data = data.map_batches(Reader(plan), compute=_tasks(readers), num_cpus=READ_CPUS, **settings)
+        data = data.map_batches(self.reader(plan), compute=_tasks(readers), num_cpus=READ_CPUS, **settings)
         if plan.teachers:
             data = data.map_batches(
-                Teacher,
+                self.teacher,
                 compute=ray.data.ActorPoolStrategy(
                     min_size=room.least_teachers,
                     max_size=room.teachers,
@@ -87,7 +92,8 @@ class RayGraph:
                 # A block, which is a row; Ray Data wants a number where there is a GPU.
                 **{**settings, "batch_size": 1},
             )
-        return data.map_batches(Writer(plan), compute=_tasks(room.writers), num_cpus=WRITE_CPUS, **settings)
+        writer = self.writer(plan)
+        return data.map_batches(writer, compute=_tasks(room.writers), num_cpus=WRITE_CPUS, **settings)
 
     def _room_now(self, *, has_teachers: bool) -> LabellingRoom:
         return labelling_room(
