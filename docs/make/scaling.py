@@ -10,14 +10,11 @@ Takes about two minutes.
 """
 
 import tempfile
-from collections import deque
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,10 +24,12 @@ from benchmarks.cost import (
     cost_volume_operations,
     cpu_seconds,
     gpu_rate,
+    student_gpu_rate,
     training_cost,
 )
 from benchmarks.inputs import true_pair
 from benchmarks.report import table
+from benchmarks.speed.planning import drive
 from flowcore.chunks import ChunkReader
 from flowcore.frame_codec import FrameCodec
 from flowcore.networks import PWCNetConfig
@@ -41,7 +40,6 @@ from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.shapes import to_images
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model
-from pipelines.cluster import connect
 from pipelines.label_rows import decode_flow
 from pipelines.labelling import LabellingOptions
 from pipelines.labels import encode_shard, label_columns
@@ -58,7 +56,7 @@ GPUS = (8, 64, 512)
 PRECISION = RECIPES["video"].teacher.precision
 _HEIGHT, _WIDTH = 384, 640
 _FRAMES = 33
-_FILES = 300
+_FILES = 1000
 
 
 def per_pair() -> dict[str, float]:
@@ -115,22 +113,6 @@ def per_pair() -> dict[str, float]:
     }
 
 
-def driver_seconds() -> float:
-    """A driver's for a file of labels: it goes through three stages, here without work."""
-    connect()
-
-    class Same:
-        def __call__(self, table: pa.Table) -> pa.Table:
-            return table
-
-    as_tables: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
-    files = ray.data.range(_FILES, override_num_blocks=_FILES)
-    staged = files.map_batches(Same, compute=ray.data.ActorPoolStrategy(size=1), **as_tables).map_batches(
-        lambda table: table, **as_tables
-    )
-    return cpu_seconds(lambda: deque(staged.iter_batches(**as_tables), maxlen=0)) / _FILES
-
-
 def labels(pair: dict[str, float], gpu: float) -> str:
     rows = []
     for title, share in (("every pair", 1.0), ("a pair a second", 1 / FRAME_RATE)):
@@ -161,7 +143,10 @@ def stages(pair: dict[str, float]) -> str:
         ("label: write", pairs, 0.0, pair["writing"]),
         ("train the student", distilled, pair["student"], pair["feeding"]),
     ):
-        rate = gpu_rate("float32" if title.startswith("label") else PRECISION)
+        if title == "train the student":
+            rate = student_gpu_rate()
+        else:
+            rate = gpu_rate("float32" if title.startswith("label") else PRECISION)
         hours, cores = count * operations / rate / 3600, count * core / 3600
         # Cores beside a GPU come with it.
         cost = hours * GPU_PRICE + (0.0 if operations else cores * CORE_PRICE)
@@ -202,7 +187,7 @@ def student(pair: dict[str, float], global_batch: int) -> str:
     rows = []
     for count in (1, *GPUS):
         # As many pairs for each GPU as the recipe has in all; the gradient goes once around the ring.
-        step = global_batch * pair["student"] / gpu_rate(PRECISION)
+        step = global_batch * pair["student"] / student_gpu_rate()
         sending = 2 * pair["weights"] * (count - 1) / count / NODE_NETWORK
         rate = count * global_batch / (step + sending)
         size = pair["frame bytes"] + pair["label bytes"]
@@ -224,12 +209,14 @@ def main() -> None:
     report.parser(__doc__).parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    pair, driver = per_pair(), driver_seconds()
+    pair = per_pair()
     # Labels are made in float32.
-    gpu, student_gpu = pair["teacher"] / gpu_rate("float32"), pair["student"] / gpu_rate(PRECISION)
-    rates = [gpu_rate(each) / 1e12 for each in (PRECISION, "float32")]
+    gpu, student_gpu = pair["teacher"] / gpu_rate("float32"), pair["student"] / student_gpu_rate()
+    rates = [each / 1e12 for each in (gpu_rate(PRECISION), student_gpu_rate(), gpu_rate("float32"))]
     weights, many = pair["weights"] / 4e6, GPUS[-1]
     shard, global_batch = RECIPES["video"].labelling.shard_pairs, RECIPES["video"].student.global_batch
+    driver = drive(_FILES, shard).seconds
+    cores = many / gpu / shard * driver
     costs = [
         ("reading: decode, find cuts, encode the frame", f"{1e3 * pair['reading']:.1f} ms of a core"),
         ("teacher, both directions", f"{pair['teacher'] / 1e9:.0f} GFLOP: {1e3 * gpu:.1f} ms of an {GPU}"),
@@ -244,8 +231,8 @@ def main() -> None:
         f"""# A million hours of video, on paper
 
 Printed by `python -m docs.make.scaling`. Nothing of it ran at this scale. Measured are what a pair costs
-one core, for rendered videos of {_HEIGHT}x{_WIDTH} px and the network of the recipe `video`, and one training
-step on an {GPU} ([speed](../results/speed.md#on-a-gpu)). All else is multiplied from these, the
+one core, for rendered videos of {_HEIGHT}x{_WIDTH} px and the network of the recipe `video`, and one step of
+each training on an {GPU} ([speed](../results/speed.md#on-a-gpu)). All else is multiplied from these, the
 teacher's labels too.
 
 {table(["a pair", "costs"], costs)}
@@ -275,8 +262,9 @@ Every pair, by GPUs:
 - **Cores.** Where more are asked for than are beside the GPUs, CPU nodes decode: readers are tasks of their
   own, on any node, and a spot node that goes costs the chunks in work (`ray_cluster.yaml`).
 - **The driver.** It holds no pair, and some hundred bytes a video (`docs/results/labels.md`), but starts
-  every task: with files of {shard} pairs, one core is enough for {shard / driver:,.0f} pairs a second. Beyond
-  that, split the list of videos: several runs into several folders share nothing.
+  every task: with files of {shard} pairs, one core is enough for {shard / driver:,.0f} pairs a second, and
+  the labels of {many} GPUs take {cores:.1f} cores. Beyond one, split the list of videos: several runs into
+  several folders share nothing.
 - **The gradient** of {weights:.1f} million weights is sent while the backward pass still goes on (DDP). What
   suffers first is the recipe: {global_batch} pairs a GPU are a batch of {many * global_batch} at {many} GPUs.
 - **A lost node** costs training the steps since its last checkpoint, or since the notice where there is one,
@@ -285,8 +273,8 @@ Every pair, by GPUs:
 Assumed:
 
 - {HOURS:.0e} hours of {FRAME_RATE} frames and {VIDEO_BITS / 1e6:g} Mbit a second;
-- {GPU} at {rates[0]:.0f} TFLOP/s in {PRECISION} for training and {rates[1]:.0f} in float32 for labels, as in
-  the step that was measured;
+- {GPU} at {rates[0]:.0f} TFLOP/s in {PRECISION} for the teacher's training, {rates[1]:.0f} for the student's
+  and {rates[2]:.0f} in float32 for labels, as in the steps that were measured;
 - {GPU_CORES} cores and {NODE_NETWORK / 1e9:g} GB/s of network beside each GPU;
 - {GPU_PRICE:g} $ for an hour of a GPU with its cores, {CORE_PRICE:g} $ for one of a further core;
 - {STORE_PRICE:g} $ for a TB a month.
