@@ -109,7 +109,7 @@ def _require_database(uri: str) -> None:
     try:
         database.connect().close()
     except sqlalchemy.exc.SQLAlchemyError as error:
-        reason = without_secrets(str(getattr(error, "orig", None) or error).strip())
+        reason = without_secrets(" ".join(str(getattr(error, "orig", None) or error).split()))
         raise ConnectionError(
             f"the database at {without_secrets(uri)} doesn't take MLflow's connection ({reason}); start it, "
             "correct MLFLOW_TRACKING_URI, or unset it to record in a local file"
