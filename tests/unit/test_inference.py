@@ -1,7 +1,10 @@
 """Flow of frames that go through a network in tiles, and at another scale."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from flowcore.inference import InferenceOptions, estimate_frames, in_tiles, tile
 from flowcore.networks import PWCNetConfig, external_network
 from flowcore.scenes import SceneOptions, render_scene
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 SIDES = st.integers(1, 3000)
 
@@ -121,3 +125,25 @@ def test_at_another_scale_the_flow_is_in_the_frames_own_pixels(frames: list[np.n
 def test_what_no_network_can_be_shown_is_refused(options: dict[str, float], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         InferenceOptions(**options)  # type: ignore[arg-type]
+
+
+ULTRA_HD = """
+import resource
+import numpy as np, torch
+from flowcore.inference import InferenceOptions, estimate_frames
+from pipelines.checkpoints import load_model
+from pipelines.models import fetch_model
+options, cpu = InferenceOptions(), torch.device("cpu")
+network = options.ready(load_model(fetch_model("distillflow:laptop"))[0], cpu)
+frames = np.random.default_rng(0).integers(0, 256, (2, 2160, 3840, 3), np.uint8)
+((there, back),) = estimate_frames(network, list(frames), cpu, options, both=True)
+print(*there.shape, *back.shape, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_a_4k_pair_there_and_back_takes_less_than_2_gib_in_tiles() -> None:
+    # Without tiles it is 2.4 GiB.
+    child = [sys.executable, "-c", ULTRA_HD]
+    told = subprocess.run(child, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split()
+    assert told[:8] == ["1", "2", "2160", "3840"] * 2
+    assert int(told[8]) * 1024 < 2 << 30
