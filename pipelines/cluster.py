@@ -49,14 +49,10 @@ def connect() -> None:
     """
     if has_cluster():
         require_listener(os.environ[_ADDRESS])
-    debugs = is_debugging()
-    if not debugs:
-        # Ray's own code writes past Python's logging, between the lines of a job: in each labelling an error
-        # that is none. What ends a job reaches it as an exception.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
     import ray.data
 
+    debugs = is_debugging()
     if not debugs:
         _quieten()
     if not ray.is_initialized():
