@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _ADDRESS = "RAY_ADDRESS"
 """The environment variable that names a cluster; Ray sets it for a job's driver."""
+_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 _PORT = "RAY_GCS_SERVER_PORT"
 """The environment variable that fixes the port of an embedded Ray, which is half of its address."""
 _SPARE_CPUS = 2
@@ -69,6 +70,11 @@ def _start(*, debugs: bool) -> None:
     start = functools.partial(
         ray.init, logging_level=logging.INFO if debugs else logging.ERROR, log_to_driver=debugs
     )
+    if not debugs and _LOG_LEVEL not in os.environ:
+        # Of this process alone, whose errors Ray writes to stderr, in red between the lines of a bar: each
+        # pool of Ray Data's actors is one. Ray's own processes are started with os.environ, which putenv
+        # leaves as it is, and write their logs as ever.
+        os.putenv(_LOG_LEVEL, "fatal")
     if has_cluster():
         # Workers find the copy of the code that a Ray job has, and code that is installed. Others look where
         # the code is on this machine.

@@ -617,6 +617,24 @@ def test_wrong_input_is_told_before_ray_and_mlflow_are_asked(model: str, tmp_pat
         assert message in line
 
 
+POOL = """
+from pipelines.cluster import connect
+connect()
+import ray.data
+class Same:
+    def __call__(self, batch):
+        return batch
+print(ray.data.range(8).map_batches(Same, concurrency=1).count())
+"""
+"""Has Ray Data start actors, as a labelling does."""
+
+
+def test_an_embedded_ray_writes_no_lines_of_its_own(tmp_path: Path) -> None:
+    ended = python("-c", POOL, cwd=tmp_path)
+    assert ended.stdout.split()[-1] == "8", ended.stderr
+    assert re.findall(r".*(?:core_worker|raylet|gcs_).*", ended.stdout + ended.stderr) == []
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_the_workers_of_an_embedded_ray_import_the_code_that_runs_here() -> None:
     @ray.remote
