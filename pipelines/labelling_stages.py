@@ -12,11 +12,11 @@ shards.
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from threading import Lock
+from threading import Lock, Semaphore
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,6 +30,7 @@ from flowcore.pseudolabels import pseudo_labels
 from flowcore.shapes import to_images
 from flowcore.video import ClipOptions, VideoError
 from pipelines.attempts import MOST_DEATHS, Attempt
+from pipelines.cluster import times_begun
 from pipelines.collection import Stamp, VideoSource
 from pipelines.copies import possible_copies
 from pipelines.decoding import DecoderProcess
@@ -289,10 +290,13 @@ def _attempt(run: str, stage: str, shard: Shard, work: Callable[[Shard], Shard])
 
 
 class Teacher:
-    """Adds the labels to a shard; lives in an actor with the networks. Several threads may call it: the
-    device is one's at a time, while the others decode frames or make columns."""
+    """Adds the labels to a shard; lives in an actor with the networks.
 
-    def __init__(self, plan: Plan, device: str) -> None:
+    Several threads may call it. The device is one's at a time, while the others decode frames or make
+    columns. A shard that Ray sends again is worked on alone: a death over it then is no neighbour's doing.
+    """
+
+    def __init__(self, plan: Plan, device: str, shards_at_once: int = 1) -> None:
         # On more threads sums come in another order, and labels would depend on the machine.
         torch.set_num_threads(1)
         torch.backends.cudnn.deterministic = True
@@ -300,15 +304,31 @@ class Teacher:
         self._device = torch.device(device)
         self._digest = "+".join(model.digest for model in plan.teachers)
         self._networks = [model.load(plan.location, self._device) for model in plan.teachers]
-        self._turn = Lock()
+        self._turn, self._entry = Lock(), Lock()
+        self._shards_at_once = shards_at_once
+        self._places = Semaphore(shards_at_once)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         for message in messages(table):
             match message:
                 case Shard() if message.chunks:
-                    yield _attempt(self._plan.run, "labelling", message, self._labelled).to_arrow()
+                    with self._under_way():
+                        labelled = _attempt(self._plan.run, "labelling", message, self._labelled)
+                    yield labelled.to_arrow()
                 case _:
                     yield message.to_arrow()
+
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        taken = self._shards_at_once if times_begun() else 1
+        # One at a time takes its places, as two would wait for each other's.
+        with self._entry:
+            for _ in range(taken):
+                self._places.acquire()
+        try:
+            yield
+        finally:
+            self._places.release(taken)
 
     def _labelled(self, shard: Shard) -> Shard:
         started = time.monotonic()

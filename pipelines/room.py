@@ -50,6 +50,7 @@ WRITE_CPUS = 0.25
 has room for one of each."""
 _FEW_WRITERS = 8
 """The number of writers where the number of teachers isn't known; each writer serves many teachers."""
+_SHARDS_OF_A_GPU = 2
 _AHEAD_SHARDS = 16
 """How many shards may wait between the stages, for each process; with four a teacher waited now and then.
 
@@ -70,11 +71,8 @@ class LabellingRoom:
     """GPUs of each teacher; a fraction where several share one."""
     least_teachers: int = 1
     """Teachers that start at once and stay, even while there are few frames."""
-
-    @property
-    def shards_at_once(self) -> int:
-        """How many shards a teacher has under way: on a GPU it decodes one while it labels the other."""
-        return 2 if self.gpus else 1
+    shards_at_once: int = 1
+    """How many shards a teacher has under way: on a GPU it decodes one while it labels the other."""
 
     def processes(self, have: Mapping[str, float]) -> dict[str, int]:
         """Processes by stage, in a cluster with these resources; a stage without a limit gets all that fit. A
@@ -122,7 +120,9 @@ def labelling_room(
     if accelerator == "gpu":
         # An autoscaler may bring more GPUs than there are now.
         writers = num_teachers or max(_FEW_WRITERS, gpus)
-        return LabellingRoom(readers=None, teachers=num_teachers, writers=writers, gpus=1)
+        return LabellingRoom(
+            readers=None, teachers=num_teachers, writers=writers, gpus=1, shards_at_once=_SHARDS_OF_A_GPU
+        )
     if accelerator == "auto" and gpus > 0:
         teachers = num_teachers or gpus
         if teachers > gpus:
@@ -134,6 +134,7 @@ def labelling_room(
             writers=teachers,
             gpus=_gpus_each(teachers, gpus),
             least_teachers=min(teachers, gpus),
+            shards_at_once=_SHARDS_OF_A_GPU,
         )
     if cpus == 0:
         # There is no node yet: an autoscaler may bring some.

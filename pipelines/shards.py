@@ -45,7 +45,7 @@ class RayGraph:
     @property
     def arithmetic(self) -> dict[str, str]:
         """How teachers compute, in the cluster as it is now."""
-        if not self._room_now(has_teachers=True).gpus:
+        if not self.room_for(has_teachers=True).gpus:
             return arithmetic("cpu")
         # Only a process that Ray gives a GPU can ask it.
         asked = ray.remote(num_cpus=0, num_gpus=_ASKING_GPUS)(arithmetic).remote("cuda")
@@ -69,7 +69,7 @@ class RayGraph:
         self, sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: Plan
     ) -> ray.data.Dataset:
         """What will write what is missing of these videos, and give messages, when its rows are asked for."""
-        self._room = room = self._room_now(has_teachers=bool(plan.teachers))
+        self._room = room = self.room_for(has_teachers=bool(plan.teachers))
         tables = group_tables(sources, stamps, plan.last, _MOST_TASKS)
         data: ray.data.Dataset = ray.data.from_arrow(tables)
         # Why each row is a block: see `pipelines.labelling_stages`.
@@ -88,14 +88,15 @@ class RayGraph:
                 ),
                 num_cpus=TEACHER_CPUS,
                 num_gpus=room.gpus,
-                fn_constructor_args=[plan, "cuda" if room.gpus else "cpu"],
+                fn_constructor_args=[plan, "cuda" if room.gpus else "cpu", room.shards_at_once],
                 # A block, which is a row; Ray Data wants a number where there is a GPU.
                 **{**settings, "batch_size": 1},
             )
         writer = self.writer(plan)
         return data.map_batches(writer, compute=_tasks(room.writers), num_cpus=WRITE_CPUS, **settings)
 
-    def _room_now(self, *, has_teachers: bool) -> LabellingRoom:
+    def room_for(self, *, has_teachers: bool) -> LabellingRoom:
+        """What the stages get of the cluster as it is now."""
         return labelling_room(
             resources(),
             has_teachers=has_teachers,

@@ -124,7 +124,7 @@ class EmptyReader:
 
 
 class IdleTeacher:
-    def __init__(self, plan: Plan, device: str) -> None:
+    def __init__(self, plan: Plan, device: str, shards_at_once: int) -> None:
         pass
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:

@@ -37,17 +37,22 @@ DEADLY_WIDTH = 96
 
 MOST_DEATHS = 6
 """Of the one process that labels a deadly video of 18 shards: three for each of the two that Ray sends it at
-once."""
+once, for each that it has under way."""
 
 # It can stop at steps: however busy the machine is, it waits there for what the test does to it.
 DRIVER = """
-import os, signal, sys
+import dataclasses, os, signal, sys
 import ray
 from flowcore.occlusion import OcclusionCheck
 from flowcore.video import ClipOptions
 from pipelines.collection import Collection
 from pipelines.labelling import LabellingOptions, write_labels
+from pipelines.shards import RayGraph
 from pipelines.teachers import Teachers
+
+class Graph(RayGraph):
+    def room_for(self, **what):
+        return dataclasses.replace(super().room_for(**what), shards_at_once=AT_ONCE)
 
 class Deadly(OcclusionCheck):
     def __call__(self, flow_fw, flow_bw):
@@ -65,11 +70,12 @@ if __name__ == "__main__":
         steps += 1
         if str(steps) in stops:
             os.kill(os.getpid(), signal.SIGSTOP)
-    options = LabellingOptions(shard_pairs=8, num_teachers=1)
+    options, graph = LabellingOptions(shard_pairs=8), Graph(1, "auto")
     clips, check = ClipOptions(chunk_pairs=4), Deadly()
     ray.init(address=address, log_to_driver=False)
     collection, teachers = Collection.find(videos), Teachers.fetched([teacher])
-    summary = write_labels(collection, teachers, labels, clips, check, options, on_progress=report)
+    more = {"on_progress": report, "graph": graph}
+    summary = write_labels(collection, teachers, labels, clips, check, options, **more)
     print("new_pairs", summary.new_pairs)
 """
 
@@ -159,14 +165,15 @@ def node(cluster: Cluster) -> Any:
 
 @pytest.fixture(scope="module")
 def start(cluster: Cluster, node: Any, collection: Path, teacher: Path) -> Start:
-    """Starts a driver that labels into a folder, in the cluster."""
-    # Once: while it were written anew for a second driver, the first could read an empty one, which ends
-    # without a word and with status 0.
-    script = teacher / "driver.py"
-    deaths = repr(str(teacher / "deaths"))
-    script.write_text(DRIVER.replace("WIDTH", str(DEADLY_WIDTH)).replace("DEATHS", deaths))
+    """Starts a driver that labels into a folder, in the cluster, with so many shards at once in a teacher."""
 
-    def started(labels: Path | str, *stops: int, videos: Path = collection) -> Driver:
+    def started(labels: Path | str, *stops: int, videos: Path = collection, at_once: int = 1) -> Driver:
+        # Once: while it were written anew for a second driver, the first could read an empty one, which ends
+        # without a word and with status 0.
+        script = teacher / f"driver-{at_once}.py"
+        if not script.exists():
+            content = DRIVER.replace("WIDTH", str(DEADLY_WIDTH)).replace("AT_ONCE", str(at_once))
+            script.write_text(content.replace("DEATHS", repr(str(teacher / "deaths"))))
         return Driver(script, cluster.address, videos, teacher, labels, stops)
 
     return started
@@ -267,18 +274,20 @@ def test_killed_decoders_cost_no_pair_after_a_rerun(
     expect_the_same(labels, undisturbed)
 
 
+@pytest.mark.parametrize("at_once", [1, 2], ids=["as on a CPU", "as on a GPU"])
 def test_a_video_over_which_processes_die_is_left_out_and_named_however_many_shards_it_has(
-    tmp_path: Path, start: Start, collection: Path, teacher: Path, undisturbed: Path
+    tmp_path: Path, start: Start, collection: Path, teacher: Path, undisturbed: Path, at_once: int
 ) -> None:
     videos, labels = tmp_path / "videos", tmp_path / "labels"
+    (teacher / "deaths").unlink(missing_ok=True)
     shutil.copytree(collection, videos)
     deadly = SceneOptions(height=48, width=DEADLY_WIDTH, num_frames=9, camera_speed=3.0, layer_speed=2.0)
     write_video(videos / "deadly.mp4", np.tile(render_scene(7, deadly).frames, (16, 1, 1, 1)))
-    start(labels, videos=videos).finish()
+    start(labels, videos=videos, at_once=at_once).finish()
     (failed,) = PairSet.open(str(labels)).ledger()
     assert (Path(failed.video).name, failed.outcome) == ("deadly.mp4", "failed")
     assert "labelling ended its process 3 times" in failed.reason
-    assert 3 <= len((teacher / "deaths").read_text()) <= MOST_DEATHS
+    assert 3 <= len((teacher / "deaths").read_text()) <= at_once * MOST_DEATHS
     ids, expected = (PairSet.open(str(each)).index()["pair_id"].to_pylist() for each in (labels, undisturbed))
     assert sorted(ids) == sorted(expected)
 

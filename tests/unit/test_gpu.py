@@ -317,7 +317,7 @@ def test_a_teacher_decodes_a_shard_while_another_one_has_the_device_alone(
         (done,) = teacher(table)
         return Shard.from_arrow(done)
 
-    together = Teacher(plan, device)
+    together = Teacher(plan, device, shards_at_once=2)
     with ThreadPoolExecutor(2) as threads:
         found = list(threads.map(lambda table: labelled(together, table), tables))
     alone = Teacher(replace(plan, check=OcclusionCheck(alpha2=LENIENT)), device)
