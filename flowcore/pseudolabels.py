@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -309,14 +310,26 @@ def _length(flow: Flow) -> Float[Tensor, "batch 1 height width"]:
 def _quantiles(
     lengths: Float[Tensor, "directions 1 rows columns"], shares: tuple[float, ...]
 ) -> list[Float[Tensor, "pairs"]]:
-    """Of both directions of each pair together, interpolated as by `numpy.quantile`."""
+    """Of both directions of each pair together."""
+    values = lengths.view(2, len(lengths) // 2, -1).transpose(0, 1).flatten(1)
+    if values.is_cuda:
+        return quantiles_by_sorting(values, shares)
+    # A core sorts for five times as long as NumPy takes.
+    found = np.quantile(values.numpy(), shares, axis=1).astype(np.float32)
+    return list(torch.from_numpy(found))
+
+
+def quantiles_by_sorting(
+    values: Float[Tensor, "pairs values"], shares: Sequence[float]
+) -> list[Float[Tensor, "pairs"]]:
+    """The same numbers as `numpy.quantile` gives, found where the values are; nan where one of them is."""
     # torch's own quantile takes no more than 16 million values.
-    values = lengths.view(2, len(lengths) // 2, -1).transpose(0, 1).flatten(1).sort(dim=1).values
-    unknown = values[:, -1].isnan()
+    ordered = values.sort(dim=1).values
+    unknown = ordered[:, -1].isnan()
     found = []
     for share in shares:
-        place = share * (values.shape[1] - 1)
-        before, after = values[:, math.floor(place)], values[:, math.ceil(place)]
+        place = share * (ordered.shape[1] - 1)
+        before, after = ordered[:, math.floor(place)], ordered[:, math.ceil(place)]
         gap, part = (after - before).double(), place % 1
         # NumPy begins at the nearer of the two.
         between = before + gap * part if part < 0.5 else after - gap * (1 - part)
