@@ -101,7 +101,7 @@ STEPS = (
     Step(typed=f"python - <<'END'{READ}END", last=9),
     Step(
         says="A Ray that runs, and a job submitted to it:",
-        typed="ray start --head --dashboard-host 127.0.0.1 > ray.log",
+        typed="ray start --head --dashboard-host 127.0.0.1 > ray.log 2>&1",
         answers="http://127.0.0.1:8265/api/version",
     ),
     Step(
