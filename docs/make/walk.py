@@ -20,7 +20,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 
 from benchmarks import report
 from pipelines.installation import PROJECT_FOLDER
@@ -173,10 +173,15 @@ def type_(step: Step, folder: Path, environment: dict[str, str]) -> tuple[str, s
 def wait_for(address: str) -> None:
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
-        with contextlib.suppress(URLError, ConnectionError):
+        try:
             urllib.request.urlopen(address, timeout=5).close()
+        except HTTPError:
+            # Ray's job server wants its token, and answers.
             return
-        time.sleep(0.5)
+        except (URLError, ConnectionError):
+            time.sleep(0.5)
+        else:
+            return
     raise TimeoutError(f"nothing answers at {address}")
 
 
