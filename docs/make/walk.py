@@ -105,9 +105,10 @@ STEPS = (
         answers="http://127.0.0.1:8265/api/version",
     ),
     Step(
-        typed="ray job submit --address http://127.0.0.1:8265 -- distillflow label laptop "
-        "--videos $PWD/clip.mp4 --labels $PWD/submitted --teacher distillflow:laptop "
-        "--clips.max-pairs-per-video 8",
+        typed="RAY_AUTH_MODE=token ray job submit --address http://127.0.0.1:8265 "
+        """--runtime-env-json '{"env_vars": {"MLFLOW_TRACKING_URI": "sqlite:///'$PWD'/mlflow.db"}}' """
+        "-- distillflow label laptop --videos $PWD/clip.mp4 --labels $PWD/submitted "
+        "--teacher distillflow:laptop --clips.max-pairs-per-video 8",
         last=6,
     ),
     Step(typed="ray stop > ray.log"),
