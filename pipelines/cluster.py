@@ -67,9 +67,10 @@ def _start(*, debugs: bool) -> None:
     """Joins the cluster that there is, or starts an embedded Ray."""
     import ray
 
-    start = functools.partial(
-        ray.init, logging_level=logging.INFO if debugs else logging.ERROR, log_to_driver=debugs
-    )
+    def start(**options: Any) -> None:
+        with contextlib.nullcontext() if debugs else _hushed():
+            ray.init(logging_level=logging.INFO if debugs else logging.ERROR, log_to_driver=debugs, **options)
+
     if not debugs and _LOG_LEVEL not in os.environ:
         # Of this process alone, whose errors Ray writes to stderr, in red between the lines of a bar: each
         # pool of Ray Data's actors is one. Ray's own processes are started with os.environ, which putenv
@@ -117,6 +118,21 @@ def _start(*, debugs: bool) -> None:
                     "too busy; wait until it has less to do, or join a Ray that runs (RAY_ADDRESS)"
                 ) from error
             _tell("Ray is slow to start on this machine; starting it again")
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """What is written to stderr in the block isn't seen. Ray's own code tells there of settings that it takes
+    and of networks that it tries; why Ray doesn't start is in its exception."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def times_begun() -> int:
@@ -187,7 +203,8 @@ def _known_address() -> Iterator[None]:
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = str(probe.getsockname()[1])
-    host = get_node_ip_address()  # type: ignore[no-untyped-call]
+    with _hushed():
+        host = get_node_ip_address()  # type: ignore[no-untyped-call]
     before = {name: os.environ.pop(name, None) for name in (_ADDRESS, _PORT)}
     os.environ.update({_ADDRESS: f"{host}:{port}", _PORT: port})
     try:

@@ -20,7 +20,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 
 from benchmarks import report
 from pipelines.installation import PROJECT_FOLDER
@@ -179,7 +179,7 @@ def wait_for(address: str) -> None:
         except HTTPError:
             # Ray's job server wants its token, and answers.
             return
-        except (URLError, ConnectionError):
+        except OSError:
             time.sleep(0.5)
         else:
             return
