@@ -122,11 +122,11 @@ def train(arguments: argparse.Namespace) -> None:
 def judge(data: Path, out: Path) -> dict[str, Any]:
     """Errors by set and model, errors without truth, and how each student was trained."""
     students = {name: str(_place(out, name)) for name in STUDENTS if _place(out, name).exists()}
-    others = ("zero", "opencv:farneback", "opencv:dis_fast", DIS, NEVER_MET_DIS, SHIPPED)
-    networks = {**dict.fromkeys((DIS, NEVER_MET_DIS, SHIPPED)), **students}
+    compared = {name: name for name in (DIS, NEVER_MET_DIS, SHIPPED)} | students
+    classical = {name: name for name in ("zero", "opencv:farneback", "opencv:dis_fast")}
     return {
-        "errors": errors_on_real_pairs(data, {**{name: name for name in others}, **students}),
-        "unseen": without_truth(data, {name: place or name for name, place in networks.items()}),
+        "errors": errors_on_real_pairs(data, classical | compared),
+        "unseen": without_truth(data, compared),
         "trained": {
             name: json.loads((Path(place) / "facts.json").read_text()) for name, place in students.items()
         },
