@@ -1,16 +1,17 @@
 """What do students learn from real videos on two cores, without a label?
 
-    python -m benchmarks.experiments.real_pixels train DATA OUT [--steps 10000]
+    python -m benchmarks.experiments.real_pixels train DATA OUT [--steps 10000] [--only "of DIS"]
     python -m benchmarks.experiments.real_pixels judge DATA OUT
     python -m benchmarks.experiments.real_pixels print
 
 `train` runs the recipe `laptop` on real clips, for each of three students from fresh weights. One learns from
 labels of OpenCV's DIS, one from these and from the frames, one from labels of distillflow:video, a teacher
-that never met DIS. OUT gets the students; one that is there isn't trained again.
+that never met DIS. A fourth goes on from the weights of distillflow:video by its recipe's second stage, whose
+labels are the mean of both teachers. OUT gets the students; one that is there isn't trained again.
 
 `judge` looks at the students' errors on real pairs with truth, which nothing was chosen by, beside zero flow,
 the classical methods, the teachers and distillflow:laptop, and compares them without truth on videos that the
-three didn't learn from. `print` prints the tables of what `judge` found.
+four didn't learn from. `print` prints the tables of what `judge` found.
 
 DATA holds `clips`, `clips_more` and data sets with truth, each in its own layout.
 """
@@ -47,17 +48,20 @@ WHERE = "flow_p99 > 2"
 
 @dataclass(frozen=True)
 class Student:
-    """What a student learns from."""
+    """What a student learns from, by which recipe."""
 
-    teacher: str
+    teachers: tuple[str, ...]
     learns: Mapping[str, Any] = field(default_factory=dict)
     """Of the recipe's objective, what is different."""
+    recipe: str = "laptop"
+    init: str = "fresh"
 
 
 STUDENTS = {
-    "of DIS": Student(DIS),
-    "of DIS and the frames": Student(DIS, {"photometric_weight": 1.0, "distillation_weight": 2.0}),
-    "of distillflow:video": Student(NEVER_MET_DIS),
+    "of DIS": Student((DIS,)),
+    "of DIS and the frames": Student((DIS,), {"photometric_weight": 1.0, "distillation_weight": 2.0}),
+    "of distillflow:video": Student((NEVER_MET_DIS,)),
+    "from distillflow:video": Student((NEVER_MET_DIS, DIS), recipe="video", init=NEVER_MET_DIS),
 }
 
 
@@ -70,53 +74,62 @@ def train(arguments: argparse.Namespace) -> None:
     work.mkdir(parents=True, exist_ok=True)
     collection = work / "collection.txt"
     collection.write_text("".join(f"{each}\n" for each in videos_of_the_release(arguments.data)))
-    _, labelling = pseudolabel.recipes()["laptop"]
-    clips = replace(labelling.clips, max_pairs_per_video=arguments.pairs)
-    _, distilling = distill.recipes()["laptop"]
-    training = replace(
-        distilling.training,
-        steps=arguments.steps,
-        workers=arguments.workers,
-        precision=arguments.precision,
-        held_back_most=8,
-        validate_every=max(1, arguments.steps // 2),
-    )
-    facts = {
-        "steps": training.steps,
-        "workers": training.workers,
-        "precision": training.precision,
-        "of a video": clips.max_pairs_per_video,
-    }
-    for name, student in STUDENTS.items():
+    for name in arguments.only or STUDENTS:
         place = _place(out, name)
         if place.exists():
             continue
+        student = STUDENTS[name]
         began = time.monotonic()
-        labels = str(work / student.teacher.partition(":")[2])
+        labels = str(_place(work, " ".join([*student.teachers, student.recipe])))
+        _, labelling = pseudolabel.recipes()[student.recipe]
         written = pseudolabel.pseudolabel(
             replace(
-                labelling, videos=str(collection), clips=clips, teacher=(student.teacher,), labels=labels
+                labelling,
+                videos=str(collection),
+                clips=replace(labelling.clips, max_pairs_per_video=arguments.pairs),
+                teacher=student.teachers,
+                labels=labels,
             ),
-            "laptop",
+            student.recipe,
         )
-        facts |= {"videos": written.num_videos, "pairs": written.num_pairs}
         labelled = time.monotonic()
+        _, distilling = distill.recipes()[student.recipe]
+        training = replace(
+            distilling.training,
+            steps=arguments.steps,
+            workers=arguments.workers,
+            precision=arguments.precision,
+            readers=1,
+            held_back_most=8,
+            validate_every=max(1, arguments.steps // 2),
+        )
         stage = replace(
             distilling,
             labels=labels,
             run_root=str(work),
-            init="fresh",
+            init=student.init,
             where=WHERE,
             training=training,
             objective=replace(distilling.objective, **student.learns),
         )
-        uri = distill.distill(stage, "laptop")
-        network, info = load_model(fetch_model(uri))
+        network, info = load_model(fetch_model(distill.distill(stage, student.recipe)))
         kept = ("stage", "recipe", "label_set", "where", "generation")
         save_model(place, network, {key: info.provenance[key] for key in kept})
-        seconds = {"labelling": round(labelled - began), "distillation": round(time.monotonic() - labelled)}
-        (place / "facts.json").write_text(json.dumps({**facts, "seconds": seconds}, indent=1) + "\n")
-        print(f"{name}: {seconds}", flush=True)
+        facts = {
+            "steps": training.steps,
+            "batch": training.global_batch,
+            "workers": training.workers,
+            "precision": training.precision,
+            "of a video": arguments.pairs,
+            "videos": written.num_videos,
+            "pairs": written.num_pairs,
+            "seconds": {
+                "labelling": round(labelled - began),
+                "distillation": round(time.monotonic() - labelled),
+            },
+        }
+        (place / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+        print(f"{name}: {facts['seconds']}", flush=True)
 
 
 def judge(data: Path, out: Path) -> dict[str, Any]:
@@ -155,8 +168,9 @@ def trained() -> str:
     """What each student took."""
     rows = []
     for name, facts in _found()["trained"].items():
-        rows.append([name, facts["videos"], facts["pairs"], facts["steps"], *facts["seconds"].values()])
-    heads = ["student", "videos", "pairs", "steps", "s of labelling", "s of distillation"]
+        rows.append([name, facts["videos"], facts["pairs"], facts["steps"], facts["batch"]])
+        rows[-1] += facts["seconds"].values()
+    heads = ["student", "videos", "pairs", "steps", "batch", "s of labelling", "s of distillation"]
     return report.table(heads, rows)
 
 
@@ -174,11 +188,14 @@ def card() -> str:
 def main() -> None:
     parser = report.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    training = commands.add_parser("train", help="the three students")
+    training = commands.add_parser("train", help="the students")
     training.add_argument("data", type=Path, help="a folder of clips")
     training.add_argument("out", type=Path, help="folder for the students")
     steps = RECIPES["laptop"].student.steps
     training.add_argument("--steps", type=int, default=steps, help=f"of each; {steps} by default")
+    training.add_argument(
+        "--only", action="append", choices=STUDENTS, metavar="STUDENT", help="this one; may be repeated"
+    )
     training.add_argument("--pairs", type=int, default=40, help="of a video, at most; 40 by default")
     training.add_argument(
         "--precision", choices=["float32", "bfloat16"], default="float32", help="as --training.precision"

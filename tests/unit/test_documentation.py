@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from docs.make import walk
 from jobs.commands import COMMANDS, options_of_job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -157,3 +158,17 @@ def test_the_architecture_names_every_module_and_no_other() -> None:
         if path.name != "__init__.py"
     }
     assert named == modules
+
+
+def test_the_walk_of_a_new_user_shows_every_step_as_it_is_typed_today() -> None:
+    page = (REPOSITORY / "docs" / "how-to" / "walk.md").read_text()
+    shown = re.findall(r"^```text\n\$ (.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    for block, step in zip(shown, walk.STEPS, strict=True):
+        assert block.startswith(f"{step.typed}\n")
+        assert step.says in page
+
+
+def test_the_pages_name_the_locked_torch() -> None:
+    (locked,) = re.findall(r"^torch==([\d.]+)\+cpu", (REPOSITORY / "torch-cpu.txt").read_text(), re.MULTILINE)
+    named = {version for page in PAGES for version in re.findall(r"torch==([\d.]+)\+cpu", page.read_text())}
+    assert named == {locked}
