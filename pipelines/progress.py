@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, Self, TextIO
 
+from pipelines import notes
 from pipelines.disclosure import tell
 from pipelines.labelling_progress import LabellingProgress
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_LINES = 10.0
-_NAMESPACE = "distillflow"
 
 
 class _Surface(Protocol):
@@ -148,30 +148,23 @@ class _Bar:
 
 @dataclass(frozen=True)
 class Reporter:
-    """What a worker reports to; it can be sent to any process of the cluster. The last report lies in the
-    key-value store of Ray's head."""
+    """What a worker reports to; it can be sent to any process of the cluster. The last report is a note in
+    Ray's head."""
 
     key: str
 
     def report(self, done: int, *facts: str, before: int = 0) -> None:
         """As `Progress.show`."""
-        from ray.experimental import internal_kv
-
-        report = json.dumps([done, before, facts]).encode()
-        internal_kv._internal_kv_put(self.key, report, namespace=_NAMESPACE)
+        notes.write(self.key, json.dumps([done, before, facts]).encode())
 
     def last(self) -> tuple[int, int, list[str]] | None:
         """What was reported last: done, before and the facts."""
-        from ray.experimental import internal_kv
-
-        report = internal_kv._internal_kv_get(self.key, namespace=_NAMESPACE)
+        report = notes.read(self.key)
         return json.loads(report) if report else None
 
     def forget(self) -> None:
         """Removes the report from Ray's head."""
-        from ray.experimental import internal_kv
-
-        internal_kv._internal_kv_del(self.key, namespace=_NAMESPACE)
+        notes.remove(self.key)
 
 
 @contextlib.contextmanager

@@ -1,29 +1,75 @@
-"""A server with moto's S3 for the tests, which keeps everything in memory and can be made to behave as S3
-does on a bad day."""
+"""SeaweedFS's S3 for the tests, behind a proxy that makes it behave as S3 does on a bad day."""
 
 import contextlib
+import http.client
 import random
+import shutil
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 from urllib.parse import quote
+from urllib.request import urlopen
 
-from moto.server import DomainDispatcherApplication, create_backend_app
+from ports import free_ports
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wsgi import get_input_stream
 
 from pipelines.storage import Folder, storage_of
 
+OF_A_CONNECTION = {"Connection", "Expect", "Keep-Alive", "Transfer-Encoding"}
+"""Headers that each side has its own of."""
+
+
+@contextlib.contextmanager
+def seaweedfs() -> Iterator[int]:
+    """A SeaweedFS of its own on this machine, whose keys are those of the environment; the port of its S3."""
+    folder = Path(tempfile.mkdtemp(prefix="seaweedfs-"))
+    master, volume, filer, s3, *inner = free_ports(8)
+    ports = {
+        **{"master.port": master, "volume.port": volume, "filer.port": filer, "s3.port": s3},
+        **dict(zip(("master", "volume", "filer", "s3"), inner, strict=True)),
+    }
+    options = [
+        *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", "-s3", f"-s3.localSocket={folder}/s3"),
+        f"-filer.localSocket={folder}/filer",
+        *("-s3.port.iceberg=0", "-s3.port.lance=0"),
+        *("-master.volumeSizeLimitMB=64", "-volume.max=0", "-master.telemetry=false"),
+        *(f"-{name if '.' in name else f'{name}.port.grpc'}={port}" for name, port in ports.items()),
+    ]
+    program = [Path(sys.executable).with_name("weed"), f"-logdir={folder}", "server"]
+    with (folder / "log").open("w") as words:
+        server = subprocess.Popen([*program, *options], cwd=folder, stdout=words, stderr=words)
+        try:
+            while True:
+                if server.poll() is not None:
+                    raise RuntimeError(f"SeaweedFS ended: {(folder / 'log').read_text()}")
+                with contextlib.suppress(URLError, ConnectionError):
+                    urlopen(f"http://127.0.0.1:{s3}/healthz", timeout=5).close()
+                    break
+                time.sleep(0.1)
+            yield s3
+        finally:
+            # Asked to end, it takes half a minute.
+            server.kill()
+            server.wait()
+            shutil.rmtree(folder)
+            for socket in (each for port in inner for each in Path("/tmp").glob(f"seaweedfs-*{port}.sock")):
+                socket.unlink()
+
 
 class Server:
-    """moto's S3, that refuses a share of the requests and cuts off a share of the answers, or a few; that
+    """Passes requests on to S3, but refuses a share of them and cuts off a share of the answers, or a few;
     sends slowly, lists what was there when it was first asked, and denies what has `denied` in its name."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int) -> None:
         self.reset()
-        self._storage = DomainDispatcherApplication(create_backend_app)
+        self._port = port
         self._dice = random.Random(0)
 
     def reset(self) -> None:
@@ -57,6 +103,28 @@ class Server:
             return self._half(answer)
         return self._half(answer) if dice < self.refused_share + self.cut_share else answer
 
+    def _storage(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        """What S3 answers to the same request. Its signature holds, as the host's name is passed on too."""
+        sent = {
+            name[5:].replace("_", "-").title(): value
+            for name, value in environ.items()
+            if name.startswith("HTTP_")
+        }
+        headers = {name: value for name, value in sent.items() if name not in OF_A_CONNECTION}
+        if kind := environ.get("CONTENT_TYPE"):
+            headers["Content-Type"] = kind
+        body = get_input_stream(environ).read()
+        connection = http.client.HTTPConnection("127.0.0.1", self._port)
+        with contextlib.closing(connection):
+            connection.request(environ["REQUEST_METHOD"], environ["RAW_URI"], body or None, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+            kept = [line for line in answer.getheaders() if line[0].title() not in OF_A_CONNECTION]
+        if not any(name.title() == "Content-Length" for name, _ in kept):
+            kept.append(("Content-Length", str(len(content))))
+        start_response(f"{answer.status} {answer.reason}", kept)
+        return [content]
+
     def _listed(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         query = environ["PATH_INFO"] + environ["QUERY_STRING"]
         if query not in self._lists:
@@ -85,15 +153,16 @@ class Quiet(WSGIRequestHandler):
 @contextlib.contextmanager
 def serving() -> Iterator[tuple[Server, int]]:
     """A server on this machine, and its port."""
-    application = Server()
-    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield application, server.server_port
-    server.shutdown()
+    with seaweedfs() as port:
+        application = Server(port)
+        server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield application, server.server_port
+        server.shutdown()
 
 
 class Bucket:
-    """A new bucket of moto's S3; `server` has what it refused and cut off, and the shares to do so."""
+    """A new bucket; `server` has what it refused and cut off, and the shares to do so."""
 
     def __init__(self, name: str, server: Server, port: int) -> None:
         self.server = server

@@ -1,4 +1,4 @@
-"""Listing collections on a disk and on moto's S3, and decoding in a process that is really killed."""
+"""Listing collections on a disk and on S3, and decoding in a process that is really killed."""
 
 import hashlib
 import os

@@ -1,5 +1,5 @@
-"""The whole chain on a server with moto's S3 that refuses requests and drops connections, as a busy one does,
-with a real MLflow server, whose runs are in PostgreSQL and whose models are on a server of moto's of its own.
+"""The whole chain on SeaweedFS, which refuses requests and drops connections, as a busy storage does, with a
+real MLflow server, whose runs are in PostgreSQL and whose models are on a SeaweedFS of its own.
 
 Nothing is on a disk that another node could not see.
 """

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import report
 from docs.make import results
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -49,3 +50,12 @@ def test_the_tables_of_a_page_are_those_of_the_records_beside_it(page: Path) -> 
     emptied = re.sub(r"(<!-- benchmarks\S+ -->\n\n).*?(\n\n<!-- end)", r"\1\2", text, flags=re.DOTALL)
     assert len(emptied) < len(text)
     assert results.filled(emptied) == text
+
+
+def test_kendalls_tau_is_the_share_of_the_pairs_in_order_less_that_of_the_others() -> None:
+    assert report.tau([1, 2, 3], [10, 20, 30]) == 1
+    assert report.tau([3, 2, 1], [10, 20, 30]) == -1
+    # Of six pairs five are in order.
+    assert report.tau([1, 2, 4, 3], [10, 20, 30, 40]) == pytest.approx(4 / 6)
+    # An equal one is neither.
+    assert report.tau([1, 1, 2], [10, 20, 30]) == pytest.approx(2 / 3)

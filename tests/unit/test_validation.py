@@ -1,11 +1,22 @@
-"""The judge, on numbers alone: what it complains of, when it is out of patience, and what it remembers."""
+"""The judge, on numbers alone: what it complains of, when it is out of patience, and what it remembers; the
+score that it compares by, on scenes with truth."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from benchmarks.report import tau
+from flowcore.objectives import validate_pair
+from flowcore.occlusion import OcclusionCheck
+from flowcore.pairs import Batch
+from flowcore.scenes import SceneOptions, render_scene
+from flowcore.shapes import to_images
 from pipelines.checkpoints import load_training_state, save_training_state
+from pipelines.held_back import REFEREE
 from pipelines.validation import CollapseAlarm, Judging, score_of
 
 HEALTHY = {"occluded": 0.2, "flow_variance": 1.0, "photometric": 2.0, "unmasked": 2.0, "comparable": 2.0}
@@ -90,3 +101,65 @@ def test_a_judge_goes_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path: 
     resumed += [second.look_at(numbers, step) for step, numbers in enumerate(seen) if step >= 3]
     assert resumed == verdicts
     assert second.standing == through.standing
+
+
+KINDS = {
+    "steady light": SceneOptions(num_frames=2),
+    "changing light": SceneOptions(num_frames=2, lighting=0.2),
+    "large fast layers": SceneOptions(
+        num_frames=2, layers=(4, 6), layer_speed=12.0, layer_radius=(0.25, 0.5)
+    ),
+}
+
+
+@dataclass
+class Judged:
+    """A flow's errors on a scene, without and with truth."""
+
+    comparable: float
+    unmasked: float
+    photometric: float
+    epe: float
+
+
+class Court:
+    """A rendered scene on which flows are judged as held-back pairs are, and by its truth."""
+
+    def __init__(self, options: SceneOptions) -> None:
+        scene = render_scene(3, options)
+        images = to_images(scene.frames)
+        self.frames = Batch(image1=images[:1], image2=images[1:])
+        self.truth = torch.from_numpy(scene.flow_fw), torch.from_numpy(scene.flow_bw)
+        self._hidden = OcclusionCheck().both(*REFEREE.build().estimate(images[:1], images[1:]))
+
+    def judge(self, forward: Tensor, backward: Tensor) -> Judged:
+        sums = validate_pair(self.frames, forward, backward, OcclusionCheck(), self._hidden)
+        return Judged(
+            comparable=sums["comparable"] / sums["shown"],
+            unmasked=sums["unmasked"] / sums["pixels"],
+            photometric=sums["photometric"] / max(sums["visible"], 1.0),
+            epe=float((forward - self.truth[0]).norm(dim=1).mean()),
+        )
+
+    def off_by(self, px: float, generator: torch.Generator) -> Judged:
+        """The true flow with smooth errors of this mean length."""
+        flows = []
+        for truth in self.truth:
+            coarse = torch.randn(1, 2, 12, 16, generator=generator)
+            error = torch.nn.functional.interpolate(coarse, truth.shape[-2:], mode="bicubic")
+            flows.append(truth + px * error / error.norm(dim=1).mean())
+        return self.judge(flows[0], flows[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_score_puts_flows_in_the_order_of_their_endpoint_errors(kind: str) -> None:
+    court, generator = Court(KINDS[kind]), torch.Generator().manual_seed(0)
+    judged = [court.off_by(px, generator) for px in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)]
+    # It says of every pixel that the other frame doesn't show it.
+    forward, backward = court.truth
+    judged.append(court.judge(forward + 5.0, backward + 5.0))
+    errors = [each.epe for each in judged]
+    assert errors == sorted(errors)
+    assert tau([each.comparable for each in judged], errors) == 1.0
+    # Under its own mask that flow would win.
+    assert min(judged, key=lambda each: each.photometric) is judged[-1]
