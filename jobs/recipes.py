@@ -146,13 +146,18 @@ def _as_the_papers(steps: int) -> TrainingOptions:
 _LARGE_FILES = LabellingOptions(shard_pairs=256)
 """On GPUs pairs are made so fast that the driver, which pays for each file, would be short first."""
 _RANGE_MAP = OcclusionCheck(kind="range-map")
+"""On rendered scenes no mask is better than its. On real video and on KITTI's, as UFlow has it, the other
+check stays: it leaves out pixels whose flow is wrong, too, and a label needs that."""
 _SHARPER = {
     **networks.full(),
     "pwcnet": PWCNetConfig(learned_upsampling=True),
 }
 _FOUR_LEVELS = Photometric(level_weights=(1.0, 0.5, 0.25, 0.125))
+_ROADS = Photometric(smoothness_order=2)
 _TEACHER = _as_the_papers(400_000)
 _UNMASKED = TeacherObjective(unmasked_steps=100_000)
+_CONFIDENT = StudentObjective(view="confidence", photometric_weight=1.0, distillation_weight=2.0)
+"""Of the views, the one that costs visible pixels least (docs/results/losses.md)."""
 _STUDENT = _as_the_papers(300_000)
 _FINETUNE = _as_the_papers(50_000)
 
@@ -179,9 +184,7 @@ RECIPES: dict[str, Recipe] = {
         teacher_objective=TeacherObjective(unmasked_steps=720),
         challenge=Challenge(crop=Crop(height=64, width=96), surroundings=32),
         student=_in_minutes(800, learning_rate=7e-4),
-        student_objective=StudentObjective(
-            view="confidence", photometric_weight=1.0, distillation_weight=2.0
-        ),
+        student_objective=_CONFIDENT,
         finetune=_in_minutes(400, learning_rate=4e-4),
     ),
     "laptop": Recipe(
@@ -212,6 +215,7 @@ RECIPES: dict[str, Recipe] = {
         clips=EVERY_PAIR,
         networks=networks.full(),
         augmentation=Challenge(crop=Crop(height=320, width=448), surroundings=32),
+        check=_RANGE_MAP,
         teacher=_TEACHER,
         teacher_objective=_UNMASKED,
         labelling=_LARGE_FILES,
@@ -219,6 +223,7 @@ RECIPES: dict[str, Recipe] = {
             crop=Crop(height=256, width=320), surroundings=64, superpixels=SuperpixelNoise(chance=0.5)
         ),
         student=_STUDENT,
+        student_objective=_CONFIDENT,
         finetune=_FINETUNE,
     ),
     "sintel": Recipe(
@@ -227,6 +232,7 @@ RECIPES: dict[str, Recipe] = {
         clips=EVERY_PAIR,
         networks=networks.full(),
         augmentation=Challenge(crop=Crop(height=384, width=832), surroundings=64),
+        check=_RANGE_MAP,
         teacher=_TEACHER,
         teacher_objective=_UNMASKED,
         labelling=_LARGE_FILES,
@@ -238,6 +244,7 @@ RECIPES: dict[str, Recipe] = {
             surroundings=64,
         ),
         student=_STUDENT,
+        student_objective=_CONFIDENT,
         finetune=_FINETUNE,
     ),
     "kitti": Recipe(
@@ -247,7 +254,7 @@ RECIPES: dict[str, Recipe] = {
         networks=networks.full(),
         augmentation=Challenge(crop=Crop(height=320, width=896), surroundings=64),
         teacher=_TEACHER,
-        teacher_objective=_UNMASKED,
+        teacher_objective=replace(_UNMASKED, photometric=_ROADS),
         labelling=_LARGE_FILES,
         challenge=Challenge(
             geometric=Geometric(
@@ -267,6 +274,7 @@ RECIPES: dict[str, Recipe] = {
             surroundings=64,
         ),
         student=_STUDENT,
+        student_objective=replace(_CONFIDENT, photometric=_ROADS),
         finetune=_FINETUNE,
     ),
     "video": Recipe(
@@ -287,9 +295,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         student=_on_a_gpu(30_000, learning_rate=2e-4),
         finetune=_on_a_gpu(10_000, learning_rate=1e-4),
-        student_objective=StudentObjective(
-            view="confidence", photometric=_FOUR_LEVELS, photometric_weight=1.0, distillation_weight=2.0
-        ),
+        student_objective=replace(_CONFIDENT, photometric=_FOUR_LEVELS),
     ),
 }
 
@@ -301,10 +307,11 @@ def _as_ddflow(name: str) -> Recipe:
         recipe,
         description=f"As {name}, with the loss and the network of DDFlow.",
         networks={"pwcnet": PWCNetConfig(refines=False)},
+        check=OcclusionCheck(),
         augmentation=replace(recipe.augmentation, surroundings=0),
         teacher_objective=replace(recipe.teacher_objective, photometric=photometric),
         challenge=replace(recipe.challenge, surroundings=0),
-        student_objective=replace(recipe.student_objective, photometric=photometric),
+        student_objective=StudentObjective(photometric=photometric),
     )
 
 

@@ -7,7 +7,6 @@ done. Other experiments take the same scenes, networks and trainings.
 
 import json
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from flowcore.colour import Colour
 from flowcore.datasets import DataSet
 from flowcore.hallucination import Challenge, RectangleNoise, SuperpixelNoise
 from flowcore.losses import Photometric
-from flowcore.networks import AnyNetworkConfig, FlowNetConfig, PWCNetConfig, RAFTConfig
+from flowcore.networks import AnyNetworkConfig, FlowNetConfig, PWCNetConfig
 from flowcore.objectives import StudentObjective, TeacherObjective
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, finetune, pseudolabel, train_teacher
@@ -29,6 +28,7 @@ from jobs.stages import Evaluate, TrainTeacher
 from pipelines.installation import PROJECT_FOLDER
 from pipelines.ledger import MANIFEST_FILE
 from pipelines.models import fetch_model
+from pipelines.revision import revision_of
 from pipelines.storage import write_whole
 from pipelines.training_options import TrainingOptions
 from pipelines.validation import TrainingStopped
@@ -84,7 +84,6 @@ NETWORKS: dict[str, AnyNetworkConfig] = {
     ),
     "flownets": replace(cast(FlowNetConfig, _SMALL["flownets"]), refines=False),
     "flownetc": replace(cast(FlowNetConfig, _SMALL["flownetc"]), refines=False),
-    "raft_small": replace(cast(RAFTConfig, _SMALL["raft_small"]), iterations=4),
 }
 """Of a size that lets all cells be done in some hours on two cores: half the demo's work a step."""
 GENERALISED = tuple(NETWORKS)[1:]
@@ -386,8 +385,6 @@ def errors_of(name: str, place: str) -> dict[str, Numbers]:
 
 
 def revision() -> str:
-    """Of the code; empty where Git isn't there to ask."""
-    if shutil.which("git") is None:
-        return ""
-    command = ["git", "-C", str(PROJECT_FOLDER), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    """Of the code, as runs have it."""
+    revision, is_dirty = revision_of(PROJECT_FOLDER)
+    return f"{revision[:9]}-dirty" if is_dirty == "true" else revision

@@ -70,7 +70,15 @@ def test_a_recipe_has_one_check_for_all_of_its_stages() -> None:
     for job in (train_teacher, pseudolabel, distill, finetune):
         checks = {name: stage.check.kind for name, (_, stage) in job.recipes().items()}
         assert checks["demo"] == RECIPES["demo"].check.kind == "range-map"
+        assert checks["sintel"] == "range-map"
         assert checks["kitti"] == checks["ddflow-sintel"] == "forward-backward"
+
+
+@pytest.mark.parametrize("name", ["chairs", "sintel", "kitti"])
+def test_a_paper_s_student_has_our_loss_unless_ddflow_s_is_asked_for(name: str) -> None:
+    ours, papers = (RECIPES[each].student_objective for each in (name, f"ddflow-{name}"))
+    assert (ours.view, ours.photometric_weight, ours.photometric.clean) == ("confidence", 1.0, True)
+    assert (papers.view, papers.photometric_weight, papers.photometric.clean) == ("occlusion", None, False)
 
 
 @pytest.mark.parametrize("name", ["chairs", "sintel", "kitti"])
