@@ -39,8 +39,8 @@ class SelfSupervision:
     """Weight of the distance to the network's own flow of what lies around the crop; 0 leaves it out. It
     needs `--augmentation.surroundings`. Published: 0.3."""
     begins: int = 0
-    """Optimiser steps before it begins, and before a network with --network.uncertainty learns how far its
-    flow is off: a network that knows nothing yet teaches nothing. Published: 0.4 of all steps."""
+    """Optimiser step at which it starts, and at which a network with --network.uncertainty starts to learn how
+    far its flow is off: an untrained network is no teacher. Published: 0.4 of all steps."""
     ramp: int = 0
     """Optimiser steps over which it comes to its weight, in ten stairs. Published: 0.08 of all."""
 
@@ -50,7 +50,7 @@ class SelfSupervision:
                 raise ValueError(f"{name} {value} must not be below 0")
 
     def share(self, step: int) -> float:
-        """Of its weight, at an optimiser step counted from 0."""
+        """The share of its weight that it has at an optimiser step, counted from 0."""
         if step < self.begins or self.weight == 0:
             return 0.0
         stairs = _STAIRS if self.ramp == 0 else (step - self.begins) * _STAIRS // self.ramp + 1

@@ -1,4 +1,4 @@
-"""Checks this machine and says how to fix what doesn't work.
+"""Checks what the commands need on this machine, with a remedy for whatever doesn't work.
 
     python jobs/doctor.py
 

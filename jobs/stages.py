@@ -66,7 +66,7 @@ class TrainingStage:
     pairs that are held back from training judge the network. Take it if you have truth of scenes like
     yours."""
     check: OcclusionCheck = field(default_factory=OcclusionCheck)
-    """Tells occluded pixels, wherever this stage needs to know them."""
+    """How this stage finds occluded pixels, wherever it needs them."""
     resume: str | None = None
     """The id of an MLflow run of this job that was killed: go on with it from its last checkpoint. Give the
     other options as before."""
@@ -268,7 +268,7 @@ class Finetune(LabelledStage):
     augmentation: Challenge
     """What is done to the pairs with truth."""
     label_share: float = 1.0
-    """The part of the pairs with truth to train on, above 0 and up to 1. A larger part contains a smaller
+    """Share of the pairs with truth to train on, in (0, 1]. A larger share includes the pairs of a smaller
     one. Lower it to see what fewer labels are worth."""
     objective: SupervisedObjective = field(default_factory=SupervisedObjective)
     """What is learnt from the truth."""

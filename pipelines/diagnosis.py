@@ -1,4 +1,4 @@
-"""What that the commands need doesn't work on this machine, and how is it fixed?
+"""Which of the things that the commands need don't work on this machine? Each comes with its remedy.
 
 Each check answers within seconds, whatever is broken. Nothing of another package is imported into this
 process but in a check, and what may crash or hang, such as a GPU's driver, is tried in a child process.

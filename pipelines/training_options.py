@@ -75,8 +75,8 @@ class TrainingOptions:
     """Processes that read and transform pairs for each worker. Raise it if `train/waiting_for_data` is well
     above 0."""
     seed: int = 0
-    """Decides fresh weights, the order of the pairs and every crop. The same seed gives the same network.
-    Change it to see how much results vary."""
+    """Random seed of the initial weights, the order of the pairs and every crop. The same seed gives the same
+    network. Change it to see how much results vary."""
     log_every: int = 20
     """Steps between two points of the logged curves; each is the mean over these steps. Raise it for smoother
     curves."""
@@ -98,8 +98,8 @@ class TrainingOptions:
     """Latest checkpoints to keep; with --training.patience, the best ones and the latest. At least 2, since
     the last one may turn out to have collapsed. Raise it to go back further."""
     keep_every: int | None = None
-    """Also keep for ever, in `kept` in the run's folder, the checkpoints of steps that are a multiple of
-    this, itself a multiple of --training.validate-every. Each becomes a logged model of MLflow when training
+    """Also keep every checkpoint whose step is a multiple of this, in `kept` in the run's folder, for good. It
+    must be a multiple of --training.validate-every. Each becomes a logged model of MLflow when training
     has ended. Set it to look back on how a network learnt."""
     resize_seconds: float = 60.0
     """Seconds between checks for room for more workers; needs --training.min-workers. A worker that joins

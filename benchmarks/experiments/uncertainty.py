@@ -1,4 +1,4 @@
-"""Does a network's own uncertainty tell where its flow is wrong, and what is a student worth that heeds it?
+"""Does a network's own uncertainty tell where its flow is wrong, and what is a student worth that uses it?
 
     python -m benchmarks.experiments.uncertainty [--seeds 0 1 2] [--ause-only] [--print]
 

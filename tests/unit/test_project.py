@@ -157,7 +157,7 @@ def undefined_names(source: str, file: str) -> set[str]:
     return found - known
 
 
-def test_no_function_uses_a_name_that_its_module_has_not() -> None:
+def test_no_function_uses_a_name_missing_from_its_module() -> None:
     # The linter's own rule is off, as the names of jaxtyping's axes look undefined to it.
     folders = ("flowcore", "pipelines", "jobs", "benchmarks", "docs", "tests")
     files = [file for folder in folders for file in (REPOSITORY / folder).rglob("*.py")]
