@@ -24,7 +24,7 @@ from flowcore.geometry import (
     upsample_values,
 )
 from flowcore.networks import BidirectionalFlow
-from flowcore.pairs import Batch, Weights
+from flowcore.pairs import Batch, Weights, directions
 from flowcore.photometric import DISTANCES, distance_everywhere, robust, smoothness
 from flowcore.shapes import Flow, Image, Mask
 
@@ -126,10 +126,10 @@ def label_terms(
 
     levels: (name, weight) of each. Of a coarser level the label is the mean over its labelled pixels alone.
     """
-    ways = (("fw", labels, graded), ("bw", labels.reversed(), graded.reversed()))
+    ways = list(zip(directions(labels), directions(graded), strict=True))
     terms = []
     for level, (level_name, level_weight) in enumerate(levels):
-        for way, label, mine in ways:
+        for (way, label), (_, mine) in ways:
             assert label.flow_fw is not None
             assert label.confidence_fw is not None
             flow = mine.forward[level]
@@ -360,14 +360,14 @@ class Photometric:
         terms = []
         levels = _levels(batch, graded, occlusions, is_clean=self.clean)
         for (level_name, weight), level in zip(self.levels(graded), levels, strict=True):
-            ways = level, level.reversed()
+            ways = directions(level)
             # Both directions in one call: on small frames calls cost more than what they compute.
             both = distance_everywhere(
                 self.distance,
-                torch.cat([way.image1 for way in ways]),
-                torch.cat([way.seen() for way in ways]),
+                torch.cat([way.image1 for _, way in ways]),
+                torch.cat([way.seen() for _, way in ways]),
             )
-            for name, way, distance in zip(("fw", "bw"), ways, both.chunk(2), strict=True):
+            for (name, way), distance in zip(ways, both.chunk(2), strict=True):
                 counted = way.counted()
                 if way.stride == 1 and self.full_resolution:
                     counted &= self._within(distance)
@@ -383,7 +383,8 @@ class Photometric:
         if min(height, width) <= 2 * radius:
             raise ValueError(
                 f"frames of ({height}, {width}) px are all border for the {self.distance} distance, whose "
-                f"border is {radius} px wide; give a larger crop, or full_resolution off"
+                f"border is {radius} px wide; raise --augmentation.crop.height and .width, a student's "
+                "--challenge.crop.height and .width, or give --objective.photometric.no-full-resolution"
             )
         within = torch.zeros_like(distance[:, :1], dtype=torch.bool)
         within[..., radius : height - radius, radius : width - radius].fill_(True)
@@ -399,7 +400,7 @@ class Photometric:
         terms = []
         levels = _levels(batch, flows, None, is_clean=self.clean)
         for (level_name, weight), level in zip(weights, levels, strict=False):
-            for name, way in (("fw", level), ("bw", level.reversed())):
+            for name, way in directions(level):
                 value = smoothness(way.flow_fw, way.image1, self.smoothness_edge, self.smoothness_order)
                 pairs = torch.full_like(value, len(way.flow_fw))
                 name = f"smoothness/{level_name}/{name}"

@@ -19,7 +19,7 @@ from flowcore.losses import (
 )
 from flowcore.networks import BidirectionalFlow, Estimator
 from flowcore.occlusion import OcclusionCheck
-from flowcore.pairs import Batch
+from flowcore.pairs import Batch, directions
 from flowcore.photometric import census_border, census_distance, robust
 from flowcore.self_supervision import SelfSupervision
 from flowcore.shapes import Flow, Mask
@@ -247,7 +247,7 @@ class SupervisedObjective:
         levels = graded_levels(flows, self.level_weights, self.sequence_gamma)
         penalty = robust if self.penalty == "robust" else torch.abs
         terms = []
-        for name, truth, mine in (("fw", batch, flows), ("bw", batch.reversed(), flows.reversed())):
+        for (name, truth), (_, mine) in zip(directions(batch), directions(flows), strict=True):
             if truth.flow_fw is None or truth.confidence_fw is None:
                 continue
             weights = truth.confidence_fw

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,19 @@ AnyFlow = TypeVar("AnyFlow")
 AnyWeights = TypeVar("AnyWeights")
 AnyMask = TypeVar("AnyMask")
 AnyPair = TypeVar("AnyPair", bound="Pair[Any, Any, Any, Any]")
+AnyReversible = TypeVar("AnyReversible", bound="Reversible")
+
+
+@runtime_checkable
+class Reversible(Protocol):
+    """What has a forward and a backward direction."""
+
+    def reversed(self: AnyReversible) -> AnyReversible: ...
+
+
+def directions(forward: AnyReversible) -> tuple[tuple[str, AnyReversible], tuple[str, AnyReversible]]:
+    """Both ways to look at a pair, each with its name: as it is ("fw"), and reversed ("bw")."""
+    return ("fw", forward), ("bw", forward.reversed())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,8 +39,8 @@ class SelfSupervision:
     """Weight of the distance to the network's own flow of what lies around the crop; 0 leaves it out. It
     needs `--augmentation.surroundings`. Published: 0.3."""
     begins: int = 0
-    """Optimiser step at which it starts, and at which a network with --network.uncertainty starts to learn how
-    far its flow is off: an untrained network is no teacher. Published: 0.4 of all steps."""
+    """Optimiser step at which it starts, and at which a network with --network.uncertainty starts to learn
+    how far its flow is off: an untrained network is no teacher. Published: 0.4 of all steps."""
     ramp: int = 0
     """Optimiser steps over which it comes to its weight, in ten stairs. Published: 0.08 of all."""
 

@@ -19,7 +19,7 @@ from flowcore.geometry import squared_length, upsample_flow, upsample_values
 from flowcore.losses import Term
 from flowcore.networks import BidirectionalFlow
 from flowcore.networks.interface import LogScale
-from flowcore.pairs import Batch
+from flowcore.pairs import Batch, directions
 
 LEAST = 1 / 64
 """Pixels: a smaller error counts as this, so that no scale is worth being smaller. A label is stored to
@@ -42,7 +42,7 @@ def scale_terms(labels: Batch, flows: BidirectionalFlow) -> list[Term]:
     if flows.log_scale_fw is None:
         return []
     terms = []
-    for name, label, mine in (("fw", labels, flows), ("bw", labels.reversed(), flows.reversed())):
+    for (name, label), (_, mine) in zip(directions(labels), directions(flows), strict=True):
         if label.flow_fw is None or label.confidence_fw is None:
             continue
         assert mine.log_scale_fw is not None

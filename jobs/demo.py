@@ -41,7 +41,7 @@ class Demo:
 def demo(options: Demo, recipe: str) -> None:
     """Runs the chain; every stage has the recipe."""
     from pipelines import run_store, tracking
-    from pipelines.evaluation import table
+    from pipelines.error_tables import error_table
 
     stamp, clock = time.strftime("%Y%m%d-%H%M%S"), chain.StageClock()
     folder = shared_folder(options.run_root, "--run-root") / f"demo-{stamp}-seed{options.seed}"
@@ -69,7 +69,7 @@ def demo(options: Demo, recipe: str) -> None:
         numbers.write_bytes(chain.summary_json(options.seed, models, pairs, errors, clock))
         for file in (numbers, picture):
             run.artifact(file)
-    tell(f"\n{table(subject, errors) if errors else ''}\n\npicture: {picture}")
+    tell(f"\n{error_table(subject, errors) if errors else ''}\n\npicture: {picture}")
     tell(f"numbers: {numbers}\nlabels:  {folder / 'labels'}\nstudent: {models['student']}")
     tell(f"every step: {run_store.ui_command()}")
 

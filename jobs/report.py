@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 from flowcore.drawing import Picture, Prediction, comparison_panel
 from pipelines.appraisal import USUAL, Appraisal
 from pipelines.disclosure import plain
-from pipelines.evaluation import EvaluationResult, slice_table, table, uncertainty_table
+from pipelines.error_tables import error_table, slice_table, uncertainty_table
+from pipelines.evaluation import EvaluationResult
 from pipelines.grades import QUALITIES
 from pipelines.label_rows import decode_occlusion
 from pipelines.labelling import LabellingSummary
@@ -125,7 +126,7 @@ def errors_text(results: Mapping[str, EvaluationResult]) -> str:
     tables = []
     for group, errors in next(iter(results.values())).groups.items():
         rows = {name: result.groups[group] for name, result in results.items()}
-        tables.append(table(f"{group}, {errors.pairs} pairs", rows))
+        tables.append(error_table(f"{group}, {errors.pairs} pairs", rows))
         tables += [slice_table(f"{group}, {name}", each.slices) for name, each in rows.items()]
         tables.append(uncertainty_table(group, rows))
     return "\n\n".join(tables) + "\n"

@@ -20,8 +20,8 @@ from flowcore.frame_codec import FrameCodec
 from flowcore.occlusion import OcclusionCheck
 from flowcore.video import SAMPLER_VERSION, ClipOptions
 from pipelines.collection import Collection, stamps_of
+from pipelines.labelling_plan import Graph, Plan
 from pipelines.labelling_progress import OnProgress, read_progress, reported
-from pipelines.labelling_stages import Graph, Plan
 from pipelines.ledger import (
     VideoRecord,
     failed_before,

@@ -11,136 +11,33 @@ shards.
 
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from threading import Lock, Semaphore
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from flowcore.frame_codec import FrameCodec
 from flowcore.inference import pairs_at_once
-from flowcore.occlusion import OcclusionCheck
 from flowcore.pseudolabels import pseudo_labels
 from flowcore.shapes import to_images
-from flowcore.video import ClipOptions, VideoError
+from flowcore.video import VideoError
 from pipelines.attempts import MOST_DEATHS, Attempt
 from pipelines.cluster import times_begun
-from pipelines.collection import Stamp, VideoSource
-from pipelines.copies import possible_copies
+from pipelines.collection import VideoSource
 from pipelines.decoding import DecoderProcess
 from pipelines.decoding_answers import EncodedChunk
+from pipelines.labelling_plan import Plan
 from pipelines.labels import beside, encode_shard, label_columns, pair_columns, pair_id
 from pipelines.ledger import Outcome, VideoRecord, duplicate, video_record
 from pipelines.messages import Message, Shard, VideoEnded, messages
 from pipelines.shard_files import ForeignSetError, ShardSize, require_own, shard_at, shard_name
 from pipelines.storage import Folder, refuses_files
-from pipelines.teachers import TeacherModel
-
-_UNKNOWN_SIZE = (1080, 1920)
-_PIXEL_BYTES = {"jpeg": 1, "png": 3}
-"""About, of a stored frame with its share of the labels."""
-_FIRST_WITH_TF32 = (8, 0)
-_VIDEOS = pa.list_(
-    pa.struct(
-        [
-            ("uri", pa.string()),
-            ("frames", pa.list_(pa.string())),
-            ("scene", pa.string()),
-            ("stamp", pa.string()),
-        ]
-    )
-)
-"""What a reader is given together: videos that may be copies of each other."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What every process of a run knows."""
-
-    run: str
-    location: str
-    label_set: str
-    clips: ClipOptions
-    codec: FrameCodec
-    shard_pairs: int
-    row_group_pairs: int
-    teachers: tuple[TeacherModel, ...]
-    """None of them where frames alone are wanted."""
-    check: OcclusionCheck
-    """Tells what is occluded by the teachers' flow."""
-    three_frames: bool = False
-    """Whether labels continue the motion from a third frame."""
-    last: frozenset[str] = frozenset()
-    """Names of the videos that failed in the run before, which this one reads after all others."""
-
-    @property
-    def shard_bytes(self) -> int:
-        """About what a shard takes in memory."""
-        height, width = self.clips.size or _UNKNOWN_SIZE
-        return self.shard_pairs * height * width * _PIXEL_BYTES[self.codec.kind]
-
-
-def arithmetic(device: str) -> dict[str, str]:
-    """What a set says of how its flow was computed, so that labels of a CPU and of a GPU never mix in it.
-    They differ by up to a hundredth of a pixel where a GPU multiplies with TF32. Asked in a process that has
-    the device, "cpu" or "cuda"."""
-    capability = torch.cuda.get_device_capability() if device == "cuda" else None
-    return {"device": device, "precision": precision(capability)}
-
-
-def precision(capability: tuple[int, int] | None) -> str:
-    """What a device of this CUDA capability multiplies with, as torch is set; None for a CPU. "tf32" if
-    either convolutions, which torch lets by default, or products of matrices take it."""
-    is_allowed = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if capability is not None and capability >= _FIRST_WITH_TF32 and is_allowed else "float32"
-
-
-class Graph(Protocol):
-    """What runs the stages."""
-
-    @property
-    def arithmetic(self) -> Mapping[str, str]:
-        """How teachers compute."""
-        ...
-
-    @property
-    def processes(self) -> Mapping[str, int]:
-        """How many processes each stage had at most; none before there was anything to do."""
-        ...
-
-    def messages(
-        self, sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: Plan
-    ) -> Iterator[Message]:
-        """Writes what is missing of these videos; what comes out of the last stage, in no order."""
-        ...
-
-
-def group_tables(
-    sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], last: Set[str], most: int
-) -> list[pa.Table]:
-    """The tables for at most `most` reading tasks. Each row is a group of videos that may be copies of each
-    other. Those named in `last` come at the end."""
-    groups = pa.array(
-        [
-            [
-                {"uri": each.uri, "frames": each.frames, "scene": each.scene, "stamp": stamps[each.name].text}
-                for each in group
-            ]
-            for group in sorted(
-                possible_copies(sources, stamps), key=lambda group: any(each.name in last for each in group)
-            )
-        ],
-        _VIDEOS,
-    )
-    tasks = min(len(groups), most)
-    parts = [groups.take(pa.array(range(task, len(groups), tasks))) for task in range(tasks)]
-    return [pa.table({"videos": part}) for part in parts]
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,8 @@ import ray.data
 from pipelines.attempts import forget
 from pipelines.cluster import stream_rows
 from pipelines.collection import Stamp, VideoSource
-from pipelines.labelling_stages import Plan, Reader, Teacher, Writer, arithmetic, group_tables
+from pipelines.labelling_plan import Plan, group_tables
+from pipelines.labelling_stages import Reader, Teacher, Writer
 from pipelines.messages import Message, messages
 from pipelines.room import (
     READ_CPUS,
@@ -21,6 +22,7 @@ from pipelines.room import (
     labelling_room,
     resources,
 )
+from pipelines.teachers import arithmetic
 
 _MOST_TASKS = 1000
 """Reading tasks of a run, as Ray's driver pays for each. In larger collections a task reads several

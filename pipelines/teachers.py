@@ -17,6 +17,8 @@ from pipelines.checkpoints import CARD_FILE, WEIGHTS_FILE, ModelInfo
 from pipelines.models import fetch_model
 from pipelines.storage import Folder
 
+_FIRST_WITH_TF32 = (8, 0)
+
 
 def teacher_names(count: int) -> list[str]:
     """teacher, teacher2 and so on: in provenance, among a run's inputs and, after `_`, of a set's folders."""
@@ -106,3 +108,18 @@ class Teachers:
                         f"{place} in {location} isn't {uri}, the model that "
                         "is to label; remove it, and label in a folder that nobody else has written into"
                     )
+
+
+def arithmetic(device: str) -> dict[str, str]:
+    """What a set says of how its flow was computed, so that labels of a CPU and of a GPU never mix in it.
+    They differ by up to a hundredth of a pixel where a GPU multiplies with TF32. Asked in a process that has
+    the device, "cpu" or "cuda"."""
+    capability = torch.cuda.get_device_capability() if device == "cuda" else None
+    return {"device": device, "precision": precision(capability)}
+
+
+def precision(capability: tuple[int, int] | None) -> str:
+    """What a device of this CUDA capability multiplies with, as torch is set; None for a CPU. "tf32" if
+    either convolutions, which torch lets by default, or products of matrices take it."""
+    is_allowed = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    return "tf32" if capability is not None and capability >= _FIRST_WITH_TF32 and is_allowed else "float32"

@@ -98,8 +98,8 @@ class TrainingOptions:
     """Latest checkpoints to keep; with --training.patience, the best ones and the latest. At least 2, since
     the last one may turn out to have collapsed. Raise it to go back further."""
     keep_every: int | None = None
-    """Also keep every checkpoint whose step is a multiple of this, in `kept` in the run's folder, for good. It
-    must be a multiple of --training.validate-every. Each becomes a logged model of MLflow when training
+    """Also keep every checkpoint whose step is a multiple of this, for good, in `kept` in the run's folder.
+    It must be a multiple of --training.validate-every. Each becomes a logged model of MLflow when training
     has ended. Set it to look back on how a network learnt."""
     resize_seconds: float = 60.0
     """Seconds between checks for room for more workers; needs --training.min-workers. A worker that joins

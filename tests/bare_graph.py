@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import pyarrow as pa
 
 from pipelines.collection import Stamp, VideoSource
-from pipelines.labelling_stages import Plan, Reader, Teacher, Writer, arithmetic, group_tables
+from pipelines.labelling_plan import Plan, group_tables
+from pipelines.labelling_stages import Reader, Teacher, Writer
 from pipelines.messages import STAGES, Message, messages
+from pipelines.teachers import arithmetic
 
 
 class BareGraph:

@@ -35,8 +35,8 @@ from pipelines.cluster import connect
 from pipelines.collection import Collection, Stamp, VideoSource
 from pipelines.decoding_answers import EncodedChunk
 from pipelines.labelling import LabellingOptions, write_labels, write_pairs
+from pipelines.labelling_plan import Plan
 from pipelines.labelling_progress import LabellingProgress
-from pipelines.labelling_stages import Plan
 from pipelines.ledger import VideoRecord
 from pipelines.messages import Shard, VideoEnded, messages
 from pipelines.models import SHIPPED

@@ -18,6 +18,7 @@ from flowcore.samples import Sample, Truth, Unmasked, load
 from flowcore.scenes import SceneOptions, render_scene, write_truth
 from flowcore.slices import SliceErrors
 from pipelines.checkpoints import save_model
+from pipelines.error_tables import error_table, slice_table, uncertainty_table
 from pipelines.estimators import Estimated, NoMotion, Together, load_estimator
 from pipelines.evaluation import (
     DEFAULT_CHECK,
@@ -26,9 +27,6 @@ from pipelines.evaluation import (
     evaluate,
     example,
     pair_errors,
-    slice_table,
-    table,
-    uncertainty_table,
 )
 
 SCENES = SceneOptions(height=48, width=64, num_frames=4)
@@ -253,7 +251,7 @@ def test_the_table_has_a_row_for_each_model() -> None:
         ),
         occlusion=OcclusionCounts(true_positives=1, false_positives=1, false_negatives=1),
     )
-    assert table("scenes, 1 pairs", {"zero": errors_of(1, 2.0), "a student": known}).splitlines() == [
+    assert error_table("scenes, 1 pairs", {"zero": errors_of(1, 2.0), "a student": known}).splitlines() == [
         "| scenes, 1 pairs | EPE all | EPE noc | EPE occ |  Fl % | occlusion F |",
         "| --------------- | ------: | ------: | ------: | ----: | ----------: |",
         "| zero            |    2.00 |       - |       - | 10.00 |           - |",

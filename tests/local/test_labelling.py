@@ -28,8 +28,8 @@ from pipelines.checkpoints import model_digest
 from pipelines.collection import Collection, Stamp, VideoSource, find_videos, stamp_of
 from pipelines.label_rows import decode_occlusion, decode_row
 from pipelines.labelling import LabellingOptions, LabellingSummary, write_labels, write_pairs
+from pipelines.labelling_plan import Plan, group_tables
 from pipelines.labelling_progress import LabellingProgress
-from pipelines.labelling_stages import Plan, group_tables
 from pipelines.labelling_status import labelling_status
 from pipelines.ledger import MANIFEST_FILE, VIDEO_FILE
 from pipelines.messages import Message

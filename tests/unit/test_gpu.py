@@ -31,11 +31,12 @@ from flowcore.shapes import Flow, Mask, to_images
 from flowcore.video import ClipOptions
 from pipelines.checkpoints import WEIGHTS_FILE, load_model, save_model
 from pipelines.decoding_answers import EncodedChunk
-from pipelines.labelling_stages import Plan, Teacher, precision
+from pipelines.labelling_plan import Plan
+from pipelines.labelling_stages import Teacher
 from pipelines.messages import Shard
 from pipelines.models import BEST, fetch_model
 from pipelines.step import OptimiserStep
-from pipelines.teachers import TeacherModel
+from pipelines.teachers import TeacherModel, precision
 from pipelines.training_options import TrainingOptions
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
