@@ -16,7 +16,6 @@ of what `judge` found.
 import argparse
 import json
 import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,12 +139,6 @@ def videos() -> str:
     return report.table(["video", "licence, as the source states it", "source"], rows, texts=3)
 
 
-def licences() -> str:
-    """How many of these videos have which licence."""
-    named = [each["licence"].partition(" (")[0] for each in videos_learnt_from()]
-    return report.table(["licence, as the source states it", "videos"], Counter(named).most_common())
-
-
 def card() -> str:
     """The network's errors in its card."""
     return beside_dis(json.loads(ERRORS.read_text())["errors"], "DIS", "teacher")
@@ -175,7 +168,7 @@ def main() -> None:
         connect()
         found = judge(arguments.data, arguments.out)
         ERRORS.write_text(json.dumps(found, indent=1) + "\n")
-    print("\n\n".join([errors(), scores(), videos(), licences(), card()]))
+    print("\n\n".join([errors(), scores(), videos(), card()]))
 
 
 if __name__ == "__main__":

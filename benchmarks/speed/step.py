@@ -4,18 +4,19 @@
 
 Compares the census distance, the cost volume, the warp and a whole step of the teacher with the same written
 straightforwardly for autograd. The straightforward forms hold every offset of a patch and every displacement
-as a channel, and encode each frame once for each direction. Then compares a teacher's step of PWC-Net and of
-RAFT with the same under each of --training.accumulate, --training.precision, --training.channels-last,
---training.checkpoint-activations and --training.compiled.
+as a channel, and encode each frame once for each direction. Then compares the step by what its loss is made
+of, and a teacher's step of PWC-Net and of RAFT with the same under each of --training.accumulate,
+--training.precision, --training.channels-last, --training.checkpoint-activations and --training.compiled.
 
-All forms must agree in value and gradient before any is timed. Prints the milliseconds of each, forward and
-backward together, and its peak memory above what was held before (Linux only); then the share of a step that
-goes into convolutions, which every form has. --compiled adds what torch.compile makes of the straightforward
-forms and of the networks; this takes some minutes and a C++ compiler.
+All forms of one loss must agree in value and gradient before any is timed. Prints the milliseconds of each,
+forward and backward together, and its peak memory above what was held before (Linux only); then the share of
+a step that goes into convolutions, which every form has. --compiled adds what torch.compile makes of the
+straightforward forms and of the networks; this takes some minutes and a C++ compiler.
 """
 
 import ctypes
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,8 @@ from torch.nn import functional
 
 from benchmarks import report
 from flowcore import photometric
-from flowcore.geometry import backward_warp, pixel_grid, upsample_flow
+from flowcore.geometry import backward_warp, pixel_grid
+from flowcore.losses import Photometric
 from flowcore.networks import BidirectionalFlow, Estimator, FlowNetwork
 from flowcore.networks.correlation import cost_volume, normalize_features
 from flowcore.objectives import TeacherObjective
@@ -130,24 +132,11 @@ def function_forms(
     return [Form(name=name, loss=partial(loss, form), inputs=inputs) for name, form in forms.items()]
 
 
-def at_full_resolution(estimate: Estimator, image1: Tensor, image2: Tensor) -> BidirectionalFlow:
-    """The final flow alone, upsampled: on it the papers have their loss, where ours is at each level's own
-    resolution."""
-    flows = estimate(image1, image2)
-    forward, backward = (
-        upsample_flow(levels[0], flows.strides[0], *image1.shape[-2:])
-        for levels in (flows.forward, flows.backward)
-    )
-    return BidirectionalFlow(forward=[forward], backward=[backward], strides=(1,))
-
-
-def step_forms(batch: Batch, compiled: bool, full_resolution: bool = False) -> list[Form]:
+def step_forms(batch: Batch, compiled: bool) -> list[Form]:
     network = RECIPES["demo"].networks["pwcnet"].build()
     objective = TeacherObjective()
 
     def loss(estimate: Estimator, *replaced: Callable[..., Tensor]) -> Tensor:
-        if full_resolution:
-            estimate = partial(at_full_resolution, estimate)
         with ExitStack() as stack:
             for place, function in zip(
                 ("networks.pwcnet.cost_volume", "networks.pwcnet.backward_warp", "objectives.backward_warp"),
@@ -174,6 +163,31 @@ def step_forms(batch: Batch, compiled: bool, full_resolution: bool = False) -> l
         parts["compiled"] = partial(loss, torch.compile(plain), *compiled_functions)
     inputs = list(network.parameters())
     return [Form(name=name, loss=part, inputs=inputs) for name, part in parts.items()]
+
+
+def loss_forms(batch: Batch) -> list[Form]:
+    """A step of the demo's teacher with the loss level by level, as it was, and with what was added."""
+    network = RECIPES["demo"].networks["pwcnet"].build()
+
+    def loss(objective: TeacherObjective) -> Tensor:
+        outcome = objective(network, batch, step=0, check=OcclusionCheck())
+        return global_loss(outcome, global_facts(outcome, 1, _PAIRS)[0], 1)
+
+    losses = {
+        "level by level": Photometric(full_resolution=False, smoothness_weight=0.0),
+        "at full resolution": Photometric(smoothness_weight=0.0),
+        "and smoothness": Photometric(),
+    }
+    return [
+        Form(
+            name=name,
+            loss=partial(loss, TeacherObjective(photometric=photometric)),
+            inputs=list(network.parameters()),
+            # Another loss has other values.
+            tolerance=math.inf,
+        )
+        for name, photometric in losses.items()
+    ]
 
 
 def option_forms(network: FlowNetwork, batch: Batch, compiled: bool) -> list[Form]:
@@ -284,7 +298,7 @@ def compare(title: str, forms: Sequence[Form]) -> str:
             title,
             name,
             f"{1000 * medians[name]:.1f}",
-            f"{medians[name] / medians[first]:.1f}",
+            f"{medians[name] / medians[first]:.2f}",
             f"{peaks[name]:.0f}",
             f"{peaks[name] / max(peaks[first], 1e-9):.1f}",
         )
@@ -320,7 +334,7 @@ def main() -> None:
         ),
         ("warp", function_forms(backward_warp, plain_warp, arguments.compiled, image2, flow)),
         ("step of the demo's teacher", whole := step_forms(batch, arguments.compiled)),
-        ("the same, loss at full resolution", step_forms(batch, arguments.compiled, full_resolution=True)),
+        ("the same, by its loss", loss_forms(batch)),
         *(
             (f"step of {name}", option_forms(network.build(), batch, arguments.compiled))
             for name, network in (
