@@ -14,13 +14,14 @@ from pipelines.collection import (
     absolute_collection,
     find_videos,
 )
-from pipelines.storage import Folder, absolute, extension, join, patient, storage_of
+from pipelines.storage import Folder, absolute, extension, join, patient, split, storage_of
 
 
 def destinations(videos: str, output: str) -> dict[VideoSource, str]:
     """The folder or URI of each video's flow: `output` itself for one video, else a folder below it for each.
 
-    FileNotFoundError where there is no video, ValueError where files would overwrite each other.
+    FileNotFoundError where there is no video, ValueError where files would overwrite each other or what is
+    read, or would lie among the videos.
     """
     collection, target = absolute_collection(videos, "--videos"), absolute(output, "--output")
     data_set = DataSet.parse(collection)
@@ -28,16 +29,23 @@ def destinations(videos: str, output: str) -> dict[VideoSource, str]:
     if data_set is None:
         _refuse_ambiguous(place)
     sources = find_videos(collection)
+    if _is_within(target, place):
+        raise ValueError(
+            f"--output {target} lies in --videos {place}, where the next run would take pictures and films "
+            "of the flow for videos; give a folder outside of it"
+        )
     if len(sources) == 1 and _rooted(sources[0].name) == _rooted(place):
         folders = {sources[0]: target}
     else:
         names = _folder_names(sources, place)
         folders = {source: join(target, name) for source, name in zip(sources, names, strict=True)}
+    read = {source.uri if source.frames else split(source.uri)[0] for source in sources}
+    really_read = set(map(_real, read))
     for source, folder in folders.items():
         if ".." in folder.split("/"):
             raise ValueError(f"{source.name} has .. in its path, and its flow would leave --output {target}")
-        if source.frames and _real(folder) == _real(source.uri):
-            raise ValueError(f"--output {folder} holds the images that are read; write to another folder")
+        if _real(folder) in really_read:
+            raise ValueError(f"--output {folder} holds a video that is read; write to another folder")
         stems = Counter(flow_name(source, index) for index in range(len(source.frames)))
         if twice := ", ".join(stem for stem, count in stems.items() if count > 1):
             raise ValueError(
@@ -68,6 +76,12 @@ def _refuse_ambiguous(place: str) -> None:
 def _rooted(location: str) -> str:
     """The absolute path, on object storage from the bucket on."""
     return "/" + storage_of(location)[1].lstrip("/")
+
+
+def _is_within(location: str, place: str) -> bool:
+    """Whether it is the place, or lies somewhere in it."""
+    (kind, path), (kind_of_place, top) = _real(location), _real(place)
+    return kind == kind_of_place and (path == top or path.startswith(os.path.join(top, "")))
 
 
 def _real(location: str) -> tuple[str, str]:

@@ -20,8 +20,6 @@ FLOW_TABLE = "flow.parquet"
 """The one file of `parquet`."""
 SUFFIXES: Mapping[FlowFormat, str] = {"flo": ".flo", "flo5": ".flo5", "kitti": ".png", "npy": ".npy"}
 OCCLUSION, PICTURE = "_occlusion.png", "_picture.png"
-FLOW_ENDINGS = (".flo", ".flo5", ".npy", PICTURE, FLOW_TABLE)
-"""Of files that hold flow for certain."""
 _KITTI_LIMIT = 511.0
 """Pixels; its 16 bits have no number for more."""
 

@@ -28,7 +28,7 @@ from pipelines.decoding import DecoderProcess
 from pipelines.destinations import destinations, flow_name
 from pipelines.disclosure import plain
 from pipelines.film import draw
-from pipelines.flow_files import FLOW_ENDINGS, PredictionOptions, write_pair
+from pipelines.flow_files import PredictionOptions, write_pair
 from pipelines.flow_table import flow_table
 from pipelines.inference import VideoFlow
 from pipelines.models import fetch_model
@@ -138,7 +138,8 @@ class PredictionPlan:
         for each video.
 
         Raises FileNotFoundError where there is nothing to predict, ValueError where files would overwrite
-        each other, or those of another video or model, and where the model can't give what is asked for.
+        each other, what is read, or anything but the flow of the same video and model, and where the model
+        can't give what is asked for.
         """
         folders = destinations(videos, output)
         network, card = load_model(fetch_model(model))
@@ -283,17 +284,18 @@ def _require_plain(output: str, folders: Iterable[str]) -> None:
 
 
 def _found(location: str) -> _Record | None:
-    """What a folder says that it holds; None where it holds no flow. ValueError where that isn't known."""
+    """What a folder says that it holds; None where it holds no files. ValueError where it doesn't say."""
     try:
         return record(_Record, read_record(location, RECORD_FILE))
     except FileNotFoundError:
-        others = [name for name in Folder(location).infos(recursive=False) if name.endswith(FLOW_ENDINGS)]
+        # Hidden files are what a killed run left.
+        others = [name for name in Folder(location).infos(recursive=False) if not name.startswith(".")]
         if not others:
             return None
-        problem = f"holds {others[0]} but no {RECORD_FILE} to say which video it belongs to"
+        problem = f"holds {min(others)} but no {RECORD_FILE}, so its files may be anybody's"
     except ValueError as error:
-        problem = f"has a damaged {RECORD_FILE} ({error})"
-    raise ValueError(f"--output {location} {problem}; remove it, or give another folder")
+        problem = f"has a damaged {RECORD_FILE} ({error}), so its files may be of any video"
+    raise ValueError(f"--output {location} {problem}; give another folder")
 
 
 def _problem(source: VideoSource, report: VideoReport, failure: str | None) -> str | None:

@@ -308,8 +308,53 @@ def test_an_output_that_is_read_or_has_a_secret_is_refused(
 ) -> None:
     images = write_images(tmp_path / "images", frames[:2], ["0.png", "1.png"])
     (tmp_path / "link").symlink_to(images)
-    assert "holds the images that are read" in refusal(model, images, tmp_path / "link")
+    assert f"link lies in --videos {images}" in refusal(model, images, tmp_path / "link")
     assert "holds what may be a secret" in refusal(model, images, "s3://key:secret@bucket/flow")
+
+
+def test_an_output_among_the_videos_is_refused(model: str, videos: Path, tmp_path: Path) -> None:
+    for output in (videos, videos / "flow", videos / "sub" / "flow"):
+        assert f"--output {output} lies in --videos {videos}" in refusal(model, videos, output)
+    # Above them it is none of them, and beside them what they are called doesn't matter.
+    predict(model, str(videos), str(tmp_path / "videos-flow"), PLAIN)
+    assert written(tmp_path / "videos-flow") == FILES
+
+
+def test_a_folder_whose_video_is_read_is_never_written_to(
+    model: str, frames: Frames, tmp_path: Path
+) -> None:
+    film, films = tmp_path / "films" / "flow.mp4", tmp_path / "films.mp4"
+    for video in (film, films):
+        write_video(video, frames[:3, :36, :52])
+    (tmp_path / "list.txt").write_text(f"{film}\n{films}\n")
+    before = film.read_bytes()
+    # As its own folder, and as that of the other video.
+    for videos, output in ((film, film.parent), (tmp_path / "list.txt", tmp_path)):
+        with pytest.raises(ValueError, match="films holds a video that is read"):
+            predict(model, str(videos), str(output), PredictionOptions(video=True))
+    assert film.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("mine", "options"),
+    [
+        ("000000.png", PredictionOptions(files="kitti")),
+        ("000000_occlusion.png", PredictionOptions(occlusion=True)),
+        ("000000_confidence.png", PredictionOptions(occlusion=True)),
+        ("flow.mp4", PredictionOptions(video=True)),
+        ("notes.txt", PLAIN),
+    ],
+)
+def test_a_folder_with_files_of_others_is_refused_and_they_stay(
+    model: str, frames: Frames, tmp_path: Path, mine: str, options: PredictionOptions
+) -> None:
+    write_video(tmp_path / "a.mp4", frames[:3, :36, :52])
+    (tmp_path / "flow").mkdir()
+    (tmp_path / "flow" / mine).write_bytes(b"mine")
+    with pytest.raises(ValueError, match=rf"flow holds {mine} but no _prediction\.json"):
+        predict(model, str(tmp_path / "a.mp4"), str(tmp_path / "flow"), options)
+    assert written(tmp_path / "flow") == [mine]
+    assert (tmp_path / "flow" / mine).read_bytes() == b"mine"
 
 
 def test_flow_that_would_have_two_meanings_is_refused(model: str, frames: Frames, tmp_path: Path) -> None:
