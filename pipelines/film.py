@@ -28,11 +28,10 @@ from flowcore.formats import decode_flow, decode_mask, encode_image
 from pipelines.collection import VideoSource
 from pipelines.decoding import DecoderProcess
 from pipelines.destinations import flow_name
-from pipelines.flow_files import OCCLUSION, PICTURE, SUFFIXES, PredictionOptions
+from pipelines.flow_files import FILM_NAME, OCCLUSION, PICTURE, SUFFIXES, PredictionOptions
 from pipelines.inference import SeenPair, seen_pairs
 from pipelines.storage import Folder
 
-FILM_NAME = "flow.mp4"
 _DEFAULT_RATE = Fraction(25)
 _FASTEST, _SLOWEST = 1000.0, 10.0
 """Pictures a second, and seconds of a picture, that are still taken for a video's own."""

@@ -18,8 +18,10 @@ from pipelines.storage import Folder
 FlowFormat = Literal["flo", "flo5", "kitti", "npy", "parquet"]
 FLOW_TABLE = "flow.parquet"
 """The one file of `parquet`."""
+FILM_NAME = "flow.mp4"
 SUFFIXES: Mapping[FlowFormat, str] = {"flo": ".flo", "flo5": ".flo5", "kitti": ".png", "npy": ".npy"}
 OCCLUSION, PICTURE = "_occlusion.png", "_picture.png"
+CONFIDENCE, UNCERTAINTY = "_confidence.png", "_uncertainty.png"
 _KITTI_LIMIT = 511.0
 """Pixels; its 16 bits have no number for more."""
 
@@ -74,17 +76,24 @@ class PredictionOptions:
         return self.pictures or self.video
 
 
+def endings_of(files: FlowFormat | None) -> tuple[str, ...]:
+    """Of every file that predictions may have written into their folder, the last one in this format if that
+    is known. Any picture ends as KITTI's flow does, which is thus left out elsewhere."""
+    pictures = (".png",) if files == "kitti" else (OCCLUSION, CONFIDENCE, UNCERTAINTY, PICTURE)
+    return (".flo", ".flo5", ".npy", *pictures, FLOW_TABLE, FILM_NAME)
+
+
 def write_pair(folder: Folder, name: str, pair: EstimatedPair, options: PredictionOptions) -> None:
     """Writes the files of a pair that are numbers, the flow itself last."""
     suffix = SUFFIXES[options.files]
     if pair.flow_bw is not None:
         there, back = (torch.from_numpy(flow)[None] for flow in (pair.flow_fw, pair.flow_bw))
-        confidence = f"{name}_confidence.png"
+        confidence = name + CONFIDENCE
         folder.write(f"{name}_back{suffix}", _encoded(pair.flow_bw, f"{name}_back{suffix}"))
         folder.write(name + OCCLUSION, encode_mask(options.check(there, back)[0, 0].numpy(), OCCLUSION))
         folder.write(confidence, encode_share(agreement(there, back)[0, 0].numpy(), confidence))
     if pair.scale_fw is not None:
-        uncertainty = f"{name}_uncertainty.png"
+        uncertainty = name + UNCERTAINTY
         folder.write(uncertainty, encode_grey(scale_codes(torch.from_numpy(pair.scale_fw)), uncertainty))
     folder.write(name + suffix, _encoded(pair.flow_fw, name + suffix))
 

@@ -28,7 +28,7 @@ from pipelines.decoding import DecoderProcess
 from pipelines.destinations import destinations, flow_name
 from pipelines.disclosure import plain
 from pipelines.film import draw
-from pipelines.flow_files import PredictionOptions, write_pair
+from pipelines.flow_files import PredictionOptions, endings_of, write_pair
 from pipelines.flow_table import flow_table
 from pipelines.inference import VideoFlow
 from pipelines.models import fetch_model
@@ -114,6 +114,8 @@ class _Task:
     """What will be there; None where a problem keeps it from being known."""
     is_done: bool = False
     pairs: int = 0
+    outdated: tuple[str, ...] = ()
+    """How the names of files end that are there of a video that has changed since, and go."""
     problem: str = ""
 
 
@@ -213,6 +215,10 @@ def _predicted(
 ) -> Iterator[PredictedVideo]:
     source, folder = task.source, Folder(task.location)
     state = PredictedVideo(source=source, folder=task.location)
+    if task.outdated:
+        # Before the record says that what is there is of the video as it is now.
+        names = [name for name in folder.infos(recursive=False) if name.endswith(task.outdated)]
+        list(concurrently(folder.remove, names))
     folder.write(RECORD_FILE, json_bytes(dataclasses.asdict(wanted)))
     scale = 0.0
     with DecoderProcess() as decoder, ExitStack() as stack:
@@ -268,6 +274,8 @@ def _task(source: VideoSource, location: str, model: str, options: PredictionOpt
             f"--output {location} holds the flow of {' and '.join(differing)}; remove it, or give another "
             "folder"
         )
+    if found.stamp != stamp:
+        return replace(task, outdated=endings_of(found.options.get("files")))
     is_same = replace(found, pairs=0, is_done=False) == wanted
     return replace(task, is_done=is_same and found.is_done, pairs=found.pairs)
 

@@ -641,6 +641,21 @@ def test_a_video_that_has_changed_is_predicted_again(model: str, frames: Frames,
     assert only(predict(model, str(video), str(flow), PLAIN)).is_new
 
 
+@pytest.mark.parametrize("files", ["flo", "kitti", "parquet"])
+def test_of_a_video_that_has_become_shorter_no_old_file_is_left(
+    model: str, frames: Frames, tmp_path: Path, files: FlowFormat
+) -> None:
+    options = PredictionOptions(files=files, occlusion=True, pictures=files != "parquet")
+    video, flow, new = tmp_path / "a.mp4", tmp_path / "flow", tmp_path / "new"
+    write_video(video, frames[:, :36, :52])
+    predict(model, str(video), str(flow), options)
+    (flow / "notes.txt").write_text("mine")
+    write_video(video, frames[:3, :36, :52])
+    for folder in (flow, new):
+        predict(model, str(video), str(folder), options)
+    assert written(flow) == [*written(new), "notes.txt"]
+
+
 def test_a_folder_with_the_flow_of_something_else_is_refused_before_anything_is_written(
     model: str, images: str, frames: Frames, tmp_path: Path
 ) -> None:
