@@ -260,16 +260,15 @@ def _task(source: VideoSource, location: str, model: str, options: PredictionOpt
     task = _Task(source=source, location=location, wanted=wanted)
     if found is None:
         return task
-    if differing := [
-        f"{what} {str(there)[:300]}"
-        for what, there, here in (
-            ("the video", found.video, wanted.video),
-            ("the model with the digest", found.model, wanted.model),
-            ("--stride", found.options.get("stride"), options.stride),
-            ("--inference", found.options.get("inference"), wanted.options["inference"]),
-        )
-        if there != here
-    ]:
+    compared = [
+        ("the video", found.video, wanted.video),
+        ("the model with the digest", found.model, wanted.model),
+        ("--stride", found.options.get("stride"), options.stride),
+        ("--inference", found.options.get("inference"), wanted.options["inference"]),
+    ]
+    if options.occlusion and found.options.get("occlusion"):
+        compared.append(("--check", found.options.get("check"), wanted.options["check"]))
+    if differing := [f"{what} {str(there)[:300]}" for what, there, here in compared if there != here]:
         raise ValueError(
             f"--output {location} holds the flow of {' and '.join(differing)}; remove it, or give another "
             "folder"

@@ -320,9 +320,7 @@ def test_an_output_among_the_videos_is_refused(model: str, videos: Path, tmp_pat
     assert written(tmp_path / "videos-flow") == FILES
 
 
-def test_a_folder_whose_video_is_read_is_never_written_to(
-    model: str, frames: Frames, tmp_path: Path
-) -> None:
+def test_a_folder_whose_video_is_read_is_never_written_to(model: str, frames: Frames, tmp_path: Path) -> None:
     film, films = tmp_path / "films" / "flow.mp4", tmp_path / "films.mp4"
     for video in (film, films):
         write_video(video, frames[:3, :36, :52])
@@ -679,6 +677,18 @@ def test_a_folder_with_the_flow_of_something_else_is_refused_before_anything_is_
     assert "has a damaged _prediction.json" in refusal(model, images, PLAIN)
     (flow / RECORD_FILE).unlink()
     assert "holds 0.flo but no _prediction.json" in refusal(model, images, PLAIN)
+
+
+def test_a_folder_has_occlusion_of_one_check_alone(model: str, images: str, tmp_path: Path) -> None:
+    flow = str(tmp_path / "flow")
+    other = OcclusionCheck(kind="range-map")
+    # Without --occlusion no check is made, and any is taken for the first masks.
+    predict(model, images, flow, replace(PLAIN, check=other))
+    predict(model, images, flow, PredictionOptions(occlusion=True, limit=4))
+    before = states(Path(flow))
+    with pytest.raises(ValueError, match=r"the flow of --check \{'kind': 'forward-b.* give another folder"):
+        predict(model, images, flow, PredictionOptions(occlusion=True, check=other, limit=2))
+    assert states(Path(flow)) == before
 
 
 def test_what_the_method_cannot_estimate_costs_its_own_video_alone(frames: Frames, tmp_path: Path) -> None:
