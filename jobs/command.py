@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn, TypeVar
 
 from flowcore.extras import extra_of, install_line
+from jobs import end_interrupted
 from jobs.parsing import HelpAsked, Recipes, UsageError, parse, parse_recipe
 from pipelines.cluster import is_debugging
 from pipelines.disclosure import tell
@@ -87,9 +88,9 @@ def _call(work: Callable[[], None], *, goes_on: bool) -> None:
     try:
         work()
     except KeyboardInterrupt as stop:
-        notes = [*getattr(stop, "__notes__", ()), *([f"to go on: {typed_again()}"] if goes_on else ())]
-        tell("\n".join(["error: interrupted", *notes]), to=sys.stderr)
-        raise SystemExit(130) from None
+        if goes_on:
+            stop.add_note(f"to go on: {typed_again()}")
+        end_interrupted(stop)
     except Exception as error:
         cause = _root_cause(error)
         if is_debugging() or not _is_expected(cause):

@@ -12,8 +12,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from jobs import chain
 from jobs.command import run_recipe
+from jobs import chain
 from jobs.recipes import RECIPES
 from pipelines.cluster import connect
 from pipelines.collection import Collection

@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.command import run
 from flowcore.datasets import find_samples
 from flowcore.samples import samples_digest
-from jobs.command import run
 from jobs.stages import Evaluate, data_set_at
 from pipelines.cluster import connect
 from pipelines.disclosure import tell

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from jobs.command import run
 from flowcore.networks import ExternalConfig
 from flowcore.networks.exported import SMALLEST_SIDE, disagreement, require_exportable, write_graph
 from flowcore.networks.ptlflow_checkpoint import write_ptlflow_checkpoint
-from jobs.command import run
 from pipelines.checkpoints import CARD_FILE, WEIGHTS_FILE, load_model
 from pipelines.disclosure import tell
 from pipelines.models import absolute_model, fetch_model

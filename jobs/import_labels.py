@@ -12,8 +12,8 @@ what is missing.
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from flowcore.occlusion import OcclusionCheck
 from jobs.command import run
+from flowcore.occlusion import OcclusionCheck
 from pipelines.cluster import connect, has_cluster
 from pipelines.disclosure import tell
 from pipelines.storage import absolute, shared_folder

@@ -13,8 +13,8 @@ not repeated. To see progress, now or later, without Ray and without labelling a
     python jobs/pseudolabel.py demo --labels my_labels --status
 """
 
-from jobs import status
 from jobs.command import run_recipe
+from jobs import status
 from jobs.recipes import by_recipe
 from jobs.report import appraisal_text, example_picture, summary_text
 from jobs.stages import Pseudolabel

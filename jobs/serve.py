@@ -16,8 +16,8 @@ this machine, or put a proxy before it that has both. Ctrl-C ends it.
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from flowcore.inference import InferenceOptions
 from jobs.command import run
+from flowcore.inference import InferenceOptions
 from pipelines.checkpoints import load_model
 from pipelines.disclosure import tell
 from pipelines.models import BEST, absolute_model, fetch_model

@@ -11,9 +11,9 @@ missing.
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from jobs.command import run
 from flowcore.inference import InferenceOptions
 from flowcore.submissions import SERVERS
-from jobs.command import run
 from jobs.stages import data_set_at
 from pipelines.disclosure import tell
 from pipelines.models import absolute_model, fetch_model

@@ -24,10 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
+from jobs.command import run, run_recipe
 from benchmarks import report
 from benchmarks.inputs import fresh_teacher
 from jobs import export_labels, gallery, predict, pseudolabel
-from jobs.command import run, run_recipe
 from jobs.recipes import RECIPES
 from pipelines.installation import PROJECT_FOLDER
 from pipelines.pair_set import PairSet

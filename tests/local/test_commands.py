@@ -23,6 +23,7 @@ import torch
 from mlflow.entities import Run
 from typed import JOBS
 
+from jobs.command import run, run_recipe
 from flowcore.datasets import DATA_SETS
 from flowcore.formats import read_flow, write_image
 from flowcore.networks import tiny
@@ -36,14 +37,13 @@ from jobs import (
     pseudolabel,
     train_teacher,
 )
-from jobs.command import run, run_recipe
 from jobs.manual import WIDTH, manual, recipe_list
 from jobs.options import REQUIRED, Option, options_of
 from jobs.parsing import UsageError, parse, parse_recipe
 from pipelines import run_store, tracking
 from pipelines.checkpoints import save_model
 from pipelines.cluster import connect, require_listener
-from pipelines.invocation import typed_again
+from pipelines.invocation import command_name, typed_again
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -415,6 +415,17 @@ def test_ctrl_c_ends_the_job_without_a_traceback(capsys: pytest.CaptureFixture[s
         failing(KeyboardInterrupt())
     assert end.value.code == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("job", ["evaluate", "export_model", "import_labels", "serve", "train_teacher"])
+def test_ctrl_c_while_a_job_is_imported_ends_it_in_the_same_way(tmp_path: Path, job: str) -> None:
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    path = f"{tmp_path}:{REPOSITORY}"
+    script = python(str(REPOSITORY / "jobs" / f"{job}.py"), cwd=tmp_path, PYTHONPATH=path)
+    console = "from jobs.console import main; main()"
+    command = python("-c", console, command_name(job), cwd=tmp_path, PYTHONPATH=path)
+    for ended in (script, command):
+        assert (ended.returncode, ended.stderr) == (130, "error: interrupted\n")
 
 
 @dataclass(frozen=True, kw_only=True)

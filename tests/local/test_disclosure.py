@@ -19,6 +19,7 @@ from mlflow.entities import Run
 from object_storage import Bucket
 from typed import JOBS
 
+from jobs.command import run, run_recipe
 from flowcore.video import ClipOptions
 from jobs import (
     export_labels,
@@ -26,7 +27,6 @@ from jobs import (
     pseudolabel,
     rerun,
 )
-from jobs.command import run, run_recipe
 from jobs.options import options_of
 from pipelines import disclosure, run_store, tracking
 from pipelines.collection import Collection

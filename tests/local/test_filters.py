@@ -13,11 +13,11 @@ from bare_graph import BareGraph
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.command import run_training
 from flowcore.occlusion import OcclusionCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
 from jobs import distill, finetune
-from jobs.command import run_training
 from pipelines.collection import Collection
 from pipelines.feed import Plan
 from pipelines.filters import PairFilter

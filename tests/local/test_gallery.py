@@ -20,10 +20,10 @@ import pytest
 from bare_graph import BareGraph
 from mlflow.entities import Run
 
+from jobs.command import run
 from flowcore.occlusion import OcclusionCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
-from jobs.command import run
 from jobs.gallery import Gallery, main
 from pipelines import tracking
 from pipelines.collection import Collection

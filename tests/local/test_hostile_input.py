@@ -24,10 +24,10 @@ from object_storage import Bucket
 from ray.data.extensions import ArrowPythonObjectArray
 from typed import error_of
 
+from jobs.command import run, run_recipe
 from flowcore.formats import write_flow, write_image
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from jobs import distill, evaluate, export_labels, gallery, import_labels, predict, pseudolabel
-from jobs.command import run, run_recipe
 from pipelines.pair_set import PairSet
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -15,9 +15,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from jobs.command import run
 from flowcore import networks
 from jobs import export_model
-from jobs.command import run
 from pipelines.checkpoints import CARD_FILE, WEIGHTS_FILE, load_model, save_model
 
 TINY = networks.tiny()

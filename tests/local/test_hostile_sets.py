@@ -19,12 +19,12 @@ import torch
 from ray.data.extensions import ArrowPythonObjectArray, ArrowTensorArray
 from typed import error_of
 
+from jobs.command import run, run_recipe
 from flowcore.frame_codec import FrameCodec
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pseudolabels import labels_of
 from flowcore.uncertainty import scale_codes
 from jobs import distill, export_labels, finetune, gallery, pseudolabel
-from jobs.command import run, run_recipe
 from pipelines.labels import beside, encode_shard, label_columns, pair_columns, pair_id
 from pipelines.ledger import VideoRecord, write_ledger, write_manifest
 from pipelines.pair_set import PairSet

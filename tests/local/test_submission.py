@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.command import run
 from flowcore.formats import read_flow, write_image
 from flowcore.inference import InferenceOptions
 from flowcore.networks import tiny
@@ -16,7 +17,6 @@ from flowcore.scenes import SceneOptions, render_scene
 from flowcore.shapes import FlowArray, Frame, to_images
 from flowcore.submissions import SERVERS, Server
 from jobs import submit as job
-from jobs.command import run
 from pipelines.checkpoints import load_model, save_model
 from pipelines.storage import PARTIAL
 from pipelines.submission import RECORD_FILE, submit, submit_network

@@ -31,13 +31,13 @@ from mlflow.artifacts import load_text
 from mlflow.entities.model_registry import ModelVersion
 from object_storage import Bucket
 
+from jobs.command import run as run_job
 from flowcore.extras import install_line
 from flowcore.networks import FlowNetwork, tiny
 from flowcore.occlusion import OcclusionCheck
 from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.video import ClipOptions
 from jobs import predict
-from jobs.command import run as run_job
 from pipelines import registry, revision, run_store, tracking
 from pipelines.checkpoints import CARD_FILE, WEIGHTS_FILE, ModelInfo, save_model
 from pipelines.collection import Collection

@@ -10,10 +10,10 @@ from bare_graph import BareGraph
 from clips import TINY, render, save_teacher
 from typed import error_of
 
+from jobs.command import run_recipe
 from flowcore.occlusion import OcclusionCheck
 from flowcore.video import ClipOptions
 from jobs import distill
-from jobs.command import run_recipe
 from pipelines.checkpoints import save_model
 from pipelines.collection import Collection
 from pipelines.grades import GradedSet
