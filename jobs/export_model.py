@@ -18,19 +18,14 @@ whose sides aren't. The job runs the file on frames of another size and compares
 
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from jobs.command import run
-from flowcore.networks import ExternalConfig
-from flowcore.networks.exported import SMALLEST_SIDE, disagreement, require_exportable, write_graph
-from flowcore.networks.ptlflow_checkpoint import write_ptlflow_checkpoint
-from pipelines.checkpoints import CARD_FILE, WEIGHTS_FILE, load_model
+from flowcore.networks.exported import SMALLEST_SIDE
 from pipelines.disclosure import tell
+from pipelines.model_export import export_for_hub, export_for_ptlflow, export_graph
 from pipelines.models import absolute_model, fetch_model
-from pipelines.storage import Folder, absolute, split
-
-_TOLERANCE = 0.01
+from pipelines.storage import absolute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,69 +44,28 @@ class ExportModel:
     """Licence of the weights in the README of --format hub, as the hub spells it, such as apache-2.0. It
     depends on the videos that the network learnt from."""
 
+    def __post_init__(self) -> None:
+        if self.license != "unknown" and self.format != "hub":
+            raise ValueError(f"license {self.license} is for the README of --format hub; add --format hub")
+
 
 def main(stage: ExportModel) -> None:
     output = absolute(stage.output, "--output")
+    model = fetch_model(absolute_model(stage.model, "--model"))
     if stage.format == "hub":
-        _write_for_hub(stage, output)
+        if not export_for_hub(model, output, stage.license):
+            tell("MLflow here doesn't know the run that made it: the README has what its card says")
+        tell(f"{output}: read README.md and model.json, which name the places that the training read; then")
+        tell(f"hf upload OWNER/NAME {shlex.quote(output)}")
     elif stage.format == "ptlflow":
-        _write_for_ptlflow(stage, output)
+        export_for_ptlflow(model, output)
+        tell(f'ptlflow.get_model("distillflow", ckpt_path={output!r})')
     else:
-        _write_graph(stage, output)
-
-
-def _write_for_hub(stage: ExportModel, output: str) -> None:
-    source = fetch_model(absolute_model(stage.model, "--model"))
-    network, info = load_model(source)
-    if isinstance(network.config, ExternalConfig):
-        raise ValueError(f"{network.config.uri} is another library's network; that library's hub has it")
-    # Brings MLflow.
-    from pipelines.model_card import README_FILE, model_card, shipped_page
-    from pipelines.recorded import model_record
-
-    page = shipped_page(source)
-    made = None if info.run_id is None else model_record(info.run_id)
-    if made is None and page is None:
-        tell("MLflow here doesn't know the run that made it: the README has what its card says")
-    readme = model_card(network, info, made, stage.license, page)
-    folder = Folder(output)
-    folder.write(README_FILE, readme.encode())
-    for name in (WEIGHTS_FILE, CARD_FILE):
-        folder.write(name, (source / name).read_bytes())
-    tell(f"{output}: read {README_FILE} and {CARD_FILE}, which name the places that the training read; then")
-    tell(f"hf upload OWNER/NAME {shlex.quote(output)}")
-
-
-def _write_for_ptlflow(stage: ExportModel, output: str) -> None:
-    folder, name = split(output)
-    network, _ = load_model(fetch_model(absolute_model(stage.model, "--model")))
-    if isinstance(network.config, ExternalConfig):
-        raise ValueError(
-            f"{network.config.uri} is another library's network; only ours are written for ptlflow"
-        )
-    with Folder(folder).writing(name) as path:
-        write_ptlflow_checkpoint(network, path)
-    tell(f"{output}: import flowcore.networks.ptlflow_model, then")
-    tell(f'ptlflow.get_model("distillflow", ckpt_path={output!r})')
-
-
-def _write_graph(stage: ExportModel, output: str) -> None:
-    folder, name = split(output)
-    network, info = load_model(fetch_model(absolute_model(stage.model, "--model")))
-    require_exportable(network, Path(name))
-    tell("tracing the network and checking the file, which takes up to two minutes")
-    with Folder(folder).writing(name) as path:
-        write_graph(network, path, {"digest": info.digest, "provenance": dict(info.provenance)})
-        error = disagreement(network, path)
-        if not error <= _TOLERANCE:
-            raise RuntimeError(
-                f"the flow of the exported network is up to {error:.2g} px from the network's own, so it was "
-                "not kept; please report this with the model"
-            )
-        size = path.stat().st_size
-    tell(f"{output}: {size / 1e6:.1f} MB, at most {error:.1e} px from the network's own flow")
-    sides = f"both sides multiples of {network.multiple} px and at least {SMALLEST_SIDE} px"
-    tell(f"frames: RGB in [0, 1], {sides}")
+        tell("tracing the network and checking the file, which takes up to two minutes")
+        graph = export_graph(model, output)
+        tell(f"{output}: {graph.size / 1e6:.1f} MB, at most {graph.error:.1e} px from the network's own flow")
+        sides = f"both sides multiples of {graph.multiple} px and at least {SMALLEST_SIDE} px"
+        tell(f"frames: RGB in [0, 1], {sides}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from pipelines.models import SHIPPED_FOLDER
 from pipelines.recorded import ModelRecord
 
 README_FILE = "README.md"
+_LIBRARY = "library_name: distillflow"
+"""The line of the header that says whose model it is."""
 _USE = """## Use
 
 With DistillFlow on Ray and its extra `hub`, `--model hf://OWNER/NAME` takes it in every job. From Python:
@@ -56,7 +58,7 @@ def model_card(
     header = [
         "---",
         f"license: {licence}",
-        "library_name: distillflow",
+        _LIBRARY,
         "tags:",
         "- optical-flow",
         "- distillflow",
@@ -89,6 +91,11 @@ def model_card(
     else:
         parts.append("None is recorded.")
     return "\n\n".join([*parts, _USE])
+
+
+def is_model_card(readme: bytes) -> bool:
+    """Whether `model_card` wrote it, whatever was added since."""
+    return _LIBRARY.encode() in readme.splitlines()
 
 
 def _base_models(made: ModelRecord | None) -> list[str]:

@@ -10,6 +10,7 @@ import yaml
 from flowcore.networks import PWCNetConfig
 from jobs import export_model
 from jobs.export_model import ExportModel
+from jobs.parsing import UsageError, parse
 from pipelines import run_store, tracking
 from pipelines.checkpoints import load_model, save_model
 from pipelines.model_card import model_card, shipped_page
@@ -47,6 +48,12 @@ def exported(tmp_path: Path, provenance: dict[str, str], licence: str = "mit") -
         ExportModel(model=str(tmp_path / "model"), output=str(output), format="hub", license=licence)
     )
     return output
+
+
+def told_of(options: type[ExportModel], arguments: list[str]) -> str:
+    with pytest.raises(UsageError) as caught:
+        parse(options, arguments, program="export", description="")
+    return str(caught.value)
 
 
 def header(readme: str) -> dict[str, object]:
@@ -128,6 +135,39 @@ def test_what_is_recorded_adds_no_line_to_the_readme_and_no_secret(tmp_path: Pat
     assert "| `where` | `a?b?\\n# c` |" in readme
     assert "hush" not in readme
     assert readme.count("\n---\n") == 1
+
+
+def test_a_folder_of_anything_else_is_refused_and_stays(tmp_path: Path, store: str) -> None:
+    output = tmp_path / "for-the-hub"
+    for name in ("README.md", "model.safetensors", "notes.txt"):
+        output.mkdir()
+        (output / name).write_text("mine")
+        with pytest.raises(ValueError, match=f"for-the-hub holds {name}, which isn't of an export"):
+            exported(tmp_path, {})
+        assert [(path.name, path.read_text()) for path in output.iterdir()] == [(name, "mine")]
+        shutil.rmtree(output)
+
+
+def test_an_earlier_export_is_replaced(tmp_path: Path, store: str) -> None:
+    (tmp_path / "for-the-hub").mkdir()
+    (tmp_path / "for-the-hub" / ".gitattributes").touch()
+    exported(tmp_path, {"stage": "train_teacher"})
+    readme = (exported(tmp_path, {"stage": "distill"}) / "README.md").read_text()
+    assert "| `stage` | `distill` |" in readme
+
+
+def test_an_export_that_fails_leaves_no_readme(tmp_path: Path, store: str) -> None:
+    # A folder where the card is to be written.
+    (tmp_path / "for-the-hub" / "model.json").mkdir(parents=True)
+    with pytest.raises(OSError, match="Is a directory"):
+        exported(tmp_path, {})
+    assert not (tmp_path / "for-the-hub" / "README.md").exists()
+
+
+def test_a_licence_without_a_readme_is_refused() -> None:
+    for other in ("graph", "ptlflow"):
+        told = told_of(ExportModel, ["--model", "a", "--output", "b", "--license", "mit", "--format", other])
+        assert told == "--license mit is for the README of --format hub; add --format hub"
 
 
 def test_a_licence_that_could_not_be_the_hub_s_is_refused_before_anything_is_written(tmp_path: Path) -> None:
