@@ -2,6 +2,7 @@
 says how to type it."""
 
 import argparse
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -101,7 +102,9 @@ def _given(known: Sequence[Option], arguments: Sequence[str]) -> Iterator[tuple[
     if unknown:
         typed = unknown[0].partition("=")[0]
         if not typed.startswith("--"):
-            raise UsageError(f"{typed!r} follows no option that takes a value")
+            missing = [each.name for each in known if each.default is REQUIRED and each.path not in given]
+            hint = f"; type {missing[0]} {shlex.quote(unknown[0])}" if missing else ""
+            raise UsageError(f"{typed!r} follows no option that takes a value{hint}")
         hint = remedy(typed.replace("_", "-"), [option.name for option in known])
         raise UsageError(f"there is no option {typed}" + (f"; {hint}" if hint else ""))
     for option in known:

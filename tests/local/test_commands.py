@@ -140,6 +140,7 @@ def test_words_are_read_as_the_type_of_their_option(arguments: list[str], field:
         (["demo", "--videos", "a", "--precision", "float16"], ["must be one of float32, bfloat16"]),
         (["demo", "--videos", "a", "--compiled", "yes"], ["'yes' follows no option"]),
         (["demo", "videos", "--videos", "a"], ["'videos' follows no option"]),
+        (["demo", "my film.mp4"], ["follows no option that takes a value; type --videos 'my film.mp4'"]),
         (["demo", "--videos", "a", "b"], ["one value is needed, not 2"]),
     ],
 )
