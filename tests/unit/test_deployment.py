@@ -130,6 +130,22 @@ def test_a_container_runs_as_nobody_special_whom_kubernetes_knows_by_number() ->
         assert [words for name, words in target if name == "USER"] == [made[1]]
 
 
+def test_a_login_shell_in_a_container_finds_the_commands_that_any_other_finds() -> None:
+    (setup,) = (run for name, run in instructions() if name == "RUN" and "/etc/profile.d/" in run)
+    echo, place = setup.split(" > ")
+    # Debian's profile reads no other names.
+    assert re.fullmatch(r"/etc/profile\.d/\w+\.sh", place)
+    (path,) = (words.split()[0] for name, words in instructions() if name == "ENV" and "PATH=" in words)
+    for line in (f'eval "$({echo})"', path):
+        shown = subprocess.run(
+            ["/bin/sh", "-c", f"{line}; echo $PATH"],
+            env={"PATH": "/usr/bin"},
+            capture_output=True,
+            check=True,
+        )
+        assert shown.stdout.decode().strip() == "/opt/distillflow/bin:/usr/bin"
+
+
 def test_a_container_has_its_code_as_a_package_alone_and_starts_in_a_folder_of_its_user() -> None:
     text = (DEPLOY / "Dockerfile").read_text()
     assert "PYTHONPATH" not in text
