@@ -156,11 +156,14 @@ class EvaluationResult:
         return {"data_set": self.data_set, **self.total.summary(), "groups": groups}
 
     def metrics(self) -> dict[str, float]:
-        """The metrics of each group by path, as in training, and of the total if there are several groups."""
+        """The metrics of each group by path, as in training, of the total if there are several groups, and
+        `final/epe`, the total's EPE of all pixels, as a training that validates against truth ends with."""
         groups = self.groups
         values = {} if len(groups) == 1 else self.total.metrics(self.data_set)
         for name, errors in groups.items():
             values.update(errors.metrics(name))
+        if (epe := self.total.flow.epe["all"]) is not None:
+            values["final/epe"] = epe
         return values
 
 

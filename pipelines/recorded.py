@@ -129,7 +129,7 @@ def model_record(run_id: str, project_folder: Path = PROJECT_FOLDER) -> ModelRec
             # The latest comes first, and counts.
             for run in reversed(judged)
             for name, value in sorted(run.data.metrics.items())
-            if {"epe", "fl"} & {*name.split("/")}
+            if {"epe", "fl"} & {*name.split("/")} and name != "final/epe"
         },
     )
 

@@ -222,9 +222,16 @@ def test_metrics_are_paths_and_what_is_unknown_is_left_out() -> None:
         "sintel/final/epe/all": 4.0,
         "sintel/final/fl/all": 0.1,
         "sintel/final/pairs": 3,
+        # Where MLflow's page of runs shows that of a training.
+        "final/epe": 3.5,
     }
     one = result_of({"kitti15": errors_of(1, 2.0)})
-    assert one.metrics() == {"kitti15/epe/all": 2.0, "kitti15/fl/all": 0.1, "kitti15/pairs": 1}
+    assert one.metrics() == {
+        "kitti15/epe/all": 2.0,
+        "kitti15/fl/all": 0.1,
+        "kitti15/pairs": 1,
+        "final/epe": 2.0,
+    }
 
 
 def test_the_summary_is_json_with_none_for_what_is_unknown() -> None:
