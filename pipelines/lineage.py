@@ -185,9 +185,12 @@ def lineage(
     ) as run:
         provenance = {"stage": stage, "run_id": run.run_id} | ({} if recipe is None else {"recipe": recipe})
         stage_run = StageRun(run, stage, root, provenance)
-        goes_on = _goes_on(stage, run.run_id) if hasattr(configuration, "resume") else None
+        is_training = hasattr(configuration, "resume")
+        goes_on = _goes_on(stage, run.run_id) if is_training else None
+        if is_training:
+            tell(f"run {run.run_id}\nlook at it: {run.how_to_look}")
         if goes_on is not None:
-            tell(f"run {run.run_id}\nlook at it: {run.how_to_look}\nif it is killed: {goes_on}")
+            tell(f"if it is killed: {goes_on}")
         for name, made in made_from.items():
             _record(stage_run, name, made, project_folder)
         for numbers in kept.values():
@@ -204,10 +207,14 @@ def lineage(
         stage_run.describe()
 
 
-def _goes_on(stage: str, run_id: str) -> str:
-    """What to type to go on with a training that ended too early."""
-    if running_job() != stage:
+def _goes_on(stage: str, run_id: str) -> str | None:
+    """What to type to go on with a training that ended too early; None in a job that trains among other
+    things, whose options aren't those of the training and which begins anew."""
+    job = running_job()
+    if job is None:
         return f"{typed(stage)} with the same options and --resume {run_id}"
+    if job != stage:
+        return None
     return typed_again() if "--resume" in sys.argv else typed_again("--resume", run_id)
 
 

@@ -902,6 +902,22 @@ def test_a_run_that_can_be_resumed_says_how(project: Path, capsys: pytest.Captur
     assert f"jobs/distill.py with the same options and --resume {run.run_id}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("job", ["demo", "rerun"])
+def test_a_training_inside_another_job_names_no_command_that_nobody_typed(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, job: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"jobs/{job}.py", "smoke"])
+    with (
+        pytest.raises(KeyboardInterrupt) as stop,
+        lineage("distill", "smoke", Resumable(), {}, project_folder=project) as run,
+    ):
+        raise KeyboardInterrupt
+    told = capsys.readouterr().out
+    assert f"/runs/{run.run_id}?" in told
+    assert "--resume" not in told
+    assert not hasattr(stop.value, "__notes__")
+
+
 def test_a_run_in_a_database_names_the_command_before_the_page_that_the_command_serves(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
