@@ -60,14 +60,16 @@ def main(stage: Predict) -> None:
     model, output = absolute_model(stage.model, "--model"), absolute(stage.output, "--output")
     videos = "" if stage.is_of_camera else absolute_collection(stage.videos, "--videos")
     folder = fetch_model(model)
-    if stage.is_of_camera:
-        # OpenCV and FFmpeg, which take a while to import. A wrong model has left no film.
-        from pipelines.camera import recorded
-
-        videos = recorded(int(stage.videos), output, stage.limit, stage.stride)
     # Slow imports come after the checks above, so that a wrong option fails at once.
     from pipelines.prediction import PredictionPlan, PredictionSummary
 
+    if stage.is_of_camera:
+        from pipelines.camera import film_of, recorded
+
+        camera = int(stage.videos)
+        # Whatever else is wrong has left no film.
+        PredictionPlan.of_film(str(folder), film_of(camera, output), output, stage.prediction)
+        videos = recorded(camera, output, stage.limit, stage.stride)
     plan = PredictionPlan.of(str(folder), videos, output, stage.prediction)
     # One video needs no Ray, which takes seconds to start.
     if has_cluster():

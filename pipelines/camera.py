@@ -19,9 +19,15 @@ _PAUSE_SECONDS = 0.05
 """Between two looks at a camera that has yet to give its first frame."""
 
 
+def film_of(camera: int | str, output: str) -> str:
+    """Where the film of a camera lies: beside the folder or URI `output`, with the camera in its name."""
+    folder, name = split(absolute(output, "--output"))
+    return join(folder, f"{name}-camera{Path(str(camera)).stem}.mp4")
+
+
 def recorded(camera: int | str, output: str, pairs: int | None, stride: int = 1) -> str:
-    """The film of so many pairs of the camera's next frames, beside the folder or URI `output`; one that is
-    there is left as it is.
+    """The film of so many pairs of the camera's next frames, where `film_of` says; one that is there is left
+    as it is. A frame that doesn't come ends it: those before and after it are no pair.
 
     camera: OpenCV's number of it, or whatever else OpenCV opens. stride: frames between the two of a pair.
     ValueError where there is none, where it gives fewer than two frames, and where the number of pairs is
@@ -29,11 +35,12 @@ def recorded(camera: int | str, output: str, pairs: int | None, stride: int = 1)
     """
     if pairs is None:
         raise ValueError(f"--videos {camera} is a camera, which has no end; add --limit, the pairs to record")
-    folder, name = split(absolute(output, "--output"))
-    name = f"{name}-camera.mp4"
+    film = film_of(camera, output)
+    folder, name = split(film)
     if Folder(folder).size(name) is not None:
-        tell(f"{join(folder, name)} was recorded before; remove it, or give another --output, to record anew")
+        tell(f"{film} was recorded before; remove it, or give another --output, to record anew")
     else:
+        wanted = pairs * stride + 1
         capture = _opened(camera)
         try:
             if not capture.isOpened():
@@ -42,13 +49,18 @@ def recorded(camera: int | str, output: str, pairs: int | None, stride: int = 1)
                     "another number, or give a video"
                 )
             with Folder(folder).writing(name) as path:
-                if _record(capture, path, pairs * stride + 1) < 2:
+                count = _record(capture, path, wanted)
+                if count < 2:
                     raise ValueError(
                         f"--videos {camera}: the camera gives no frames; see whether other software holds it"
                     )
         finally:
             capture.release()
-    return join(folder, name)
+        if count < wanted:
+            tell(
+                f"{film} has {count} frames and not {wanted}: the camera gave no more; remove it to try again"
+            )
+    return film
 
 
 def _opened(camera: int | str) -> cv2.VideoCapture:

@@ -6,7 +6,7 @@ doing anything twice.
 
 import dataclasses
 import reprlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -143,7 +143,17 @@ class PredictionPlan:
         each other, what is read, or anything but the flow of the same video and model, and where the model
         can't give what is asked for.
         """
-        folders = destinations(videos, output)
+        return cls._of(model, destinations(videos, output), output, options)
+
+    @classmethod
+    def of_film(cls, model: str, film: str, output: str, options: PredictionOptions) -> Self:
+        """As `of`, for one video that needn't be there yet, to check all else before it is made."""
+        return cls._of(model, {VideoSource(film): absolute(output, "--output")}, output, options)
+
+    @classmethod
+    def _of(
+        cls, model: str, folders: Mapping[VideoSource, str], output: str, options: PredictionOptions
+    ) -> Self:
         network, card = load_model(fetch_model(model))
         if options.uncertainty and not network.predicts_scale:
             raise ValueError(

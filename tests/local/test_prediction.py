@@ -487,18 +487,24 @@ def test_a_camera_is_recorded_beside_the_output_and_once(
     frames: Frames, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # OpenCV opens a file as it opens a camera.
-    write_video(tmp_path / "camera.avi", frames[:, :36, :52])
-    film = recorded(str(tmp_path / "camera.avi"), str(tmp_path / "flow"), 3)
-    assert film == str(tmp_path / "flow-camera.mp4")
+    write_video(tmp_path / "7.avi", frames[:, :36, :52])
+    film = recorded(str(tmp_path / "7.avi"), str(tmp_path / "flow"), 3)
+    assert capsys.readouterr().out == ""
+    assert film == str(tmp_path / "flow-camera7.mp4")
     with av.open(film) as container:
         shown = [picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)]
     assert len(shown) == 4
     # Both are coded, and RGB has not become BGR.
     assert np.abs(shown[0].astype(float) - frames[0, :36, :52]).mean() < 12
     before = Path(film).stat()
-    assert recorded(str(tmp_path / "camera.avi"), str(tmp_path / "flow"), 1) == film
+    assert recorded(str(tmp_path / "7.avi"), str(tmp_path / "flow"), 1) == film
     assert Path(film).stat() == before
     assert f"{film} was recorded before; remove it" in capsys.readouterr().out
+    # Another camera has another film, and one that gives too little says so.
+    write_video(tmp_path / "8.avi", frames[:, :36, :52])
+    other = recorded(str(tmp_path / "8.avi"), str(tmp_path / "flow"), 4, stride=2)
+    assert other == str(tmp_path / "flow-camera8.mp4")
+    assert f"{other} has 6 frames and not 9" in capsys.readouterr().out
 
 
 def test_without_a_camera_the_error_says_so_and_nothing_is_written(model: str, tmp_path: Path) -> None:
@@ -508,6 +514,16 @@ def test_without_a_camera_the_error_says_so_and_nothing_is_written(model: str, t
     with pytest.raises(ValueError, match="is a camera, which has no end; add --limit"):
         main(replace(options, limit=None))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_before_a_camera_is_asked_the_folder_for_its_flow_is_looked_at(
+    model: str, images: str, tmp_path: Path
+) -> None:
+    predict(model, images, str(tmp_path / "flow"), PLAIN)
+    # There is no such camera, which isn't found out.
+    options = Predict(model=model, videos="99", output=str(tmp_path / "flow"), limit=3)
+    with pytest.raises(ValueError, match=f"holds the flow of the video {images}; remove it"):
+        main(options)
 
 
 def test_what_is_occluded_is_what_the_given_check_finds(model: str, frames: Frames, tmp_path: Path) -> None:
