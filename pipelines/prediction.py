@@ -6,7 +6,8 @@ doing anything twice.
 
 import dataclasses
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -33,11 +34,13 @@ from pipelines.flow_table import flow_table
 from pipelines.inference import VideoFlow
 from pipelines.models import fetch_model
 from pipelines.progress import Progress
-from pipelines.room import predicting_room
+from pipelines.room import predicting_room, resources
 from pipelines.set_files import read_record, require_plain
 from pipelines.storage import Folder, absolute, concurrently, json_bytes, refuses_files, split
 
 RECORD_FILE = "_prediction.json"
+_FEWEST_BEGUN = 64
+"""Videos that wait or run at once on a cluster, however small: it may grow with what waits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,10 +201,7 @@ class PredictionPlan:
             return
         remote: Any = ray.remote(**predicting_room())(predict_video)
         held = ray.put(self.network)
-        # All at once: Ray starts as many as there is room for.
-        running = [remote.remote(held, task, self.options) for task in self.tasks]
-        for task, references in zip(self.tasks, running, strict=True):
-            yield _heard(task, references)
+        yield from begun_ahead(lambda task: remote.remote(held, task, self.options), self.tasks, _most_begun)
 
 
 def predict_video(network: FlowNetwork, task: _Task, options: PredictionOptions) -> Iterator[PredictedVideo]:
@@ -256,6 +256,40 @@ def _predicted(
     done = replace(wanted, pairs=state.num_pairs, is_done=problem is None)
     folder.write(RECORD_FILE, json_bytes(dataclasses.asdict(done)))
     yield replace(state, share=1.0, problem=problem)
+
+
+def _most_begun() -> int:
+    return max(_FEWEST_BEGUN, 2 * int(resources().get("CPU", 0)))
+
+
+def begun_ahead(
+    begin: Callable[[_Task], Any], tasks: Sequence[_Task], most: Callable[[], int]
+) -> Iterator[Iterator[PredictedVideo]]:
+    """What each task yields, in their order, while those behind it are begun: `most` at a time wait or run.
+
+    Ray starts as many of them as there is room for. All at once, a million videos would be as many generators
+    in this process. begin: gives a streaming generator of Ray's.
+    """
+    waiting, begun = deque(tasks), deque[Any]()
+    unfinished: list[Any] = []
+
+    def fill() -> None:
+        nonlocal unfinished
+        if unfinished:
+            unfinished = ray.wait(unfinished, num_returns=len(unfinished), timeout=0)[1]
+        while waiting and (not begun or len(unfinished) < most()):
+            begun.append(begin(waiting.popleft()))
+            unfinished.append(begun[-1].completed())
+
+    def heard(task: _Task) -> Iterator[PredictedVideo]:
+        for state in _heard(task, begun[0]):
+            fill()
+            yield state
+        begun.popleft()
+
+    for task in tasks:
+        fill()
+        yield heard(task)
 
 
 def _task(source: VideoSource, location: str, model: str, options: PredictionOptions) -> _Task:

@@ -2,8 +2,11 @@
 
 import math
 import shutil
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
@@ -12,6 +15,7 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from jaxtyping import Float, UInt8
 from numpy import ndarray
@@ -35,7 +39,13 @@ from pipelines.decoding import DecoderProcess
 from pipelines.film import film
 from pipelines.flow_files import FlowFormat, PredictionOptions
 from pipelines.inference import VideoFlow
-from pipelines.prediction import RECORD_FILE, PredictedVideo, PredictionPlan, PredictionSummary
+from pipelines.prediction import (
+    RECORD_FILE,
+    PredictedVideo,
+    PredictionPlan,
+    PredictionSummary,
+    begun_ahead,
+)
 from pipelines.storage import Folder
 
 PLAIN = PredictionOptions()
@@ -228,6 +238,34 @@ def test_each_video_of_a_collection_has_a_folder_here_and_on_ray_s_nodes(
     for name in FILES:
         flow, expected = (read_flow(tmp_path / place / name)[0] for place in ("there", "here"))
         np.testing.assert_allclose(flow, expected, atol=2e-3)
+
+
+def test_no_more_videos_are_begun_on_ray_s_nodes_than_there_is_room_for(
+    tmp_path: Path, ray_session: None
+) -> None:
+    gate, begun = tmp_path / "open", []
+
+    @ray.remote
+    def predicted(source: VideoSource) -> Iterator[PredictedVideo]:
+        yield PredictedVideo(source=source, folder="")
+        while not gate.exists():
+            time.sleep(0.01)
+        yield PredictedVideo(source=source, folder="", num_pairs=1)
+
+    def begin(task: Any) -> Any:
+        begun.append(task.source.uri)
+        return predicted.remote(task.source)
+
+    names = list("abcdef")
+    tasks: Any = [SimpleNamespace(source=VideoSource(name), location="") for name in names]
+    videos = begun_ahead(begin, tasks, lambda: 2)
+    first = next(videos)
+    assert next(first).num_pairs == 0
+    assert begun == ["a", "b"]
+    gate.touch()
+    assert [state.num_pairs for state in first] == [1]
+    assert [[state.source.uri for state in states] for states in videos] == [[name] * 2 for name in "bcdef"]
+    assert begun == names
 
 
 @pytest.mark.parametrize("place", ["sub", "sub/b%20c.mp4"])
