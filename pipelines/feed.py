@@ -55,7 +55,7 @@ class Plan:
         if self.index.num_rows < self.global_batch:
             raise ValueError(
                 f"{self.index.num_rows} pairs don't fill one global batch of {self.global_batch}; "
-                "add videos or choose a smaller batch"
+                "add videos or lower --training.global-batch"
             )
 
     def digest(self) -> str:
@@ -89,8 +89,8 @@ class Plan:
         a worker has none."""
         if self.global_batch < world_size:
             raise ValueError(
-                f"global batch {self.global_batch} has no pair for some of {world_size} workers; choose a "
-                "larger one, or fewer workers"
+                f"global batch {self.global_batch} has no pair for some of {world_size} workers; raise "
+                "--training.global-batch or lower --training.workers"
             )
         begin, end = (self.global_batch * each // world_size for each in (rank, rank + 1))
         return range(begin, end)

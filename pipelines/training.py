@@ -189,7 +189,7 @@ def _require_fitting_crops(
             if height % multiple or width % multiple:
                 raise ValueError(
                     f"crop ({height}, {width}) must be a multiple of {multiple} px on each side, for this "
-                    "network"
+                    "network; set --challenge.crop where labels are learnt from, else --augmentation.crop"
                 )
 
 

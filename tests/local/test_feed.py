@@ -143,13 +143,14 @@ def test_a_window_reads_each_row_group_once_and_little_of_it_in_vain() -> None:
 
 
 def test_fewer_pairs_than_a_batch_is_an_error_that_names_the_remedy() -> None:
-    with pytest.raises(ValueError, match="add videos or choose a smaller batch"):
+    with pytest.raises(ValueError, match=r"add videos or lower --training\.global-batch"):
         Plan(index=an_index(files=1, groups=1, rows=3), global_batch=4, seed=0)
 
 
 def test_a_batch_of_fewer_pairs_than_workers_is_refused() -> None:
     plan = Plan(index=an_index(), global_batch=4, seed=0)
-    with pytest.raises(ValueError, match="no pair for some of 5 workers"):
+    remedy = r"raise --training\.global-batch or lower --training\.workers"
+    with pytest.raises(ValueError, match=f"no pair for some of 5 workers; {remedy}"):
         next(plan.windows(0, 1, 0, 5))
 
 

@@ -369,7 +369,7 @@ def test_a_network_is_judged_by_the_check_of_its_run(pairs: PairSet) -> None:
     ("crop", "message"),
     [
         (Crop(height=128, width=128), "larger than the frames"),
-        (Crop(height=44, width=64), "multiple of 8 px"),
+        (Crop(height=44, width=64), r"multiple of 8 px .*--challenge\.crop .*--augmentation\.crop"),
     ],
 )
 def test_a_crop_that_does_not_fit_is_refused_before_training(
