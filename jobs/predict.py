@@ -38,7 +38,7 @@ class Predict(PredictionOptions):
     """Folder or URI to write the flow to. On a cluster all nodes must reach it."""
 
     common: ClassVar[tuple[str, ...]] = (
-        *("model", "files", "occlusion", "pictures", "video", "stride", "limit", "inference.scale"),
+        *("model", "format", "occlusion", "pictures", "video", "stride", "limit", "inference.scale"),
     )
     goes_on: ClassVar[bool] = True
 

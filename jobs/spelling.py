@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 _RENAMED = (
     ("--input", "--videos"),
+    ("--files", "--format"),
     ("--benchmark", "--truth"),
     ("--root", "--truth"),
     ("--labelling.clips.", "--clips."),

@@ -59,7 +59,7 @@ def draw(source: VideoSource, folder: Folder, options: PredictionOptions, scale:
 
 
 def _picture(folder: Folder, name: str, pair: SeenPair, options: PredictionOptions, scale: float) -> Picture:
-    file = name + SUFFIXES[options.files]
+    file = name + SUFFIXES[options.format]
     flow, _ = decode_flow(folder.read(file), file, pair.image1.shape[:2])
     row: list[Cell | None] = [
         ("frame", with_arrows(pair.image1, flow)),

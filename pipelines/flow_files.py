@@ -30,7 +30,7 @@ _KITTI_LIMIT = 511.0
 class PredictionOptions:
     """What is estimated and written."""
 
-    files: FlowFormat = "flo"
+    format: FlowFormat = "flo"
     """File format: flo (Middlebury), flo5 (Spring), kitti (16-bit PNG) or npy (float32 [height, width, 2],
     pixels), a file a pair; or parquet, all of a video in flow.parquet. Take what your tools read."""
     occlusion: bool = False
@@ -59,9 +59,9 @@ class PredictionOptions:
     """What the network is shown."""
 
     def __post_init__(self) -> None:
-        if self.files == "parquet" and self.is_drawn:
+        if self.format == "parquet" and self.is_drawn:
             raise ValueError(
-                "files parquet has no file of each pair, from which pictures and video are drawn; give "
+                "format parquet has no file of each pair, from which pictures and video are drawn; give "
                 "another format, or leave these out"
             )
         if self.warped and not self.is_drawn:
@@ -76,16 +76,16 @@ class PredictionOptions:
         return self.pictures or self.video
 
 
-def endings_of(files: FlowFormat | None) -> tuple[str, ...]:
+def endings_of(format: FlowFormat | None) -> tuple[str, ...]:
     """Of every file that predictions may have written into their folder, the last one in this format if that
     is known. Any picture ends as KITTI's flow does, which is thus left out elsewhere."""
-    pictures = (".png",) if files == "kitti" else (OCCLUSION, CONFIDENCE, UNCERTAINTY, PICTURE)
+    pictures = (".png",) if format == "kitti" else (OCCLUSION, CONFIDENCE, UNCERTAINTY, PICTURE)
     return (".flo", ".flo5", ".npy", *pictures, FLOW_TABLE, FILM_NAME)
 
 
 def write_pair(folder: Folder, name: str, pair: EstimatedPair, options: PredictionOptions) -> None:
     """Writes the files of a pair that are numbers, the flow itself last."""
-    suffix = SUFFIXES[options.files]
+    suffix = SUFFIXES[options.format]
     if pair.flow_bw is not None:
         there, back = (torch.from_numpy(flow)[None] for flow in (pair.flow_fw, pair.flow_bw))
         confidence = name + CONFIDENCE

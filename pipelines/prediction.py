@@ -232,7 +232,7 @@ def _predicted(
     folder.write(RECORD_FILE, json_bytes(dataclasses.asdict(wanted)))
     scale = 0.0
     with DecoderProcess() as decoder, ExitStack() as stack:
-        table = stack.enter_context(flow_table(folder, options)) if options.files == "parquet" else None
+        table = stack.enter_context(flow_table(folder, options)) if options.format == "parquet" else None
         writer = stack.enter_context(_OneAhead())
         try:
             flow = VideoFlow(network, options.inference, both=options.occlusion, scaled=options.uncertainty)
@@ -318,7 +318,7 @@ def _task(source: VideoSource, location: str, model: str, options: PredictionOpt
             "folder"
         )
     if found.stamp != stamp:
-        return replace(task, outdated=endings_of(found.options.get("files")))
+        return replace(task, outdated=endings_of(found.options.get("format")))
     is_same = replace(found, pairs=0, is_done=False) == wanted
     return replace(task, is_done=is_same and found.is_done, pairs=found.pairs)
 

@@ -176,7 +176,7 @@ def test_an_error_names_the_options_as_they_are_typed() -> None:
 
 
 OLD = {
-    "predict": [("--input", "--videos")],
+    "predict": [("--input", "--videos"), ("--files", "--format")],
     "evaluate": [("--benchmark", "--truth NAME:FOLDER"), ("--root", "--truth NAME:FOLDER")],
     "pseudolabel": [
         ("--labelling.clips.size", "--clips.size"),

@@ -374,7 +374,7 @@ def test_a_folder_whose_video_is_read_is_never_written_to(model: str, frames: Fr
 @pytest.mark.parametrize(
     ("mine", "options"),
     [
-        ("000000.png", PredictionOptions(files="kitti")),
+        ("000000.png", PredictionOptions(format="kitti")),
         ("000000_occlusion.png", PredictionOptions(occlusion=True)),
         ("000000_confidence.png", PredictionOptions(occlusion=True)),
         ("flow.mp4", PredictionOptions(video=True)),
@@ -440,13 +440,13 @@ def images(frames: Frames, tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("files", "suffix", "off"), [("flo5", ".flo5", 0), ("kitti", ".png", 1 / 128), ("npy", ".npy", 0)]
+    ("format", "suffix", "off"), [("flo5", ".flo5", 0), ("kitti", ".png", 1 / 128), ("npy", ".npy", 0)]
 )
 def test_every_kind_of_file_holds_the_same_flow(
-    model: str, images: str, tmp_path: Path, files: FlowFormat, suffix: str, off: float
+    model: str, images: str, tmp_path: Path, format: FlowFormat, suffix: str, off: float
 ) -> None:
     predict(model, images, str(tmp_path / "flo"), PLAIN)
-    predict(model, images, str(tmp_path / "other"), PredictionOptions(files=files))
+    predict(model, images, str(tmp_path / "other"), PredictionOptions(format=format))
     assert written(tmp_path / "other") == [f"{index}{suffix}" for index in range(5)]
     for index in range(5):
         expected, _ = read_flow(tmp_path / "flo" / f"{index}.flo")
@@ -461,7 +461,7 @@ def test_a_video_s_table_has_a_row_a_pair_with_its_flow_and_its_times(
     write_video(tmp_path / "a.mp4", frames[:, :36, :52], fps=5)
     both = PredictionOptions(occlusion=True)
     predict(model, str(tmp_path / "a.mp4"), str(tmp_path / "files"), both)
-    predict(model, str(tmp_path / "a.mp4"), str(tmp_path / "flow"), replace(both, files="parquet"))
+    predict(model, str(tmp_path / "a.mp4"), str(tmp_path / "flow"), replace(both, format="parquet"))
     assert written(tmp_path / "flow") == ["flow.parquet"]
     file = pq.ParquetFile(tmp_path / "flow" / "flow.parquet")
     assert file.num_row_groups == 5
@@ -484,7 +484,7 @@ def test_a_video_s_table_has_a_row_a_pair_with_its_flow_and_its_times(
 def test_a_table_of_flow_alone_has_no_other_columns_of_pixels(
     model: str, images: str, tmp_path: Path
 ) -> None:
-    predict(model, images, str(tmp_path / "flow"), PredictionOptions(files="parquet"))
+    predict(model, images, str(tmp_path / "flow"), PredictionOptions(format="parquet"))
     table = pq.read_table(tmp_path / "flow" / "flow.parquet")
     assert table.column_names == ["frame", "name", "timestamp", "seconds", "height", "width", "flow_fw"]
     assert table["name"].to_pylist() == ["0", "1", "2", "3", "4"]
@@ -494,7 +494,7 @@ def test_a_table_of_flow_alone_has_no_other_columns_of_pixels(
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"files": "parquet", "video": True}, "files parquet has no file of each pair"),
+        ({"format": "parquet", "video": True}, "format parquet has no file of each pair"),
         ({"warped": True}, "add --pictures or --video"),
     ],
 )
@@ -629,7 +629,7 @@ def test_a_table_has_how_far_a_network_expects_to_be_off_in_pixels(frames: Frame
     torch.manual_seed(0)
     save_model(tmp_path / "model", replace(tiny()["pwcnet"], uncertainty=True).build(), {})
     images = write_images(tmp_path / "images", frames[:2], ["a.png", "b.png"])
-    options = PredictionOptions(uncertainty=True, files="parquet")
+    options = PredictionOptions(uncertainty=True, format="parquet")
     predict(str(tmp_path / "model"), str(images), str(tmp_path / "flow"), options)
     (row,) = pq.read_table(tmp_path / "flow" / "flow.parquet").to_pylist()
     network = load_model(tmp_path / "model")[0]
@@ -693,11 +693,11 @@ def test_a_video_that_has_changed_is_predicted_again(model: str, frames: Frames,
     assert only(predict(model, str(video), str(flow), PLAIN)).is_new
 
 
-@pytest.mark.parametrize("files", ["flo", "kitti", "parquet"])
+@pytest.mark.parametrize("format", ["flo", "kitti", "parquet"])
 def test_of_a_video_that_has_become_shorter_no_old_file_is_left(
-    model: str, frames: Frames, tmp_path: Path, files: FlowFormat
+    model: str, frames: Frames, tmp_path: Path, format: FlowFormat
 ) -> None:
-    options = PredictionOptions(files=files, occlusion=True, pictures=files != "parquet")
+    options = PredictionOptions(format=format, occlusion=True, pictures=format != "parquet")
     video, flow, new = tmp_path / "a.mp4", tmp_path / "flow", tmp_path / "new"
     write_video(video, frames[:, :36, :52])
     predict(model, str(video), str(flow), options)
