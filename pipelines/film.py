@@ -24,11 +24,11 @@ from flowcore.drawing import (
     panel,
     with_arrows,
 )
-from flowcore.formats import decode_flow, decode_mask, encode_image
+from flowcore.formats import decode_mask, encode_image
 from pipelines.collection import VideoSource
 from pipelines.decoding import DecoderProcess
 from pipelines.destinations import flow_name
-from pipelines.flow_files import FILM_NAME, OCCLUSION, PICTURE, SUFFIXES, PredictionOptions
+from pipelines.flow_files import FILM_NAME, OCCLUSION, PICTURE, PredictionOptions, written_flow
 from pipelines.inference import SeenPair, seen_pairs
 from pipelines.storage import Folder
 
@@ -59,8 +59,7 @@ def draw(source: VideoSource, folder: Folder, options: PredictionOptions, scale:
 
 
 def _picture(folder: Folder, name: str, pair: SeenPair, options: PredictionOptions, scale: float) -> Picture:
-    file = name + SUFFIXES[options.format]
-    flow, _ = decode_flow(folder.read(file), file, pair.image1.shape[:2])
+    flow = written_flow(folder, options, name, pair)
     row: list[Cell | None] = [
         ("frame", with_arrows(pair.image1, flow)),
         ("flow", flow_colors(flow, scale)),

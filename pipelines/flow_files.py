@@ -7,12 +7,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from flowcore.formats import encode_flow, encode_grey, encode_mask, encode_share
+from flowcore.formats import decode_flow, encode_flow, encode_grey, encode_mask, encode_share
 from flowcore.inference import InferenceOptions
 from flowcore.occlusion import OcclusionCheck, agreement
 from flowcore.shapes import FlowArray
 from flowcore.uncertainty import scale_codes
-from pipelines.inference import EstimatedPair
+from pipelines.inference import EstimatedPair, SeenPair
 from pipelines.storage import Folder
 
 FlowFormat = Literal["flo", "flo5", "kitti", "npy", "parquet"]
@@ -83,7 +83,21 @@ def endings_of(format: FlowFormat | None) -> tuple[str, ...]:
     return (".flo", ".flo5", ".npy", *pictures, FLOW_TABLE, FILM_NAME)
 
 
-def write_pair(folder: Folder, name: str, pair: EstimatedPair, options: PredictionOptions) -> None:
+def files_of_pair(name: str, options: PredictionOptions) -> list[str]:
+    """The files that `write_pair` writes."""
+    suffix = SUFFIXES[options.format]
+    others = [f"{name}_back{suffix}", name + OCCLUSION, name + CONFIDENCE] if options.occlusion else []
+    return [*others, *([name + UNCERTAINTY] if options.uncertainty else []), name + suffix]
+
+
+def written_flow(folder: Folder, options: PredictionOptions, name: str, pair: SeenPair) -> FlowArray:
+    """The flow of a pair whose files are there."""
+    file = name + SUFFIXES[options.format]
+    flow, _ = decode_flow(folder.read(file), file, pair.image1.shape[:2])
+    return flow
+
+
+def write_pair(folder: Folder, options: PredictionOptions, name: str, pair: EstimatedPair) -> None:
     """Writes the files of a pair that are numbers, the flow itself last."""
     suffix = SUFFIXES[options.format]
     if pair.flow_bw is not None:

@@ -5,7 +5,7 @@ frame is decoded once, and memory holds a few frames however long the video is. 
 computed while those before them are copied and written.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -73,20 +73,45 @@ class VideoFlow:
     ) -> Iterator[EstimatedPair]:
         """The flow from each frame to the next, or to the one so many frames later; of so many pairs at most.
         VideoError for whatever keeps the video from being read, after the pairs before."""
+        for pair in self.missing_pairs(decoder, source, lambda _: False, stride=stride, most=most):
+            assert isinstance(pair, EstimatedPair)
+            yield pair
+
+    def missing_pairs(
+        self,
+        decoder: DecoderProcess,
+        source: VideoSource,
+        is_there: Callable[[SeenPair], bool],
+        *,
+        stride: int = 1,
+        most: int | None = None,
+    ) -> Iterator[SeenPair]:
+        """As `pairs`, but the pairs of a chunk come without their flow where all of them are there."""
         clips = _clips(_CHUNK_PAIRS[self._device.type], stride, most)
         before: _Computing | None = None
-        for computing in self._computing(decoder, source, clips):
+        for computing in self._computing(decoder, source, clips, is_there):
             if before is not None:
                 yield from before.result()
-            before = computing
+            before = None
+            if isinstance(computing, _Computing):
+                before = computing
+            else:
+                yield from computing
         if before is not None:
             yield from before.result()
 
     @torch.inference_mode()
     def _computing(
-        self, decoder: DecoderProcess, source: VideoSource, clips: ClipOptions
-    ) -> Iterator["_Computing"]:
+        self,
+        decoder: DecoderProcess,
+        source: VideoSource,
+        clips: ClipOptions,
+        is_there: Callable[[SeenPair], bool],
+    ) -> Iterator["_Computing | list[SeenPair]"]:
         for seen in _seen_chunks(decoder, source, clips):
+            if all(map(is_there, seen)):
+                yield seen
+                continue
             frames = [*(pair.image1 for pair in seen), seen[-1].image2]
             for flow_fw, *others in self._estimates(frames):
                 yield _Computing(seen[: len(flow_fw)], flow_fw, *others)

@@ -1,16 +1,14 @@
-"""What does a prediction leave in a folder? Files a pair, and a record of what they are of.
-
-The record keeps the flow of another video or model out of the folder, and a rerun of the same command from
-doing anything twice.
+"""How does a collection get its flow? Video by video, here or on Ray's nodes, each in a folder whose
+record says what is there, so that a rerun of the same command does nothing twice.
 """
 
 import dataclasses
-import reprlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self
 
 import ray
@@ -21,24 +19,22 @@ from flowcore.chunks import VideoReport
 from flowcore.drawing import motion_scale
 from flowcore.networks import FlowNetwork
 from flowcore.networks.interface import no_scale
-from flowcore.records import record
 from flowcore.video import VideoError
 from pipelines.checkpoints import ModelInfo, load_model
-from pipelines.collection import VideoSource, stamp_of
+from pipelines.collection import VideoSource
 from pipelines.decoding import DecoderProcess
 from pipelines.destinations import destinations, flow_name
 from pipelines.disclosure import plain
 from pipelines.film import draw
-from pipelines.flow_files import PredictionOptions, endings_of, write_pair
+from pipelines.flow_files import PredictionOptions, files_of_pair, write_pair, written_flow
+from pipelines.flow_folder import RECORD_FILE, FlowRecord, FlowTask, flow_task, require_plain_folders
 from pipelines.flow_table import flow_table
-from pipelines.inference import VideoFlow
+from pipelines.inference import EstimatedPair, SeenPair, VideoFlow
 from pipelines.models import fetch_model
 from pipelines.progress import Progress
 from pipelines.room import predicting_room, resources
-from pipelines.set_files import read_record, require_plain
-from pipelines.storage import Folder, absolute, concurrently, json_bytes, refuses_files, split
+from pipelines.storage import Folder, absolute, concurrently, json_bytes, refuses_files
 
-RECORD_FILE = "_prediction.json"
 _FEWEST_BEGUN = 64
 """Videos that wait or run at once on a cluster, however small: it may grow with what waits."""
 
@@ -90,46 +86,13 @@ class PredictionSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Record:
-    """What the files of a folder are of."""
-
-    video: str
-    stamp: str
-    """Of the video's files, `Stamp.text`."""
-    model: str
-    """Its digest."""
-    options: dict[str, Any]
-    pairs: int = 0
-    is_done: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.pairs < 2**31:
-            raise ValueError(f"its pairs must be a count, and are {reprlib.repr(self.pairs)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    """A video, where its flow goes, and what is there already."""
-
-    source: VideoSource
-    location: str
-    wanted: _Record | None = None
-    """What will be there; None where a problem keeps it from being known."""
-    is_done: bool = False
-    pairs: int = 0
-    outdated: tuple[str, ...] = ()
-    """How the names of files end that are there of a video that has changed since, and go."""
-    problem: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class PredictionPlan:
     """What a prediction will do: its input was checked, and nothing is written yet."""
 
     network: FlowNetwork
     card: ModelInfo
     """Of the network."""
-    tasks: tuple[_Task, ...]
+    tasks: tuple[FlowTask, ...]
     """One a video."""
     options: PredictionOptions
 
@@ -164,8 +127,8 @@ class PredictionPlan:
                 "another network, whose <name>_confidence.png tells how well the flows there and back agree"
             )
         options.inference.apply(network)
-        _require_plain(absolute(output, "--output"), folders.values())
-        tasks = concurrently(lambda each: _task(*each, card.digest, options), list(folders.items()))
+        require_plain_folders(absolute(output, "--output"), folders.values())
+        tasks = concurrently(lambda each: flow_task(*each, card.digest, options), list(folders.items()))
         return cls(network=network, card=card, tasks=tuple(tasks), options=options)
 
     def predict(self, *, on_cluster: bool = False) -> list[PredictedVideo]:
@@ -204,7 +167,9 @@ class PredictionPlan:
         yield from begun_ahead(lambda task: remote.remote(held, task, self.options), self.tasks, _most_begun)
 
 
-def predict_video(network: FlowNetwork, task: _Task, options: PredictionOptions) -> Iterator[PredictedVideo]:
+def predict_video(
+    network: FlowNetwork, task: FlowTask, options: PredictionOptions
+) -> Iterator[PredictedVideo]:
     """Predicts one video; yields after each pair, and once more at the end. Whatever goes wrong is that
     video's problem, except for a broken device and a disk that takes nothing."""
     state = PredictedVideo(source=task.source, folder=task.location, is_new=not task.is_done)
@@ -221,7 +186,7 @@ def predict_video(network: FlowNetwork, task: _Task, options: PredictionOptions)
 
 
 def _predicted(
-    network: FlowNetwork, task: _Task, wanted: _Record, options: PredictionOptions
+    network: FlowNetwork, task: FlowTask, wanted: FlowRecord, options: PredictionOptions
 ) -> Iterator[PredictedVideo]:
     source, folder = task.source, Folder(task.location)
     state = PredictedVideo(source=source, folder=task.location)
@@ -229,21 +194,34 @@ def _predicted(
         # Before the record says that what is there is of the video as it is now.
         names = [name for name in folder.infos(recursive=False) if name.endswith(task.outdated)]
         list(concurrently(folder.remove, names))
+    # Any PNG might be a picture of somebody's, and a table is written as a whole.
+    goes_on = wanted.is_of_one_kind and options.format not in ("kitti", "parquet")
+    there = set(folder.infos(recursive=False)) if goes_on else set()
+
+    def is_there(pair: SeenPair) -> bool:
+        return goes_on and there.issuperset(files_of_pair(flow_name(source, pair.index), options))
+
     folder.write(RECORD_FILE, json_bytes(dataclasses.asdict(wanted)))
     scale = 0.0
     with DecoderProcess() as decoder, ExitStack() as stack:
-        table = stack.enter_context(flow_table(folder, options)) if options.format == "parquet" else None
+        write: Callable[[str, EstimatedPair], None] = partial(write_pair, folder, options)
+        if options.format == "parquet":
+            write = stack.enter_context(flow_table(folder, options)).add
         writer = stack.enter_context(_OneAhead())
         try:
             flow = VideoFlow(network, options.inference, both=options.occlusion, scaled=options.uncertainty)
-            for pair in flow.pairs(decoder, source, stride=options.stride, most=options.limit):
+            for pair in flow.missing_pairs(
+                decoder, source, is_there, stride=options.stride, most=options.limit
+            ):
                 name = flow_name(source, pair.index)
-                if table is None:
-                    writer.submit(write_pair, folder, name, pair, options)
-                else:
-                    writer.submit(table.add, name, pair)
+                if isinstance(pair, EstimatedPair):
+                    writer.submit(write, name, pair)
                 if options.is_drawn:
-                    scale = max(scale, motion_scale([pair.flow_fw]))
+                    if isinstance(pair, EstimatedPair):
+                        flow_fw = pair.flow_fw
+                    else:
+                        flow_fw = written_flow(folder, options, name, pair)
+                    scale = max(scale, motion_scale([flow_fw]))
                 state = replace(state, num_pairs=state.num_pairs + 1, share=pair.share)
                 yield state
             problem = _problem(source, decoder.report, decoder.report.truncated)
@@ -263,7 +241,7 @@ def _most_begun() -> int:
 
 
 def begun_ahead(
-    begin: Callable[[_Task], Any], tasks: Sequence[_Task], most: Callable[[], int]
+    begin: Callable[[FlowTask], Any], tasks: Sequence[FlowTask], most: Callable[[], int]
 ) -> Iterator[Iterator[PredictedVideo]]:
     """What each task yields, in their order, while those behind it are begun: `most` at a time wait or run.
 
@@ -281,7 +259,7 @@ def begun_ahead(
             begun.append(begin(waiting.popleft()))
             unfinished.append(begun[-1].completed())
 
-    def heard(task: _Task) -> Iterator[PredictedVideo]:
+    def heard(task: FlowTask) -> Iterator[PredictedVideo]:
         for state in _heard(task, begun[0]):
             fill()
             yield state
@@ -290,63 +268,6 @@ def begun_ahead(
     for task in tasks:
         fill()
         yield heard(task)
-
-
-def _task(source: VideoSource, location: str, model: str, options: PredictionOptions) -> _Task:
-    """ValueError where the folder has the flow of another video, or of the same one by other means."""
-    if source.misnomer:
-        return _Task(source=source, location=location, problem=source.misnomer)
-    try:
-        stamp, found = stamp_of(source).text, _found(location)
-    except OSError as error:
-        return _Task(source=source, location=location, problem=str(error))
-    wanted = _Record(video=source.name, stamp=stamp, model=model, options=dataclasses.asdict(options))
-    task = _Task(source=source, location=location, wanted=wanted)
-    if found is None:
-        return task
-    compared = [
-        ("the video", found.video, wanted.video),
-        ("the model with the digest", found.model, wanted.model),
-        ("--stride", found.options.get("stride"), options.stride),
-        ("--inference", found.options.get("inference"), wanted.options["inference"]),
-    ]
-    if options.occlusion and found.options.get("occlusion"):
-        compared.append(("--check", found.options.get("check"), wanted.options["check"]))
-    if differing := [f"{what} {str(there)[:300]}" for what, there, here in compared if there != here]:
-        raise ValueError(
-            f"--output {location} holds the flow of {' and '.join(differing)}; remove it, or give another "
-            "folder"
-        )
-    if found.stamp != stamp:
-        return replace(task, outdated=endings_of(found.options.get("format")))
-    is_same = replace(found, pairs=0, is_done=False) == wanted
-    return replace(task, is_done=is_same and found.is_done, pairs=found.pairs)
-
-
-def _require_plain(output: str, folders: Iterable[str]) -> None:
-    """ValueError where a link leads out of the folders that are to be written into."""
-    whole = {output}
-    for folder in folders:
-        while len(folder) > len(output):
-            whole.add(folder)
-            folder = split(folder)[0]
-    for each in sorted(whole):
-        require_plain(Folder(each))
-
-
-def _found(location: str) -> _Record | None:
-    """What a folder says that it holds; None where it holds no files. ValueError where it doesn't say."""
-    try:
-        return record(_Record, read_record(location, RECORD_FILE))
-    except FileNotFoundError:
-        # Hidden files are what a killed run left.
-        others = [name for name in Folder(location).infos(recursive=False) if not name.startswith(".")]
-        if not others:
-            return None
-        problem = f"holds {min(others)} but no {RECORD_FILE}, so its files may be anybody's"
-    except ValueError as error:
-        problem = f"has a damaged {RECORD_FILE} ({error}), so its files may be of any video"
-    raise ValueError(f"--output {location} {problem}; give another folder")
 
 
 def _problem(source: VideoSource, report: VideoReport, failure: str | None) -> str | None:
@@ -389,7 +310,7 @@ class _OneAhead:
             self._finish()
 
 
-def _heard(task: _Task, references: Iterable[Any]) -> Iterator[PredictedVideo]:
+def _heard(task: FlowTask, references: Iterable[Any]) -> Iterator[PredictedVideo]:
     """What a task on the cluster yields; its death is its video's problem."""
     latest = PredictedVideo(source=task.source, folder=task.location)
     try:

@@ -127,8 +127,8 @@ STEPS = (
 BEGIN = """# From nothing but Python
 
 `python -m docs.make.walk CLIP` typed this, on two cores, in an environment with nothing but Python and pip
-and a folder with the wheel and a clip, and printed it. Of long answers the last lines are here; `~` stands for
-the home that it had."""
+and a folder with the wheel and a clip, and printed it. Of long answers the last lines are here; `~` is the
+home that it had."""
 
 
 @contextlib.contextmanager

@@ -38,13 +38,14 @@ from pipelines.collection import VideoSource
 from pipelines.decoding import DecoderProcess
 from pipelines.film import film
 from pipelines.flow_files import FlowFormat, PredictionOptions
+from pipelines.flow_folder import RECORD_FILE
 from pipelines.inference import VideoFlow
 from pipelines.prediction import (
-    RECORD_FILE,
     PredictedVideo,
     PredictionPlan,
     PredictionSummary,
     begun_ahead,
+    predict_video,
 )
 from pipelines.storage import Folder
 
@@ -668,6 +669,7 @@ def test_the_same_command_again_does_what_is_left(
     # As a kill leaves it: begun, and not done.
     record = flow / "a.mp4" / RECORD_FILE
     record.write_text(record.read_text().replace('"is_done": true', '"is_done": false'))
+    (flow / "a.mp4" / "000001.flo").unlink()
     write_video(videos / "new.mp4", frames[:2, :36, :52])
     again = predict(model, str(videos), str(flow), PLAIN)
     assert {Path(each.source.name).name: each.is_new for each in again} == {
@@ -683,6 +685,52 @@ def test_the_same_command_again_does_what_is_left(
         "a.mp4/000000.flo",
         "a.mp4/000001.flo",
     }
+
+
+def stopped(model: str, video: str, output: str, options: PredictionOptions, pairs: int) -> None:
+    """As a kill leaves the folder of a video, behind so many pairs."""
+    plan = PredictionPlan.of(model, video, output, options)
+    (task,) = plan.tasks
+    for state in predict_video(plan.network, task, options):
+        if state.num_pairs == pairs:
+            break
+
+
+@pytest.mark.parametrize("format", ["flo", "flo5", "npy", "kitti", "parquet"])
+def test_a_video_that_was_stopped_goes_on_where_it_was_and_ends_as_if_it_had_not_been(
+    model: str, tmp_path: Path, format: FlowFormat
+) -> None:
+    long = render_scene(1, SceneOptions(height=36, width=52, num_frames=20)).frames
+    write_video(tmp_path / "a.mp4", long)
+    options = PredictionOptions(format=format, occlusion=True, pictures=format != "parquet")
+    video, flow, whole = str(tmp_path / "a.mp4"), tmp_path / "flow", tmp_path / "whole"
+    predict(model, video, str(whole), options)
+    stopped(model, video, str(flow), options, 11)
+    before = states(flow)
+    assert only(predict(model, video, str(flow), options)).num_pairs == 19
+    after = states(flow)
+    kept = {name for name in before if before[name] == after[name]}
+    # A PNG could be anybody's, and a table is made as a whole.
+    assert {f"{index:06d}.{format}" for index in range(8)} <= kept or format in ("kitti", "parquet")
+    assert written(flow) == written(whole)
+    if format != "parquet":
+        assert all((flow / name).read_bytes() == (whole / name).read_bytes() for name in written(whole))
+
+
+def test_masks_of_another_check_are_never_taken_for_finished(
+    model: str, frames: Frames, tmp_path: Path
+) -> None:
+    write_video(tmp_path / "a.mp4", frames[:, :36, :52])
+    video, flow, whole = str(tmp_path / "a.mp4"), tmp_path / "flow", tmp_path / "whole"
+    strict = PredictionOptions(occlusion=True, check=OcclusionCheck(alpha2=0.01))
+    usual = PredictionOptions(occlusion=True)
+    predict(model, video, str(whole), usual)
+    predict(model, video, str(flow), strict)
+    predict(model, video, str(flow), PLAIN)
+    stopped(model, video, str(flow), usual, 1)
+    predict(model, video, str(flow), usual)
+    masks = [name for name in written(whole) if name.endswith("_occlusion.png")]
+    assert all((flow / name).read_bytes() == (whole / name).read_bytes() for name in masks)
 
 
 def test_a_video_that_has_changed_is_predicted_again(model: str, frames: Frames, tmp_path: Path) -> None:
