@@ -23,7 +23,6 @@ from typing import Any
 from benchmarks import report
 from benchmarks.experiments.real_pairs import (
     STUDENT,
-    beside_dis,
     errors_on_real_pairs,
     videos_learnt_from,
     without_truth,
@@ -139,11 +138,6 @@ def videos() -> str:
     return report.table(["video", "licence, as the source states it", "source"], rows, texts=3)
 
 
-def card() -> str:
-    """The network's errors in its card."""
-    return beside_dis(json.loads(ERRORS.read_text())["errors"], "DIS", "teacher")
-
-
 def main() -> None:
     parser = report.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -168,7 +162,7 @@ def main() -> None:
         connect()
         found = judge(arguments.data, arguments.out)
         ERRORS.write_text(json.dumps(found, indent=1) + "\n")
-    print("\n\n".join([errors(), scores(), videos(), card()]))
+    print("\n\n".join([errors(), scores(), videos()]))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """What do students learn from real videos on two cores, without a label?
 
-    python -m benchmarks.experiments.real_pixels train DATA OUT [--steps 10000] [--only "of DIS"]
-    python -m benchmarks.experiments.real_pixels judge DATA OUT
+    python -m benchmarks.experiments.real_pixels train DATA OUT TEACHER [--steps 10000] [--only "of DIS"]
+    python -m benchmarks.experiments.real_pixels judge DATA OUT TEACHER
     python -m benchmarks.experiments.real_pixels print
 
 `train` runs the recipe `laptop` on real clips, for each of three students from fresh weights. One learns from
-labels of OpenCV's DIS, one from these and from the frames, one from labels of distillflow:video, a teacher
-that never met DIS. A fourth goes on from the weights of distillflow:video by its recipe's second stage, whose
-labels are the mean of both teachers. OUT gets the students; one that is there isn't trained again.
+labels of OpenCV's DIS, one from these and from the frames, one from labels of a teacher that never met DIS:
+TEACHER, that of `video` which `benchmarks.experiments.minutes` trained. A fourth goes on from that teacher's
+weights by its recipe's second stage, with the mean of both as labels; the mean of what it began with and of
+what it became ships as distillflow:video. OUT gets the students; one that is there isn't trained again.
 
 `judge` looks at the students' errors on real pairs with truth, which nothing was chosen by, beside zero flow,
 the classical methods, the teachers and distillflow:laptop, and compares them without truth on videos that the
@@ -24,6 +25,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from benchmarks import report
 from benchmarks.experiments.real_pairs import (
     RESULTS,
@@ -32,6 +35,7 @@ from benchmarks.experiments.real_pairs import (
     videos_of_the_release,
     without_truth,
 )
+from flowcore.networks import FlowNetwork
 from jobs import distill, pseudolabel
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model, save_model
@@ -39,9 +43,11 @@ from pipelines.cluster import connect
 from pipelines.models import fetch_model
 
 ERRORS = RESULTS / "errors.json"
-DIS, NEVER_MET_DIS = "opencv:dis_medium", "distillflow:video"
-SHIPPED = "distillflow:laptop"
+DIS, NEVER_MET_DIS = "opencv:dis_medium", "teacher of video"
+LAPTOP = "distillflow:laptop"
 """A student of DIS, too: the recipe's 10,000 steps, from 1658 pairs of 23 clips and image sequences."""
+VIDEO = "of both teachers"
+"""What ships as distillflow:video."""
 WHERE = "flow_p99 > 2"
 """Some of the clips hardly move."""
 
@@ -60,8 +66,8 @@ class Student:
 STUDENTS = {
     "of DIS": Student((DIS,)),
     "of DIS and the frames": Student((DIS,), {"photometric_weight": 1.0, "distillation_weight": 2.0}),
-    "of distillflow:video": Student((NEVER_MET_DIS,)),
-    "from distillflow:video": Student((NEVER_MET_DIS, DIS), recipe="video", init=NEVER_MET_DIS),
+    "of the teacher of video": Student((NEVER_MET_DIS,)),
+    VIDEO: Student((NEVER_MET_DIS, DIS), recipe="video", init=NEVER_MET_DIS),
 }
 
 
@@ -69,11 +75,19 @@ def _place(out: Path, name: str) -> Path:
     return out / name.replace(" ", "-").replace(":", "-")
 
 
+def mean_of_weights(one: FlowNetwork, other: FlowNetwork) -> dict[str, Tensor]:
+    """Of a network that was trained on and of what it began with: so it keeps most of what it gained and more
+    of what it knew. Source: WiSE-FT (Wortsman et al., CVPR 2022)."""
+    others = other.state_dict()
+    return {name: (value + others[name]) / 2 for name, value in one.state_dict().items()}
+
+
 def train(arguments: argparse.Namespace) -> None:
     out, work = arguments.out.resolve(), arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     collection = work / "collection.txt"
     collection.write_text("".join(f"{each}\n" for each in videos_of_the_release(arguments.data)))
+    given = {NEVER_MET_DIS: str(arguments.teacher.resolve())}
     for name in arguments.only or STUDENTS:
         place = _place(out, name)
         if place.exists():
@@ -87,7 +101,7 @@ def train(arguments: argparse.Namespace) -> None:
                 labelling,
                 videos=str(collection),
                 clips=replace(labelling.clips, max_pairs_per_video=arguments.pairs),
-                teacher=student.teachers,
+                teacher=tuple(given.get(each, each) for each in student.teachers),
                 labels=labels,
             ),
             student.recipe,
@@ -107,12 +121,15 @@ def train(arguments: argparse.Namespace) -> None:
             distilling,
             labels=labels,
             run_root=str(work),
-            init=student.init,
+            init=given.get(student.init, "fresh"),
             where=WHERE,
             training=training,
             objective=replace(distilling.objective, **student.learns),
         )
         network, info = load_model(fetch_model(distill.distill(stage, student.recipe)))
+        if student.init != "fresh":
+            start, _ = load_model(fetch_model(given[student.init]))
+            network.load_state_dict(mean_of_weights(network, start))
         kept = ("stage", "recipe", "label_set", "where", "generation")
         save_model(place, network, {key: info.provenance[key] for key in kept})
         facts = {
@@ -132,10 +149,10 @@ def train(arguments: argparse.Namespace) -> None:
         print(f"{name}: {facts['seconds']}", flush=True)
 
 
-def judge(data: Path, out: Path) -> dict[str, Any]:
+def judge(data: Path, out: Path, teacher: Path) -> dict[str, Any]:
     """Errors by set and model, errors without truth, and how each student was trained."""
     students = {name: str(_place(out, name)) for name in STUDENTS if _place(out, name).exists()}
-    compared = {name: name for name in (DIS, NEVER_MET_DIS, SHIPPED)} | students
+    compared = {DIS: DIS, NEVER_MET_DIS: str(teacher), LAPTOP: LAPTOP, **students}
     classical = {name: name for name in ("zero", "opencv:farneback", "opencv:dis_fast")}
     return {
         "errors": errors_on_real_pairs(data, classical | compared),
@@ -180,9 +197,14 @@ def scores() -> str:
     return report.table(["network", "error"], [[name, f"{score:.4f}"] for name, score in found.items()])
 
 
-def card() -> str:
-    """The network's errors in its card."""
-    return beside_dis(_found()["errors"], DIS, SHIPPED)
+def card_of_laptop() -> str:
+    """The errors of distillflow:laptop in its card."""
+    return beside_dis(_found()["errors"], DIS, LAPTOP)
+
+
+def card_of_video() -> str:
+    """The errors of distillflow:video in its card."""
+    return beside_dis(_found()["errors"], DIS, VIDEO)
 
 
 def main() -> None:
@@ -191,6 +213,7 @@ def main() -> None:
     training = commands.add_parser("train", help="the students")
     training.add_argument("data", type=Path, help="a folder of clips")
     training.add_argument("out", type=Path, help="folder for the students")
+    training.add_argument("teacher", type=Path, help="folder of the teacher that never met DIS")
     steps = RECIPES["laptop"].student.steps
     training.add_argument("--steps", type=int, default=steps, help=f"of each; {steps} by default")
     training.add_argument(
@@ -205,6 +228,7 @@ def main() -> None:
     judging = commands.add_parser("judge", help="errors of what was trained")
     judging.add_argument("data", type=Path, help="a folder of clips and data sets")
     judging.add_argument("out", type=Path, help="the folder that train wrote")
+    judging.add_argument("teacher", type=Path, help="folder of that teacher")
     commands.add_parser("print", help="only print the tables")
     arguments = parser.parse_args()
     if arguments.command == "train":
@@ -213,8 +237,9 @@ def main() -> None:
         return
     if arguments.command == "judge":
         connect()
-        ERRORS.write_text(json.dumps(judge(arguments.data, arguments.out), indent=1) + "\n")
-    print("\n\n".join([trained(), scores(), tables(), card()]))
+        found = judge(arguments.data, arguments.out, arguments.teacher)
+        ERRORS.write_text(json.dumps(found, indent=1) + "\n")
+    print("\n\n".join([trained(), scores(), tables(), card_of_laptop(), card_of_video()]))
 
 
 if __name__ == "__main__":
