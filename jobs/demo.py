@@ -32,7 +32,7 @@ class Demo:
     videos: str | None = None
     """Your own videos: a folder, glob, video, list file or URI. Without it, videos are rendered."""
     seed: int = 0
-    """Decides weights, the order of pairs and crops. The rendered videos are always the same. Change it to
+    """Decides weights, the order of pairs and crops. The rendered scenes are always the same. Change it to
     see how much results vary."""
     run_root: str = field(default_factory=lambda: str(home_of() / "runs"))
     """Where the demo makes its folder. Give another one if this disk has little space."""

@@ -42,7 +42,11 @@ def opened(location: str, name: str) -> Iterator[pa.NativeFile]:
 def read_record(location: str, name: str, most_bytes: int = records.RECORD_BYTES) -> Any:
     """The values of a JSON file of the set; ValueError, with a remedy, as `records.parse` and `opened`, and
     for more bytes; FileNotFoundError where there is none."""
-    content = _content(location, name, most_bytes)
+    try:
+        return records.parse(_content(location, name, most_bytes))
+    except ValueError:
+        # Where another run replaces an object while it is read, its bytes may be of two versions.
+        content = _content(location, name, most_bytes)
     with told_of(location, name):
         return records.parse(content)
 

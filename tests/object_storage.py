@@ -37,7 +37,8 @@ def seaweedfs() -> Iterator[int]:
     }
     options = [
         *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", "-s3", f"-s3.localSocket={folder}/s3"),
-        f"-filer.localSocket={folder}/filer",
+        # Small objects lie in the filer's own store: where two writers replace one, a reader gets one of both.
+        *(f"-filer.localSocket={folder}/filer", "-filer.saveToFilerLimit=1048576"),
         *("-s3.port.iceberg=0", "-s3.port.lance=0"),
         *("-master.volumeSizeLimitMB=64", "-volume.max=0", "-master.telemetry=false"),
         *(f"-{name if '.' in name else f'{name}.port.grpc'}={port}" for name, port in ports.items()),
@@ -65,7 +66,8 @@ def seaweedfs() -> Iterator[int]:
 
 class Server:
     """Passes requests on to S3, but refuses a share of them and cuts off a share of the answers, or a few;
-    sends slowly, lists what was there when it was first asked, and denies what has `denied` in its name."""
+    answers some with bytes of something else, sends slowly, lists what was there when it was first asked, and
+    denies what has `denied` in its name."""
 
     def __init__(self, port: int) -> None:
         self.reset()
@@ -78,7 +80,7 @@ class Server:
         self.refused_share = self.cut_share = self.pause = 0.0
         self.lists_stale = False
         self._lists: dict[str, tuple[Any, list[bytes]]] = {}
-        self.cut_next = self.requests = self.refused = self.cut = 0
+        self.torn_next = self.cut_next = self.requests = self.refused = self.cut = 0
         self.denied = ""
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -98,6 +100,9 @@ class Server:
         if self.lists_stale and "list-type=2" in environ["QUERY_STRING"]:
             return self._listed(environ, start_response)
         answer = self._storage(environ, start_response)
+        if self.torn_next > 0 and environ["REQUEST_METHOD"] == "GET":
+            self.torn_next -= 1
+            return [b"\xb1" * len(part) for part in answer]
         if self.cut_next > 0:
             self.cut_next -= 1
             return self._half(answer)

@@ -10,6 +10,7 @@ from object_storage import Bucket
 
 from pipelines import storage
 from pipelines.installation import is_shipped_copy
+from pipelines.set_files import read_record
 
 
 def test_a_relative_path_becomes_absolute_and_everything_else_stays(
@@ -195,3 +196,12 @@ def test_a_file_gets_its_name_once_its_content_is_on_the_disk_where_the_name_fol
     monkeypatch.setattr(os, "fsync", noted)
     storage.write_whole(tmp_path / "a", b"content")
     assert flushed == [(".partial", False), (tmp_path.suffix, True)]
+
+
+def test_a_record_that_is_replaced_while_it_is_read_is_read_again(bucket: Bucket) -> None:
+    storage.Folder(bucket.uri("set")).write("progress.json", b'{"videos": 1}')
+    bucket.server.torn_next = 1
+    assert read_record(bucket.uri("set"), "progress.json") == {"videos": 1}
+    bucket.server.torn_next = 2
+    with pytest.raises(ValueError, match=r"progress\.json in .* is damaged"):
+        read_record(bucket.uri("set"), "progress.json")

@@ -240,7 +240,9 @@ def test_only_the_final_flow_is_graded_at_full_resolution_without_its_border() -
 
 def test_frames_that_are_all_border_are_refused_with_the_remedy() -> None:
     still = [torch.zeros(1, 2, 6, 32)]
-    with pytest.raises(ValueError, match=r"\(6, 32\) px are all border for the census.*larger crop"):
+    with pytest.raises(
+        ValueError, match=r"\(6, 32\) px are all border for the census.*--augmentation.crop.height"
+    ):
         FINAL.terms(pairs(0, 1, 6, 32), answer(still, still, (1,)), None)
 
 
