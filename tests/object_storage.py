@@ -37,7 +37,7 @@ def seaweedfs() -> Iterator[int]:
     }
     options = [
         *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", "-s3", f"-s3.localSocket={folder}/s3"),
-        # Small objects lie in the filer's own store: where two writers replace one, a reader gets one of both.
+        # Small objects lie in the filer's store: of two writers' a reader gets the one or the other.
         *(f"-filer.localSocket={folder}/filer", "-filer.saveToFilerLimit=1048576"),
         *("-s3.port.iceberg=0", "-s3.port.lance=0"),
         *("-master.volumeSizeLimitMB=64", "-volume.max=0", "-master.telemetry=false"),
