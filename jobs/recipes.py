@@ -146,8 +146,8 @@ def _as_the_papers(steps: int) -> TrainingOptions:
 _LARGE_FILES = LabellingOptions(shard_pairs=256)
 """On GPUs pairs are made so fast that the driver, which pays for each file, would be short first."""
 _RANGE_MAP = OcclusionCheck(kind="range-map")
-"""On rendered scenes no mask is better than its. On real video and on KITTI's, as UFlow has it, the other
-check stays: it leaves out pixels whose flow is wrong, too, and a label needs that."""
+"""Its mask is the best one on rendered scenes. Real video and KITTI keep the other check, as UFlow does on
+KITTI: it also leaves out pixels whose flow is wrong, and labels need that."""
 _SHARPER = {
     **networks.full(),
     "pwcnet": PWCNetConfig(learned_upsampling=True),

@@ -20,7 +20,7 @@ FLOW_TABLE = "flow.parquet"
 """The one file of `parquet`."""
 FILM_NAME = "flow.mp4"
 SUFFIXES: Mapping[FlowFormat, str] = {"flo": ".flo", "flo5": ".flo5", "kitti": ".png", "npy": ".npy"}
-OCCLUSION, PICTURE = "_occlusion.png", "_picture.png"
+BACK, OCCLUSION, PICTURE = "_back", "_occlusion.png", "_picture.png"
 CONFIDENCE, UNCERTAINTY = "_confidence.png", "_uncertainty.png"
 _KITTI_LIMIT = 511.0
 """Pixels; its 16 bits have no number for more."""
@@ -77,17 +77,18 @@ class PredictionOptions:
 
 
 def endings_of(format: FlowFormat | None) -> tuple[str, ...]:
-    """Of every file that predictions may have written into their folder, the last one in this format if that
-    is known. Any picture ends as KITTI's flow does, which is thus left out elsewhere."""
+    """How files end that predictions may have written into a folder. Any picture ends as KITTI's flow
+    does, so that ending counts only if the last prediction had its format."""
     pictures = (".png",) if format == "kitti" else (OCCLUSION, CONFIDENCE, UNCERTAINTY, PICTURE)
     return (".flo", ".flo5", ".npy", *pictures, FLOW_TABLE, FILM_NAME)
 
 
 def files_of_pair(name: str, options: PredictionOptions) -> list[str]:
-    """The files that `write_pair` writes."""
+    """Their names, the flow itself last: where that is, the others are."""
     suffix = SUFFIXES[options.format]
-    others = [f"{name}_back{suffix}", name + OCCLUSION, name + CONFIDENCE] if options.occlusion else []
-    return [*others, *([name + UNCERTAINTY] if options.uncertainty else []), name + suffix]
+    kinds = [BACK + suffix, OCCLUSION, CONFIDENCE] if options.occlusion else []
+    kinds += [UNCERTAINTY] if options.uncertainty else []
+    return [name + kind for kind in (*kinds, suffix)]
 
 
 def written_flow(folder: Folder, options: PredictionOptions, name: str, pair: SeenPair) -> FlowArray:
@@ -98,18 +99,21 @@ def written_flow(folder: Folder, options: PredictionOptions, name: str, pair: Se
 
 
 def write_pair(folder: Folder, options: PredictionOptions, name: str, pair: EstimatedPair) -> None:
-    """Writes the files of a pair that are numbers, the flow itself last."""
+    """Writes the files of a pair that are numbers, in the order of `files_of_pair`."""
     suffix = SUFFIXES[options.format]
+    contents = {name + suffix: _encoded(pair.flow_fw, name + suffix)}
     if pair.flow_bw is not None:
         there, back = (torch.from_numpy(flow)[None] for flow in (pair.flow_fw, pair.flow_bw))
-        confidence = name + CONFIDENCE
-        folder.write(f"{name}_back{suffix}", _encoded(pair.flow_bw, f"{name}_back{suffix}"))
-        folder.write(name + OCCLUSION, encode_mask(options.check(there, back)[0, 0].numpy(), OCCLUSION))
-        folder.write(confidence, encode_share(agreement(there, back)[0, 0].numpy(), confidence))
+        occluded, agreed = options.check(there, back)[0, 0].numpy(), agreement(there, back)[0, 0].numpy()
+        contents[name + BACK + suffix] = _encoded(pair.flow_bw, name + BACK + suffix)
+        contents[name + OCCLUSION] = encode_mask(occluded, OCCLUSION)
+        contents[name + CONFIDENCE] = encode_share(agreed, name + CONFIDENCE)
     if pair.scale_fw is not None:
-        uncertainty = name + UNCERTAINTY
-        folder.write(uncertainty, encode_grey(scale_codes(torch.from_numpy(pair.scale_fw)), uncertainty))
-    folder.write(name + suffix, _encoded(pair.flow_fw, name + suffix))
+        codes = scale_codes(torch.from_numpy(pair.scale_fw))
+        contents[name + UNCERTAINTY] = encode_grey(codes, name + UNCERTAINTY)
+    for file in files_of_pair(name, options):
+        folder.write(file, contents.pop(file))
+    assert not contents
 
 
 def _encoded(flow: FlowArray, name: str) -> bytes:

@@ -55,7 +55,7 @@ class FlowTask:
     is_done: bool = False
     pairs: int = 0
     outdated: tuple[str, ...] = ()
-    """How the names of files end that are there of a video that has changed since, and go."""
+    """Endings of the files to remove: they are of the video as it was before it changed."""
     problem: str = ""
 
 

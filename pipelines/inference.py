@@ -86,7 +86,7 @@ class VideoFlow:
         stride: int = 1,
         most: int | None = None,
     ) -> Iterator[SeenPair]:
-        """As `pairs`, but the pairs of a chunk come without their flow where all of them are there."""
+        """As `pairs`, but the pairs of a chunk come without flow if all of them are there already."""
         clips = _clips(_CHUNK_PAIRS[self._device.type], stride, most)
         before: _Computing | None = None
         for computing in self._computing(decoder, source, clips, is_there):

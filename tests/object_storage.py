@@ -12,11 +12,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.parse import quote
-from urllib.request import urlopen
 
-from ports import free_ports
+from ports import first_answer, free_ports
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wsgi import get_input_stream
 
@@ -47,13 +45,7 @@ def seaweedfs() -> Iterator[int]:
     with (folder / "log").open("w") as words:
         server = subprocess.Popen([*program, *options], cwd=folder, stdout=words, stderr=words)
         try:
-            while True:
-                if server.poll() is not None:
-                    raise RuntimeError(f"SeaweedFS ended: {(folder / 'log').read_text()}")
-                with contextlib.suppress(URLError, ConnectionError):
-                    urlopen(f"http://127.0.0.1:{s3}/healthz", timeout=5).close()
-                    break
-                time.sleep(0.1)
+            first_answer(f"http://127.0.0.1:{s3}/healthz", server, folder / "log")
             yield s3
         finally:
             # Asked to end, it takes half a minute.

@@ -7,13 +7,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
-from ports import free_ports
+from ports import first_answer, free_ports
 
 
 def postgresql() -> Path | None:
@@ -77,12 +74,7 @@ def tracking_server(store: str, models: str, s3: str, log: Path) -> Iterator[str
             start_new_session=True,
         )
     try:
-        while True:
-            assert server.poll() is None, log.read_text()
-            with contextlib.suppress(URLError, ConnectionError), urlopen(f"{address}/health") as answer:
-                assert answer.read() == b"OK"
-                break
-            time.sleep(0.1)
+        assert first_answer(f"{address}/health", server, log) == b"OK"
         yield address
     finally:
         # Its workers and those that wait for its jobs, too.

@@ -117,7 +117,6 @@ class Judged:
     """A flow's errors on a scene, without and with truth."""
 
     comparable: float
-    unmasked: float
     photometric: float
     epe: float
 
@@ -136,7 +135,6 @@ class Court:
         sums = validate_pair(self.frames, forward, backward, OcclusionCheck(), self._hidden)
         return Judged(
             comparable=sums["comparable"] / sums["shown"],
-            unmasked=sums["unmasked"] / sums["pixels"],
             photometric=sums["photometric"] / max(sums["visible"], 1.0),
             epe=float((forward - self.truth[0]).norm(dim=1).mean()),
         )
