@@ -6,6 +6,7 @@ It puts into words what the run's tags record: what it was made from, who made t
 from collections.abc import Mapping
 
 from pipelines.pages import picture_page, run_page
+from pipelines.run_inputs import RunInput, inputs_of
 
 _STAGES = {
     "train_teacher": "Trains a teacher: a network that learns optical flow from unlabelled videos.",
@@ -30,9 +31,7 @@ def description(tags: Mapping[str, str], experiment: str, run: str = "", picture
     """The Markdown of a run with these tags. experiment: the id, for links to other runs. picture: the path
     of an artifact of the run of the id `run`."""
     parts = [_STAGES.get(tags.get("stage", ""), "")]
-    inputs = {name.removeprefix("input.") for name in tags if name.startswith("input.")}
-    makers = {name.removeprefix("from.") for name in tags if name.startswith("from.")}
-    lines = [_made_from(name, tags, experiment) for name in sorted(inputs | makers)]
+    lines = [_made_from(name, read, experiment) for name, read in inputs_of(tags).items()]
     if lines:
         parts.append("\n".join(["Made from:", "", *lines]))
     if "distillations" in tags:
@@ -50,12 +49,12 @@ def description(tags: Mapping[str, str], experiment: str, run: str = "", picture
     return "\n\n".join(part for part in parts if part)
 
 
-def _made_from(name: str, tags: Mapping[str, str], experiment: str) -> str:
+def _made_from(name: str, read: RunInput, experiment: str) -> str:
     line = f"- {_INPUTS.get(name, name)}"
-    if place := tags.get(f"input.{name}"):
-        line += f": {_code(place)}"
-    if maker := tags.get(f"from.{name}"):
-        line += f", made by [run {maker[:8]}]({run_page(experiment, maker)})"
+    if read.place:
+        line += f": {_code(read.place)}"
+    if read.run:
+        line += f", made by [run {read.run[:8]}]({run_page(experiment, read.run)})"
     return line
 
 

@@ -8,7 +8,6 @@ The name of a video may hold anything, so all text is escaped: the template is r
 nothing here is marked as safe.
 """
 
-import base64
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,38 +15,23 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from itertools import pairwise
-from typing import Any
 
 import jinja2
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from flowcore.drawing import (
-    MAX_ERROR,
-    MAX_WARP_ERROR,
-    Picture,
-    confidence_image,
-    error_colors,
-    fitted,
-    flow_colors,
-    flow_legend,
-    motion_scale,
-    occlusion_image,
-    warp_error,
-)
-from flowcore.frame_codec import FrameCodec
-from flowcore.pairs import FramePair
+from flowcore.drawing import MAX_ERROR, MAX_WARP_ERROR, flow_legend
+from pipelines.gallery_cards import Card, data_uri, label_card
 from pipelines.grades import QUALITIES, GalleryOptions, GradedSet, choose, finite_mean
-from pipelines.label_rows import decode_occlusion
 from pipelines.ledger import video_record
+from pipelines.progress import Progress
 from pipelines.storage import concurrently
 
 _TEMPLATE = "gallery.html.jinja"
 _MOST_ROWS = 500
 """Rows of a table; a page of a million videos would be no overview."""
 _BARS = 30
-_PICTURES = FrameCodec(kind="jpeg", quality=85)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,37 +40,6 @@ class _Table:
     rows: Sequence[Sequence[str]]
     left_out: int = 0
     """Further rows, which would have been too many."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Figure:
-    source: str
-    """The picture as a data URI."""
-    caption: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Grades:
-    """A label's quality columns."""
-
-    set_name: str
-    values: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Card:
-    """A pair: its frames, its label, and below it the other set's, if that has the pair."""
-
-    video: str
-    place: str
-    frame1: str
-    frame2: str
-    grades: Sequence[_Grades]
-    is_missing: bool
-    """From the other set."""
-    label: Sequence[_Figure]
-    other_label: Sequence[_Figure]
-    """First the difference; empty without another label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,19 +70,24 @@ def gallery_page(labels: GradedSet, other: GradedSet | None, options: GalleryOpt
         ("random", f"Random, seed {options.seed}", choice.random),
     ]
     counterparts = None if other is None else other.positions_of(labels.index["pair_id"])
+    with Progress("gallery", "pair", sum(len(positions) for *_, positions in kinds)) as progress:
+
+        def card(position: int) -> Card:
+            drawn = label_card(labels, position, other, counterparts)
+            progress.advance(1)
+            return drawn
+
+        cards = [(anchor, title, list(map(card, positions))) for anchor, title, positions in kinds]
     page = _template().render(
         title=f"Labels {labels.pairs.label_set}" + ("" if other is None else f" and {other.pairs.label_set}"),
         summary=_summary(labels, other),
         made_of=[(each.pairs.label_set, _options(each)) for each in (labels, other) if each is not None],
         comparison=None if other is None else _comparison(labels, other),
         histograms=_histograms(labels, other),
-        wheel=_data_uri(flow_legend(256, 256)),
+        wheel=data_uri(flow_legend(256, 256)),
         max_error=f"{MAX_ERROR:g}",
         max_warp_error=f"{MAX_WARP_ERROR:g}",
-        kinds=[
-            (anchor, title, [_card(labels, position, other, counterparts) for position in positions])
-            for anchor, title, positions in kinds
-        ],
+        kinds=cards,
         column=column,
         videos=_videos(labels, column),
     )
@@ -142,14 +100,6 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.from_string(resources.files(__package__).joinpath(_TEMPLATE).read_text())
-
-
-def _data_uri(picture: Picture) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(_PICTURES.encode(fitted(picture))).decode()
-
-
-def _figure(picture: Picture, caption: str) -> _Figure:
-    return _Figure(source=_data_uri(picture), caption=caption)
 
 
 def _summary(labels: GradedSet, other: GradedSet | None) -> _Table:
@@ -180,63 +130,6 @@ def _facts(graded: GradedSet) -> dict[str, str]:
 
 def _options(graded: GradedSet) -> str:
     return json.dumps(graded.pairs.description.made_of, indent=2)
-
-
-def _card(labels: GradedSet, position: int, other: GradedSet | None, counterparts: ndarray | None) -> _Card:
-    rows = {"A": labels.row(position)}
-    decoded = {"A": labels.pairs.decode(rows["A"])}
-    if other is not None and counterparts is not None and counterparts[position] >= 0:
-        rows["B"] = other.row(int(counterparts[position]))
-        decoded["B"] = other.pairs.decode(rows["B"])
-    flows = {name: _flow(pair) for name, pair in decoded.items()}
-    scale = motion_scale(list(flows.values()))
-    prefixes = {name: "" if other is None else f"{name}: " for name in rows}
-    figures = {name: _label_figures(rows[name], decoded[name], scale, prefixes[name]) for name in rows}
-    other_label = []
-    if "B" in rows:
-        distance = np.hypot(*(flows["A"] - flows["B"]))
-        difference = _figure(error_colors(distance), f"difference, EPE {distance.mean():.2f} px")
-        other_label = [difference, *figures["B"]]
-    row = rows["A"]
-    time = "" if np.isnan(row["timestamp"]) else f" at {row['timestamp']:.2f} s"
-    return _Card(
-        video=labels.short_name(row["video"]),
-        place=f"frame {row['frame']}{time}, stride {row['stride']}, {row['height']} x {row['width']} px",
-        frame1=_data_uri(decoded["A"].image1),
-        frame2=_data_uri(decoded["A"].image2),
-        grades=[
-            _Grades(set_name="" if other is None else name, values=_grades(each))
-            for name, each in rows.items()
-        ],
-        is_missing=other is not None and "B" not in rows,
-        label=figures["A"],
-        other_label=other_label,
-    )
-
-
-def _grades(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(column, quality.text(row[column])) for column, quality in QUALITIES.items() if column in row]
-
-
-def _flow(pair: FramePair) -> Float[ndarray, "2 height width"]:
-    assert pair.flow_fw is not None
-    return pair.flow_fw
-
-
-def _label_figures(row: Mapping[str, Any], pair: FramePair, scale: float, prefix: str) -> list[_Figure]:
-    flow = _flow(pair)
-    assert pair.confidence_fw is not None
-    occluded = decode_occlusion(row)
-    error = warp_error(pair.image1, pair.image2, flow)
-    inside = error[np.isfinite(error)]
-    mean = f", mean {inside.mean():.1f}" if inside.size else ""
-    trusted = f"{100 * pair.confidence_fw.mean():.1f} %"
-    return [
-        _figure(flow_colors(flow, scale), f"{prefix}flow, rim {scale:.1f} px"),
-        _figure(occlusion_image(occluded), f"{prefix}occlusion, {100 * occluded.mean():.1f} %"),
-        _figure(confidence_image(pair.confidence_fw), f"{prefix}confidence, {trusted}"),
-        _figure(error_colors(error, MAX_WARP_ERROR), f"{prefix}warp error{mean} of 255"),
-    ]
 
 
 def _histograms(labels: GradedSet, other: GradedSet | None) -> list[_Histogram]:

@@ -11,6 +11,7 @@ from pipelines.disclosure import without_secrets
 from pipelines.installation import PROJECT_FOLDER
 from pipelines.registry import LOGGED_MODEL_URI
 from pipelines.revision import DIFF_FILE, PACKAGES_FILE, code_files, revision_of
+from pipelines.run_inputs import inputs_of, run_tag
 from pipelines.run_store import client_of, impatient, tracking_uri, unreachable
 from pipelines.storage import is_mlflow_uri
 from pipelines.tracking import ABSENT, OPTIONS_FILE, Run
@@ -82,11 +83,7 @@ def recorded(run_id: str, project_folder: Path = PROJECT_FOLDER) -> Recorded:
         data={each.dataset.name: each.dataset.digest for each in run.inputs.dataset_inputs}
         if run.inputs
         else {},
-        made_from={
-            name.removeprefix("from."): maker
-            for name, maker in run.data.tags.items()
-            if name.startswith("from.")
-        },
+        made_from={name: read.run for name, read in inputs_of(run.data.tags).items() if read.run},
     )
 
 
@@ -109,16 +106,13 @@ def model_record(run_id: str, project_folder: Path = PROJECT_FOLDER) -> ModelRec
             client = Run.reopen(tracking_uri(project_folder), run_id).client
             made = client.get_run(run_id)
             judged = client.search_runs(
-                [made.info.experiment_id], f"tags.`from.model` = '{run_id}' and tags.stage = 'evaluate'"
+                [made.info.experiment_id],
+                f"tags.`{run_tag('model')}` = '{run_id}' and tags.stage = 'evaluate'",
             )
     except (ConnectionError, MlflowException):
         return None
     return ModelRecord(
-        inputs={
-            name.removeprefix("input."): place
-            for name, place in sorted(made.data.tags.items())
-            if name.startswith("input.")
-        },
+        inputs={name: read.place for name, read in inputs_of(made.data.tags).items() if read.place},
         final={
             name.removeprefix("final/"): value
             for name, value in sorted(made.data.metrics.items())

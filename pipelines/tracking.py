@@ -30,6 +30,7 @@ from pipelines.installation import PROJECT_FOLDER
 from pipelines.pages import VIEW_TAG, experiment_tags, run_page
 from pipelines.parameters import LONGEST_SUBJECT, differing, flattened, shortened
 from pipelines.revision import code_files, code_tags
+from pipelines.run_inputs import place_tag, run_tag
 from pipelines.run_store import client_of, impatient, sqlite_file, tracking_uri, unreachable, viewer
 from pipelines.storage import json_bytes
 
@@ -124,10 +125,10 @@ class Run:
         self.client.set_tag(self.run_id, name, shortened(value))
 
     def link(self, name: str, run_id: str | None) -> None:
-        """Records that this run was made from another one's result: tag `from.<name>`; None, if what it was
-        made from doesn't say which run made it, records nothing."""
+        """Records that this run was made from another one's result: tag `input.<name>.run`; None, if what it
+        was made from doesn't say which run made it, records nothing."""
         if run_id is not None:
-            self.tag(f"from.{name}", run_id)
+            self.tag(run_tag(name), run_id)
 
     def dataset(self, name: str, uri: str, digest: str, context: str) -> None:
         """Records the data that the run read under its own digest, of at most 36 characters.
@@ -215,7 +216,7 @@ def start(
         for name, text in files.items():
             client.log_text(run_id, text, name)
         for name, location in (inputs or {}).items():
-            run.tag(f"input.{name}", location)
+            run.tag(place_tag(name), location)
         yield run
 
 

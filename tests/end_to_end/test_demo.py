@@ -118,9 +118,9 @@ def test_the_demo_s_own_run_is_above_the_others_and_has_its_numbers(demo: Demo) 
 
 def test_the_demo_s_student_leads_back_to_its_labels_their_teacher_and_the_videos(demo: Demo) -> None:
     student, labels, teacher = (demo.run(name) for name in ("distill", "pseudolabel", "train_teacher"))
-    assert student.data.tags["from.labels"] == labels.info.run_id
+    assert student.data.tags["input.labels.run"] == labels.info.run_id
     assert student.data.tags["label_set"] == labels.data.tags["label_set"]
-    assert labels.data.tags["from.teacher"] == teacher.info.run_id
+    assert labels.data.tags["input.teacher.run"] == teacher.info.run_id
     assert teacher.data.tags["input.videos"] == str(demo.folder / "videos")
 
 

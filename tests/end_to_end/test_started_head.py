@@ -143,7 +143,7 @@ def test_a_head_predicts_the_flow_of_every_pair(chain: Chain) -> None:
 
 
 def test_a_prediction_leads_back_to_its_student(chain: Chain) -> None:
-    assert chain.run("predict").data.tags["from.model"] == chain.run("distill").info.run_id
+    assert chain.run("predict").data.tags["input.model.run"] == chain.run("distill").info.run_id
 
 
 def test_what_a_student_was_validated_on_while_it_trained_is_what_evaluate_judges(chain: Chain) -> None:

@@ -778,7 +778,7 @@ def test_the_run_of_an_evaluation_leads_to_the_truth_and_to_the_run_of_its_model
 ) -> None:
     for judged in evaluation.runs.values():
         assert judged.data.tags["input.truth"] == f"scenes:{project / 'scenes'}"
-    assert evaluation.runs[model].data.tags["from.model"] == "the run that made it"
+    assert evaluation.runs[model].data.tags["input.model.run"] == "the run that made it"
 
 
 def test_an_evaluation_shows_a_median_pair_and_the_worst_one(evaluation: Evaluation) -> None:

@@ -93,7 +93,7 @@ def test_a_student_is_of_the_generation_after_its_teacher_s(student: Student) ->
 
 def test_a_student_begins_where_init_says_and_not_where_its_teacher_is(student: Student) -> None:
     assert student.info.config == FLOWNETS
-    assert student.run.data.tags["from.init"] == "of-wild"
+    assert student.run.data.tags["input.init.run"] == "of-wild"
 
 
 def test_labels_teach_even_a_network_whose_own_two_flows_agree_nowhere(student: Student) -> None:

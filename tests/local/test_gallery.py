@@ -323,7 +323,7 @@ def test_the_job_writes_the_page_in_the_order_that_was_asked_for_and_says_where(
 def test_the_run_of_a_page_leads_to_the_runs_of_its_labels(made: Made) -> None:
     tags = made.run.data.tags
     assert (made.run.info.status, tags["stage"]) == ("FINISHED", "gallery")
-    assert tags["from.labels"] == tags["from.other"] == "abcd"
+    assert tags["input.labels.run"] == tags["input.other.run"] == "abcd"
 
 
 def test_the_run_of_a_page_has_the_page(made: Made, tmp_path: Path) -> None:

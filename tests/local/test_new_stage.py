@@ -107,7 +107,7 @@ def test_a_new_stage_ends_in_a_model_of_the_generation_after_its_teacher_s(brigh
 
 def test_the_run_of_a_new_stage_leads_back_to_the_run_of_its_teacher(brightened: str) -> None:
     run = tracking.MlflowClient(run_store.tracking_uri()).get_run(str(registry.run_of(brightened)))
-    assert run.data.tags["from.init"] == "of-teacher"
+    assert run.data.tags["input.init.run"] == "of-teacher"
 
 
 def test_rerun_does_a_new_stage_again_with_the_options_that_it_had(stage: Brighten, brightened: str) -> None:

@@ -823,9 +823,9 @@ def test_a_model_carries_what_it_was_made_from(descended: Descended) -> None:
 
 def test_a_run_is_linked_to_the_runs_that_made_what_it_reads(project: Path, descended: Descended) -> None:
     tags = client(project).get_run(descended.run.run_id).data.tags
-    assert tags["from.teacher"] == descended.teacher.run_id
-    assert tags["from.init"] == "r1"
-    assert "from.videos" not in tags
+    assert tags["input.teacher.run"] == descended.teacher.run_id
+    assert tags["input.init.run"] == "r1"
+    assert "input.videos.run" not in tags
 
 
 def test_a_run_names_the_places_of_what_it_reads(project: Path, descended: Descended) -> None:
@@ -874,7 +874,7 @@ def test_a_labelling_run_leads_back_to_the_videos_and_to_the_run_of_its_teacher(
     project: Path, tmp_path: Path, labelled: tuple[StageRun, PairSet]
 ) -> None:
     tags = client(project).get_run(labelled[0].run_id).data.tags
-    assert tags["from.teacher"] == "0123"
+    assert tags["input.teacher.run"] == "0123"
     assert tags["input.videos"] == str(tmp_path / "videos")
 
 
@@ -885,7 +885,7 @@ def test_a_student_s_run_leads_back_to_the_run_that_labelled(
     with lineage("distill", "smoke", {}, {"labels": labels}, project_folder=project) as run:
         pass
     tags = client(project).get_run(run.run_id).data.tags
-    assert tags["from.labels"] == labelling.run_id
+    assert tags["input.labels.run"] == labelling.run_id
     assert tags["label_set"] == labels.label_set
 
 

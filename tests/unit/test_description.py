@@ -5,7 +5,7 @@ from pipelines.description import description
 TAGS = {
     "stage": "distill",
     "input.init": "models:/flow-teacher/3",
-    "from.init": "0123456789abcdef",
+    "input.init.run": "0123456789abcdef",
     "input.labels": "/data/labels",
     "distillations": "2",
     "made": "models:/flow-student/1",
