@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +22,10 @@ from flowcore.photometric import census_border, census_distance
 from flowcore.shapes import Flow, Mask
 from flowcore.three_frames import continue_motion
 from flowcore.uncertainty import scales_of
+
+Merge = Literal["mean", "first"]
+"""What several teachers' label is: their mean, or the flow of the first of them whose flow there and back
+agrees."""
 
 _HIDDEN = 0.25
 """Share of a cell of the flow's grid that is occluded where its motion is continued. The outer pixels of what
@@ -38,7 +43,7 @@ class PseudoLabels:
     flow_stride: int
     """Pixels from one vector of the flow's grid to the next; `upsample_flow` makes it a vector a pixel."""
     flow_fw: Float[Tensor, "pairs 2 rows columns"]
-    """From each frame to the next, [u, v] in pixels; of several teachers the mean."""
+    """From each frame to the next, [u, v] in pixels; of several teachers what `Merge` says."""
     flow_bw: Float[Tensor, "pairs 2 rows columns"]
     occ_fw: Bool[Tensor, "pairs 1 height width"]
     """True where a pixel of the first frame isn't visible in the second."""
@@ -56,13 +61,14 @@ class PseudoLabels:
     flow_max: Float[Tensor, "pairs"]
     """Length of the longest vector in pixels."""
     spread_fw: Float[Tensor, "pairs 1 rows columns"] | None = None
-    """Root mean square distance of several teachers' flows to their mean, in pixels; None of one teacher."""
+    """Root mean square distance of several teachers' flows to their mean, in pixels; None where the label
+    isn't a mean."""
     spread_bw: Float[Tensor, "pairs 1 rows columns"] | None = None
     spread: Float[Tensor, "pairs"] | None = None
     """Mean of the two before."""
     uncertainty_fw: Float[Tensor, "pairs 1 rows columns"] | None = None
     """Pixels by which the teacher expects `flow_fw` to be off, see `flowcore.uncertainty`; of several
-    teachers the mean. None unless all of them predict it."""
+    teachers the mean, or that of the one whose flow it is. None unless all of them predict it."""
     uncertainty_bw: Float[Tensor, "pairs 1 rows columns"] | None = None
     uncertainty: Float[Tensor, "pairs"] | None = None
     """Mean of the two before."""
@@ -109,13 +115,15 @@ def pseudo_labels(
     check: Callable[[Flow, Flow], Mask],
     at_once: int | None = None,
     *,
+    merge: Merge = "mean",
     three_frames: bool = False,
 ) -> PseudoLabels:
     """What the teachers say of the pairs of consecutive frames.
 
     check: tells the occlusion by the flows there and back, at full resolution. at_once: how many pairs are
-    worked on together, None for all. three_frames: continues the motion of what one neighbour of a frame
-    hides and the other shows, as `flowcore.three_frames` does. The label of several teachers is their mean.
+    worked on together, None for all. merge: what several teachers say together; with `first` their order
+    counts, and a vector is the last one's where nobody's flow agrees by the check. three_frames: continues
+    the motion of what one neighbour of a frame hides and the other shows, as `flowcore.three_frames` does.
     Teachers of different strides meet at full resolution.
     """
     height, width = frames.shape[-2:]
@@ -133,7 +141,7 @@ def pseudo_labels(
             flows.append(on_grid([both.forward[0], both.backward[0]]))
             if found := scales_of(both):
                 scales.append(on_grid(found))
-        answers.append(_answer(flows, stride, height, width, check, scales))
+        answers.append(_answer(flows, stride, height, width, check, scales, merge))
     if three_frames:
         # A pair's neighbours may be in other parts.
         whole = _with_third_frames(_Answer.joined(answers))
@@ -200,17 +208,30 @@ def _answer(
     width: int,
     check: Callable[[Flow, Flow], Mask],
     scales: Sequence[Float[Tensor, "directions 1 rows columns"]] = (),
+    merge: Merge = "mean",
 ) -> _Answer:
-    """scales: of the flows' errors; of some of them they tell nothing of the mean."""
-    there = torch.stack([*flows]).mean(dim=0)
-    full = upsample_flow(there, stride, height, width)
-    occluded = check(full, full.roll(len(full) // 2, dims=0))
-    hidden = functional.avg_pool2d(occluded.float(), stride, ceil_mode=True)
-    spread = None
-    if len(flows) > 1:
-        spread = torch.stack([_length(flow - there).square() for flow in flows]).mean(dim=0).sqrt()
+    """scales: of the flows' errors; of some of them they tell nothing of the label."""
 
-    uncertainty = torch.stack([*scales]).mean(dim=0) if len(scales) == len(flows) else None
+    def occlusion_of(flow: Tensor) -> tuple[Mask, Tensor]:
+        full = upsample_flow(flow, stride, height, width)
+        occluded = check(full, full.roll(len(full) // 2, dims=0))
+        return occluded, functional.avg_pool2d(occluded.float(), stride, ceil_mode=True)
+
+    scales = scales if len(scales) == len(flows) else ()
+    spread = None
+    if merge == "first":
+        there, uncertainty = flows[-1], scales[-1] if scales else None
+        for number in reversed(range(len(flows) - 1)):
+            agrees = occlusion_of(flows[number])[1] <= 0.5
+            there = torch.where(agrees, flows[number], there)
+            if uncertainty is not None:
+                uncertainty = torch.where(agrees, scales[number], uncertainty)
+    else:
+        there = torch.stack([*flows]).mean(dim=0)
+        uncertainty = torch.stack([*scales]).mean(dim=0) if scales else None
+        if len(flows) > 1:
+            spread = torch.stack([_length(flow - there).square() for flow in flows]).mean(dim=0).sqrt()
+    occluded, hidden = occlusion_of(there)
     parts = {
         "flow": there,
         "occluded": occluded,

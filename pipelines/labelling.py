@@ -18,6 +18,7 @@ from pyarrow.fs import LocalFileSystem
 from flowcore.datasets import DataSet
 from flowcore.frame_codec import FrameCodec
 from flowcore.occlusion import OcclusionCheck
+from flowcore.pseudolabels import Merge
 from flowcore.video import SAMPLER_VERSION, ClipOptions
 from pipelines.collection import Collection, stamps_of
 from pipelines.labelling_plan import Graph, Plan
@@ -54,6 +55,10 @@ class LabellingOptions:
     """Maximum share of videos, in [0, 1], that may yield no pair before the run fails. Raise it for
     collections with many broken files. A video that the storage can't deliver fails the run in any case,
     after the others are done."""
+    merge: Merge = "mean"
+    """What several teachers say together. `mean` is trusted where they agree. `first` takes each pixel from
+    the first teacher, in the order of --teacher, whose flow there and back agrees, else from the last. Take
+    it where one is exact and another knows what the first can't see."""
     three_frames: bool = False
     """Where the second frame of a pair hides a pixel and the frame before the pair shows it, continue its
     motion. The student learns that, too. Don't use it where motion changes between frames."""
@@ -79,6 +84,8 @@ class LabellingOptions:
             )
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"max_bad_share {self.max_bad_share} must be a share of the videos, in [0, 1]")
+        if self.merge not in get_args(Merge):
+            raise ValueError(f"merge {self.merge!r} must be one of {', '.join(get_args(Merge))}")
         if self.codec not in ("auto", "jpeg", "png"):
             raise ValueError(f"codec {self.codec!r} must be one of auto, jpeg, png")
 
@@ -227,15 +234,16 @@ def write_labels(
     what is occluded. run_id: the MLflow run that labels, for those who come from the labels. The networks see
     the frames as they are stored, so that a label belongs to exactly the pixels that the student will see.
 
-    The label of several teachers is their mean, occluded where the mean's own check says so, with their
-    spread beside it, above which the student doesn't trust it. The rule is a choice: DistillFlow, which names
-    it model distillation, doesn't publish its own. With a pixel occluded where any teacher's check says so,
-    three teachers' student had 1.11 px where this rule gives 1.07 (the ablation's scenes, seed 1): a check
-    that flags many visible pixels flags more of them the more often it is asked.
+    The label of several teachers is by default their mean, occluded where the mean's own check says so, with
+    their spread beside it, above which the student doesn't trust it. The rule is a choice: DistillFlow, which
+    names it model distillation, doesn't publish its own. With a pixel occluded where any teacher's check says
+    so, three teachers' student had 1.11 px where this rule gives 1.07 (the ablation's scenes, seed 1): a
+    check that flags many visible pixels flags more of them the more often it is asked.
     """
     graph = graph or _on_ray(options)
     codec = options.codec_for(collection.place)
     run = {} if run_id is None else {"run_id": run_id}
+    is_merged = len(teachers.uris) > 1 and options.merge != "mean"
     description = SetDescription(
         kind="labels",
         made_of={
@@ -243,10 +251,12 @@ def write_labels(
             "teacher": teachers.identity,
             "check": dataclasses.asdict(check),
             "arithmetic": dict(graph.arithmetic),
+            **({"merge": options.merge} if is_merged else {}),
             **({"three_frames": True} if options.three_frames else {}),
         },
         provenance={"videos": collection.place, **run, **teachers.provenance},
         num_teachers=len(teachers.uris),
+        has_spread=len(teachers.uris) > 1 and not is_merged,
         is_of_three_frames=options.three_frames,
         has_uncertainty=teachers.predict_scales,
     )
@@ -283,6 +293,7 @@ def _plan(
         row_group_pairs=options.row_group_pairs,
         teachers=teachers.models,
         check=check,
+        merge=options.merge,
         three_frames=options.three_frames,
         last=failed_before(location),
     )

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from flowcore.frame_codec import FrameCodec
 from flowcore.occlusion import OcclusionCheck
+from flowcore.pseudolabels import Merge
 from flowcore.video import ClipOptions
 from pipelines.collection import Stamp, VideoSource
 from pipelines.copies import possible_copies
@@ -45,6 +46,7 @@ class Plan:
     """None of them where frames alone are wanted."""
     check: OcclusionCheck
     """Tells what is occluded by the teachers' flow."""
+    merge: Merge = "mean"
     three_frames: bool = False
     """Whether labels continue the motion from a third frame."""
     last: frozenset[str] = frozenset()

@@ -242,6 +242,7 @@ class Teacher:
                 to_images(decoded, self._device),
                 self._plan.check,
                 at_once,
+                merge=self._plan.merge,
                 three_frames=self._plan.three_frames,
             ).cpu()
         return label_columns(labels, self._digest)

@@ -38,7 +38,7 @@ from flowcore.pseudolabels import PseudoLabels, label_grid
 from flowcore.uncertainty import RULE, scale_codes
 from flowcore.video import SAMPLER_VERSION
 
-FORMAT = 8
+FORMAT = 9
 """Version of the layout, of the rows' meaning and of what computes them. It rises, too, where the same
 teacher would give other numbers. A set of another version is refused."""
 FLOW_UNITS = 64
@@ -191,18 +191,18 @@ def label_columns(labels: PseudoLabels, teacher: str) -> pa.Table:
         elif isinstance(value, Tensor):
             columns[name] = value.cpu().numpy()
     schema = label_schema(
-        is_of_several=labels.spread is not None,
+        has_spread=labels.spread is not None,
         is_of_three_frames=labels.continued is not None,
         has_uncertainty=labels.uncertainty is not None,
     )
     return pa.table(columns, schema=schema)
 
 
-def label_schema(*, is_of_several: bool, is_of_three_frames: bool, has_uncertainty: bool) -> pa.Schema:
+def label_schema(*, has_spread: bool, is_of_three_frames: bool, has_uncertainty: bool) -> pa.Schema:
     """The columns that one teacher adds to a pair, or that several add, with a third frame or without, and
     with what they predict of their error or without."""
     parts = (
-        (SPREAD_SCHEMA, is_of_several),
+        (SPREAD_SCHEMA, has_spread),
         (UNCERTAINTY_SCHEMA, has_uncertainty),
         (CONTINUED_SCHEMA, is_of_three_frames),
     )

@@ -39,7 +39,9 @@ class SetDescription:
     provenance: Mapping[str, str]
     """Texts that name where that came from, such as the teacher's URI; they may differ between runs."""
     num_teachers: int = 0
-    """How many teachers' labels the rows hold; several leave their spread beside them."""
+    """How many teachers made the labels that the rows hold."""
+    has_spread: bool = False
+    """Whether the rows tell by how much these teachers disagree."""
     is_of_three_frames: bool = False
     """Whether the rows tell where a label continues the motion from a third frame."""
     has_uncertainty: bool = False
@@ -70,7 +72,7 @@ class SetDescription:
                 return TRUTH_COLUMNS
             case "labels" | "imported":
                 return columns_of_labels(
-                    is_of_several=self.num_teachers > 1,
+                    has_spread=self.has_spread,
                     is_of_three_frames=self.is_of_three_frames,
                     has_uncertainty=self.has_uncertainty,
                 )
@@ -103,6 +105,7 @@ def describe_set(location: str, description: SetDescription) -> None:
             "label_set": description.digest,
             "kind": description.kind,
             "num_teachers": description.num_teachers,
+            "has_spread": description.has_spread,
             "is_of_three_frames": description.is_of_three_frames,
             "has_uncertainty": description.has_uncertainty,
             "made_of": dict(description.made_of),

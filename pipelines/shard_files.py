@@ -36,10 +36,10 @@ FRAME_COLUMNS = PAIR_SCHEMA
 TRUTH_COLUMNS = pa.schema([*PAIR_SCHEMA, *TRUTH_SCHEMA])
 
 
-def columns_of_labels(*, is_of_several: bool, is_of_three_frames: bool, has_uncertainty: bool) -> pa.Schema:
+def columns_of_labels(*, has_spread: bool, is_of_three_frames: bool, has_uncertainty: bool) -> pa.Schema:
     """The columns of pairs with labels, see `labels.label_schema`."""
     labels = label_schema(
-        is_of_several=is_of_several, is_of_three_frames=is_of_three_frames, has_uncertainty=has_uncertainty
+        has_spread=has_spread, is_of_three_frames=is_of_three_frames, has_uncertainty=has_uncertainty
     )
     return pa.schema([*PAIR_SCHEMA, *labels])
 
@@ -48,7 +48,7 @@ _EVERY_KIND = (
     FRAME_COLUMNS,
     TRUTH_COLUMNS,
     *(
-        columns_of_labels(is_of_several=several, is_of_three_frames=three_frames, has_uncertainty=uncertain)
+        columns_of_labels(has_spread=several, is_of_three_frames=three_frames, has_uncertainty=uncertain)
         for several, three_frames, uncertain in product((False, True), repeat=3)
     ),
 )

@@ -36,6 +36,7 @@ from benchmarks.experiments.real_pairs import (
     without_truth,
 )
 from flowcore.networks import FlowNetwork
+from flowcore.pseudolabels import Merge
 from jobs import distill, pseudolabel
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model, save_model
@@ -43,7 +44,7 @@ from pipelines.cluster import connect
 from pipelines.models import fetch_model
 
 ERRORS = RESULTS / "errors.json"
-DIS, NEVER_MET_DIS = "opencv:dis_medium", "teacher of video"
+DIS, FINE, NEVER_MET_DIS = "opencv:dis_medium", "opencv:dis_fine", "teacher of video"
 LAPTOP = "distillflow:laptop"
 """A student of DIS, too: the recipe's 10,000 steps, from 1658 pairs of 23 clips and image sequences."""
 VIDEO = "of both teachers"
@@ -61,13 +62,14 @@ class Student:
     """Of the recipe's objective, what is different."""
     recipe: str = "laptop"
     init: str = "fresh"
+    merge: Merge = "mean"
 
 
 STUDENTS = {
     "of DIS": Student((DIS,)),
     "of DIS and the frames": Student((DIS,), {"photometric_weight": 1.0, "distillation_weight": 2.0}),
     "of the teacher of video": Student((NEVER_MET_DIS,)),
-    VIDEO: Student((NEVER_MET_DIS, DIS), recipe="video", init=NEVER_MET_DIS),
+    VIDEO: Student((FINE, NEVER_MET_DIS), recipe="video", init=NEVER_MET_DIS, merge="first"),
 }
 
 
@@ -102,6 +104,7 @@ def train(arguments: argparse.Namespace) -> None:
                 videos=str(collection),
                 clips=replace(labelling.clips, max_pairs_per_video=arguments.pairs),
                 teacher=tuple(given.get(each, each) for each in student.teachers),
+                labelling=replace(labelling.labelling, merge=student.merge),
                 labels=labels,
             ),
             student.recipe,

@@ -221,10 +221,13 @@ def _grey(image: Float[Tensor, "3 height width"]) -> np.ndarray:
     return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
 
 
-def _dis(preset: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def _dis(preset: int, first: np.ndarray, second: np.ndarray, finest: int | None = None) -> np.ndarray:
+    """finest: halvings of the frames at which it ends; None as the preset has it."""
     # Created for each pair, because it can't be sent to another process.
-    start = np.zeros((*first.shape, 2), np.float32)
-    return cv2.DISOpticalFlow.create(preset).calc(first, second, start)
+    method = cv2.DISOpticalFlow.create(preset)
+    if finest is not None:
+        method.setFinestScale(finest)
+    return method.calc(first, second, np.zeros((*first.shape, 2), np.float32))
 
 
 def _farneback(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -237,6 +240,8 @@ _OPENCV: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "dis_ultrafast": partial(_dis, cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST),
     "dis_fast": partial(_dis, cv2.DISOPTICAL_FLOW_PRESET_FAST),
     "dis_medium": partial(_dis, cv2.DISOPTICAL_FLOW_PRESET_MEDIUM),
+    # OpenCV's presets end at half or a quarter of the resolution. This one is ours.
+    "dis_fine": partial(_dis, cv2.DISOPTICAL_FLOW_PRESET_MEDIUM, finest=0),
     "farneback": _farneback,
 }
 

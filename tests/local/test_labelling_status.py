@@ -213,12 +213,12 @@ def test_the_shown_speed_does_not_count_what_an_earlier_run_did(
 
 
 def some_labels(
-    pairs: int, *, is_of_several: bool, is_of_three_frames: bool, has_uncertainty: bool
+    pairs: int, *, has_spread: bool, is_of_three_frames: bool, has_uncertainty: bool
 ) -> PseudoLabels:
     flow = torch.randn(pairs, 2, 4, 5)
     occluded = torch.rand(pairs, 1, 8, 10) < 0.5
     quality = torch.rand(pairs)
-    spread = flow[:, :1].abs() if is_of_several else None
+    spread = flow[:, :1].abs() if has_spread else None
     uncertainty = flow[:, :1].exp() if has_uncertainty else None
     return PseudoLabels(
         flow_stride=2,
@@ -234,7 +234,7 @@ def some_labels(
         flow_max=quality,
         spread_fw=spread,
         spread_bw=spread,
-        spread=quality if is_of_several else None,
+        spread=quality if has_spread else None,
         uncertainty_fw=uncertainty,
         uncertainty_bw=uncertainty,
         uncertainty=quality if has_uncertainty else None,
@@ -246,7 +246,7 @@ def some_labels(
 
 
 @given(
-    is_of_several=st.booleans(),
+    has_spread=st.booleans(),
     is_of_three_frames=st.booleans(),
     has_uncertainty=st.booleans(),
     has_labels=st.booleans(),
@@ -254,7 +254,7 @@ def some_labels(
     video=st.text(max_size=9),
 )
 def test_a_message_comes_out_of_its_table_as_it_went_in(
-    is_of_several: bool,
+    has_spread: bool,
     is_of_three_frames: bool,
     has_uncertainty: bool,
     has_labels: bool,
@@ -278,7 +278,7 @@ def test_a_message_comes_out_of_its_table_as_it_went_in(
     if has_labels:
         labels = some_labels(
             4,
-            is_of_several=is_of_several,
+            has_spread=has_spread,
             is_of_three_frames=is_of_three_frames,
             has_uncertainty=has_uncertainty,
         )
