@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 TOGETHER = "together"
-"""The name of all models' mean among the results."""
+"""The name of all models as one among the results."""
 
 
 def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, EvaluationResult]":
@@ -51,7 +51,7 @@ def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, Ev
             runs[name] = stack.enter_context(one)
         judged = dict(estimators)
         if stage.together:
-            judged[TOGETHER] = Together(list(estimators.values()))
+            judged[TOGETHER] = Together(list(estimators.values()), stage.together, stage.check)
         results = evaluate(judged, data_set, check=stage.check)
         for name, tracked in runs.items():
             tracked.dataset(data_set.name, data_set.root, samples_digest(samples), "evaluation")

@@ -5,7 +5,7 @@
 
 --teacher takes several models: their mean is the label, and where they disagree it isn't trusted. A student
 may be the teacher of the next round. So may the network of another library, torchvision:raft_small or
-ptlflow:<name>, or a classical method that needs no training, opencv:dis_medium.
+ptlflow:<name>, or a classical method that needs no training, opencv:dis_fine.
 
 If the job is killed, the same command again finishes the set: each pair is there once, and finished work is
 not repeated. To see progress, now or later, without Ray and without labelling anything:

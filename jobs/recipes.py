@@ -189,8 +189,8 @@ RECIPES: dict[str, Recipe] = {
     ),
     "laptop": Recipe(
         description="Your own videos without a GPU, at about 320x448 px. It takes every second frame and at "
-        "most 160 pairs a video. Label with --teacher opencv:dis_medium, then distill with --init"
-        " fresh. Two CPU cores, an hour and a half. In the repository, docs/results/real-pixels.md has its"
+        "most 160 pairs a video. Label with --teacher opencv:dis_fine, then distill with --init fresh."
+        " Two CPU cores, an hour and a half. In the repository, docs/results/real-pixels.md has its"
         " errors on real pairs.",
         clips=ClipOptions(size=(320, 448), min_size=(192, 256), stride=2, max_pairs_per_video=160),
         networks=networks.light(),

@@ -13,6 +13,7 @@ from flowcore.hallucination import Challenge
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import StudentObjective, SupervisedObjective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
+from flowcore.pseudolabels import Merge
 from flowcore.video import ClipOptions
 from jobs.options import REQUIRED
 from jobs.recipes import RECIPES
@@ -147,7 +148,7 @@ class Pseudolabel:
     teacher: tuple[str, ...]
     """One or several models: checkpoint folders, runs:/<run id>/model, models:/<name>@<alias>,
     distillflow:<name>, opencv:<name>, torchvision:<name> or ptlflow:<name>. Take several to learn only
-    where they agree."""
+    where they agree, or, with --labelling.merge first, from each where its own flow agrees there and back."""
     labels: str
     """Folder or URI to write the labels to. All nodes of a cluster must share it."""
     clips: ClipOptions
@@ -313,9 +314,10 @@ class Evaluate:
     chairs2, middlebury, spring, hd1k, tartanair, viper, kubric, kitti2015-stereo, middlebury-stereo and
     scenes (rendered). All nodes must share the folder. Of a stereo set disparity is judged: its EPE, and D1
     under the name Fl."""
-    together: bool = False
-    """Also judge all of --model together, as several teachers label: their mean flow, and how well their
-    spread tells its error. Needs at least two."""
+    together: Merge | None = None
+    """Also judge all of --model together, as several teachers label: `mean` is their mean flow, and how well
+    their spread tells its error; `first` has each pixel of the first one, in the order of --model, whose flow
+    there and back agrees. Needs at least two."""
     json: str | None = None
     """File to write the numbers to, a path or a URI: those of the model, or of several models by name. Give
     it to compare by script."""

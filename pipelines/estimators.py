@@ -14,7 +14,8 @@ from flowcore.drawing import Prediction
 from flowcore.inference import InferenceOptions, estimate_frames, estimate_scaled
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import OcclusionCheck
-from flowcore.shapes import FlowArray, Frame
+from flowcore.pseudolabels import Merge, labels_of
+from flowcore.shapes import FlowArray, Frame, to_images
 from pipelines.checkpoints import load_model
 from pipelines.models import absolute_model, fetch_model
 
@@ -92,23 +93,25 @@ class NoMotion:
 
 
 class Together:
-    """Estimates as several teachers label: the mean of what several models estimate."""
+    """Estimates as several teachers label."""
 
     run_id: str | None = None
 
-    def __init__(self, estimators: Sequence[Estimator]) -> None:
+    def __init__(self, estimators: Sequence[Estimator], merge: Merge, check: OcclusionCheck) -> None:
         self._estimators = estimators
+        self._merge: Merge = merge
+        self._check = check
 
     def __call__(self, image1: Frame, image2: Frame) -> tuple[FlowArray, FlowArray]:
         both = self.estimated(image1, image2)
         return both.flow_fw, both.flow_bw
 
     def estimated(self, image1: Frame, image2: Frame) -> Estimated:
-        flows = np.stack([np.stack(estimator(image1, image2)) for estimator in self._estimators])
-        flow_fw, flow_bw = flows.mean(axis=0)
-        squares = np.square(flows[:, 0] - flow_fw).sum(axis=1)
-        spread = np.sqrt(squares.mean(axis=0))
-        return Estimated(flow_fw=flow_fw, flow_bw=flow_bw, uncertainty={"spread": spread})
+        flows = [torch.from_numpy(np.stack(each(image1, image2))) for each in self._estimators]
+        labels = labels_of(flows, 1, to_images(np.stack([image1, image2])), self._check, self._merge)
+        flow_fw, flow_bw = labels.flow_fw[0].numpy(), labels.flow_bw[0].numpy()
+        spread = {} if labels.spread_fw is None else {"spread": labels.spread_fw[0, 0].numpy()}
+        return Estimated(flow_fw=flow_fw, flow_bw=flow_bw, uncertainty=spread)
 
     def to(self, device: torch.device) -> None:
         for estimator in self._estimators:

@@ -42,7 +42,7 @@ DEFAULT_CHECK = OcclusionCheck()
 UNCERTAINTIES: Mapping[str, str] = {
     "predicted": "what the network predicts, if it was trained with `--network.uncertainty`",
     "forward_backward": "by how much the flow there and back disagree",
-    "spread": "by how much several models disagree, with `--together`",
+    "spread": "by how much several models disagree, with `--together mean`",
 }
 """What may tell the error of a pixel's flow without its truth."""
 

@@ -1,8 +1,9 @@
 """What are models worth on real pairs with truth?"""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from benchmarks.inputs import read_chunks, real_sets
 from flowcore.objectives import validate_pair
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
+from flowcore.pseudolabels import Merge, labels_of
 from flowcore.shapes import to_images
 from jobs import evaluate
 from jobs.recipes import RECIPES
@@ -31,11 +33,14 @@ _FOLDERS = ("clips", "clips_more")
 _UNSEEN_VIDEOS = 40
 
 
-def errors_on_real_pairs(data: Path, models: Mapping[str, str]) -> dict[str, dict[str, ErrorSummary]]:
-    """The errors of models, by name, on each group of the real pairs with truth."""
+def errors_on_real_pairs(
+    data: Path, models: Mapping[str, str], together: Merge | None = None
+) -> dict[str, dict[str, ErrorSummary]]:
+    """The errors of models, by name, on each group of the real pairs with truth; of all of them `together`,
+    too."""
     errors = {}
     for data_set in real_sets(data):
-        stage = Evaluate(model=("zero",), truth=str(data_set))
+        stage = Evaluate(model=tuple(models.values()), truth=str(data_set), together=together)
         results = evaluate.evaluate_models(models, stage)
         for group, total in next(iter(results.values())).groups.items():
             errors[f"{group}, {total.pairs} pairs"] = {
@@ -70,13 +75,18 @@ def videos_of_the_release(data: Path) -> list[Path]:
 
 
 @torch.no_grad()
-def without_truth(data: Path, models: dict[str, str]) -> dict[str, Any]:
+def without_truth(
+    data: Path, models: Mapping[str, str], labels: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> dict[str, Any]:
     """The mean photometric error of the pixels that DIS finds visible, the same for every model, on a pair of
-    each of some videos that aren't in the list of those learnt from."""
+    each of some videos that aren't in the list of those learnt from.
+
+    labels: of these models, by name, which are to label as teachers that take turns.
+    """
     learnt = {each["file"] for each in videos_learnt_from()}
     networks = {name: load_model(fetch_model(place))[0].eval() for name, place in models.items()}
     referee, check = REFEREE.build(), OcclusionCheck()
-    sums = {name: np.zeros(2) for name in models}
+    sums = {name: np.zeros(2) for name in (*models, *labels)}
     names: list[str] = []
     for folder in _FOLDERS:
         for uri, frames in read_chunks(str(data / folder), RECIPES["video"].clips, most=1):
@@ -87,9 +97,13 @@ def without_truth(data: Path, models: dict[str, str]) -> dict[str, Any]:
             images = to_images(frames[:2])
             pair = Batch(image1=images[:1], image2=images[1:])
             hidden = check.both(*referee.estimate(pair.image1, pair.image2))
-            for model, network in networks.items():
-                flows = network.estimate(pair.image1, pair.image2)
-                found = validate_pair(pair, *flows, check, hidden)
+            flows = {model: each.estimate(pair.image1, pair.image2) for model, each in networks.items()}
+            for name_of_labels, teachers in labels.items():
+                both = [torch.cat(flows[teacher]) for teacher in teachers]
+                label = labels_of(both, 1, images, check, "first")
+                flows[name_of_labels] = label.flow_fw, label.flow_bw
+            for model, flow in flows.items():
+                found = validate_pair(pair, *flow, check, hidden)
                 sums[model] += found["comparable"], found["shown"]
     scores = {model: float(total / count) for model, (total, count) in sums.items()}
     return {"videos": len(names), "scores": scores}

@@ -37,7 +37,7 @@ from benchmarks.experiments.real_pairs import (
 )
 from flowcore.networks import FlowNetwork
 from flowcore.pseudolabels import Merge
-from jobs import distill, pseudolabel
+from jobs import distill, evaluate, pseudolabel
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model, save_model
 from pipelines.cluster import connect
@@ -49,6 +49,8 @@ LAPTOP = "distillflow:laptop"
 """A student of DIS, too: the recipe's 10,000 steps, from 1658 pairs of 23 clips and image sequences."""
 VIDEO = "of both teachers"
 """What ships as distillflow:video."""
+LABELS = "labels of both teachers"
+"""What that student learns from."""
 WHERE = "flow_p99 > 2"
 """Some of the clips hardly move."""
 
@@ -155,11 +157,16 @@ def train(arguments: argparse.Namespace) -> None:
 def judge(data: Path, out: Path, teacher: Path) -> dict[str, Any]:
     """Errors by set and model, errors without truth, and how each student was trained."""
     students = {name: str(_place(out, name)) for name in STUDENTS if _place(out, name).exists()}
-    compared = {DIS: DIS, NEVER_MET_DIS: str(teacher), LAPTOP: LAPTOP, **students}
+    teachers = {FINE: FINE, NEVER_MET_DIS: str(teacher)}
+    compared = {DIS: DIS, **teachers, LAPTOP: LAPTOP, **students}
     classical = {name: name for name in ("zero", "opencv:farneback", "opencv:dis_fast")}
+    errors = errors_on_real_pairs(data, classical | compared)
+    of_labels = errors_on_real_pairs(data, teachers, "first")
     return {
-        "errors": errors_on_real_pairs(data, classical | compared),
-        "unseen": without_truth(data, compared),
+        "errors": {
+            group: found | {LABELS: of_labels[group][evaluate.TOGETHER]} for group, found in errors.items()
+        },
+        "unseen": without_truth(data, compared, {LABELS: tuple(teachers)}),
         "trained": {
             name: json.loads((Path(place) / "facts.json").read_text()) for name, place in students.items()
         },

@@ -64,7 +64,7 @@ def labelled(clip: str, folder: Path) -> Picture:
         "--videos",
         clip,
         "--teacher",
-        "opencv:dis_medium",
+        "opencv:dis_fine",
         "--labels",
         labels,
         *sizes,

@@ -163,12 +163,25 @@ def test_models_together_have_their_mean_flow_and_how_far_they_are_from_it(scene
     truth = load(find_samples("scenes", scenes)[0])
     far = np.full(truth.flow[0].shape, 4.0, np.float32)
     pair = [Off(truth.flow, each, each) for each in (far, -far)]
-    both = Together(pair).estimated(truth.image1, truth.image2)
+    together = Together(pair, "mean", DEFAULT_CHECK)
+    both = together.estimated(truth.image1, truth.image2)
     np.testing.assert_allclose(both.flow_fw, truth.flow, atol=1e-4)
     np.testing.assert_allclose(both.uncertainty["spread"], far, atol=1e-4)
-    errors = pair_errors(Together(pair), truth, DEFAULT_CHECK)
+    errors = pair_errors(together, truth, DEFAULT_CHECK)
     assert errors.flow.epe["all"] == pytest.approx(0, abs=1e-4)
     assert "predicted" not in errors.ause
+
+
+def test_models_that_take_turns_have_the_flow_of_the_first_one_that_agrees_there_and_back(
+    scenes: Path,
+) -> None:
+    truth = load(find_samples("scenes", scenes)[0])
+    still = np.zeros_like(truth.flow)
+    # It leads out of the frame, from where nothing comes back.
+    lost, sure = Off(truth.flow, still[0] + 90, still[0]), NoMotion()
+    turns = Together([lost, sure], "first", DEFAULT_CHECK).estimated(truth.image1, truth.image2)
+    np.testing.assert_array_equal(turns.flow_fw, still)
+    assert not turns.uncertainty
 
 
 def test_how_well_an_uncertainty_tells_the_error_is_a_metric_of_each_group() -> None:

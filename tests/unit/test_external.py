@@ -145,7 +145,7 @@ def test_ptlflows_network_answers_as_it_does_to_frames_prepared_by_ptlflow() -> 
     torch.testing.assert_close(flow, theirs, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["dis_ultrafast", "dis_fast", "dis_medium", "farneback"])
+@pytest.mark.parametrize("name", ["dis_ultrafast", "dis_fast", "dis_medium", "dis_fine", "farneback"])
 def test_a_classical_method_finds_the_motion_of_a_scene(name: str) -> None:
     scene = render_scene(0, SceneOptions(num_frames=2))
     network = ExternalConfig(library="opencv", name=name).build()
@@ -166,6 +166,21 @@ def test_dis_answers_as_opencv_does_to_the_frames_in_grey() -> None:
     grey1, grey2 = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)
     theirs = search.calc(grey1, grey2, np.zeros((*grey1.shape, 2), np.float32))
     assert np.array_equal(flow[0].movedim(0, -1).numpy(), theirs)
+
+
+def test_fine_dis_is_nearer_to_the_truth_of_a_textured_shift_by_a_fraction_of_a_pixel() -> None:
+    shift = 0.4
+    texture = cv2.GaussianBlur(np.random.default_rng(0).uniform(size=(96, 128, 3)), (0, 0), 1.5)
+    texture = (texture - texture.min()) / np.ptp(texture)
+    moved = cv2.warpAffine(texture, np.array([[1, 0, shift], [0, 1, 0]]), (128, 96), flags=cv2.INTER_CUBIC)
+    frames = [torch.from_numpy(each.clip(0, 1)).float().movedim(-1, 0)[None] for each in (texture, moved)]
+
+    def error(name: str) -> float:
+        flow, _ = ExternalConfig(library="opencv", name=name).build().estimate(*frames)
+        inner = flow[0, :, 8:-8, 8:-8] - torch.tensor([shift, 0.0]).view(2, 1, 1)
+        return float(inner.norm(dim=0).mean())
+
+    assert error("dis_fine") < 0.7 * error("dis_medium")
 
 
 def test_opencv_names_its_methods_to_who_asks_for_another() -> None:

@@ -141,6 +141,38 @@ def test_teachers_of_different_strides_meet_at_full_resolution() -> None:
     assert (labels.spread_fw == 0.5).all()
 
 
+class HalfSure(Shift):
+    """Comes back to where it started from in the upper half of the frame alone."""
+
+    def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[Tensor]:
+        (flow,) = super().decode(features1, features2)
+        flow[len(flow) // 2 :, 0, flow.shape[2] // 2 :] += 50
+        return [flow]
+
+
+def test_of_several_teachers_the_first_one_whose_flow_agrees_there_and_back_labels_a_pixel() -> None:
+    labels = pseudo_labels([HalfSure(8.0), Shift(12.0)], noise(2), CHECK, merge="first")
+    # What leaves the frame by the first one's flow: the last 8 of 80 columns, two of the grid's twenty.
+    assert (labels.flow_fw[0, 0, :5, :18] == 8).all()
+    assert (labels.flow_fw[0, 0, :5, 18:] == 12).all()
+    assert (labels.flow_fw[0, 0, 5:] == 12).all()
+    assert labels.spread is labels.spread_fw is labels.spread_bw is None
+
+
+def test_where_no_teacher_s_flow_agrees_there_and_back_the_last_one_labels_a_hidden_pixel() -> None:
+    labels = pseudo_labels([HalfSure(8.0), HalfSure(12.0)], noise(2), CHECK, merge="first")
+    assert (labels.flow_fw[0, 0, 5:] == 12).all()
+    assert labels.occ_fw[0, 0, 24:].all()
+    assert not labels.occ_fw[0, 0, :16, 8:56].any()
+
+
+def test_the_order_of_teachers_counts_where_the_first_one_labels() -> None:
+    sure = pseudo_labels([Shift(12.0), HalfSure(8.0)], noise(2), CHECK, merge="first")
+    # 3 of the grid's 20 columns leave the frame, where the other one is asked.
+    assert (sure.flow_fw[0, 0, :, :17] == 12).all()
+    assert (sure.flow_fw[0, 0, :, 17:] == 8).all()
+
+
 def test_labels_of_three_frames_tell_where_motion_is_continued() -> None:
     labels = pseudo_labels([Shift(8.0)], noise(4), CHECK, three_frames=True)
     # What leaves to the right came from the left, and was seen in the frame before.
