@@ -37,12 +37,17 @@ def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, Ev
     data_set = data_set_at(stage.truth, "--truth")
     samples = find_samples(data_set.name, Path(data_set.root))
     places = {name: absolute_estimator(uri, "--model") for name, uri in models.items()}
-    estimators = {name: load_estimator(place) for name, place in places.items()}
+    estimators = {name: load_estimator(place, stage.inference) for name, place in places.items()}
     connect()
     # Slow imports come after the checks above, so that a wrong option fails at once.
     from pipelines.lineage import lineage
 
-    recorded = {"truth": str(data_set), "pairs": len(samples), "check": stage.check}
+    recorded = {
+        "truth": str(data_set),
+        "pairs": len(samples),
+        "check": stage.check,
+        "inference": stage.inference,
+    }
     with ExitStack() as stack:
         runs = {}
         for name, place in places.items():

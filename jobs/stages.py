@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from flowcore.datasets import DataSet, find_samples
 from flowcore.hallucination import Challenge
+from flowcore.inference import InferenceOptions
 from flowcore.networks import AnyNetworkConfig
 from flowcore.objectives import StudentObjective, SupervisedObjective, TeacherObjective
 from flowcore.occlusion import OcclusionCheck
@@ -323,6 +324,12 @@ class Evaluate:
     it to compare by script."""
     check: OcclusionCheck = field(default_factory=OcclusionCheck)
     """Tells occluded pixels from the flow in both directions."""
+    inference: InferenceOptions = field(default_factory=InferenceOptions)
+    """What the networks are shown, and what is made of their answer."""
+
+    common: ClassVar[tuple[str, ...]] = (
+        *("model", "truth", "together", "json", "check.kind", "inference.scale", "inference.refinement"),
+    )
 
     def __post_init__(self) -> None:
         if not self.model:

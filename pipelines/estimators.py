@@ -21,6 +21,7 @@ from pipelines.models import absolute_model, fetch_model
 
 ZERO = "zero"
 """The name of the model that predicts no motion."""
+_AS_IT_IS = InferenceOptions()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,12 +55,14 @@ def absolute_estimator(model: str, option: str) -> str:
     return model if model == ZERO else absolute_model(model, option)
 
 
-def load_estimator(model: str) -> Estimator:
-    """The estimator that a model's URI for `fetch_model` names, or `zero`."""
+def load_estimator(model: str, options: InferenceOptions = _AS_IT_IS) -> Estimator:
+    """The estimator that a model's URI for `fetch_model` names, or `zero`, which has no options; ValueError
+    for options that the network doesn't have."""
     if model == ZERO:
         return NoMotion()
     network, info = load_model(fetch_model(model))
-    return NetworkEstimator(network, info.run_id)
+    options.apply(network)
+    return NetworkEstimator(network, info.run_id, options)
 
 
 def predictions(
@@ -121,14 +124,17 @@ class Together:
 class NetworkEstimator:
     """Estimates with a network."""
 
-    def __init__(self, network: FlowNetwork, run_id: str | None = None) -> None:
+    def __init__(
+        self, network: FlowNetwork, run_id: str | None = None, options: InferenceOptions = _AS_IT_IS
+    ) -> None:
         self.run_id = run_id
         self._network = network.eval()
+        self._options = options
         self._device = torch.device("cpu")
 
     def __call__(self, image1: Frame, image2: Frame) -> tuple[FlowArray, FlowArray]:
         ((flow_fw, flow_bw),) = estimate_frames(
-            self._network, [image1, image2], self._device, InferenceOptions(), both=True
+            self._network, [image1, image2], self._device, self._options, both=True
         )
         assert flow_bw is not None
         return flow_fw[0].cpu().numpy(), flow_bw[0].cpu().numpy()
@@ -138,7 +144,7 @@ class NetworkEstimator:
             flow_fw, flow_bw = self(image1, image2)
             return Estimated(flow_fw=flow_fw, flow_bw=flow_bw)
         ((there, back, scale),) = estimate_scaled(
-            self._network, [image1, image2], self._device, InferenceOptions()
+            self._network, [image1, image2], self._device, self._options
         )
         return Estimated(
             flow_fw=there[0].cpu().numpy(),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowcore.inference import InferenceOptions, estimate_frames, in_tiles, tiles_of
-from flowcore.networks import PWCNetConfig, external_network
+from flowcore.networks import FlowNetwork, PWCNetConfig, external_network
 from flowcore.scenes import SceneOptions, render_scene
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -118,9 +119,52 @@ def test_at_another_scale_the_flow_is_in_the_frames_own_pixels(frames: list[np.n
         assert middle[1].median() == pytest.approx(0, abs=0.3)
 
 
+class Slow(FlowNetwork):
+    """Says that what moves by 1.5 px an image moves by 1 px."""
+
+    multiple = 1
+    strides = (1,)
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        return [images]
+
+    def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[Tensor]:
+        flow = torch.zeros(len(features1[0]), 2, *features1[0].shape[-2:])
+        half = len(flow) // 2
+        flow[:half, 0], flow[half:, 0] = 1.0, -1.0
+        return [flow]
+
+
+def test_a_refined_flow_is_nearer_to_a_motion_by_a_fraction_of_a_pixel() -> None:
+    texture = cv2.GaussianBlur(np.random.default_rng(0).uniform(size=(80, 240, 3)), (0, 0), 2)
+    texture = (255 * (texture - texture.min()) / np.ptp(texture)).astype(np.uint8)
+    # Twice as wide as the frames, so that 3 px of it are 1.5 px of theirs.
+    moved = [np.roll(texture, 3 * number, axis=1) for number in range(4)]
+    frames = [cv2.resize(each, (120, 80), interpolation=cv2.INTER_AREA) for each in moved]
+    before, after = (
+        list(estimate_frames(Slow(), frames, CPU, InferenceOptions(refinement=times), both=True))
+        for times in (0, 20)
+    )
+
+    def error(estimates: list[tuple[Tensor, Tensor | None]], way: int) -> float:
+        flow = torch.cat([pair[way] for pair in estimates])[..., 10:-10, 10:-10]  # type: ignore[misc]
+        assert flow.shape[:2] == (3, 2)
+        truth = torch.tensor([1.5 if way == 0 else -1.5, 0.0]).view(1, 2, 1, 1)
+        return float((flow - truth).norm(dim=1).max(dim=0).values.mean())
+
+    for way in (0, 1):
+        assert error(before, way) == pytest.approx(0.5)
+        assert error(after, way) < 0.3
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"scale": 0.0}, "scale 0.0"), ({"scale": 5.0}, "scale"), ({"tile_pixels": 9}, "tile_")],
+    [
+        ({"scale": 0.0}, "scale 0.0"),
+        ({"scale": 5.0}, "scale"),
+        ({"tile_pixels": 9}, "tile_"),
+        ({"refinement": -1}, "refinement -1"),
+    ],
 )
 def test_what_no_network_can_be_shown_is_refused(options: dict[str, float], named: str) -> None:
     with pytest.raises(ValueError, match=named):
