@@ -11,10 +11,12 @@ import torch
 
 from benchmarks import report
 from benchmarks.inputs import read_chunks, real_sets
+from flowcore.inference import InferenceOptions
 from flowcore.objectives import validate_pair
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.pseudolabels import Merge, labels_of
+from flowcore.refinement import refined
 from flowcore.shapes import to_images
 from jobs import evaluate
 from jobs.recipes import RECIPES
@@ -31,16 +33,23 @@ STUDENT = SHIPPED_FOLDER / "laptop"
 VIDEOS = PROJECT_FOLDER / "docs" / "results" / "minutes" / "videos.tsv"
 _FOLDERS = ("clips", "clips_more")
 _UNSEEN_VIDEOS = 40
+REFINEMENT = 20
+"""Iterations of flow that is refined."""
 
 
 def errors_on_real_pairs(
-    data: Path, models: Mapping[str, str], together: Merge | None = None
+    data: Path, models: Mapping[str, str], *, together: Merge | None = None, refinement: int = 0
 ) -> dict[str, dict[str, ErrorSummary]]:
     """The errors of models, by name, on each group of the real pairs with truth; of all of them `together`,
-    too."""
+    too. refinement: see `InferenceOptions`."""
     errors = {}
     for data_set in real_sets(data):
-        stage = Evaluate(model=tuple(models.values()), truth=str(data_set), together=together)
+        stage = Evaluate(
+            model=tuple(models.values()),
+            truth=str(data_set),
+            together=together,
+            inference=InferenceOptions(refinement=refinement),
+        )
         results = evaluate.evaluate_models(models, stage)
         for group, total in next(iter(results.values())).groups.items():
             errors[f"{group}, {total.pairs} pairs"] = {
@@ -76,17 +85,21 @@ def videos_of_the_release(data: Path) -> list[Path]:
 
 @torch.no_grad()
 def without_truth(
-    data: Path, models: Mapping[str, str], labels: Mapping[str, Sequence[str]] = MappingProxyType({})
+    data: Path,
+    models: Mapping[str, str],
+    labels: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    sharper: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The mean photometric error of the pixels that DIS finds visible, the same for every model, on a pair of
     each of some videos that aren't in the list of those learnt from.
 
-    labels: of these models, by name, which are to label as teachers that take turns.
+    labels: of these models, by name, which are to label as teachers that take turns. sharper: of which of
+    them the flow is to be refined, by the name of the result.
     """
     learnt = {each["file"] for each in videos_learnt_from()}
     networks = {name: load_model(fetch_model(place))[0].eval() for name, place in models.items()}
     referee, check = REFEREE.build(), OcclusionCheck()
-    sums = {name: np.zeros(2) for name in (*models, *labels)}
+    sums = {name: np.zeros(2) for name in (*models, *labels, *sharper)}
     names: list[str] = []
     for folder in _FOLDERS:
         for uri, frames in read_chunks(str(data / folder), RECIPES["video"].clips, most=1):
@@ -102,6 +115,13 @@ def without_truth(
                 both = [torch.cat(flows[teacher]) for teacher in teachers]
                 label = labels_of(both, 1, images, check, "first")
                 flows[name_of_labels] = label.flow_fw, label.flow_bw
+            for name_of_flow, model in sharper.items():
+                there, back = flows[model]
+                first, second = [frames[0]], [frames[1]]
+                flows[name_of_flow] = (
+                    refined(there, first, second, REFINEMENT),
+                    refined(back, second, first, REFINEMENT),
+                )
             for model, flow in flows.items():
                 found = validate_pair(pair, *flow, check, hidden)
                 sums[model] += found["comparable"], found["shown"]

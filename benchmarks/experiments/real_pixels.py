@@ -29,6 +29,7 @@ from torch import Tensor
 
 from benchmarks import report
 from benchmarks.experiments.real_pairs import (
+    REFINEMENT,
     RESULTS,
     beside_dis,
     errors_on_real_pairs,
@@ -161,12 +162,19 @@ def judge(data: Path, out: Path, teacher: Path) -> dict[str, Any]:
     compared = {DIS: DIS, **teachers, LAPTOP: LAPTOP, **students}
     classical = {name: name for name in ("zero", "opencv:farneback", "opencv:dis_fast")}
     errors = errors_on_real_pairs(data, classical | compared)
-    of_labels = errors_on_real_pairs(data, teachers, "first")
+    of_labels = errors_on_real_pairs(data, teachers, together="first")
+    sharper = {name: f"{name}, refined" for name in (LAPTOP, VIDEO) if name in compared}
+    of_sharper = errors_on_real_pairs(
+        data, {sharper[name]: compared[name] for name in sharper}, refinement=REFINEMENT
+    )
     return {
         "errors": {
-            group: found | {LABELS: of_labels[group][evaluate.TOGETHER]} for group, found in errors.items()
+            group: found | {LABELS: of_labels[group][evaluate.TOGETHER]} | of_sharper[group]
+            for group, found in errors.items()
         },
-        "unseen": without_truth(data, compared, {LABELS: tuple(teachers)}),
+        "unseen": without_truth(
+            data, compared, {LABELS: tuple(teachers)}, {new: name for name, new in sharper.items()}
+        ),
         "trained": {
             name: json.loads((Path(place) / "facts.json").read_text()) for name, place in students.items()
         },
