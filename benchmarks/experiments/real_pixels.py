@@ -6,9 +6,10 @@
 
 `train` runs the recipe `laptop` on real clips, for each of three students from fresh weights. One learns from
 labels of OpenCV's DIS, one from these and from the frames, one from labels of a teacher that never met DIS:
-TEACHER, that of `video` which `benchmarks.experiments.minutes` trained. A fourth goes on from that teacher's
-weights by its recipe's second stage, with the mean of both as labels; the mean of what it began with and of
-what it became ships as distillflow:video. OUT gets the students; one that is there isn't trained again.
+TEACHER, that of `video` which `benchmarks.experiments.minutes` trained. A fourth goes on from
+distillflow:video, as it is in this checkout, by the second stage of the recipe `video`. Its labels are of DIS
+down to every pixel where that agrees there and back, and elsewhere of TEACHER; it ships as the next
+distillflow:video. OUT gets the students; one that is there isn't trained again.
 
 `judge` looks at the students' errors on real pairs with truth, which nothing was chosen by, beside zero flow,
 the classical methods, the teachers and distillflow:laptop, and compares them without truth on videos that the
@@ -72,7 +73,7 @@ STUDENTS = {
     "of DIS": Student((DIS,)),
     "of DIS and the frames": Student((DIS,), {"photometric_weight": 1.0, "distillation_weight": 2.0}),
     "of the teacher of video": Student((NEVER_MET_DIS,)),
-    VIDEO: Student((FINE, NEVER_MET_DIS), recipe="video", init=NEVER_MET_DIS, merge="first"),
+    VIDEO: Student((FINE, NEVER_MET_DIS), recipe="video", init="distillflow:video", merge="first"),
 }
 
 
@@ -127,14 +128,14 @@ def train(arguments: argparse.Namespace) -> None:
             distilling,
             labels=labels,
             run_root=str(work),
-            init=given.get(student.init, "fresh"),
+            init=student.init,
             where=WHERE,
             training=training,
             objective=replace(distilling.objective, **student.learns),
         )
         network, info = load_model(fetch_model(distill.distill(stage, student.recipe)))
         if student.init != "fresh":
-            start, _ = load_model(fetch_model(given[student.init]))
+            start, _ = load_model(fetch_model(student.init))
             network.load_state_dict(mean_of_weights(network, start))
         kept = ("stage", "recipe", "label_set", "where", "generation")
         save_model(place, network, {key: info.provenance[key] for key in kept})
