@@ -38,7 +38,7 @@ def pairs_at_once(height: int, width: int, device: torch.device) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceOptions:
-    """What the network is shown, and what is made of its answer."""
+    """How the network is run, and how its flow is refined."""
 
     scale: float = 1.0
     """Resize frames by this factor before the network sees them, and the flow back. Lower it for speed and
@@ -50,9 +50,9 @@ class InferenceOptions:
     """How often RAFT refines the flow; `none` means as often as in its training. Two to three times as often
     takes as much longer and may be more accurate."""
     refinement: int = 0
-    """Iterations by which OpenCV's variational refinement brings the flow closer to what both frames show, on
-    a CPU; 0 leaves it as the network gives it. Raise it to 20 for flow that is exact to a fraction of a
-    pixel."""
+    """Iterations of OpenCV's variational refinement of the network's flow, on a CPU; 0 for none. Take 20 for
+    finer detail where both frames show the same. It doesn't change what the network expects to be off, and
+    takes 130 MiB a megapixel, whatever the tiles."""
 
     def __post_init__(self) -> None:
         if self.iterations is not None and self.iterations < 1:
@@ -91,23 +91,30 @@ def estimate_frames(
     network: as `options.ready` gives it, on this device. On a GPU the flow may still be computed when it is
     given.
     """
-    for forward, *backward in _estimates(partial(_flows, both=both), network, frames, device, options):
+    found = partial(_flows, both=both)
+    for forward, *backward in _estimates(found, network, frames, device, options, both=both):
         yield forward, backward[0] if backward else None
 
 
 @torch.no_grad()
 def estimate_scaled(
-    network: FlowNetwork, frames: Sequence[Frame], device: torch.device, options: InferenceOptions
-) -> Iterator[tuple[Flow, Flow, Float[Tensor, "batch 1 height width"]]]:
-    """As `estimate_frames` in both directions, and by how many pixels the network expects the forward flow to
-    be off. ValueError of a network that doesn't predict it."""
-    for forward, backward, scale in _estimates(_flows_and_scale, network, frames, device, options):
-        yield forward, backward, scale[:, :1]
+    network: FlowNetwork,
+    frames: Sequence[Frame],
+    device: torch.device,
+    options: InferenceOptions,
+    *,
+    both: bool,
+) -> Iterator[tuple[Flow, Flow | None, Float[Tensor, "batch 1 height width"]]]:
+    """As `estimate_frames`, and by how many pixels the network expects the forward flow to be off; that takes
+    as long as the flow back. ValueError of a network that doesn't predict it."""
+    found = _flows_and_scale
+    for forward, backward, scale in _estimates(found, network, frames, device, options, both=both):
+        yield forward, backward if both else None, scale[:, :1]
 
 
 _Found = Callable[[FlowNetwork, Float[Tensor, "frames 3 height width"]], Sequence[Tensor]]
-"""What is asked of a network for frames: values of two channels in pixels, as flow has them. The flow there
-comes first, then, if it is asked for, the flow back."""
+"""What is asked of a network for frames: values of two channels in pixels, as flow has them, first the
+flow there, then the flow back."""
 
 
 def _estimates(
@@ -116,7 +123,10 @@ def _estimates(
     frames: Sequence[Frame],
     device: torch.device,
     options: InferenceOptions,
+    *,
+    both: bool,
 ) -> Iterator[list[Tensor]]:
+    """both: whether the flow back is wanted, which some networks give in any case."""
     height, width = frames[0].shape[:2]
     shown = max(1, round(height * options.scale)), max(1, round(width * options.scale))
     tiles = tiles_of(*shown, options.tile_pixels or _TILE_PIXELS[device.type], network.multiple)
@@ -125,13 +135,13 @@ def _estimates(
     for first in range(0, len(frames) - 1, step):
         images = resize_image(to_images(np.stack(frames[first : first + step + 1]), device), *shown)
         flows = in_tiles(partial(found, network), images, tiles)
-        found_here = [_resized(flow, height, width) for flow in flows]
+        values = [_resized(flow, height, width) for flow in flows]
         if options.refinement:
-            ways = [(frames[first:], frames[first + 1 :]), (frames[first + 1 :], frames[first:])]
-            for way, (begin, end) in zip(range(len(found_here)), ways, strict=False):
-                pairs = len(found_here[way])
-                found_here[way] = refined(found_here[way], begin[:pairs], end[:pairs], options.refinement)
-        yield found_here
+            begin, end = frames[first : first + step], frames[first + 1 : first + step + 1]
+            values[0] = refined(values[0], begin, end, options.refinement)
+            if both:
+                values[1] = refined(values[1], end, begin, options.refinement)
+        yield values
 
 
 def tiles_of(height: int, width: int, most_pixels: int, multiple: int) -> list[Window]:

@@ -18,14 +18,15 @@ from torch.nn import functional
 
 from flowcore.geometry import backward_warp, squared_length, upsample_flow, upsample_values
 from flowcore.networks import FlowNetwork
+from flowcore.occlusion import OcclusionCheck
 from flowcore.photometric import census_border, census_distance
 from flowcore.shapes import Flow, Mask
 from flowcore.three_frames import continue_motion
 from flowcore.uncertainty import scales_of
 
 Merge = Literal["mean", "first"]
-"""What several teachers' label is: their mean, or the flow of the first of them whose flow there and back
-agrees."""
+"""What several teachers' label is: the mean of their flows, or each vector of the first one whose flow agrees
+there and back, in the teachers' order, and of the last one where none does."""
 
 _HIDDEN = 0.25
 """Share of a cell of the flow's grid that is occluded where its motion is continued. The outer pixels of what
@@ -121,10 +122,9 @@ def pseudo_labels(
     """What the teachers say of the pairs of consecutive frames.
 
     check: tells the occlusion by the flows there and back, at full resolution. at_once: how many pairs are
-    worked on together, None for all. merge: what several teachers say together; with `first` their order
-    counts, and a vector is the last one's where nobody's flow agrees by the check. three_frames: continues
-    the motion of what one neighbour of a frame hides and the other shows, as `flowcore.three_frames` does.
-    Teachers of different strides meet at full resolution.
+    worked on together, None for all. merge: see `merged`. three_frames: continues the motion of what one
+    neighbour of a frame hides and the other shows, as `flowcore.three_frames` does. Teachers of different
+    strides meet at full resolution.
     """
     height, width = frames.shape[-2:]
     pairs = len(frames) - 1
@@ -202,6 +202,70 @@ class _Answer:
         return _Answer(**values)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """The flows of several teachers as one, on their grid; the forward ones of all pairs come first."""
+
+    flow: Float[Tensor, "directions 2 rows columns"]
+    spread: Float[Tensor, "directions 1 rows columns"] | None = None
+    """Root mean square distance of the flows to their mean, in pixels; None where that isn't the flow."""
+    uncertainty: Float[Tensor, "directions 1 rows columns"] | None = None
+    """Of the flow; None unless it is known of all."""
+
+
+def merged(
+    flows: Sequence[Float[Tensor, "directions 2 rows columns"]],
+    stride: int,
+    height: int,
+    width: int,
+    check: Callable[[Flow, Flow], Mask],
+    merge: Merge,
+    scales: Sequence[Float[Tensor, "directions 1 rows columns"]] = (),
+) -> Merged:
+    """What the teachers' flows say together; see `Merge`.
+
+    flows: a tensor a teacher, on a grid of this stride. scales: of their errors; of some of them they tell
+    nothing of the whole. With `first` the flows must agree there and back even where a range map tells what
+    is occluded: that looks at one direction alone.
+    """
+    scales = scales if len(scales) == len(flows) else ()
+    if merge == "mean":
+        mean = torch.stack([*flows]).mean(dim=0)
+        squares = [_length(flow - mean).square() for flow in flows]
+        return Merged(
+            flow=mean,
+            spread=torch.stack(squares).mean(dim=0).sqrt() if len(flows) > 1 else None,
+            uncertainty=torch.stack([*scales]).mean(dim=0) if scales else None,
+        )
+    if isinstance(check, OcclusionCheck):
+        check = replace(check, kind="forward-backward")
+    flow, uncertainty = flows[-1], scales[-1] if scales else None
+    for number in reversed(range(len(flows) - 1)):
+        agrees = _hidden_share(_occlusion(flows[number], stride, height, width, check), stride) <= 0.5
+        flow = torch.where(agrees, flows[number], flow)
+        if uncertainty is not None:
+            uncertainty = torch.where(agrees, scales[number], uncertainty)
+    return Merged(flow=flow, uncertainty=uncertainty)
+
+
+def _occlusion(
+    flow: Float[Tensor, "directions 2 rows columns"],
+    stride: int,
+    height: int,
+    width: int,
+    check: Callable[[Flow, Flow], Mask],
+) -> Bool[Tensor, "directions 1 height width"]:
+    full = upsample_flow(flow, stride, height, width)
+    return check(full, full.roll(len(full) // 2, dims=0))
+
+
+def _hidden_share(
+    occluded: Bool[Tensor, "directions 1 height width"], stride: int
+) -> Float[Tensor, "directions 1 rows columns"]:
+    """Of each cell of the flow's grid."""
+    return functional.avg_pool2d(occluded.float(), stride, ceil_mode=True)
+
+
 def _answer(
     flows: Sequence[Float[Tensor, "directions 2 rows columns"]],
     stride: int,
@@ -211,35 +275,10 @@ def _answer(
     scales: Sequence[Float[Tensor, "directions 1 rows columns"]] = (),
     merge: Merge = "mean",
 ) -> _Answer:
-    """scales: of the flows' errors; of some of them they tell nothing of the label."""
-
-    def occlusion_of(flow: Tensor) -> tuple[Mask, Tensor]:
-        full = upsample_flow(flow, stride, height, width)
-        occluded = check(full, full.roll(len(full) // 2, dims=0))
-        return occluded, functional.avg_pool2d(occluded.float(), stride, ceil_mode=True)
-
-    scales = scales if len(scales) == len(flows) else ()
-    spread = None
-    if merge == "first":
-        there, uncertainty = flows[-1], scales[-1] if scales else None
-        for number in reversed(range(len(flows) - 1)):
-            agrees = occlusion_of(flows[number])[1] <= 0.5
-            there = torch.where(agrees, flows[number], there)
-            if uncertainty is not None:
-                uncertainty = torch.where(agrees, scales[number], uncertainty)
-    else:
-        there = torch.stack([*flows]).mean(dim=0)
-        uncertainty = torch.stack([*scales]).mean(dim=0) if scales else None
-        if len(flows) > 1:
-            spread = torch.stack([_length(flow - there).square() for flow in flows]).mean(dim=0).sqrt()
-    occluded, hidden = occlusion_of(there)
-    parts = {
-        "flow": there,
-        "occluded": occluded,
-        "hidden": hidden,
-        "spread": spread,
-        "uncertainty": uncertainty,
-    }
+    """scales: as in `merged`."""
+    label = merged(flows, stride, height, width, check, merge, scales)
+    occluded = _occlusion(label.flow, stride, height, width, check)
+    parts = {"occluded": occluded, "hidden": _hidden_share(occluded, stride), **vars(label)}
     return _Answer(**{name: part.unflatten(0, (2, -1)) for name, part in parts.items() if part is not None})
 
 

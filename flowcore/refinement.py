@@ -13,7 +13,9 @@ def refined(flow: Flow, first: Sequence[Frame], second: Sequence[Frame], iterati
     """The flow after so many fixed-point iterations of OpenCV's variational refinement, on a CPU.
 
     It moves each vector to where brightness and its gradients agree and neighbours move alike; what is hidden
-    follows its neighbours. first and second: the frames of each pair, as many as flows, of the flow's size.
+    follows its neighbours. A flow that isn't finite stays as it is. first and second: the frames of each
+    pair, as many as flows, of the flow's size.
+
     Source: Brox et al. (ECCV 2004), "High Accuracy Optical Flow Estimation Based on a Theory for Warping",
     with OpenCV's parameters; FlowNet (Dosovitskiy et al., ICCV 2015) was refined by it as well.
     """
@@ -22,7 +24,12 @@ def refined(flow: Flow, first: Sequence[Frame], second: Sequence[Frame], iterati
     before = flow.float().cpu().numpy()
     after = []
     for vectors, image1, image2 in zip(before, first, second, strict=True):
-        grey1, grey2 = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (image1, image2))
+        if not np.isfinite(vectors).all():
+            # What isn't finite would spread.
+            after.append(vectors)
+            continue
+        grey1 = cv2.cvtColor(image1, cv2.COLOR_RGB2GRAY)
+        grey2 = cv2.cvtColor(image2, cv2.COLOR_RGB2GRAY)
         # It is changed in place.
         begin = np.ascontiguousarray(vectors.transpose(1, 2, 0))
         after.append(method.calc(grey1, grey2, begin).transpose(2, 0, 1))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from jobs.command import run
 from flowcore.datasets import find_samples
+from flowcore.inference import InferenceOptions
 from flowcore.samples import samples_digest
 from jobs.stages import Evaluate, data_set_at
 from pipelines.cluster import connect
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 TOGETHER = "together"
-"""The name of all models as one among the results."""
+"""The key of all models together in the results."""
 
 
 def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, EvaluationResult]":
@@ -41,6 +42,7 @@ def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, Ev
     connect()
     # Slow imports come after the checks above, so that a wrong option fails at once.
     from pipelines.lineage import lineage
+    from pipelines.parameters import differing
 
     recorded = {
         "truth": str(data_set),
@@ -48,11 +50,13 @@ def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, Ev
         "check": stage.check,
         "inference": stage.inference,
     }
+    changed = differing(stage.inference, InferenceOptions(), set())
     with ExitStack() as stack:
         runs = {}
         for name, place in places.items():
             made_from = {"truth": str(data_set), "model": place}
-            one = lineage("evaluate", data_set.name, {**recorded, "model": place}, made_from, subject=name)
+            subject = f"{name} {changed}".rstrip()
+            one = lineage("evaluate", data_set.name, {**recorded, "model": place}, made_from, subject=subject)
             runs[name] = stack.enter_context(one)
         judged = dict(estimators)
         if stage.together:

@@ -3,9 +3,10 @@
     python jobs/pseudolabel.py demo --videos my_videos --labels my_labels
         --teacher models:/flow-teacher@champion
 
---teacher takes several models: their mean is the label, and where they disagree it isn't trusted. A student
-may be the teacher of the next round. So may the network of another library, torchvision:raft_small or
-ptlflow:<name>, or a classical method that needs no training, opencv:dis_fine.
+--teacher takes several models: their mean is the label, and where they disagree it isn't trusted; or, with
+--labelling.merge first, a label is of the first one whose flow agrees there and back. A student may be the
+teacher of the next round. So may the network of another library, torchvision:raft_small or ptlflow:<name>, or
+a classical method that needs no training, opencv:dis_fine.
 
 If the job is killed, the same command again finishes the set: each pair is there once, and finished work is
 not repeated. To see progress, now or later, without Ray and without labelling anything:

@@ -37,7 +37,7 @@ class Serve:
     port: int = 5001
     """Port to listen on; 0 takes any free one. Change it where another program has it."""
     inference: InferenceOptions = field(default_factory=InferenceOptions)
-    """What the network is shown, and what is made of its answer."""
+    """How the network is run, and how its flow is refined."""
 
     common: ClassVar[tuple[str, ...]] = ("model", "host", "port", "inference.scale")
 

@@ -149,7 +149,7 @@ class Pseudolabel:
     teacher: tuple[str, ...]
     """One or several models: checkpoint folders, runs:/<run id>/model, models:/<name>@<alias>,
     distillflow:<name>, opencv:<name>, torchvision:<name> or ptlflow:<name>. Take several to learn only
-    where they agree, or, with --labelling.merge first, from each where its own flow agrees there and back."""
+    where they agree, or see --labelling.merge."""
     labels: str
     """Folder or URI to write the labels to. All nodes of a cluster must share it."""
     clips: ClipOptions
@@ -192,8 +192,8 @@ class LabelledStage(TrainingStage):
     Give it to leave out bad labels. Write numbers, texts in single quotes, < <= > >= == !=, and, or, not,
     parentheses; SQL takes the same text."""
     max_spread: float = DEFAULT_MAX_SPREAD
-    """Ignore pixels of a label on which several teachers differ by this many pixels or more. Lower it to
-    learn only where they agree closely."""
+    """Ignore pixels of a label on which the teachers whose mean it is differ by this many pixels or more.
+    Lower it to learn only where they agree closely."""
     uncertainty_tolerance: float | None = None
     """Weigh a pixel of a label by exp(-b / this), where b is by how many pixels the teacher expects to be
     off; `none` weighs all alike. Set it, for example to 1 px, if the labels' teacher has
@@ -317,18 +317,24 @@ class Evaluate:
     under the name Fl."""
     together: Merge | None = None
     """Also judge all of --model together, as several teachers label: `mean` is their mean flow, and how well
-    their spread tells its error; `first` has each pixel of the first one, in the order of --model, whose flow
-    there and back agrees. Needs at least two."""
+    their spread tells its error; with `first` each vector is that of the first one, in the order of --model,
+    whose flow agrees there and back. Needs at least two."""
     json: str | None = None
     """File to write the numbers to, a path or a URI: those of the model, or of several models by name. Give
     it to compare by script."""
     check: OcclusionCheck = field(default_factory=OcclusionCheck)
     """Tells occluded pixels from the flow in both directions."""
     inference: InferenceOptions = field(default_factory=InferenceOptions)
-    """What the networks are shown, and what is made of their answer."""
+    """How the networks are run, and how their flow is refined."""
 
     common: ClassVar[tuple[str, ...]] = (
-        *("model", "truth", "together", "json", "check.kind", "inference.scale", "inference.refinement"),
+        "model",
+        "truth",
+        "together",
+        "json",
+        "check.kind",
+        "inference.scale",
+        "inference.refinement",
     )
 
     def __post_init__(self) -> None:

@@ -33,7 +33,7 @@ class Submit:
     output: str
     """Folder to write the submission to. It must be empty, or what this command left there."""
     inference: InferenceOptions = field(default_factory=InferenceOptions)
-    """What the network is shown, and what is made of its answer."""
+    """How the network is run, and how its flow is refined."""
 
     common: ClassVar[tuple[str, ...]] = ("inference.scale",)
     goes_on: ClassVar[bool] = True

@@ -83,7 +83,7 @@ class Appraisal:
             found.append(
                 f"half of the pairs have {occluded:.0%} or more of their pixels occluded, which teach a "
                 f"student little: {look}, and label into a new folder by another teacher, such as "
-                "opencv:dis_medium, or frames that are closer, by a smaller --clips.stride"
+                "opencv:dis_fine, or frames that are closer, by a smaller --clips.stride"
             )
         motion = self.medians["flow_p99"].value
         if motion < _LEAST_MOTION:

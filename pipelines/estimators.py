@@ -14,8 +14,8 @@ from flowcore.drawing import Prediction
 from flowcore.inference import InferenceOptions, estimate_frames, estimate_scaled
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import OcclusionCheck
-from flowcore.pseudolabels import Merge, labels_of
-from flowcore.shapes import FlowArray, Frame, to_images
+from flowcore.pseudolabels import Merge, merged
+from flowcore.shapes import FlowArray, Frame
 from pipelines.checkpoints import load_model
 from pipelines.models import absolute_model, fetch_model
 
@@ -111,9 +111,10 @@ class Together:
 
     def estimated(self, image1: Frame, image2: Frame) -> Estimated:
         flows = [torch.from_numpy(np.stack(each(image1, image2))) for each in self._estimators]
-        labels = labels_of(flows, 1, to_images(np.stack([image1, image2])), self._check, self._merge)
-        flow_fw, flow_bw = labels.flow_fw[0].numpy(), labels.flow_bw[0].numpy()
-        spread = {} if labels.spread_fw is None else {"spread": labels.spread_fw[0, 0].numpy()}
+        height, width = image1.shape[:2]
+        label = merged(flows, 1, height, width, self._check, self._merge)
+        flow_fw, flow_bw = label.flow.numpy()
+        spread = {} if label.spread is None else {"spread": label.spread[0, 0].numpy()}
         return Estimated(flow_fw=flow_fw, flow_bw=flow_bw, uncertainty=spread)
 
     def to(self, device: torch.device) -> None:
@@ -144,8 +145,9 @@ class NetworkEstimator:
             flow_fw, flow_bw = self(image1, image2)
             return Estimated(flow_fw=flow_fw, flow_bw=flow_bw)
         ((there, back, scale),) = estimate_scaled(
-            self._network, [image1, image2], self._device, self._options
+            self._network, [image1, image2], self._device, self._options, both=True
         )
+        assert back is not None
         return Estimated(
             flow_fw=there[0].cpu().numpy(),
             flow_bw=back[0].cpu().numpy(),

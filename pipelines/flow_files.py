@@ -56,7 +56,7 @@ class PredictionOptions:
     check: OcclusionCheck = field(default_factory=OcclusionCheck)
     """Tells, for --occlusion, the pixels that the next frame doesn't show."""
     inference: InferenceOptions = field(default_factory=InferenceOptions)
-    """What the network is shown, and what is made of its answer."""
+    """How the network is run, and how its flow is refined."""
 
     def __post_init__(self) -> None:
         if self.format == "parquet" and self.is_drawn:

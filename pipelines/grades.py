@@ -63,9 +63,9 @@ class GalleryOptions:
     it."""
     order_by: str = "forward_backward"
     """Quality column that ranks the pairs; large values are bad. One of occluded, forward_backward,
-    photometric, flow_p50, flow_p99, flow_max and, if the labels have several teachers, spread, of teachers
-    that predict it uncertainty, of three frames continued and misfit. Take the column that you mean to filter
-    by."""
+    photometric, flow_p50, flow_p99, flow_max and, if the labels are the mean of several teachers, spread,
+    of teachers that predict it uncertainty, of three frames continued and misfit. Take the column that you
+    mean to filter by."""
     seed: int = 0
     """Chooses the random pairs. The same seed chooses the same pairs in every set that has them. Change it to
     see others."""

@@ -121,8 +121,7 @@ class VideoFlow:
         """The flow of pairs, the flow back, and the scale."""
         asked = self._network, frames, self._device, self._options
         if self._scaled:
-            for flow_fw, flow_bw, scale in estimate_scaled(*asked):
-                yield flow_fw, flow_bw if self._both else None, scale
+            yield from estimate_scaled(*asked, both=self._both)
         else:
             for flow_fw, back in estimate_frames(*asked, both=self._both):
                 yield flow_fw, back, None

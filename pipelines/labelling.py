@@ -56,9 +56,9 @@ class LabellingOptions:
     collections with many broken files. A video that the storage can't deliver fails the run in any case,
     after the others are done."""
     merge: Merge = "mean"
-    """What several teachers say together. `mean` is trusted where they agree. `first` takes each pixel from
-    the first teacher, in the order of --teacher, whose flow there and back agrees, else from the last. Take
-    it where one is exact and another knows what the first can't see."""
+    """How the flows of several teachers become one label. `mean`: their mean, trusted where they agree.
+    `first`: each vector is that of the first one, in the order of --teacher, whose flow agrees there and
+    back, and of the last one where none does. Take it where the first one is more exact than the others."""
     three_frames: bool = False
     """Where the second frame of a pair hides a pixel and the frame before the pair shows it, continue its
     motion. The student learns that, too. Don't use it where motion changes between frames."""
@@ -243,7 +243,7 @@ def write_labels(
     graph = graph or _on_ray(options)
     codec = options.codec_for(collection.place)
     run = {} if run_id is None else {"run_id": run_id}
-    is_merged = len(teachers.uris) > 1 and options.merge != "mean"
+    is_first = len(teachers.uris) > 1 and options.merge == "first"
     description = SetDescription(
         kind="labels",
         made_of={
@@ -251,12 +251,12 @@ def write_labels(
             "teacher": teachers.identity,
             "check": dataclasses.asdict(check),
             "arithmetic": dict(graph.arithmetic),
-            **({"merge": options.merge} if is_merged else {}),
+            **({"merge": options.merge} if is_first else {}),
             **({"three_frames": True} if options.three_frames else {}),
         },
         provenance={"videos": collection.place, **run, **teachers.provenance},
         num_teachers=len(teachers.uris),
-        has_spread=len(teachers.uris) > 1 and not is_merged,
+        has_spread=len(teachers.uris) > 1 and not is_first,
         is_of_three_frames=options.three_frames,
         has_uncertainty=teachers.predict_scales,
     )

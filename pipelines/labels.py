@@ -95,7 +95,7 @@ LABEL_SCHEMA = pa.schema(
 """What a teacher adds to a pair: the fields of `flowcore.pseudolabels.PseudoLabels` by their names, and
 `teacher`, its digest."""
 SPREAD_SCHEMA = pa.schema([*_lists(_INTEGERS, "spread_fw", "spread_bw"), ("spread", pa.float32())])
-"""What several teachers add: how far they disagree, stored as the flow is."""
+"""What several teachers add whose mean the flow is: how far they disagree, stored as the flow is."""
 UNCERTAINTY_SCHEMA = pa.schema(
     [*_lists(_BYTES, "uncertainty_fw", "uncertainty_bw"), ("uncertainty", pa.float32())]
 )
@@ -139,8 +139,8 @@ MEANINGS = {
     "spread_fw": "Root mean square distance of several teachers' flows to their mean, stored as `flow_fw` is "
     "but with one channel.",
     "spread_bw": "The same of the flows from the second frame to the first.",
-    "uncertainty_fw": "How far each vector of `flow_fw` is expected to be off, by the teacher or in the mean "
-    f"of several: {RULE}.",
+    "uncertainty_fw": "How far each vector of `flow_fw` is expected to be off, by the teacher whose flow "
+    f"it is; of a mean of several, in their mean: {RULE}.",
     "uncertainty_bw": "The same of `flow_bw`.",
     "continued_fw": "A value for each vector of `flow_fw`, True where it continues the motion from the frame "
     "before the pair, as the second frame hides what moves.",

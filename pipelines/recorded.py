@@ -1,5 +1,6 @@
 """What is recorded of an earlier run?"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import mlflow.artifacts
 from mlflow.exceptions import MlflowException
 
 from flowcore.extras import PACKAGE
+from flowcore.inference import InferenceOptions
 from pipelines.disclosure import without_secrets
 from pipelines.installation import PROJECT_FOLDER
+from pipelines.parameters import flattened
 from pipelines.registry import LOGGED_MODEL_URI
 from pipelines.revision import DIFF_FILE, PACKAGES_FILE, code_files, revision_of
 from pipelines.run_inputs import inputs_of, run_tag
@@ -122,10 +125,17 @@ def model_record(run_id: str, project_folder: Path = PROJECT_FOLDER) -> ModelRec
             name: value
             # The latest comes first, and counts.
             for run in reversed(judged)
+            if _is_as_it_is(run.data.params)
             for name, value in sorted(run.data.metrics.items())
             if {"epe", "fl"} & {*name.split("/")} and name != "final/epe"
         },
     )
+
+
+def _is_as_it_is(parameters: Mapping[str, str]) -> bool:
+    """Whether an evaluation ran the network as it is: otherwise its errors aren't the network's."""
+    usual = flattened(InferenceOptions(), "inference")
+    return all(parameters.get(name, value) == value for name, value in usual.items())
 
 
 def comparison(before: Recorded, after: Recorded) -> str:

@@ -137,7 +137,7 @@ def train(arguments: argparse.Namespace) -> None:
         if student.init != "fresh":
             start, _ = load_model(fetch_model(student.init))
             network.load_state_dict(mean_of_weights(network, start))
-        kept = ("stage", "recipe", "label_set", "where", "generation")
+        kept = ("stage", "recipe", "init", "label_set", "where", "generation")
         save_model(place, network, {key: info.provenance[key] for key in kept})
         facts = {
             "steps": training.steps,

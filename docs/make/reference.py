@@ -115,7 +115,7 @@ def columns_page() -> str:
     for heading, schema in (
         ("Every pair", PAIR_SCHEMA),
         ("Labels", LABEL_SCHEMA),
-        ("Labels of several teachers", SPREAD_SCHEMA),
+        ("Labels that are a mean of several teachers", SPREAD_SCHEMA),
         ("Labels of teachers that predict their error", UNCERTAINTY_SCHEMA),
         ("Labels from three frames", CONTINUED_SCHEMA),
         ("Truth", TRUTH_SCHEMA),

@@ -222,7 +222,7 @@ def _grey(image: Float[Tensor, "3 height width"]) -> np.ndarray:
 
 
 def _dis(preset: int, first: np.ndarray, second: np.ndarray, finest: int | None = None) -> np.ndarray:
-    """finest: halvings of the frames at which it ends; None as the preset has it."""
+    """finest: halvings of the frames at the finest scale; None: the preset's."""
     # Created for each pair, because it can't be sent to another process.
     method = cv2.DISOpticalFlow.create(preset)
     if finest is not None:

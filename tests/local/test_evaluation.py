@@ -12,8 +12,10 @@ from numpy import ndarray
 
 from flowcore.datasets import DataSet, find_samples
 from flowcore.formats import write_flow, write_image
+from flowcore.inference import InferenceOptions
 from flowcore.metrics import FlowErrors, OcclusionCounts, Sparsification
 from flowcore.networks import PWCNetConfig
+from flowcore.refinement import refined
 from flowcore.samples import Sample, Truth, Unmasked, load
 from flowcore.scenes import SceneOptions, render_scene, write_truth
 from flowcore.slices import SliceErrors
@@ -196,6 +198,22 @@ def test_how_well_an_uncertainty_tells_the_error_is_a_metric_of_each_group() -> 
         "| zero      |              - |                     - |           - |",
         "| a student |              - |                  0.30 |           - |",
     ]
+
+
+def test_an_evaluation_refuses_iterations_of_a_network_that_has_none() -> None:
+    with pytest.raises(ValueError, match="iterations"):
+        load_estimator("distillflow:laptop", InferenceOptions(iterations=3))
+
+
+def test_an_evaluation_refines_flow_as_prediction_does(scenes: Path) -> None:
+    truth = load(find_samples("scenes", scenes)[0])
+    plain, sharper = (
+        load_estimator("opencv:dis_fast", InferenceOptions(refinement=times))(truth.image1, truth.image2)
+        for times in (0, 5)
+    )
+    for way, frames in enumerate(((truth.image1, truth.image2), (truth.image2, truth.image1))):
+        expected = refined(torch.from_numpy(plain[way])[None], *([each] for each in frames), 5)
+        np.testing.assert_allclose(sharper[way], expected[0], atol=1e-4)
 
 
 def test_samples_are_ranked_by_their_error(results: dict[str, EvaluationResult]) -> None:

@@ -22,6 +22,7 @@ from ray.data.block import BlockStats
 from flowcore.frame_codec import FrameCodec
 from flowcore.networks import FlowNetwork
 from flowcore.occlusion import OcclusionCheck
+from flowcore.pseudolabels import Merge
 from flowcore.shapes import Flow, Mask, to_images
 from flowcore.video import ClipOptions
 from pipelines.checkpoints import model_digest
@@ -299,6 +300,31 @@ def test_other_options_never_mix_into_a_set(
     with pytest.raises(ValueError, match=message):
         label(collection, teacher[0], labels.location, **change)
     assert contents(labels.location) == before
+
+
+def test_labels_of_the_first_teacher_that_agrees_have_no_spread_and_never_mix_with_a_mean(
+    tmp_path: Path, collection: Path
+) -> None:
+    location = str(tmp_path / "labels")
+
+    def label_by_both(merge: Merge) -> PairSet:
+        options = replace(OPTIONS, merge=merge)
+        teachers = Teachers.fetched(["opencv:dis_fast", "opencv:farneback"])
+        videos = Collection.find(str(collection))
+        write_labels(videos, teachers, location, CLIPS, OcclusionCheck(), options, graph=BareGraph())
+        return PairSet.open(location)
+
+    labels = label_by_both("first")
+    row = labels.read(labels.index().to_pylist()[0])
+    assert not [name for name in row if name.startswith("spread")]
+    assert labels.description.made_of["merge"] == "first"
+    with pytest.raises(ValueError, match="merge is first there and None here"):
+        label_by_both("mean")
+
+
+def test_a_merge_of_another_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="merge 'median' must be one of mean, first"):
+        LabellingOptions(merge="median")  # type: ignore[arg-type]
 
 
 def test_another_teacher_never_mixes_into_a_set(tmp_path: Path, labels: PairSet, collection: Path) -> None:

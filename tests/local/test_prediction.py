@@ -622,7 +622,8 @@ def test_how_far_a_network_expects_to_be_off_is_a_code_for_each_pixel(frames: Fr
     assert written(tmp_path / "flow") == ["a.flo", "a_uncertainty.png"]
     codes = cv2.imread(str(tmp_path / "flow" / "a_uncertainty.png"), cv2.IMREAD_UNCHANGED)
     network = load_model(tmp_path / "model")[0]
-    ((_, _, scale),) = estimate_scaled(network, list(frames[:2]), torch.device("cpu"), InferenceOptions())
+    plain, cpu = InferenceOptions(), torch.device("cpu")
+    ((_, _, scale),) = estimate_scaled(network, list(frames[:2]), cpu, plain, both=False)
     np.testing.assert_array_equal(codes, scale_codes(scale[0, 0]))
 
 
@@ -634,7 +635,8 @@ def test_a_table_has_how_far_a_network_expects_to_be_off_in_pixels(frames: Frame
     predict(str(tmp_path / "model"), str(images), str(tmp_path / "flow"), options)
     (row,) = pq.read_table(tmp_path / "flow" / "flow.parquet").to_pylist()
     network = load_model(tmp_path / "model")[0]
-    ((_, _, scale),) = estimate_scaled(network, list(frames[:2]), torch.device("cpu"), InferenceOptions())
+    plain, cpu = InferenceOptions(), torch.device("cpu")
+    ((_, _, scale),) = estimate_scaled(network, list(frames[:2]), cpu, plain, both=False)
     np.testing.assert_allclose(row["uncertainty_fw"], scale[0, 0].flatten(), rtol=1e-5)
 
 

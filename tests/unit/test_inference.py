@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flowcore.inference import InferenceOptions, estimate_frames, in_tiles, tiles_of
 from flowcore.networks import FlowNetwork, PWCNetConfig, external_network
+from flowcore.refinement import refined
 from flowcore.scenes import SceneOptions, render_scene
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -155,6 +156,22 @@ def test_a_refined_flow_is_nearer_to_a_motion_by_a_fraction_of_a_pixel() -> None
     for way in (0, 1):
         assert error(before, way) == pytest.approx(0.5)
         assert error(after, way) < 0.3
+
+
+@pytest.mark.parametrize("options", [{}, {"tile_pixels": 20_000}, {"scale": 0.5}])
+def test_tiles_and_scales_are_refined_as_a_whole_frame_of_their_flow(
+    frames: list[np.ndarray], options: dict[str, float]
+) -> None:
+    plain, after = flow_of(frames, **options), flow_of(frames, **options, refinement=3)
+    torch.testing.assert_close(after, refined(plain, frames[:-1], frames[1:], 3))
+
+
+def test_flow_that_is_not_finite_is_not_refined(frames: list[np.ndarray]) -> None:
+    flow = torch.zeros(2, 2, 200, 330)
+    flow[0, 0, 50, 50] = torch.nan
+    after = refined(flow, frames[:2], frames[1:3], 3)
+    torch.testing.assert_close(after[0], flow[0], equal_nan=True)
+    assert not torch.equal(after[1], flow[1])
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,15 @@ def test_teachers_of_different_strides_meet_at_full_resolution() -> None:
     assert (labels.spread_fw == 0.5).all()
 
 
+class OnlyThere(Shift):
+    """Finds no motion back."""
+
+    def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[Tensor]:
+        (flow,) = super().decode(features1, features2)
+        flow[len(flow) // 2 :] = 0
+        return [flow]
+
+
 class HalfSure(Shift):
     """Comes back to where it started from in the upper half of the frame alone."""
 
@@ -171,6 +180,24 @@ def test_the_order_of_teachers_counts_where_the_first_one_labels() -> None:
     # 3 of the grid's 20 columns leave the frame, where the other one is asked.
     assert (sure.flow_fw[0, 0, :, :17] == 12).all()
     assert (sure.flow_fw[0, 0, :, 17:] == 8).all()
+
+
+def test_the_first_teacher_has_to_agree_there_and_back_whatever_tells_occlusion() -> None:
+    check = OcclusionCheck(kind="range-map")
+    labels = pseudo_labels([OnlyThere(9.0), Shift(12.0)], noise(2), check, merge="first")
+    assert (labels.flow_fw[:, 0] == 12).all()
+
+
+def test_a_motion_is_continued_of_what_the_first_teacher_that_agrees_labels() -> None:
+    teachers = [Shift(8.0), Shift(8.5)]
+    labels, of_one = (
+        pseudo_labels(each, noise(4), CHECK, merge="first", three_frames=True)
+        for each in (teachers, teachers[:1])
+    )
+    assert labels.continued_fw is not None
+    assert of_one.continued_fw is not None
+    # The last columns, from where the first teacher leads out of the frame, are the second one's.
+    assert torch.equal(labels.flow_fw[1:, :, :, :17], of_one.flow_fw[1:, :, :, :17])
 
 
 def test_labels_of_three_frames_tell_where_motion_is_continued() -> None:

@@ -281,6 +281,13 @@ def test_the_scale_of_several_teachers_is_their_mean() -> None:
     assert labels.uncertainty.tolist() == pytest.approx([2, 2])
 
 
+def test_a_label_of_the_first_teacher_that_agrees_has_that_teacher_s_scale() -> None:
+    # Nothing moves by either, so the first one agrees everywhere.
+    labels = pseudo_labels([Sure(1.0), Sure(3.0)], frames(), OcclusionCheck(), merge="first")
+    assert labels.uncertainty_fw is not None
+    torch.testing.assert_close(labels.uncertainty_fw, torch.ones(2, 1, 10, 20))
+
+
 def test_labels_of_teachers_of_which_one_predicts_no_scale_have_none() -> None:
     teachers = [network("pwcnet").eval(), network("pwcnet", uncertainty=False).eval()]
     labels = pseudo_labels(teachers, frames(), OcclusionCheck())
@@ -315,7 +322,7 @@ def test_a_label_that_is_expected_to_be_anywhere_counts_nothing() -> None:
 def test_the_scale_of_frames_of_any_size_is_in_their_own_pixels() -> None:
     shown = [np.zeros((50, 70, 3), np.uint8)] * 3
     for options in (InferenceOptions(), InferenceOptions(scale=0.5)):
-        scales = [scale for _, _, scale in estimate_scaled(Sure(2.0), shown, CPU, options)]
+        scales = [scale for _, _, scale in estimate_scaled(Sure(2.0), shown, CPU, options, both=False)]
         # A pixel of the smaller frames is two of these.
         wanted = torch.full((2, 1, 50, 70), 2.0 / options.scale)
         torch.testing.assert_close(torch.cat(scales), wanted)
@@ -324,7 +331,7 @@ def test_the_scale_of_frames_of_any_size_is_in_their_own_pixels() -> None:
 def test_with_its_scale_a_network_gives_the_flow_that_it_gives_without() -> None:
     scaled = network("pwcnet").eval()
     shown = [np.asarray(frame) for frame in (255 * random(5, 3, 50, 70, 3)).byte().numpy()]
-    ((there, back, scale),) = estimate_scaled(scaled, shown, CPU, InferenceOptions())
+    ((there, back, scale),) = estimate_scaled(scaled, shown, CPU, InferenceOptions(), both=True)
     ((flow_fw, flow_bw),) = estimate_frames(scaled, shown, CPU, InferenceOptions(), both=True)
     assert torch.equal(there, flow_fw)
     assert flow_bw is not None
@@ -336,4 +343,4 @@ def test_with_its_scale_a_network_gives_the_flow_that_it_gives_without() -> None
 def test_a_network_without_a_scale_is_not_asked_for_one() -> None:
     shown = [np.zeros((50, 70, 3), np.uint8)] * 2
     with pytest.raises(ValueError, match=r"--network\.uncertainty"):
-        next(estimate_scaled(PWCNetConfig().build(), shown, CPU, InferenceOptions()))
+        next(estimate_scaled(PWCNetConfig().build(), shown, CPU, InferenceOptions(), both=False))
