@@ -14,7 +14,7 @@ dependencies = ["cv2", "jaxtyping", "numpy", "pyarrow", "safetensors", "torch"]
 
 
 def distillflow(path: str = BEST) -> FlowNetwork:
-    """The network of docs/results/minutes.md, or that of a model, on the CPU and ready for
+    """The network of docs/results/real-pixels.md, or that of a model, on the CPU and ready for
     `network.estimate(image1, image2)`.
 
     path: a folder with model.json and model.safetensors, or another name that `--model` takes. Raises as

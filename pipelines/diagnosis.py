@@ -167,7 +167,10 @@ def _torch() -> Iterator[Finding]:
     if Path("/proc/driver/nvidia").exists():
         remedy = "pass the machine's GPU on to this container, or update NVIDIA's driver"
         if told["cuda"] is None:
-            remedy = "this torch has no CUDA: pip install --force-reinstall torch, from PyPI"
+            remedy = (
+                "this torch has no CUDA: pip install --force-reinstall "
+                f"'torch=={told['version'].partition('+')[0]}', from PyPI"
+            )
     found = f"none that torch {told['version']} can use; everything runs on the CPU"
     yield Finding(part="GPUs", found=found, remedy=remedy, is_needed=False)
 

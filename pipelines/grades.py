@@ -62,10 +62,10 @@ class GalleryOptions:
     """Pairs of each kind: worst, best and random. Raise it to see more of a large set; the page grows with
     it."""
     order_by: str = "forward_backward"
-    """Quality column that ranks the pairs; large values are bad. One of occluded, forward_backward,
-    photometric, flow_p50, flow_p99, flow_max and, if the labels are the mean of several teachers, spread,
-    of teachers that predict it uncertainty, of three frames continued and misfit. Take the column that you
-    mean to filter by."""
+    """Quality column that ranks the pairs; large values are bad. Take the column that you mean to filter by.
+    All labels have occluded, forward_backward, photometric, flow_p50, flow_p99 and flow_max. A mean of
+    several teachers has spread; labels of teachers that predict it have uncertainty; labels from three frames
+    have continued and misfit."""
     seed: int = 0
     """Chooses the random pairs. The same seed chooses the same pairs in every set that has them. Change it to
     see others."""

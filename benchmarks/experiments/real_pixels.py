@@ -13,7 +13,8 @@ distillflow:video. OUT gets the students; one that is there isn't trained again.
 
 `judge` looks at the students' errors on real pairs with truth, which nothing was chosen by, beside zero flow,
 the classical methods, the teachers and distillflow:laptop, and compares them without truth on videos that the
-four didn't learn from. `print` prints the tables of what `judge` found.
+four didn't learn from. Of a student that isn't in OUT any more it keeps what it found before. `print` prints
+the tables of what `judge` found.
 
 DATA holds `clips`, `clips_more` and data sets with truth, each in its own layout.
 """
@@ -26,8 +27,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from benchmarks import report
 from benchmarks.experiments.real_pairs import (
     REFINEMENT,
@@ -37,7 +36,6 @@ from benchmarks.experiments.real_pairs import (
     videos_of_the_release,
     without_truth,
 )
-from flowcore.networks import FlowNetwork
 from flowcore.pseudolabels import Merge
 from jobs import distill, evaluate, pseudolabel
 from jobs.recipes import RECIPES
@@ -79,13 +77,6 @@ STUDENTS = {
 
 def _place(out: Path, name: str) -> Path:
     return out / name.replace(" ", "-").replace(":", "-")
-
-
-def mean_of_weights(one: FlowNetwork, other: FlowNetwork) -> dict[str, Tensor]:
-    """Of a network that was trained on and of what it began with: so it keeps most of what it gained and more
-    of what it knew. Source: WiSE-FT (Wortsman et al., CVPR 2022)."""
-    others = other.state_dict()
-    return {name: (value + others[name]) / 2 for name, value in one.state_dict().items()}
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -134,9 +125,6 @@ def train(arguments: argparse.Namespace) -> None:
             objective=replace(distilling.objective, **student.learns),
         )
         network, info = load_model(fetch_model(distill.distill(stage, student.recipe)))
-        if student.init != "fresh":
-            start, _ = load_model(fetch_model(student.init))
-            network.load_state_dict(mean_of_weights(network, start))
         kept = ("stage", "recipe", "init", "label_set", "where", "generation")
         save_model(place, network, {key: info.provenance[key] for key in kept})
         facts = {
@@ -180,6 +168,16 @@ def judge(data: Path, out: Path, teacher: Path) -> dict[str, Any]:
             name: json.loads((Path(place) / "facts.json").read_text()) for name, place in students.items()
         },
     }
+
+
+def _with_those_before(found: dict[str, Any]) -> dict[str, Any]:
+    """With what was found before of students that aren't in OUT any more."""
+    before = _found()
+    found["trained"] = before["trained"] | found["trained"]
+    found["unseen"]["scores"] = before["unseen"]["scores"] | found["unseen"]["scores"]
+    for group, models in before["errors"].items():
+        found["errors"][group] = models | found["errors"].get(group, {})
+    return found
 
 
 def _found() -> dict[str, Any]:
@@ -257,7 +255,7 @@ def main() -> None:
     if arguments.command == "judge":
         connect()
         found = judge(arguments.data, arguments.out, arguments.teacher)
-        ERRORS.write_text(json.dumps(found, indent=1) + "\n")
+        ERRORS.write_text(json.dumps(_with_those_before(found), indent=1) + "\n")
     print("\n\n".join([trained(), scores(), tables(), card_of_laptop(), card_of_video()]))
 
 
