@@ -168,14 +168,13 @@ def labels_of(
     stride: int,
     frames: Float[Tensor, "frames 3 height width"],
     check: Callable[[Flow, Flow], Mask],
-    merge: Merge = "mean",
 ) -> PseudoLabels:
     """The labels that each teacher's flows make together; see `pseudo_labels`.
 
     flows: a tensor a teacher, on a grid of this stride, the forward flows of all pairs first.
     """
     height, width = frames.shape[-2:]
-    return _graded(_answer(flows, stride, height, width, check, merge=merge), stride, frames)
+    return _graded(_answer(flows, stride, height, width, check), stride, frames)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ def refined(flow: Flow, first: Sequence[Frame], second: Sequence[Frame], iterati
             continue
         grey1 = cv2.cvtColor(image1, cv2.COLOR_RGB2GRAY)
         grey2 = cv2.cvtColor(image2, cv2.COLOR_RGB2GRAY)
-        # It is changed in place.
-        begin = np.ascontiguousarray(vectors.transpose(1, 2, 0))
+        # It is changed in place, and OpenCV wants the strides of a new array, even of one pixel.
+        begin = vectors.transpose(1, 2, 0).copy()
         after.append(method.calc(grey1, grey2, begin).transpose(2, 0, 1))
     return torch.from_numpy(np.stack(after)).to(flow.device, flow.dtype)

@@ -15,7 +15,7 @@ from flowcore.inference import InferenceOptions
 from flowcore.objectives import validate_pair
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
-from flowcore.pseudolabels import Merge, labels_of
+from flowcore.pseudolabels import Merge, merged
 from flowcore.refinement import refined
 from flowcore.shapes import to_images
 from jobs import evaluate
@@ -93,8 +93,8 @@ def without_truth(
     """The mean photometric error of the pixels that DIS finds visible, the same for every model, on a pair of
     each of some videos that aren't in the list of those learnt from.
 
-    labels: of these models, by name, which are to label as teachers that take turns. sharper: of which of
-    them the flow is to be refined, by the name of the result.
+    labels: the teachers among these models, by the name of their labels, each vector of the first one that
+    agrees. sharper: of which of the models the flow is to be refined, by the name of the result.
     """
     learnt = {each["file"] for each in videos_learnt_from()}
     networks = {name: load_model(fetch_model(place))[0].eval() for name, place in models.items()}
@@ -113,8 +113,9 @@ def without_truth(
             flows = {model: each.estimate(pair.image1, pair.image2) for model, each in networks.items()}
             for name_of_labels, teachers in labels.items():
                 both = [torch.cat(flows[teacher]) for teacher in teachers]
-                label = labels_of(both, 1, images, check, "first")
-                flows[name_of_labels] = label.flow_fw, label.flow_bw
+                height, width = images.shape[-2:]
+                label = merged(both, 1, height, width, check, "first").flow
+                flows[name_of_labels] = label[:1], label[1:]
             for name_of_flow, model in sharper.items():
                 there, back = flows[model]
                 first, second = [frames[0]], [frames[1]]

@@ -166,6 +166,11 @@ def test_tiles_and_scales_are_refined_as_a_whole_frame_of_their_flow(
     torch.testing.assert_close(after, refined(plain, frames[:-1], frames[1:], 3))
 
 
+def test_a_single_pixel_is_refined(frames: list[np.ndarray]) -> None:
+    pixel = [frame[:1, :1] for frame in frames]
+    assert refined(torch.zeros(1, 2, 1, 1), pixel[:1], pixel[1:2], 3).isfinite().all()
+
+
 def test_flow_that_is_not_finite_is_not_refined(frames: list[np.ndarray]) -> None:
     flow = torch.zeros(2, 2, 200, 330)
     flow[0, 0, 50, 50] = torch.nan
