@@ -12,7 +12,9 @@ from flowcore.drawing import comparison_panel
 from flowcore.formats import write_image
 from flowcore.scenes import SceneOptions, render_scene, write_truth, write_video
 from jobs import distill, evaluate, pseudolabel, recipes, train_teacher
+from jobs.report import appraisal_text
 from jobs.stages import Evaluate
+from pipelines.appraisal import Appraisal
 from pipelines.disclosure import tell
 from pipelines.pair_set import PairSet
 
@@ -70,6 +72,7 @@ def train_both(
         second = pseudolabel.recipes()[recipe][1]
         second = replace(second, videos=videos, teacher=(teacher,), labels=labels)
         written = pseudolabel.pseudolabel(second, recipe)
+        tell(appraisal_text(Appraisal.of(PairSet.open(labels))))
     with clock.stage("distill", "a student learns from the labels on harder crops"):
         third = distill.recipes()[recipe][1]
         training = replace(third.training, seed=seed)

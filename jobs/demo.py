@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from jobs.command import run_recipe
+from flowcore.formats import read_image
 from jobs import chain
 from jobs.recipes import RECIPES
 from pipelines.cluster import connect
@@ -40,8 +41,9 @@ class Demo:
 
 def demo(options: Demo, recipe: str) -> None:
     """Runs the chain; every stage has the recipe."""
-    from pipelines import run_store, tracking
+    from pipelines import run_store
     from pipelines.error_tables import error_table
+    from pipelines.lineage import lineage
 
     stamp, clock = time.strftime("%Y%m%d-%H%M%S"), chain.StageClock()
     folder = shared_folder(options.run_root, "--run-root") / f"demo-{stamp}-seed{options.seed}"
@@ -55,7 +57,8 @@ def demo(options: Demo, recipe: str) -> None:
         connect()
     picture, numbers = folder / "comparison.png", folder / "summary.json"
     subject = f"seed {options.seed}"
-    with tracking.start("demo", recipe=recipe, parameters=options, subject=subject, is_chain=True) as run:
+    made_from = {"videos": videos}
+    with lineage("demo", recipe, options, made_from, subject=subject, is_chain=True) as run:
         models, pairs = chain.train_both(recipe, options.seed, videos, folder, clock)
         errors: dict[str, Errors] = {}
         if options.videos:
@@ -67,8 +70,10 @@ def demo(options: Demo, recipe: str) -> None:
         for model, error in errors.items():
             run.summary(error.metrics(model))
         numbers.write_bytes(chain.summary_json(options.seed, models, pairs, errors, clock))
-        for file in (numbers, picture):
-            run.artifact(file)
+        run.artifact(numbers)
+        run.picture("demo/comparison", read_image(picture), step=0)
+        run.tag("labels", str(folder / "labels"))
+        run.tag("made", models["student"])
     tell(f"\n{error_table(subject, errors) if errors else ''}\n\npicture: {picture}")
     tell(f"numbers: {numbers}\nlabels:  {folder / 'labels'}\nstudent: {models['student']}")
     tell(f"every step: {run_store.ui_command()}")

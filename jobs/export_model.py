@@ -33,7 +33,8 @@ class ExportModel:
     """Options of export_model."""
 
     model: str
-    """The model to write: a checkpoint folder or its URI, runs:/<run id>/model or models:/<name>@<alias>."""
+    """The model to write: a checkpoint folder or its URI, runs:/<run id>/model, models:/<name>@<alias> or
+    hf://<owner>/<name>."""
     output: str
     """File to write, a path or a URI. Take a name that ends with .onnx for other tools, with .pt2 for
     PyTorch. With --format hub a folder."""

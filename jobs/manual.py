@@ -24,17 +24,33 @@ def own_recipes(recipes: Mapping[str, str]) -> dict[str, str]:
     return {name: text for name, text in recipes.items() if text != with_network(*name.partition(":")[::2])}
 
 
-def recipe_list(program: str, description: str, recipes: Mapping[str, str]) -> str:
-    """Help of a job that takes a recipe: what it does, and a line for each recipe (name -> description)."""
+def recipe_list(
+    program: str,
+    description: str,
+    recipes: Mapping[str, str],
+    usual: str | None = None,
+    options: Sequence[Option] = (),
+) -> str:
+    """Help of a job that takes a recipe: what it does, and a line for each recipe (name -> description).
+
+    usual: the recipe that is taken where none is named, and options: its options, which follow the list.
+    """
     own = own_recipes(recipes)
     width = max(map(len, own))
     lines = [f"  {name:<{width}}  {first_sentence(text)}" for name, text in own.items()]
-    parts = [f"usage: {program} RECIPE [options]", _refilled(description), "recipes:\n" + "\n".join(lines)]
+    recipe = "RECIPE" if usual is None else "[RECIPE]"
+    parts = [f"usage: {program} {recipe} [options]", _refilled(description), "recipes:\n" + "\n".join(lines)]
     if others := list(dict.fromkeys(name.partition(":")[2] for name in recipes if name not in own)):
         parts.append(
             _filled(f"A recipe with another network: RECIPE:NETWORK, with one of {', '.join(others)}.", 0)
         )
-    parts.append(f"`{program} RECIPE --help` lists a recipe's options.")
+    if usual is None:
+        parts.append(f"`{program} RECIPE --help` lists a recipe's options.")
+    else:
+        entries = [_entry(option, is_explained=True) for option in options]
+        parts.append(
+            "\n".join([f"options, which follow the recipe ({usual} where none is named):", *entries])
+        )
     return "\n\n".join(parts)
 
 

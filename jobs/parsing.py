@@ -65,7 +65,8 @@ def parse_recipe(
     texts = {name: text for name, (text, _) in recipes.items()}
     known = ", ".join(own_recipes(texts))
     if arguments and arguments[0] in _HELP:
-        raise HelpAsked(recipe_list(program, description, texts))
+        of_usual: Sequence[Option] = [] if usual is None else options_of(recipes[usual][1])
+        raise HelpAsked(recipe_list(program, description, texts, usual, of_usual))
     if usual is not None and (not arguments or arguments[0].startswith("-")):
         arguments = [usual, *arguments]
     if not arguments or arguments[0].startswith("-"):

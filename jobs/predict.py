@@ -27,8 +27,8 @@ class Predict(PredictionOptions):
     """Options of predict."""
 
     model: str = BEST
-    """Checkpoint folder or its URI, runs:/<run id>/model, models:/<name>@<alias>, opencv:<name>,
-    torchvision:<name>, ptlflow:<name>, or what comes with this software: distillflow:video, or
+    """Checkpoint folder or its URI, runs:/<run id>/model, models:/<name>@<alias>, hf://<owner>/<name>,
+    opencv:<name>, torchvision:<name>, ptlflow:<name>, or what comes with this software: distillflow:video, or
     distillflow:laptop, which is several times as fast on a CPU and less accurate."""
     videos: str
     """The videos: a video, folder of images, folder of videos, glob, list file or URI, a data set such as
@@ -79,6 +79,7 @@ def main(stage: Predict) -> None:
     made_from = {"videos": videos, "model": model}
     with lineage("predict", None, stage, made_from, subject=split(videos)[1]) as run:
         run.link("model", plan.card.run_id)
+        run.dataset(split(videos)[1], videos, plan.videos_digest, "prediction")
         started = time.monotonic()
         predicted = plan.predict(on_cluster=has_cluster())
         summary = PredictionSummary(videos=tuple(predicted), seconds=time.monotonic() - started)

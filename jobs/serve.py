@@ -28,8 +28,8 @@ class Serve:
     """Options of serve."""
 
     model: str = BEST
-    """Checkpoint folder or its URI, runs:/<run id>/model, models:/<name>@<alias>, opencv:<name>,
-    torchvision:<name>, ptlflow:<name>, or what comes with this software: distillflow:video, or
+    """Checkpoint folder or its URI, runs:/<run id>/model, models:/<name>@<alias>, hf://<owner>/<name>,
+    opencv:<name>, torchvision:<name>, ptlflow:<name>, or what comes with this software: distillflow:video, or
     distillflow:laptop, which is several times as fast on a CPU and less accurate."""
     host: str = "127.0.0.1"
     """Address to listen on. 127.0.0.1 is reached from this machine alone; 0.0.0.0 from everywhere, without

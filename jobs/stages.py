@@ -61,8 +61,8 @@ class TrainingStage:
     training: TrainingOptions
     """How long, how fast and on how many workers the network is trained."""
     init: str | None = None
-    """The model to start from: a checkpoint folder or its URI, runs:/<run id>/model or
-    models:/<name>@<alias>. Take `fresh` for fresh weights of the recipe's network."""
+    """The model to start from: a checkpoint folder or its URI, runs:/<run id>/model, models:/<name>@<alias>
+    or hf://<owner>/<name>. Take `fresh` for fresh weights of the recipe's network."""
     validate_on: str | None = None
     """A data set whose truth judges the network while it trains, such as sintel:/data/MPI-Sintel. Without it,
     pairs that are held back from training judge the network. Take it if you have truth of scenes like
@@ -148,8 +148,8 @@ class Pseudolabel:
     --labels found."""
     teacher: tuple[str, ...]
     """One or several models: checkpoint folders, runs:/<run id>/model, models:/<name>@<alias>,
-    distillflow:<name>, opencv:<name>, torchvision:<name> or ptlflow:<name>. Take several to learn only
-    where they agree, or see --labelling.merge."""
+    hf://<owner>/<name>, distillflow:<name>, opencv:<name>, torchvision:<name> or ptlflow:<name>. Take several
+    to learn only where they agree, or see --labelling.merge."""
     labels: str
     """Folder or URI to write the labels to. All nodes of a cluster must share it."""
     clips: ClipOptions
@@ -265,8 +265,8 @@ class Finetune(LabelledStage):
     kitti2015, chairs, chairs2, middlebury, spring, hd1k, tartanair, viper, kubric, kitti2015-stereo,
     middlebury-stereo and scenes (rendered)."""
     init: str | None = field()
-    """The model to start from, such as models:/flow-student@champion. Take `fresh` for fresh weights of the
-    recipe's network."""
+    """The model to start from, such as models:/flow-student@champion or hf://<owner>/<name>. Take `fresh` for
+    fresh weights of the recipe's network."""
     augmentation: Challenge
     """What is done to the pairs with truth."""
     label_share: float = 1.0
@@ -308,8 +308,8 @@ class Evaluate:
 
     model: tuple[str, ...]
     """One or several models: checkpoint folders or URIs, runs:/<run id>/model, models:/<name>@<alias>,
-    distillflow:<name>, opencv:<name>, torchvision:<name>, ptlflow:<name>, or `zero`, which answers
-    that nothing moves."""
+    hf://<owner>/<name>, distillflow:<name>, opencv:<name>, torchvision:<name>, ptlflow:<name>, or `zero`,
+    which answers that nothing moves."""
     truth: str
     """The data set to judge by, NAME:FOLDER with one of the names sintel, kitti2012, kitti2015, chairs,
     chairs2, middlebury, spring, hd1k, tartanair, viper, kubric, kitti2015-stereo, middlebury-stereo and

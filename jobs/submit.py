@@ -25,8 +25,8 @@ class Submit:
     """Options of submit."""
 
     model: str
-    """Checkpoint folder or its URI, runs:/<run id>/model, models:/<name>@<alias>, distillflow:<name>,
-    opencv:<name>, torchvision:<name> or ptlflow:<name>."""
+    """Checkpoint folder or its URI, runs:/<run id>/model, models:/<name>@<alias>, hf://<owner>/<name>,
+    distillflow:<name>, opencv:<name>, torchvision:<name> or ptlflow:<name>."""
     data_set: str
     """The data set whose test split is estimated, NAME:FOLDER with the name sintel, kitti2012, kitti2015 or
     spring, such as sintel:/data/MPI-Sintel."""

@@ -22,7 +22,7 @@ from pipelines.models import StartingPoint, copied_model, fetch_model
 from pipelines.pages import NOTE
 from pipelines.pair_set import PairSet
 from pipelines.parameters import shortened
-from pipelines.registry import link_version, log_checkpoint, register, run_of
+from pipelines.registry import link_version, log_checkpoint, logged_model_of, register, run_of
 from pipelines.storage import Folder, absolute, is_mlflow_uri, join
 from pipelines.teachers import teacher_names
 from pipelines.tracking import Run, start
@@ -161,6 +161,7 @@ def lineage(
     generation: int | None = None,
     usual: object = None,
     subject: str | None = None,
+    is_chain: bool = False,
     project_folder: Path = PROJECT_FOLDER,
 ) -> Iterator[StageRun]:
     """The run of a stage, from its inputs to its end; see `tracking.start`.
@@ -180,6 +181,7 @@ def lineage(
         defaults=usual,
         inputs={name: place for name, made in made_from.items() if (place := _place(made)) is not None},
         subject=subject,
+        is_chain=is_chain,
         resume_run_id=getattr(configuration, "resume", None),
         project_folder=project_folder,
     ) as run:
@@ -250,11 +252,19 @@ def _record(run: StageRun, name: str, made: Made, project_folder: Path) -> None:
             if made.where is not None:
                 run.provenance["where"] = made.where.text
         case StartingPoint() if made.info is not None and made.uri is not None:
-            # A model that MLflow didn't train has no run in its card.
-            is_known = is_mlflow_uri(made.uri)
-            run.link(name, run_of(made.uri, project_folder) if is_known else made.info.run_id)
             run.provenance[name] = made.info.digest
+            # A model that MLflow didn't train has no run in its card.
+            if is_mlflow_uri(made.uri):
+                _reads_model(run, name, made.uri, project_folder)
+            else:
+                run.link(name, made.info.run_id)
         case str():
             run.provenance[name] = made
             if is_mlflow_uri(made):
-                run.link(name, run_of(made, project_folder))
+                _reads_model(run, name, made, project_folder)
+
+
+def _reads_model(run: StageRun, name: str, uri: str, project_folder: Path) -> None:
+    run.link(name, run_of(uri, project_folder))
+    if (model_id := logged_model_of(uri, project_folder)) is not None:
+        run.reads_model(model_id)

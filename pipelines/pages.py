@@ -40,7 +40,7 @@ def experiment_tags(experiment: str) -> dict[str, str]:
     view = {"orderByKey": "attributes.`Created`", "orderByAsc": True, "selectedColumns": _COLUMNS}
     return {
         "mlflow.experimentKind": "custom_model_development",
-        NOTE: f"Each job is a run. [All runs in the order in which they were made]({runs_page(experiment)}): "
-        "videos make a teacher, the teacher makes labels, labels make a student, and true flow judges them.",
+        NOTE: f"Each stage is a run. [All runs in order]({runs_page(experiment)}): videos make a teacher, "
+        "the teacher makes labels, labels make a student, and true flow judges them.",
         VIEW_TAG: json.dumps(view),
     }

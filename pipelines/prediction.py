@@ -3,6 +3,7 @@ record says what is there, so that a rerun of the same command does nothing twic
 """
 
 import dataclasses
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -130,6 +131,12 @@ class PredictionPlan:
         require_plain_folders(absolute(output, "--output"), folders.values())
         tasks = concurrently(lambda each: flow_task(*each, card.digest, options), list(folders.items()))
         return cls(network=network, card=card, tasks=tuple(tasks), options=options)
+
+    @property
+    def videos_digest(self) -> str:
+        """Of the names of the videos that can be read, and of their files as these are now."""
+        stamps = {task.source.name: task.wanted.stamp for task in self.tasks if task.wanted is not None}
+        return hashlib.blake2b(repr(sorted(stamps.items())).encode(), digest_size=16).hexdigest()
 
     def predict(self, *, on_cluster: bool = False) -> list[PredictedVideo]:
         """Writes the flow of every two consecutive frames of each video; what an earlier run of the same

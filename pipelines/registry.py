@@ -196,6 +196,19 @@ def run_of(uri: str, project_folder: Path = PROJECT_FOLDER) -> str | None:
     return _resolved(uri, project_folder)[0]
 
 
+def logged_model_of(uri: str, project_folder: Path = PROJECT_FOLDER) -> str | None:
+    """The id of the logged model at a runs:/ or models:/ URI, which of a run is its result; None where no
+    run logged it. Raises as `download` does."""
+    if match := LOGGED_MODEL_URI.fullmatch(uri):
+        return match["id"]
+    if (run_id := run_of(uri, project_folder)) is None:
+        return None
+    client = client_of(tracking_uri(project_folder))
+    outputs = client.get_run(run_id).outputs
+    logged = [client.get_logged_model(each.model_id) for each in outputs.model_outputs] if outputs else []
+    return next((each.model_id for each in logged if MLFLOW_MODEL_VERSIONS in each.tags), None)
+
+
 def download(uri: str, project_folder: Path = PROJECT_FOLDER) -> Path:
     """The local folder of a model in MLflow; read it only, since a local store answers with its own folder.
 

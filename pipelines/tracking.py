@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, LoggedModelInput, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -138,6 +138,10 @@ class Run:
         source = json.dumps({"uri": without_secrets(uri)})
         data = Dataset(name=name, digest=digest, source_type="uri", source=source)
         self.client.log_inputs(self.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
+
+    def reads_model(self, model_id: str) -> None:
+        """Records that the run reads one of MLflow's logged models."""
+        self.client.log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
 
     def picture(self, name: str, image: UInt8[np.ndarray, "height width 3"], step: int) -> None:
         """Shows an RGB image under `name` at `step`, once; MLflow's page has a slider over the steps."""

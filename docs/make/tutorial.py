@@ -39,16 +39,7 @@ def typed(job: str, *options: str | Path) -> None:
 
 def predicted(clip: str, folder: Path) -> Picture:
     """The picture of the pair in the middle."""
-    options = (
-        "--inference.scale",
-        "0.375",
-        "--stride",
-        "3",
-        "--limit",
-        str(PAIRS),
-        "--occlusion",
-        "--pictures",
-    )
+    options = ("--model", "distillflow:laptop", "--pictures")
     typed("predict", "--videos", clip, "--output", folder / "flow", *options)
     pictures = sorted((folder / "flow").glob("*_picture.png"))
     return read_image(pictures[len(pictures) // 2])

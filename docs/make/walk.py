@@ -94,7 +94,7 @@ STEPS = (
     Step(says="And for what is no pair:", typed=CURL + " -d '{\"inputs\": [[1, 2]]}'", last=1),
     Step(
         says="Labels of the clip, read with torch:",
-        typed="distillflow label laptop --videos clip.mp4 --labels labels --teacher opencv:dis_medium "
+        typed="distillflow label laptop --videos clip.mp4 --labels labels --teacher opencv:dis_fine "
         "--clips.max-pairs-per-video 24",
         last=8,
     ),

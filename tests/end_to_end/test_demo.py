@@ -116,6 +116,17 @@ def test_the_demo_s_own_run_is_above_the_others_and_has_its_numbers(demo: Demo) 
     assert {run.data.tags["mlflow.parentRunId"] for run in others} == {chain.info.run_id}
 
 
+def test_the_demo_s_own_run_says_what_it_made_and_shows_it(demo: Demo) -> None:
+    told = demo.run("demo").data.tags["mlflow.note.content"]
+    assert f"Labels: `{demo.folder / 'labels'}`" in told
+    assert f"Model: `{demo.summary['models']['student']}`" in told
+    assert "![the picture that was logged last](get-artifact?path=images%2Fdemo~comparison" in told
+
+
+def test_the_demo_says_how_good_its_labels_look(demo: Demo) -> None:
+    assert "quality, medians of" in demo.told
+
+
 def test_the_demo_s_student_leads_back_to_its_labels_their_teacher_and_the_videos(demo: Demo) -> None:
     student, labels, teacher = (demo.run(name) for name in ("distill", "pseudolabel", "train_teacher"))
     assert student.data.tags["input.labels.run"] == labels.info.run_id

@@ -143,7 +143,16 @@ def test_a_head_predicts_the_flow_of_every_pair(chain: Chain) -> None:
 
 
 def test_a_prediction_leads_back_to_its_student(chain: Chain) -> None:
-    assert chain.run("predict").data.tags["input.model.run"] == chain.run("distill").info.run_id
+    predicted, student = chain.run("predict"), chain.run("distill")
+    assert predicted.data.tags["input.model.run"] == student.info.run_id
+    read = {each.model_id for each in predicted.inputs.model_inputs}
+    assert len(read) == 1
+    assert read <= {each.model_id for each in student.outputs.model_outputs}
+
+
+def test_a_prediction_records_its_videos_as_data(chain: Chain) -> None:
+    (videos,) = (each.dataset for each in chain.run("predict").inputs.dataset_inputs)
+    assert videos.name == "s*.mp4"
 
 
 def test_what_a_student_was_validated_on_while_it_trained_is_what_evaluate_judges(chain: Chain) -> None:

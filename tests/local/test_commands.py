@@ -30,6 +30,7 @@ from flowcore.networks import tiny
 from flowcore.scenes import SceneOptions, render_scene, write_truth
 from flowcore.video import VideoError
 from jobs import (
+    demo,
     distill,
     evaluate,
     finetune,
@@ -39,7 +40,7 @@ from jobs import (
 )
 from jobs.manual import WIDTH, manual, recipe_list
 from jobs.options import REQUIRED, Option, options_of
-from jobs.parsing import UsageError, parse, parse_recipe
+from jobs.parsing import HelpAsked, UsageError, parse, parse_recipe
 from pipelines import run_store, tracking
 from pipelines.checkpoints import save_model
 from pipelines.cluster import connect, require_listener
@@ -318,6 +319,15 @@ def test_help_lists_the_recipes_and_a_recipe_s_options(
     written = capsys.readouterr().out
     assert all(word in written for word in told)
     assert not any(word in written for word in hidden)
+
+
+def test_help_of_a_job_with_a_usual_recipe_has_its_options_too() -> None:
+    with pytest.raises(HelpAsked) as asked:
+        parse_recipe(demo.recipes(), ["--help"], program="demo", description="", usual="demo")
+    told = str(asked.value)
+    assert "usage: demo [RECIPE] [options]" in told
+    assert "  smoke  Proves" in told
+    assert "  --seed INT (default: 0)" in told
 
 
 PARSER = """

@@ -15,7 +15,8 @@ from jobs.commands import COMMANDS, options_of_job
 REPOSITORY = Path(__file__).resolve().parents[2]
 OF_CODE_HOST = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 """Pages that aren't part of the site, whose links Sphinx doesn't follow."""
-PAGES = [*OF_CODE_HOST[:2], *sorted((REPOSITORY / "docs").rglob("*.md"))]
+CARDS = sorted((REPOSITORY / "pipelines" / "shipped").glob("*/README.md"))
+PAGES = [*OF_CODE_HOST[:2], *sorted((REPOSITORY / "docs").rglob("*.md")), *CARDS]
 JOBS = [
     path.stem
     for path in (REPOSITORY / "jobs").glob("*.py")
