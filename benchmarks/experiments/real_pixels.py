@@ -47,6 +47,8 @@ ERRORS = RESULTS / "errors.json"
 DIS, FINE, NEVER_MET_DIS = "opencv:dis_medium", "opencv:dis_fine", "teacher of video"
 LAPTOP = "distillflow:laptop"
 """A student of DIS, too: the recipe's 10,000 steps, from 1658 pairs of 23 clips and image sequences."""
+SMALL = "of DIS down to every pixel"
+"""What README has for one's own videos without a GPU."""
 VIDEO = "of both teachers"
 """What ships as distillflow:video."""
 LABELS = "labels of both teachers"
@@ -68,6 +70,7 @@ class Student:
 
 
 STUDENTS = {
+    SMALL: Student((FINE,)),
     "of DIS": Student((DIS,)),
     "of DIS and the frames": Student((DIS,), {"photometric_weight": 1.0, "distillation_weight": 2.0}),
     "of the teacher of video": Student((NEVER_MET_DIS,)),
