@@ -18,6 +18,8 @@ from torch import Tensor
 from flowcore.geometry import Window, resize_image, upsample_flow, upsample_values
 from flowcore.networks import FlowNetwork
 from flowcore.networks.interface import no_scale
+from flowcore.occlusion import OcclusionCheck
+from flowcore.pseudolabels import merged
 from flowcore.refinement import refined
 from flowcore.shapes import Flow, Frame, to_images
 
@@ -40,9 +42,10 @@ def pairs_at_once(height: int, width: int, device: torch.device) -> int:
 class InferenceOptions:
     """How the network is run, and how its flow is refined."""
 
-    scale: float = 1.0
+    scale: tuple[float, ...] = (1.0,)
     """Resize frames by this factor before the network sees them, and the flow back. Lower it for speed and
-    for faster motion; raise it for finer detail."""
+    for faster motion; raise it for finer detail. Of several, such as 1.5 1 0.5, each vector is that of the
+    first one whose flow agrees there and back: fine detail and fast motion both, for the time of all."""
     tile_pixels: int | None = None
     """Cut frames of more pixels (after scaling) into tiles, which keeps memory small and loses fast motion at
     their borders. `none` takes 2,100,000 on a CPU and 4,200,000 on a GPU. Lower it if memory runs out."""
@@ -59,8 +62,8 @@ class InferenceOptions:
             raise ValueError(f"iterations {self.iterations} must be at least 1")
         if self.refinement < 0:
             raise ValueError(f"refinement {self.refinement} must be 0 iterations or more")
-        if not 0.1 <= self.scale <= 4.0:
-            raise ValueError(f"scale {self.scale} must be in [0.1, 4]")
+        if not self.scale or not all(0.1 <= each <= 4.0 for each in self.scale):
+            raise ValueError(f"scale {self.scale} must be one or several numbers in [0.1, 4]")
         if self.tile_pixels is not None and self.tile_pixels < 128 * 128:
             raise ValueError(f"tile_pixels {self.tile_pixels} must be at least 16384, a tile of 128x128 px")
 
@@ -91,9 +94,10 @@ def estimate_frames(
     network: as `options.ready` gives it, on this device. On a GPU the flow may still be computed when it is
     given.
     """
-    found = partial(_flows, both=both)
+    # Scales are compared by the flow back.
+    found = partial(_flows, both=both or len(options.scale) > 1)
     for forward, *backward in _estimates(found, network, frames, device, options, both=both):
-        yield forward, backward[0] if backward else None
+        yield forward, backward[0] if both else None
 
 
 @torch.no_grad()
@@ -128,20 +132,44 @@ def _estimates(
 ) -> Iterator[list[Tensor]]:
     """both: whether the flow back is wanted, which some networks give in any case."""
     height, width = frames[0].shape[:2]
-    shown = max(1, round(height * options.scale)), max(1, round(width * options.scale))
-    tiles = tiles_of(*shown, options.tile_pixels or _TILE_PIXELS[device.type], network.multiple)
+    most = options.tile_pixels or _TILE_PIXELS[device.type]
+    sizes = [(max(1, round(height * each)), max(1, round(width * each))) for each in options.scale]
+    tiles = {size: tiles_of(*size, most, network.multiple) for size in sizes}
     # Of frames that are cut, few fit into the memory.
-    step = 1 if len(tiles) > 1 else len(frames) - 1
+    step = 1 if any(len(each) > 1 for each in tiles.values()) else len(frames) - 1
     for first in range(0, len(frames) - 1, step):
-        images = resize_image(to_images(np.stack(frames[first : first + step + 1]), device), *shown)
-        flows = in_tiles(partial(found, network), images, tiles)
-        values = [_resized(flow, height, width) for flow in flows]
+        images = to_images(np.stack(frames[first : first + step + 1]), device)
+        at_scales = [
+            [
+                _resized(flow, height, width)
+                for flow in in_tiles(partial(found, network), resize_image(images, *size), tiles[size])
+            ]
+            for size in sizes
+        ]
+        values = at_scales[0] if len(at_scales) == 1 else _first_that_agrees(at_scales)
         if options.refinement:
             begin, end = frames[first : first + step], frames[first + 1 : first + step + 1]
             values[0] = refined(values[0], begin, end, options.refinement)
             if both:
                 values[1] = refined(values[1], end, begin, options.refinement)
         yield values
+
+
+def _first_that_agrees(at_scales: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Of what was found at several scales, each vector of the first one whose flow agrees there and back, of
+    the last one where none does; what the network expects to be off is that of the same scale.
+
+    Source: ours; as `pseudolabels.merged` takes the flow of several teachers.
+    """
+    flows = [torch.cat([*found[:2]]) for found in at_scales]
+    # Of the flow there, which is all that is wanted; its two channels are equal.
+    scales = [torch.cat([found[2][:, :1]] * 2) for found in at_scales if len(found) > 2]
+    height, width = flows[0].shape[-2:]
+    label = merged(flows, 1, height, width, OcclusionCheck(), "first", scales)
+    values = list(label.flow.chunk(2))
+    if label.uncertainty is not None:
+        values.append(label.uncertainty.chunk(2)[0].expand(-1, 2, -1, -1))
+    return values
 
 
 def tiles_of(height: int, width: int, most_pixels: int, multiple: int) -> list[Window]:

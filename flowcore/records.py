@@ -25,6 +25,12 @@ _BRACKET_BYTES = 16
 """Bytes of JSON for each object or list in it, at least. An empty one takes two, and sixty in memory."""
 
 
+def as_json(instance: Any) -> dict[str, Any]:
+    """A dataclass's values as JSON gives them back, with lists for tuples: to compare with stored ones."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(instance)))
+    return values
+
+
 def parse(content: bytes) -> Any:
     """The values in JSON; ValueError, which says what is wrong, also for what JSON itself doesn't forbid:
     the same name twice, numbers that aren't finite, and a depth or a number of lists that only asks for

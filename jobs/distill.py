@@ -7,7 +7,7 @@ The student starts from the weights of the teacher that made the labels. --init 
 import_labels need --init, because nobody knows their teacher. Prints the URI of the student, which evaluate
 and predict take.
 
-    python jobs/distill.py demo --labels my_labels --run-root runs
+    python jobs/distill.py demo --labels my_labels --run-root runs \\
         --where "occluded < 0.6 and photometric < 4"
 
 --where selects the pairs to learn from and to validate on. A champion that other pairs judged is judged on

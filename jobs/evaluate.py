@@ -1,6 +1,6 @@
 """Evaluates models against a data set's truth: endpoint error, Fl, occlusion.
 
-    python jobs/evaluate.py --truth sintel:/data/MPI-Sintel
+    python jobs/evaluate.py --truth sintel:/data/MPI-Sintel \\
         --model zero models:/flow-student@champion
 
 Prints a table. Each model gets a run in MLflow with its metrics and with pictures of its median pair and its
@@ -55,8 +55,8 @@ def evaluate_models(models: Mapping[str, str], stage: Evaluate) -> "dict[str, Ev
         runs = {}
         for name, place in places.items():
             made_from = {"truth": str(data_set), "model": place}
-            subject = f"{name} {changed}".rstrip()
-            one = lineage("evaluate", data_set.name, {**recorded, "model": place}, made_from, subject=subject)
+            subject = f"{data_set.name}, {name} {changed}".rstrip()
+            one = lineage("evaluate", None, {**recorded, "model": place}, made_from, subject=subject)
             runs[name] = stack.enter_context(one)
         judged = dict(estimators)
         if stage.together:

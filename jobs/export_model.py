@@ -2,7 +2,7 @@
 
     python jobs/export_model.py --model models:/flow-student@champion --output student.onnx
     python jobs/export_model.py --model models:/flow-student@champion --format hub --output student
-    python jobs/export_model.py --model models:/flow-student@champion --format ptlflow
+    python jobs/export_model.py --model models:/flow-student@champion --format ptlflow \\
         --output student.ckpt
 
 For the Hugging Face hub it is a folder with weights, card and a README.md of what is recorded of the model;
@@ -33,8 +33,8 @@ class ExportModel:
     """Options of export_model."""
 
     model: str
-    """The model to write: a checkpoint folder or its URI, runs:/<run id>/model, models:/<name>@<alias> or
-    hf://<owner>/<name>."""
+    """The model to write: a checkpoint folder or its URI, runs:/<run id>/model, models:/<name>@<alias>,
+    hf://<owner>/<name> or distillflow:<name>."""
     output: str
     """File to write, a path or a URI. Take a name that ends with .onnx for other tools, with .pt2 for
     PyTorch. With --format hub a folder."""

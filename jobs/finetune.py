@@ -1,6 +1,6 @@
 """Fine-tunes a network with true flow.
 
-    python jobs/finetune.py demo --truth kitti2015:/data/kitti --run-root runs
+    python jobs/finetune.py demo --truth kitti2015:/data/kitti --run-root runs \\
         --init models:/flow-student@champion
 
 With --labels, a folder that pseudolabel wrote, every step also learns from a batch of those pairs as the

@@ -1,6 +1,6 @@
 """Labels the frame pairs of videos with a teacher's flow, written to Parquet.
 
-    python jobs/pseudolabel.py demo --videos my_videos --labels my_labels
+    python jobs/pseudolabel.py demo --videos my_videos --labels my_labels \\
         --teacher models:/flow-teacher@champion
 
 --teacher takes several models: their mean is the label, and where they disagree it isn't trusted; or, with

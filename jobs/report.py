@@ -102,7 +102,7 @@ def appraisal_text(appraisal: Appraisal) -> str:
     looked_at = f"{appraisal.pairs} pairs"
     if appraisal.files < appraisal.all_files:
         looked_at += f" in {appraisal.files} of {appraisal.all_files} files"
-    lines = [f"quality, medians of {looked_at} (usual: of pairs with truth, docs/results/calibration.md)"]
+    lines = [f"quality, medians of {looked_at} (usual: of pairs with truth)"]
     for column, median in appraisal.medians.items():
         text = QUALITIES[column].text
         notes = []

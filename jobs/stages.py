@@ -61,8 +61,8 @@ class TrainingStage:
     training: TrainingOptions
     """How long, how fast and on how many workers the network is trained."""
     init: str | None = None
-    """The model to start from: a checkpoint folder or its URI, runs:/<run id>/model, models:/<name>@<alias>
-    or hf://<owner>/<name>. Take `fresh` for fresh weights of the recipe's network."""
+    """The model to start from: a checkpoint folder or its URI, runs:/<run id>/model, models:/<name>@<alias>,
+    hf://<owner>/<name> or distillflow:<name>. Take `fresh` for fresh weights of the recipe's network."""
     validate_on: str | None = None
     """A data set whose truth judges the network while it trains, such as sintel:/data/MPI-Sintel. Without it,
     pairs that are held back from training judge the network. Take it if you have truth of scenes like
@@ -265,8 +265,8 @@ class Finetune(LabelledStage):
     kitti2015, chairs, chairs2, middlebury, spring, hd1k, tartanair, viper, kubric, kitti2015-stereo,
     middlebury-stereo and scenes (rendered)."""
     init: str | None = field()
-    """The model to start from, such as models:/flow-student@champion or hf://<owner>/<name>. Take `fresh` for
-    fresh weights of the recipe's network."""
+    """The model to start from, such as models:/flow-student@champion, hf://<owner>/<name> or
+    distillflow:<name>. Take `fresh` for fresh weights of the recipe's network."""
     augmentation: Challenge
     """What is done to the pairs with truth."""
     label_share: float = 1.0
@@ -275,7 +275,8 @@ class Finetune(LabelledStage):
     objective: SupervisedObjective = field(default_factory=SupervisedObjective)
     """What is learnt from the truth."""
     labels: str | None = None
-    """Folder or URI that pseudolabel wrote, to learn from beside the truth as a student does."""
+    """Folder or URI of the labels, as pseudolabel or import_labels wrote them, to learn from beside the truth
+    as a student does."""
     challenge: Challenge
     """What is done to the pairs of --labels."""
     student: StudentObjective = field(default_factory=StudentObjective)

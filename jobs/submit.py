@@ -1,6 +1,6 @@
 """Writes the flow of a test split as its benchmark's server takes it.
 
-    python jobs/submit.py --model models:/flow-student@champion --data-set sintel:/data/MPI-Sintel
+    python jobs/submit.py --model models:/flow-student@champion --data-set sintel:/data/MPI-Sintel \\
         --output submission
 
 Of sintel, kitti2012, kitti2015 and spring. Checks every file, and prints what to do with the folder: KITTI's

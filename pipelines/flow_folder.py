@@ -4,13 +4,12 @@ Its record names the video, as it was, the model and the options, so that no fol
 a run that was killed goes on.
 """
 
-import dataclasses
 import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flowcore.records import record
+from flowcore.records import as_json, record
 from pipelines.collection import VideoSource, stamp_of
 from pipelines.flow_files import PredictionOptions, endings_of
 from pipelines.set_files import read_record, require_plain
@@ -67,7 +66,7 @@ def flow_task(source: VideoSource, location: str, model: str, options: Predictio
         stamp, found = stamp_of(source).text, _found(location)
     except OSError as error:
         return FlowTask(source=source, location=location, problem=str(error))
-    wanted = FlowRecord(video=source.name, stamp=stamp, model=model, options=dataclasses.asdict(options))
+    wanted = FlowRecord(video=source.name, stamp=stamp, model=model, options=as_json(options))
     if found is None or (found.is_of_one_kind and found.makes_the_files_of(wanted)):
         wanted = replace(wanted, is_of_one_kind=True)
     task = FlowTask(source=source, location=location, wanted=wanted)

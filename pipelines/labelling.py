@@ -58,7 +58,7 @@ class LabellingOptions:
     merge: Merge = "mean"
     """How the flows of several teachers become one label. `mean`: their mean, trusted where they agree.
     `first`: each vector is that of the first one, in the order of --teacher, whose flow agrees there and
-    back, and of the last one where none does. Take it where the first one is more exact than the others."""
+    back, and of the last one where none does. Take `first` where that one is more exact than the others."""
     three_frames: bool = False
     """Where the second frame of a pair hides a pixel and the frame before the pair shows it, continue its
     motion. The student learns that, too. Don't use it where motion changes between frames."""

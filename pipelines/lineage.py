@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _DESCRIBED = "description"
 """The tag with the digest of the description that a process wrote last, which tells it from a user's."""
 
+_SAID = {"generation": "distillations", "init": "model to start from"}
+"""What MLflow's page of a model calls a part of its provenance."""
+
 Made = str | PairSet | StartingPoint
 """What a stage may read: a place (a model's URI in MLflow among them), a pair set, or a model to start
 from."""
@@ -123,9 +126,8 @@ class StageRun(Run):
         ever."""
         from pipelines.serving import make_servable
 
-        log = partial(
-            log_checkpoint, self, params=self.provenance, judged_on=("held back", trained.judge.digest)
-        )
+        params = {_SAID.get(name, name): value for name, value in self.provenance.items()}
+        log = partial(log_checkpoint, self, params=params, judged_on=("held back", trained.judge.digest))
         model_id = log(trained.step, trained.model)
         for step, folder in self._kept_checkpoints():
             make_servable(folder, self.run_id)

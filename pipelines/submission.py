@@ -6,7 +6,7 @@ the same command goes on after a kill.
 
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from flowcore.formats import read_image
 from flowcore.inference import InferenceOptions, estimate_frames
 from flowcore.networks import FlowNetwork
+from flowcore.records import as_json
 from flowcore.shapes import FlowArray, Frame
 from flowcore.submissions import AskedPair, Server, problems
 from pipelines.progress import Progress
@@ -95,7 +96,7 @@ def submit_network(
         ((flow, _),) = estimate_frames(network, [image1, image2], device, inference, both=False)
         return flow[0].cpu().numpy()
 
-    made_of = {"data_set": name, "model": digest, "inference": asdict(inference)}
+    made_of = {"data_set": name, "model": digest, "inference": as_json(inference)}
     with Progress(f"submit {name}", "pair") as progress:
 
         def show(done: int, total: int) -> None:

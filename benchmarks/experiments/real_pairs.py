@@ -11,12 +11,11 @@ import torch
 
 from benchmarks import report
 from benchmarks.inputs import read_chunks, real_sets
-from flowcore.inference import InferenceOptions
+from flowcore.inference import InferenceOptions, estimate_frames
 from flowcore.objectives import validate_pair
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.pseudolabels import Merge, merged
-from flowcore.refinement import refined
 from flowcore.shapes import to_images
 from jobs import evaluate
 from jobs.recipes import RECIPES
@@ -33,22 +32,25 @@ STUDENT = SHIPPED_FOLDER / "laptop"
 VIDEOS = PROJECT_FOLDER / "docs" / "results" / "minutes" / "videos.tsv"
 _FOLDERS = ("clips", "clips_more")
 _UNSEEN_VIDEOS = 40
-REFINEMENT = 20
-"""Iterations of flow that is refined."""
+_AS_IT_IS = InferenceOptions()
 
 
 def errors_on_real_pairs(
-    data: Path, models: Mapping[str, str], *, together: Merge | None = None, refinement: int = 0
+    data: Path,
+    models: Mapping[str, str],
+    *,
+    together: Merge | None = None,
+    inference: InferenceOptions = _AS_IT_IS,
 ) -> dict[str, dict[str, ErrorSummary]]:
     """The errors of models, by name, on each group of the real pairs with truth; of all of them `together`,
-    too. refinement: see `InferenceOptions`."""
+    too."""
     errors = {}
     for data_set in real_sets(data):
         stage = Evaluate(
             model=tuple(models.values()),
             truth=str(data_set),
             together=together,
-            inference=InferenceOptions(refinement=refinement),
+            inference=inference,
         )
         results = evaluate.evaluate_models(models, stage)
         for group, total in next(iter(results.values())).groups.items():
@@ -88,18 +90,18 @@ def without_truth(
     data: Path,
     models: Mapping[str, str],
     labels: Mapping[str, Sequence[str]] = MappingProxyType({}),
-    sharper: Mapping[str, str] = MappingProxyType({}),
+    otherwise: Mapping[str, tuple[str, InferenceOptions]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The mean photometric error of the pixels that DIS finds visible, the same for every model, on a pair of
     each of some videos that aren't in the list of those learnt from.
 
     labels: the teachers among these models, by the name of their labels, each vector of the first one that
-    agrees. sharper: of which of the models the flow is to be refined, by the name of the result.
+    agrees. otherwise: a model and how else it is run, by the name of the result.
     """
     learnt = {each["file"] for each in videos_learnt_from()}
     networks = {name: load_model(fetch_model(place))[0].eval() for name, place in models.items()}
     referee, check = REFEREE.build(), OcclusionCheck()
-    sums = {name: np.zeros(2) for name in (*models, *labels, *sharper)}
+    sums = {name: np.zeros(2) for name in (*models, *labels, *otherwise)}
     names: list[str] = []
     for folder in _FOLDERS:
         for uri, frames in read_chunks(str(data / folder), RECIPES["video"].clips, most=1):
@@ -116,13 +118,11 @@ def without_truth(
                 height, width = images.shape[-2:]
                 label = merged(both, 1, height, width, check, "first").flow
                 flows[name_of_labels] = label[:1], label[1:]
-            for name_of_flow, model in sharper.items():
-                there, back = flows[model]
-                first, second = [frames[0]], [frames[1]]
-                flows[name_of_flow] = (
-                    refined(there, first, second, REFINEMENT),
-                    refined(back, second, first, REFINEMENT),
-                )
+            for name_of_flow, (model, options) in otherwise.items():
+                ready = options.ready(networks[model], images.device)
+                ((there, back),) = estimate_frames(ready, [*frames[:2]], images.device, options, both=True)
+                assert back is not None
+                flows[name_of_flow] = there, back
             for model, flow in flows.items():
                 found = validate_pair(pair, *flow, check, hidden)
                 sums[model] += found["comparable"], found["shown"]

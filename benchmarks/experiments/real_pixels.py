@@ -29,13 +29,13 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.experiments.real_pairs import (
-    REFINEMENT,
     RESULTS,
     beside_dis,
     errors_on_real_pairs,
     videos_of_the_release,
     without_truth,
 )
+from flowcore.inference import InferenceOptions
 from flowcore.pseudolabels import Merge
 from jobs import distill, evaluate, pseudolabel
 from jobs.recipes import RECIPES
@@ -53,6 +53,13 @@ VIDEO = "of both teachers"
 """What ships as distillflow:video."""
 LABELS = "labels of both teachers"
 """What that student learns from."""
+_SCALES, _ITERATIONS = (1.5, 1.0, 0.5), 20
+WAYS = {
+    "refined": InferenceOptions(refinement=_ITERATIONS),
+    "several scales": InferenceOptions(scale=_SCALES),
+    "several scales, refined": InferenceOptions(scale=_SCALES, refinement=_ITERATIONS),
+}
+"""How else networks are run, after they were trained."""
 WHERE = "flow_p99 > 2"
 """Some of the clips hardly move."""
 
@@ -155,18 +162,20 @@ def judge(data: Path, out: Path, teacher: Path) -> dict[str, Any]:
     classical = {name: name for name in ("zero", "opencv:farneback", "opencv:dis_fast")}
     errors = errors_on_real_pairs(data, classical | compared)
     of_labels = errors_on_real_pairs(data, teachers, together="first")
-    sharper = {name: f"{name}, refined" for name in (LAPTOP, VIDEO) if name in compared}
-    of_sharper = errors_on_real_pairs(
-        data, {sharper[name]: compared[name] for name in sharper}, refinement=REFINEMENT
-    )
+    for group, found in errors.items():
+        found[LABELS] = of_labels[group][evaluate.TOGETHER]
+    otherwise: dict[str, tuple[str, InferenceOptions]] = {}
+    for way, inference in WAYS.items():
+        run = {f"{name}, {way}": name for name in (LAPTOP, VIDEO, SMALL) if name in compared}
+        otherwise |= {new: (name, inference) for new, name in run.items()}
+        of_way = errors_on_real_pairs(
+            data, {new: compared[name] for new, name in run.items()}, inference=inference
+        )
+        for group, found in errors.items():
+            found |= of_way[group]
     return {
-        "errors": {
-            group: found | {LABELS: of_labels[group][evaluate.TOGETHER]} | of_sharper[group]
-            for group, found in errors.items()
-        },
-        "unseen": without_truth(
-            data, compared, {LABELS: tuple(teachers)}, {new: name for name, new in sharper.items()}
-        ),
+        "errors": errors,
+        "unseen": without_truth(data, compared, {LABELS: tuple(teachers)}, otherwise),
         "trained": {
             name: json.loads((Path(place) / "facts.json").read_text()) for name, place in students.items()
         },

@@ -1,9 +1,8 @@
 """What does the method look like? Draws the figures of docs/explanation/method.md.
 
-    python -m docs.make.figures
+    python -m docs.make.figures ../shared/data/clips/sam2__bedroom.mp4
 
-They show a rendered scene and its true flow. The truth takes the place of a teacher's flow, so that the
-pictures show the method and not one network's errors.
+The teacher is the network that comes with this software, at several scales.
 """
 
 import numpy as np
@@ -11,18 +10,45 @@ import torch
 from numpy import ndarray
 
 from benchmarks import report
-from benchmarks.inputs import true_pair
+from benchmarks.inputs import read_chunks
 from flowcore.augmentation import Crop, Geometric
 from flowcore.drawing import Picture, flow_colors, occlusion_image, panel
 from flowcore.formats import write_image
 from flowcore.hallucination import CopyPaste, SuperpixelNoise
+from flowcore.inference import InferenceOptions
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import FramePair
-from flowcore.scenes import SceneOptions, render_scene
+from flowcore.video import ClipOptions
+from pipelines.estimators import load_estimator
 from pipelines.installation import PROJECT_FOLDER
+from pipelines.models import BEST
 
 FOLDER = PROJECT_FOLDER / "docs" / "figures"
-SCENE = SceneOptions(height=192, width=256, num_frames=2, camera_speed=24.0, layer_speed=12.0)
+HEIGHT, WIDTH = 216, 384
+CROP = 144, 240
+STRIDE = 3
+"""Frames from the first of a pair to the second, so that something moves."""
+PAIR = 12
+"""The number of the pair in the clip."""
+
+
+def labelled_pair(clip: str) -> FramePair:
+    """A pair of the clip with its label."""
+    options = ClipOptions(size=(HEIGHT, WIDTH), min_size=(HEIGHT, WIDTH), stride=STRIDE)
+    frames = [frame for _, chunk in read_chunks(clip, options) for frame in chunk]
+    image1, image2 = frames[PAIR], frames[PAIR + 1]
+    teacher = load_estimator(BEST, InferenceOptions(scale=(1.5, 1.0, 0.5)))
+    flow_fw, flow_bw = teacher(image1, image2)
+    both = torch.from_numpy(flow_fw)[None], torch.from_numpy(flow_bw)[None]
+    confidence_fw, confidence_bw = (1.0 - each[0, 0].numpy() for each in OcclusionCheck().both(*both))
+    return FramePair(
+        image1=image1,
+        image2=image2,
+        flow_fw=flow_fw,
+        flow_bw=flow_bw,
+        confidence_fw=confidence_fw.astype(np.float32),
+        confidence_bw=confidence_bw.astype(np.float32),
+    )
 
 
 def check(pair: FramePair) -> ndarray:
@@ -55,31 +81,32 @@ def framed(image: ndarray, top: int, left: int, height: int, width: int) -> ndar
 
 
 def main() -> None:
-    report.parser(__doc__).parse_args()
+    parser = report.parser(__doc__)
+    parser.add_argument("clip", help="a video in which something moves")
+    pair = labelled_pair(parser.parse_args().clip)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    scene = render_scene(7, SCENE)
-    pair, motion, occluded = true_pair(scene), scene.flow_fw[0], scene.occ_fw[0]
-    fastest = float(np.hypot(*motion).max())
+    assert pair.flow_fw is not None
+    motion, occluded = pair.flow_fw, ~trusted(pair)
+    fastest = float(np.quantile(np.hypot(*motion), 0.99))
     figures = {
         "occlusion": [
             [
                 ("image1", pair.image1),
                 ("image2", pair.image2),
-                ("flow_fw", flow(pair, fastest)),
-                ("true occlusion", occlusion_image(occluded)),
-                ("forward-backward check", occlusion_image(check(pair))),
+                ("w_f, the teacher's flow", flow(pair, fastest)),
+                ("O_f, by the forward-backward check", occlusion_image(occluded)),
             ]
         ]
     }
-    crop = Crop(height=128, width=160)
+    crop = Crop(height=CROP[0], width=CROP[1])
     cropped = crop(pair, np.random.default_rng(3))
     rng = np.random.default_rng(3)
-    top, left = int(rng.integers(192 - 128 + 1)), int(rng.integers(256 - 160 + 1))
+    window = int(rng.integers(HEIGHT - CROP[0] + 1)), int(rng.integers(WIDTH - CROP[1] + 1)), *CROP
     hallucinated = check(cropped) & trusted(cropped)
     figures["crop"] = [
         [
-            ("image1, the student's window", framed(pair.image1, top, left, 128, 160)),
-            ("image2, the same window", framed(pair.image2, top, left, 128, 160)),
+            ("image1, the student's window", framed(pair.image1, *window)),
+            ("image2, the same window", framed(pair.image2, *window)),
             ("T(w_f), the label", flow(cropped, fastest)),
             ("what the crop hallucinates", occlusion_image(hallucinated)),
         ]

@@ -45,7 +45,7 @@ COLOURS = 96
 def pairs(clip: str) -> Iterator[EstimatedPair]:
     """The clip's pairs with their flow in both directions."""
     (source,) = Collection.find(clip).videos
-    flow = VideoFlow(load_model(fetch_model(BEST))[0], InferenceOptions(scale=SCALE), both=True)
+    flow = VideoFlow(load_model(fetch_model(BEST))[0], InferenceOptions(scale=(SCALE,)), both=True)
     with DecoderProcess() as decoder:
         yield from flow.pairs(decoder, source, stride=STRIDE)
 

@@ -104,7 +104,7 @@ def test_the_demo_leaves_a_run_of_each_stage_and_of_each_evaluation(demo: Demo) 
         "demo": 1,
     }
     assert {run.info.run_name for run in demo.runs["evaluate"]} == {
-        f"evaluate scenes: {name}" for name in MODELS
+        f"evaluate: scenes, {name}" for name in MODELS
     }
 
 

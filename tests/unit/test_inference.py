@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -79,7 +80,7 @@ def test_where_tiles_disagree_there_is_no_seam() -> None:
     assert blended.max() == len(tiles) - 1
 
 
-def flow_of(frames: Sequence[np.ndarray], **options: float | int) -> Tensor:
+def flow_of(frames: Sequence[np.ndarray], **options: float | tuple[float, ...]) -> Tensor:
     torch.manual_seed(0)
     network = PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,)).build()
     network.eval()
@@ -111,13 +112,55 @@ def test_at_another_scale_the_flow_is_in_the_frames_own_pixels(frames: list[np.n
     assert config is not None
     for scale in (0.5, 1.0, 2.0):
         (flow, back), *rest = estimate_frames(
-            config.build(), moved, CPU, InferenceOptions(scale=scale), both=False
+            config.build(), moved, CPU, InferenceOptions(scale=(scale,)), both=False
         )
         assert (rest, back) == ([], None)
         assert flow.shape == (1, 2, 200, 330)
         middle = flow[0, :, 40:-40, 40:-40]
         assert middle[0].median() == pytest.approx(4, abs=0.3)
         assert middle[1].median() == pytest.approx(0, abs=0.3)
+
+
+class Torn(FlowNetwork):
+    """Frames of 120 px move by 2 px, and their left half as nothing can: by 9 px there and back. Frames of
+    60 px move by 2.5 px."""
+
+    multiple = 1
+    strides = (1,)
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        return [images]
+
+    def decode(self, features1: list[Tensor], features2: list[Tensor]) -> list[Tensor]:
+        flow = torch.zeros(len(features1[0]), 2, *features1[0].shape[-2:])
+        half, width = len(flow) // 2, flow.shape[-1]
+        speed = 2.0 if width == 120 else 2.5
+        flow[:half, 0], flow[half:, 0] = speed, -speed
+        if width == 120:
+            flow[:, 0, :, :60] = 9.0
+        return [flow]
+
+
+def test_of_several_scales_a_vector_is_that_of_the_first_one_whose_flow_agrees_there_and_back() -> None:
+    frames = [np.zeros((80, 120, 3), np.uint8)] * 3
+    ((there, back),) = estimate_frames(Torn(), frames, CPU, InferenceOptions(scale=(1.0, 0.5)), both=True)
+    assert back is not None
+    for flow, sign in (there, 1.0), (back, -1.0):
+        assert torch.equal(flow[..., 20:50].unique(), torch.tensor([0.0, sign * 5.0]).sort().values)
+        assert torch.equal(flow[..., 70:100].unique(), torch.tensor([0.0, sign * 2.0]).sort().values)
+
+
+def test_several_scales_give_the_flow_there_alone_too(frames: list[np.ndarray]) -> None:
+    network = PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,)).build()
+    options = InferenceOptions(scale=(1.0, 0.6))
+    ((both, _),) = estimate_frames(network.eval(), frames, CPU, options, both=True)
+    ((alone, back),) = estimate_frames(network.eval(), frames, CPU, options, both=False)
+    assert back is None
+    assert torch.equal(alone, both)
+
+
+def test_a_scale_that_is_named_twice_is_that_scale(frames: list[np.ndarray]) -> None:
+    assert torch.equal(flow_of(frames, scale=(0.5, 0.5)), flow_of(frames, scale=(0.5,)))
 
 
 class Slow(FlowNetwork):
@@ -158,9 +201,9 @@ def test_a_refined_flow_is_nearer_to_a_motion_by_a_fraction_of_a_pixel() -> None
         assert error(after, way) < 0.3
 
 
-@pytest.mark.parametrize("options", [{}, {"tile_pixels": 20_000}, {"scale": 0.5}])
+@pytest.mark.parametrize("options", [{}, {"tile_pixels": 20_000}, {"scale": (0.5,)}, {"scale": (1.0, 0.5)}])
 def test_tiles_and_scales_are_refined_as_a_whole_frame_of_their_flow(
-    frames: list[np.ndarray], options: dict[str, float]
+    frames: list[np.ndarray], options: dict[str, float | tuple[float, ...]]
 ) -> None:
     plain, after = flow_of(frames, **options), flow_of(frames, **options, refinement=3)
     torch.testing.assert_close(after, refined(plain, frames[:-1], frames[1:], 3))
@@ -182,15 +225,16 @@ def test_flow_that_is_not_finite_is_not_refined(frames: list[np.ndarray]) -> Non
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"scale": 0.0}, "scale 0.0"),
-        ({"scale": 5.0}, "scale"),
+        ({"scale": (1.0, 0.0)}, r"scale \(1.0, 0.0\)"),
+        ({"scale": (5.0,)}, "scale"),
+        ({"scale": ()}, "scale"),
         ({"tile_pixels": 9}, "tile_"),
         ({"refinement": -1}, "refinement -1"),
     ],
 )
-def test_what_no_network_can_be_shown_is_refused(options: dict[str, float], named: str) -> None:
+def test_what_no_network_can_be_shown_is_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        InferenceOptions(**options)  # type: ignore[arg-type]
+        InferenceOptions(**options)
 
 
 ULTRA_HD = """

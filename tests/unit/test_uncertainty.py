@@ -321,10 +321,10 @@ def test_a_label_that_is_expected_to_be_anywhere_counts_nothing() -> None:
 
 def test_the_scale_of_frames_of_any_size_is_in_their_own_pixels() -> None:
     shown = [np.zeros((50, 70, 3), np.uint8)] * 3
-    for options in (InferenceOptions(), InferenceOptions(scale=0.5)):
+    for options in (InferenceOptions(), InferenceOptions(scale=(0.5,)), InferenceOptions(scale=(0.5, 1.0))):
         scales = [scale for _, _, scale in estimate_scaled(Sure(2.0), shown, CPU, options, both=False)]
         # A pixel of the smaller frames is two of these.
-        wanted = torch.full((2, 1, 50, 70), 2.0 / options.scale)
+        wanted = torch.full((2, 1, 50, 70), 2.0 / options.scale[0])
         torch.testing.assert_close(torch.cat(scales), wanted)
 
 
