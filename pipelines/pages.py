@@ -17,7 +17,7 @@ _COLUMNS = (
     *("attributes.`Models`", "attributes.`Dataset`", "tags.`recipe`", "tags.`distillations`"),
     *("metrics.`labels/pairs`", "metrics.`final/comparable`", "metrics.`final/epe`"),
 )
-"""What a chain is read by, from left to right, after a run's name and when it began."""
+"""What a chain is read by, beside a run's name and when it began; MLflow decides their order."""
 
 
 def run_page(experiment: str, run: str) -> str:
