@@ -45,7 +45,8 @@ class InferenceOptions:
     scale: tuple[float, ...] = (1.0,)
     """Resize frames by this factor before the network sees them, and the flow back. Lower it for speed and
     for faster motion; raise it for finer detail. Of several, such as 1.5 1 0.5, each vector is that of the
-    first one whose flow agrees there and back: fine detail and fast motion both, for the time of all."""
+    first one whose flow agrees there and back, else of the last: fine detail and fast motion both, for the
+    time of all, there and back."""
     tile_pixels: int | None = None
     """Cut frames of more pixels (after scaling) into tiles, which keeps memory small and loses fast motion at
     their borders. `none` takes 2,100,000 on a CPU and 4,200,000 on a GPU. Lower it if memory runs out."""
@@ -62,8 +63,9 @@ class InferenceOptions:
             raise ValueError(f"iterations {self.iterations} must be at least 1")
         if self.refinement < 0:
             raise ValueError(f"refinement {self.refinement} must be 0 iterations or more")
-        if not self.scale or not all(0.1 <= each <= 4.0 for each in self.scale):
-            raise ValueError(f"scale {self.scale} must be one or several numbers in [0.1, 4]")
+        is_tuple = isinstance(self.scale, tuple)
+        if not is_tuple or not self.scale or not all(0.1 <= each <= 4.0 for each in self.scale):
+            raise ValueError(f"scale {self.scale} must be one or several numbers in [0.1, 4], as a tuple")
         if self.tile_pixels is not None and self.tile_pixels < 128 * 128:
             raise ValueError(f"tile_pixels {self.tile_pixels} must be at least 16384, a tile of 128x128 px")
 
@@ -135,8 +137,8 @@ def _estimates(
     most = options.tile_pixels or _TILE_PIXELS[device.type]
     sizes = [(max(1, round(height * each)), max(1, round(width * each))) for each in options.scale]
     tiles = {size: tiles_of(*size, most, network.multiple) for size in sizes}
-    # Of frames that are cut, few fit into the memory.
-    step = 1 if any(len(each) > 1 for each in tiles.values()) else len(frames) - 1
+    # Of frames that are cut, and of several scales' flow, little fits into the memory.
+    step = 1 if len(sizes) > 1 or len(tiles[sizes[0]]) > 1 else len(frames) - 1
     for first in range(0, len(frames) - 1, step):
         images = to_images(np.stack(frames[first : first + step + 1]), device)
         at_scales = [
@@ -162,7 +164,7 @@ def _first_that_agrees(at_scales: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     Source: ours; as `pseudolabels.merged` takes the flow of several teachers.
     """
     flows = [torch.cat([*found[:2]]) for found in at_scales]
-    # Of the flow there, which is all that is wanted; its two channels are equal.
+    # Of the flow there, which is all that is wanted, its first channel, as `estimate_scaled` gives it.
     scales = [torch.cat([found[2][:, :1]] * 2) for found in at_scales if len(found) > 2]
     height, width = flows[0].shape[-2:]
     label = merged(flows, 1, height, width, OcclusionCheck(), "first", scales)

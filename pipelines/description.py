@@ -15,7 +15,7 @@ _STAGES = {
     "finetune": "Trains a network with true flow.",
     "evaluate": "Compares a model with true flow.",
     "predict": "Computes the flow of videos.",
-    "demo": "The whole chain: a teacher from videos, its labels, a student, and what both are worth.",
+    "demo": "The whole chain, from videos to a student; of rendered videos, what the models are worth.",
     "gallery": "Shows a label set, to judge it by.",
 }
 _INPUTS = {

@@ -197,15 +197,23 @@ def run_of(uri: str, project_folder: Path = PROJECT_FOLDER) -> str | None:
 
 
 def logged_model_of(uri: str, project_folder: Path = PROJECT_FOLDER) -> str | None:
-    """The id of the logged model at a runs:/ or models:/ URI, which of a run is its result; None where no
-    run logged it. Raises as `download` does."""
+    """The id of the logged model at a runs:/ or models:/ URI, of a run that of its result; None where MLflow
+    has none, or none any more. Raises as `download` does."""
     if match := LOGGED_MODEL_URI.fullmatch(uri):
         return match["id"]
-    if (run_id := run_of(uri, project_folder)) is None:
+    store = tracking_uri(project_folder)
+    client = client_of(store)
+    # A version that somebody else registered has no run.
+    if not (run_id := run_of(uri, project_folder)):
         return None
-    client = client_of(tracking_uri(project_folder))
-    outputs = client.get_run(run_id).outputs
-    logged = [client.get_logged_model(each.model_id) for each in outputs.model_outputs] if outputs else []
+    try:
+        with impatient():
+            experiment = client.get_run(run_id).info.experiment_id
+            logged = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise unreachable(store, error) from error
+        return None
     return next((each.model_id for each in logged if MLFLOW_MODEL_VERSIONS in each.tags), None)
 
 

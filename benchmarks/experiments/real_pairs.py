@@ -99,7 +99,11 @@ def without_truth(
     agrees. otherwise: a model and how else it is run, by the name of the result.
     """
     learnt = {each["file"] for each in videos_learnt_from()}
-    networks = {name: load_model(fetch_model(place))[0].eval() for name, place in models.items()}
+    # On a CPU, as it is asked for below.
+    networks = {
+        name: load_model(fetch_model(place))[0].eval().ready(torch.device("cpu"))
+        for name, place in models.items()
+    }
     referee, check = REFEREE.build(), OcclusionCheck()
     sums = {name: np.zeros(2) for name in (*models, *labels, *otherwise)}
     names: list[str] = []
@@ -119,8 +123,8 @@ def without_truth(
                 label = merged(both, 1, height, width, check, "first").flow
                 flows[name_of_labels] = label[:1], label[1:]
             for name_of_flow, (model, options) in otherwise.items():
-                ready = options.ready(networks[model], images.device)
-                ((there, back),) = estimate_frames(ready, [*frames[:2]], images.device, options, both=True)
+                estimated = estimate_frames(networks[model], [*frames[:2]], images.device, options, both=True)
+                ((there, back),) = estimated
                 assert back is not None
                 flows[name_of_flow] = there, back
             for model, flow in flows.items():

@@ -29,13 +29,13 @@ CROP = 144, 240
 STRIDE = 3
 """Frames from the first of a pair to the second, so that something moves."""
 PAIR = 12
-"""The number of the pair in the clip."""
+"""The number of the pair among those of the clip's beginning."""
 
 
 def labelled_pair(clip: str) -> FramePair:
     """A pair of the clip with its label."""
     options = ClipOptions(size=(HEIGHT, WIDTH), min_size=(HEIGHT, WIDTH), stride=STRIDE)
-    frames = [frame for _, chunk in read_chunks(clip, options) for frame in chunk]
+    ((_, frames),) = read_chunks(clip, options, most=1)
     image1, image2 = frames[PAIR], frames[PAIR + 1]
     teacher = load_estimator(BEST, InferenceOptions(scale=(1.5, 1.0, 0.5)))
     flow_fw, flow_bw = teacher(image1, image2)

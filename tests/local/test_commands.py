@@ -321,6 +321,14 @@ def test_help_lists_the_recipes_and_a_recipe_s_options(
     assert not any(word in written for word in hidden)
 
 
+def test_an_option_takes_several_numbers() -> None:
+    typed = ["--videos", "v", "--output", "o", "--inference.scale", "1.5", "1", "0.5"]
+    options = parse(predict.Predict, typed, program="job", description="")
+    assert options.inference.scale == (1.5, 1.0, 0.5)
+    with pytest.raises(UsageError, match=r"--inference\.scale \(1\.0, 0\.0\) must be one or several numbers"):
+        parse(predict.Predict, [*typed[:5], "1", "0"], program="job", description="")
+
+
 def test_help_of_a_job_with_a_usual_recipe_has_its_options_too() -> None:
     with pytest.raises(HelpAsked) as asked:
         parse_recipe(demo.recipes(), ["--help"], program="demo", description="", usual="demo")
@@ -780,6 +788,9 @@ def test_evaluate_records_each_model_s_errors_in_a_run_of_its_own(model: str, ev
     for name, judged in evaluation.runs.items():
         assert judged.info.status == "FINISHED"
         assert judged.data.tags["stage"] == "evaluate"
+        # A data set is no recipe.
+        assert "recipe" not in judged.data.tags
+        assert judged.info.run_name == f"evaluate: scenes, {name}"
         assert judged.data.metrics["scenes/epe/occ"] == pytest.approx(evaluation.numbers[name]["epe"]["occ"])
 
 

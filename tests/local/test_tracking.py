@@ -1243,6 +1243,24 @@ def test_a_checkpoint_goes_through_a_server_once_with_its_validation(served: Run
     assert history(served, "validation/comparable") == [(1, 2.0)]
 
 
+def test_of_a_registered_model_the_logged_one_is_known_as_long_as_it_is_there(
+    served: Run, tmp_path: Path
+) -> None:
+    version = registry.register(served, "logged", validation_loss=1.0, validation_digest="a", judge=unasked)
+    assert registry.logged_model_of(version.uri) is None
+    params, judged_on = {"stage": "distill"}, ("held back", "0" * 32)
+    result, earlier = [
+        registry.log_checkpoint(served, step, tmp_path / "made", params=params, judged_on=judged_on)
+        for step in (2, 1)
+    ]
+    registry.link_version(served, result, version)
+    for uri in (version.uri, "models:/logged@champion", f"runs:/{served.run_id}/model", f"models:/{result}"):
+        assert registry.logged_model_of(uri) == result
+    assert registry.logged_model_of(f"models:/{earlier}") == earlier
+    served.client.delete_logged_model(result)
+    assert registry.logged_model_of(version.uri) is None
+
+
 def test_a_model_that_a_server_does_not_have_is_named(served: Run) -> None:
     with pytest.raises(FileNotFoundError, match="has no models:/nobody@champion"):
         registry.download("models:/nobody@champion")

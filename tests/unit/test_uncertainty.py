@@ -328,6 +328,27 @@ def test_the_scale_of_frames_of_any_size_is_in_their_own_pixels() -> None:
         torch.testing.assert_close(torch.cat(scales), wanted)
 
 
+class Split(Sure):
+    """As Sure of frames of 70 px; of smaller ones it says so too, and of these that all moves by 1 px. The
+    first flow agrees nowhere with the flow back."""
+
+    def decode_with_scale(
+        self, features1: list[Tensor], features2: list[Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        (flow,), scale = super().decode_with_scale(features1, features2)
+        if features1[0].shape[-1] >= 70:
+            flow += 9.0
+        return [flow], scale
+
+
+def test_of_several_scales_the_error_that_is_expected_is_that_of_the_flow_that_is_taken() -> None:
+    shown = [np.zeros((50, 70, 3), np.uint8)] * 2
+    options = InferenceOptions(scale=(1.0, 0.5))
+    ((flow, _, scale),) = estimate_scaled(Split(2.0), shown, CPU, options, both=False)
+    assert not flow.any()
+    torch.testing.assert_close(scale, torch.full((1, 1, 50, 70), 4.0))
+
+
 def test_with_its_scale_a_network_gives_the_flow_that_it_gives_without() -> None:
     scaled = network("pwcnet").eval()
     shown = [np.asarray(frame) for frame in (255 * random(5, 3, 50, 70, 3)).byte().numpy()]
