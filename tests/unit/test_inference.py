@@ -143,8 +143,9 @@ class Torn(FlowNetwork):
 
 def test_of_several_scales_a_vector_is_that_of_the_first_one_whose_flow_agrees_there_and_back() -> None:
     frames = [np.zeros((80, 120, 3), np.uint8)] * 3
-    ((there, back),) = estimate_frames(Torn(), frames, CPU, InferenceOptions(scale=(1.0, 0.5)), both=True)
-    assert back is not None
+    pairs = list(estimate_frames(Torn(), frames, CPU, InferenceOptions(scale=(1.0, 0.5)), both=True))
+    assert len(pairs) == 2
+    there, back = (torch.cat(flows) for flows in zip(*pairs, strict=True))  # type: ignore[arg-type]
     for flow, sign in (there, 1.0), (back, -1.0):
         assert torch.equal(flow[..., 20:50].unique(), torch.tensor([0.0, sign * 5.0]).sort().values)
         assert torch.equal(flow[..., 70:100].unique(), torch.tensor([0.0, sign * 2.0]).sort().values)
@@ -152,11 +153,13 @@ def test_of_several_scales_a_vector_is_that_of_the_first_one_whose_flow_agrees_t
 
 def test_several_scales_give_the_flow_there_alone_too(frames: list[np.ndarray]) -> None:
     network = PWCNetConfig(encoder_widths=(8, 12, 16), decoder_widths=(16, 12), context_widths=(12,)).build()
-    options = InferenceOptions(scale=(1.0, 0.6))
-    ((both, _),) = estimate_frames(network.eval(), frames, CPU, options, both=True)
-    ((alone, back),) = estimate_frames(network.eval(), frames, CPU, options, both=False)
-    assert back is None
-    assert torch.equal(alone, both)
+    for tile_pixels in (None, 20_000):
+        options = InferenceOptions(scale=(1.0, 0.6), tile_pixels=tile_pixels)
+        both = estimate_frames(network.eval(), frames, CPU, options, both=True)
+        alone = estimate_frames(network.eval(), frames, CPU, options, both=False)
+        for (flow, _), (flow_alone, back) in zip(both, alone, strict=True):
+            assert back is None
+            assert torch.equal(flow_alone, flow)
 
 
 def test_a_scale_that_is_named_twice_is_that_scale(frames: list[np.ndarray]) -> None:
