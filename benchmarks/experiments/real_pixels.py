@@ -4,16 +4,17 @@
     python -m benchmarks.experiments.real_pixels judge DATA OUT TEACHER
     python -m benchmarks.experiments.real_pixels print
 
-`train` runs the recipe `laptop` on real clips, for each of three students from fresh weights. One learns from
-labels of OpenCV's DIS, one from these and from the frames, one from labels of a teacher that never met DIS:
-TEACHER, that of `video` which `benchmarks.experiments.minutes` trained. A fourth goes on from
+`train` runs the recipe `laptop` on real clips, for each of four students from fresh weights. One learns from
+labels of OpenCV's DIS down to every pixel; it ships as distillflow:laptop. One learns from DIS's usual labels,
+one from these and from the frames, one from labels of a teacher that never met DIS: TEACHER, that of `video`
+which `benchmarks.experiments.minutes` trained. A fifth goes on from
 distillflow:video, as it is in this checkout, by the second stage of the recipe `video`. Its labels are of DIS
 down to every pixel where that agrees there and back, and elsewhere of TEACHER; it ships as the next
 distillflow:video. OUT gets the students; one that is there isn't trained again.
 
 `judge` looks at the students' errors on real pairs with truth, which nothing was chosen by, beside zero flow,
-the classical methods, the teachers and distillflow:laptop, and compares them without truth on videos that the
-four didn't learn from. Of a student that isn't in OUT any more it keeps what it found before. `print` prints
+the classical methods and the teachers, and compares them without truth on videos that none of them learnt
+from. Of a student that isn't in OUT any more it keeps what it found before. `print` prints
 the tables of what `judge` found.
 
 DATA holds `clips`, `clips_more` and data sets with truth, each in its own layout.
@@ -45,10 +46,8 @@ from pipelines.models import fetch_model
 
 ERRORS = RESULTS / "errors.json"
 DIS, FINE, NEVER_MET_DIS = "opencv:dis_medium", "opencv:dis_fine", "teacher of video"
-LAPTOP = "distillflow:laptop"
-"""A student of DIS, too: the recipe's 10,000 steps, from 1658 pairs of 23 clips and image sequences."""
 SMALL = "of DIS down to every pixel"
-"""What README has for one's own videos without a GPU."""
+"""What README has for one's own videos without a GPU; it ships as distillflow:laptop."""
 VIDEO = "of both teachers"
 """What ships as distillflow:video."""
 LABELS = "labels of both teachers"
@@ -158,7 +157,7 @@ def judge(data: Path, out: Path, teacher: Path) -> dict[str, Any]:
     """Errors by set and model, errors without truth, and how each student was trained."""
     students = {name: str(_place(out, name)) for name in STUDENTS if _place(out, name).exists()}
     teachers = {FINE: FINE, NEVER_MET_DIS: str(teacher)}
-    compared = {DIS: DIS, **teachers, LAPTOP: LAPTOP, **students}
+    compared = {DIS: DIS, **teachers, **students}
     classical = {name: name for name in ("zero", "opencv:farneback", "opencv:dis_fast")}
     errors = errors_on_real_pairs(data, classical | compared)
     of_labels = errors_on_real_pairs(data, teachers, together="first")
@@ -166,7 +165,7 @@ def judge(data: Path, out: Path, teacher: Path) -> dict[str, Any]:
         found[LABELS] = of_labels[group][evaluate.TOGETHER]
     otherwise: dict[str, tuple[str, InferenceOptions]] = {}
     for way, inference in WAYS.items():
-        run = {f"{name}, {way}": name for name in (LAPTOP, VIDEO, SMALL) if name in compared}
+        run = {f"{name}, {way}": name for name in (SMALL, VIDEO) if name in compared}
         otherwise |= {new: (name, inference) for new, name in run.items()}
         of_way = errors_on_real_pairs(
             data, {new: compared[name] for new, name in run.items()}, inference=inference
@@ -228,7 +227,7 @@ def scores() -> str:
 
 def card_of_laptop() -> str:
     """The errors of distillflow:laptop in its card."""
-    return beside_dis(_found()["errors"], DIS, LAPTOP)
+    return beside_dis(_found()["errors"], DIS, SMALL)
 
 
 def card_of_video() -> str:
