@@ -5,10 +5,9 @@
     python -m benchmarks.experiments.real_pixels print
 
 `train` runs the recipe `laptop` on real clips, for each of four students from fresh weights. One learns from
-labels of OpenCV's DIS down to every pixel; it ships as distillflow:laptop. One learns from DIS's usual labels,
-one from these and from the frames, one from labels of a teacher that never met DIS: TEACHER, that of `video`
-which `benchmarks.experiments.minutes` trained. A fifth goes on from
-distillflow:video, as it is in this checkout, by the second stage of the recipe `video`. Its labels are of DIS
+labels of OpenCV's DIS down to every pixel, and ships as distillflow:laptop. One learns from DIS's usual
+labels, one from these and from the frames, one from labels of a teacher that never met DIS: TEACHER, that of
+`video` which `benchmarks.experiments.minutes` trained. A fifth goes on from distillflow:video, as it is in this checkout, by the second stage of the recipe `video`. Its labels are of DIS
 down to every pixel where that agrees there and back, and elsewhere of TEACHER; it ships as the next
 distillflow:video. OUT gets the students; one that is there isn't trained again.
 
@@ -134,8 +133,9 @@ def train(arguments: argparse.Namespace) -> None:
             objective=replace(distilling.objective, **student.learns),
         )
         network, info = load_model(fetch_model(distill.distill(stage, student.recipe)))
-        kept = ("stage", "recipe", "init", "label_set", "where", "generation")
-        save_model(place, network, {key: info.provenance[key] for key in kept})
+        # Fresh weights have no init.
+        kept = {"stage", "recipe", "init", "label_set", "where", "generation"} & info.provenance.keys()
+        save_model(place, network, {key: info.provenance[key] for key in sorted(kept)})
         facts = {
             "steps": training.steps,
             "batch": training.global_batch,
