@@ -7,9 +7,10 @@
 `train` runs the recipe `laptop` on real clips, for each of four students from fresh weights. One learns from
 labels of OpenCV's DIS down to every pixel, and ships as distillflow:laptop. One learns from DIS's usual
 labels, one from these and from the frames, one from labels of a teacher that never met DIS: TEACHER, that of
-`video` which `benchmarks.experiments.minutes` trained. A fifth goes on from distillflow:video, as it is in this checkout, by the second stage of the recipe `video`. Its labels are of DIS
-down to every pixel where that agrees there and back, and elsewhere of TEACHER; it ships as the next
-distillflow:video. OUT gets the students; one that is there isn't trained again.
+`video` which `benchmarks.experiments.minutes` trained. A fifth goes on from distillflow:video, as it is in
+this checkout, by the second stage of the recipe `video`. Its labels are of DIS down to every pixel where that
+agrees there and back, and elsewhere of TEACHER; it ships as the next distillflow:video. OUT gets the
+students; one that is there isn't trained again.
 
 `judge` looks at the students' errors on real pairs with truth, which nothing was chosen by, beside zero flow,
 the classical methods and the teachers, and compares them without truth on videos that none of them learnt
