@@ -79,7 +79,7 @@ def main(stage: Predict) -> None:
     made_from = {"videos": videos, "model": model}
     with lineage("predict", None, stage, made_from, subject=split(videos)[1]) as run:
         run.link("model", plan.card.run_id)
-        run.dataset(split(videos)[1], videos, plan.videos_digest, "prediction")
+        run.dataset("videos", videos, plan.videos_digest, "prediction")
         started = time.monotonic()
         predicted = plan.predict(on_cluster=has_cluster())
         summary = PredictionSummary(videos=tuple(predicted), seconds=time.monotonic() - started)

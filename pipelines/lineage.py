@@ -267,6 +267,7 @@ def _record(run: StageRun, name: str, made: Made, project_folder: Path) -> None:
 
 
 def _reads_model(run: StageRun, name: str, uri: str, project_folder: Path) -> None:
-    run.link(name, run_of(uri, project_folder))
-    if (model_id := logged_model_of(uri, project_folder)) is not None:
+    run_id = run_of(uri, project_folder)
+    run.link(name, run_id)
+    if (model_id := logged_model_of(uri, run_id, project_folder)) is not None:
         run.reads_model(model_id)

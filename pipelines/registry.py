@@ -196,16 +196,16 @@ def run_of(uri: str, project_folder: Path = PROJECT_FOLDER) -> str | None:
     return _resolved(uri, project_folder)[0]
 
 
-def logged_model_of(uri: str, project_folder: Path = PROJECT_FOLDER) -> str | None:
+def logged_model_of(uri: str, run_id: str | None, project_folder: Path = PROJECT_FOLDER) -> str | None:
     """The id of the logged model at a runs:/ or models:/ URI, of a run that of its result; None where MLflow
-    has none, or none any more. Raises as `download` does."""
+    has none, or none any more. run_id: what `run_of` says of the URI. ConnectionError as of `download`."""
     if match := LOGGED_MODEL_URI.fullmatch(uri):
         return match["id"]
+    # A version that somebody else registered has no run.
+    if not run_id:
+        return None
     store = tracking_uri(project_folder)
     client = client_of(store)
-    # A version that somebody else registered has no run.
-    if not (run_id := run_of(uri, project_folder)):
-        return None
     try:
         with impatient():
             experiment = client.get_run(run_id).info.experiment_id

@@ -7,7 +7,6 @@
 docs/results/demo; a seed whose numbers are there isn't run again. `print` prints the tables of all seeds.
 """
 
-import argparse
 import json
 import shutil
 import statistics
@@ -42,12 +41,8 @@ def run(out: Path, seeds: list[int]) -> None:
 
 
 def _found() -> list[dict[str, Any]]:
-    return sorted((json.loads(each.read_text()) for each in NUMBERS.glob("seed-*.json")), key=_seed)
-
-
-def _seed(numbers: dict[str, Any]) -> int:
-    seed: int = numbers["seed"]
-    return seed
+    found = (json.loads(each.read_text()) for each in NUMBERS.glob("seed-*.json"))
+    return sorted(found, key=lambda numbers: numbers["seed"])
 
 
 def errors() -> str:
@@ -88,11 +83,10 @@ def main() -> None:
     running.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     ways.add_parser("print")
     arguments = parser.parse_args()
-    match arguments:
-        case argparse.Namespace(way="run"):
-            run(arguments.out.resolve(), arguments.seeds)
-        case _:
-            print(errors(), seconds(), sep="\n\n")
+    if arguments.way == "run":
+        run(arguments.out.resolve(), arguments.seeds)
+    else:
+        print(errors(), seconds(), sep="\n\n")
 
 
 if __name__ == "__main__":

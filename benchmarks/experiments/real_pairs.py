@@ -101,8 +101,7 @@ def without_truth(
     learnt = {each["file"] for each in videos_learnt_from()}
     # On a CPU, as it is asked for below.
     networks = {
-        name: load_model(fetch_model(place))[0].eval().ready(torch.device("cpu"))
-        for name, place in models.items()
+        name: load_model(fetch_model(place))[0].ready(torch.device("cpu")) for name, place in models.items()
     }
     referee, check = REFEREE.build(), OcclusionCheck()
     sums = {name: np.zeros(2) for name in (*models, *labels, *otherwise)}

@@ -154,7 +154,8 @@ def test_a_prediction_leads_back_to_its_student(chain: Chain) -> None:
 
 def test_a_prediction_records_its_videos_as_data(chain: Chain) -> None:
     (videos,) = (each.dataset for each in chain.run("predict").inputs.dataset_inputs)
-    assert videos.name == "s*.mp4"
+    assert videos.name == "videos"
+    assert videos.source.endswith('/s*.mp4"}')
 
 
 def test_what_a_student_was_validated_on_while_it_trained_is_what_evaluate_judges(chain: Chain) -> None:

@@ -1247,7 +1247,7 @@ def test_of_a_registered_model_the_logged_one_is_known_as_long_as_it_is_there(
     served: Run, tmp_path: Path
 ) -> None:
     version = registry.register(served, "logged", validation_loss=1.0, validation_digest="a", judge=unasked)
-    assert registry.logged_model_of(version.uri) is None
+    assert registry.logged_model_of(version.uri, served.run_id) is None
     params, judged_on = {"stage": "distill"}, ("held back", "0" * 32)
     result, earlier = [
         registry.log_checkpoint(served, step, tmp_path / "made", params=params, judged_on=judged_on)
@@ -1255,10 +1255,10 @@ def test_of_a_registered_model_the_logged_one_is_known_as_long_as_it_is_there(
     ]
     registry.link_version(served, result, version)
     for uri in (version.uri, "models:/logged@champion", f"runs:/{served.run_id}/model", f"models:/{result}"):
-        assert registry.logged_model_of(uri) == result
-    assert registry.logged_model_of(f"models:/{earlier}") == earlier
+        assert registry.logged_model_of(uri, registry.run_of(uri)) == result
+    assert registry.logged_model_of(f"models:/{earlier}", served.run_id) == earlier
     served.client.delete_logged_model(result)
-    assert registry.logged_model_of(version.uri) is None
+    assert registry.logged_model_of(version.uri, served.run_id) is None
 
 
 def test_a_model_that_a_server_does_not_have_is_named(served: Run) -> None:

@@ -329,8 +329,8 @@ def test_the_scale_of_frames_of_any_size_is_in_their_own_pixels() -> None:
 
 
 class Split(Sure):
-    """As Sure of frames of 70 px; of smaller ones it says so too, and of these that all moves by 1 px. The
-    first flow agrees nowhere with the flow back."""
+    """Says of frames of 70 px that all moves by 9 px there and back, which agrees nowhere. Of smaller ones
+    it says that nothing moves."""
 
     def decode_with_scale(
         self, features1: list[Tensor], features2: list[Tensor]
