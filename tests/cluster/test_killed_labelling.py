@@ -39,23 +39,47 @@ MOST_DEATHS = 6
 """Of the one process that labels a deadly video of 18 shards: three for each of the two that Ray sends it at
 once, for each that it has under way."""
 
-# It can stop at steps: however busy the machine is, it waits there for what the test does to it.
+# It can stop at steps, and what works for it at points: however busy the machine is, they wait there for what
+# the test does to them.
 DRIVER = """
-import dataclasses, os, signal, sys
+import contextlib, dataclasses, os, signal, sys
 import ray
 from flowcore.occlusion import OcclusionCheck
 from flowcore.video import ClipOptions
 from pipelines.collection import Collection
 from pipelines.labelling import LabellingOptions, write_labels
+from pipelines.labelling_stages import Reader, Teacher
 from pipelines.shards import RayGraph
 from pipelines.teachers import Teachers
 
+def wait_to_be_killed(point):
+    # Once for each file of the test's: who renames it is the one.
+    with contextlib.suppress(FileNotFoundError):
+        file = os.path.join(POINTS, point)
+        os.rename(file, f"{file}-{os.getpid()}")
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+class HaltingReader(Reader):
+    def __call__(self, table):
+        for each in super().__call__(table):
+            wait_to_be_killed("reading")
+            wait_to_be_killed("reading again")
+            yield each
+
+class HaltingTeacher(Teacher):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        wait_to_be_killed("just started")
+
 class Graph(RayGraph):
+    reader, teacher = HaltingReader, HaltingTeacher
+
     def room_for(self, **what):
         return dataclasses.replace(super().room_for(**what), shards_at_once=AT_ONCE)
 
 class Deadly(OcclusionCheck):
     def __call__(self, flow_fw, flow_bw):
+        wait_to_be_killed("labelling")
         if flow_fw.shape[-1] == WIDTH:
             with open(DEATHS, "a") as deaths:
                 deaths.write("x")
@@ -164,7 +188,13 @@ def node(cluster: Cluster) -> Any:
 
 
 @pytest.fixture(scope="module")
-def start(cluster: Cluster, node: Any, collection: Path, teacher: Path) -> Start:
+def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file here, of a point's name, and the first process that comes there waits to be killed."""
+    return tmp_path_factory.mktemp("points")
+
+
+@pytest.fixture(scope="module")
+def start(cluster: Cluster, node: Any, collection: Path, teacher: Path, points: Path) -> Start:
     """Starts a driver that labels into a folder, in the cluster, with so many shards at once in a teacher."""
 
     def started(labels: Path | str, *stops: int, videos: Path = collection, at_once: int = 1) -> Driver:
@@ -173,6 +203,7 @@ def start(cluster: Cluster, node: Any, collection: Path, teacher: Path) -> Start
         script = teacher / f"driver-{at_once}.py"
         if not script.exists():
             content = DRIVER.replace("WIDTH", str(DEADLY_WIDTH)).replace("AT_ONCE", str(at_once))
+            content = content.replace("POINTS", repr(str(points)))
             script.write_text(content.replace("DEATHS", repr(str(teacher / "deaths"))))
         return Driver(script, cluster.address, videos, teacher, labels, stops)
 
@@ -293,15 +324,28 @@ def test_a_video_over_which_processes_die_is_left_out_and_named_however_many_sha
 
 
 def test_killed_workers_and_then_a_killed_node_cost_no_pair(
-    tmp_path: Path, cluster: Cluster, node: Any, start: Start, kill_workers: Kill, undisturbed: Path
+    tmp_path: Path,
+    cluster: Cluster,
+    node: Any,
+    start: Start,
+    kill_workers: Kill,
+    points: Path,
+    undisturbed: Path,
 ) -> None:
     labels = tmp_path / "labels"
+    # Each comes before the driver's first step, as no shard gets there without passing them.
+    waiting = {"just started", "reading", "reading again", "labelling"}
+    for point in waiting:
+        (points / point).touch()
     driver = start(labels, 1, 6)
-    # Readers as they read, a teacher that has just been started and one that works.
-    for title in ("Reader", "Reader", "Teacher", "Teacher)).submit"):
-        while not kill_workers(title):
-            assert driver.process.poll() is None, f"it ended before a {title} could be killed"
-            time.sleep(0.1)
+    while waiting:
+        for file in points.glob("*-*"):
+            point, _, process = file.name.rpartition("-")
+            psutil.Process(int(process)).kill()
+            file.unlink()
+            waiting.remove(point)
+        assert driver.process.poll() is None, f"it ended before anything was killed at {waiting}"
+        time.sleep(0.02)
     # Once there is a file, whatever is at work, writers too.
     driver.wait_for_stop()
     kill_workers("MapBatches")
