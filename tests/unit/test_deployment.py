@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import os
 import re
 import runpy
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from ports import first_answer, free_ports
 
 from jobs.commands import COMMANDS, options_of_job
 
@@ -251,6 +254,39 @@ def test_composed_services_have_no_password_of_their_own(services: dict[str, Any
     }
     assert secrets
     assert all(re.fullmatch(r"\$\{\w+:\?.*\}", value) for value in secrets.values())
+
+
+def test_the_composed_store_starts_and_has_the_buckets_for_who_knows_its_keys(
+    services: dict[str, Any], tmp_path: Path
+) -> None:
+    kind, *options = shlex.split(services["store"]["command"])
+    parts = ("master.port", "volume.port", "filer.port", "s3.port", "admin.port")
+    ports = dict(zip((*parts, *(f"{part}.grpc" for part in parts)), free_ports(2 * len(parts)), strict=True))
+    s3 = ports["s3.port"]
+    # As it is composed but for its folder and address, and for ports that nobody else has here.
+    options = [option.replace("=store", "=127.0.0.1").replace("=/data", f"={tmp_path}") for option in options]
+    options += [f"-{part}={port}" for part, port in ports.items()]
+    options += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+    program = [str(Path(sys.executable).with_name("weed")), f"-logdir={tmp_path}", kind]
+    log = tmp_path / "log"
+    there = {**os.environ, "AWS_ACCESS_KEY_ID": "composed", "AWS_SECRET_ACCESS_KEY": "of-this-test"}
+    there |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}", "AWS_REGION": "us-east-1"}
+    buckets = [sys.executable, "-c", services["buckets"]["command"][-1] + "print(*sorted(there))"]
+    with log.open("w") as words:
+        store = subprocess.Popen([*program, *options], env=there, stdout=words, stderr=words)
+        try:
+            first_answer(f"{there['AWS_ENDPOINT_URL']}/healthz", store, log)
+            told = [
+                subprocess.run(buckets, env=there, capture_output=True, text=True, check=True).stdout.split()
+                for _ in range(2)
+            ]
+            assert told == [[], ["labels", "mlflow", "runs", "videos"]]
+            stranger = there | {"AWS_ACCESS_KEY_ID": "another"}
+            refused = subprocess.run(buckets, env=stranger, capture_output=True, text=True, check=False)
+            assert "InvalidAccessKeyId" in refused.stderr
+        finally:
+            store.terminate()
+            store.wait()
 
 
 def test_the_slurm_script_is_bash_that_runs_any_command() -> None:
