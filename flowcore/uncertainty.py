@@ -25,10 +25,8 @@ LEAST = 1 / 64
 """Pixels: a smaller error counts as this, so that no scale is worth being smaller. A label is stored to
 within half of it."""
 _STEPS = 8
-"""Codes to a factor of 2."""
+"""Codes to a factor of 2: from 1/64 px to more than any frame has, within 4.5 %."""
 _LAST = 255
-RULE = f"code c stands for 2^(c / {_STEPS}) / 64 px"
-"""How a scale is stored. From 1/64 px to more than any frame has, within 4.5 %."""
 
 
 def scale_terms(labels: Batch, flows: BidirectionalFlow) -> list[Term]:
@@ -81,8 +79,8 @@ def scales_of(flows: BidirectionalFlow) -> list[LogScale]:
 
 
 def scale_codes(scale: Float[Tensor, "*shape"]) -> UInt8[ndarray, "*shape"]:
-    """Scales in pixels as bytes, see `RULE`; smaller ones as 1/64 px. ValueError for one that isn't a
-    number."""
+    """Scales in pixels as bytes: code c stands for 2^(c / 8) / 64 px, code 0 for smaller ones too. ValueError
+    for one that isn't a number."""
     if scale.isnan().any():
         raise ValueError("a predicted scale must be a number: the network that gave it has diverged")
     codes = (_STEPS * torch.log2(scale / LEAST)).round().clamp(0, _LAST)

@@ -28,8 +28,8 @@ from flowcore.records import LIST_BYTES
 from flowcore.samples import Sample, Truth, load, unreadable
 from flowcore.shapes import Flow, Mask, to_images
 from pipelines.invocation import typed
-from pipelines.label_rows import decode_occlusion
-from pipelines.labels import MOST_FLOW, PAIR_ID, beside, label_columns
+from pipelines.label_rows import decode_occlusion, label_columns
+from pipelines.labels import MOST_FLOW, PAIR_ID, beside
 from pipelines.ledger import write_ledger
 from pipelines.pair_set import PairSet
 from pipelines.sample_set import SAMPLE_CODEC, frame_pair, in_parts, sample_set

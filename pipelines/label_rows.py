@@ -1,22 +1,70 @@
-"""What pair does a row of a set hold? The columns of `pipelines.labels`, decoded."""
+"""How do labels become columns of `pipelines.labels`, and a row of them a pair again?"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
+from torch import Tensor
 
 from flowcore.frame_codec import FrameCodec
 from flowcore.geometry import upsample_flow
 from flowcore.pairs import FramePair
-from flowcore.pseudolabels import label_grid
-from flowcore.uncertainty import scales_of_codes, trust
-from pipelines.labels import FLOW_UNITS
+from flowcore.pseudolabels import PseudoLabels, label_grid
+from flowcore.uncertainty import scale_codes, scales_of_codes, trust
+from pipelines.labels import BOOLS, BYTES, FLOW_UNITS, INTEGERS, MOST_FLOW, flat_lists, label_schema
 
 DEFAULT_MAX_SPREAD = 1.0
 """Pixels by which several teachers may disagree on a label that is trusted."""
+
+
+def label_columns(labels: PseudoLabels, teacher: str) -> pa.Table:
+    """The columns of `label_schema`; ValueError for a flow that isn't finite. teacher: its digest, or
+    theirs."""
+    schema = label_schema(
+        has_spread=labels.spread is not None,
+        is_of_three_frames=labels.continued is not None,
+        has_uncertainty=labels.uncertainty is not None,
+    )
+    columns: dict[str, Any] = {
+        "flow_stride": pa.array([labels.flow_stride] * len(labels), pa.int32()),
+        "teacher": pa.array([teacher] * len(labels), pa.string()),
+    }
+    for name, type_ in zip(schema.names, schema.types, strict=True):
+        if name not in columns:
+            columns[name] = _stored(getattr(labels, name), type_)
+    return pa.table(columns, schema=schema)
+
+
+def _stored(values: Tensor, type_: pa.DataType) -> pa.Array:
+    if type_ == INTEGERS:
+        return quantized(values)
+    if type_ == BYTES:
+        return flat_lists(scale_codes(values), BYTES)
+    if type_ == BOOLS:
+        return masks(values)
+    return pa.array(values.cpu().numpy())
+
+
+def quantized(flow: Float[Tensor, "pairs _ rows columns"]) -> pa.ListArray:
+    """The column that stores `flow`, in pixels, to within 1/128 px; ValueError if it isn't finite or beyond
+    `MOST_FLOW`."""
+    if not torch.isfinite(flow).all():
+        raise ValueError("flow must be finite to be a label: the network that gave it has diverged")
+    if flow.abs().max() > MOST_FLOW:
+        raise ValueError(
+            f"flow of {flow.abs().max():g} px can't be a label, which has at most {MOST_FLOW} px"
+        )
+    units = (flow * FLOW_UNITS).round().to(torch.int32).cpu().numpy()
+    return flat_lists(np.diff(units, axis=2, prepend=np.int32(0)), INTEGERS)
+
+
+def masks(mask: Bool[Tensor, "pairs 1 height width"]) -> pa.ListArray:
+    """The column that stores `mask`."""
+    return flat_lists(mask.cpu().numpy(), BOOLS)
 
 
 def decode_row(

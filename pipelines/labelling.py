@@ -7,10 +7,10 @@ import dataclasses
 import fcntl
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 from uuid import uuid4
 
 from pyarrow.fs import LocalFileSystem
@@ -20,8 +20,8 @@ from flowcore.frame_codec import FrameCodec
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pseudolabels import Merge
 from flowcore.video import SAMPLER_VERSION, ClipOptions
-from pipelines.collection import Collection, stamps_of
-from pipelines.labelling_plan import Graph, Plan
+from pipelines.collection import Collection, Stamp, VideoSource, stamps_of
+from pipelines.labelling_plan import Plan
 from pipelines.labelling_progress import OnProgress, read_progress, reported
 from pipelines.ledger import (
     VideoRecord,
@@ -29,13 +29,14 @@ from pipelines.ledger import (
     with_less,
     with_pairs,
 )
-from pipelines.messages import VideoEnded
+from pipelines.messages import Message, VideoEnded
 from pipelines.room import Accelerator
 from pipelines.set_description import SetDescription, describe_set
 from pipelines.set_files import require_plain
 from pipelines.storage import Folder, storage_of
 from pipelines.tally import Tally
 from pipelines.teachers import Teachers
+from pipelines.teaching import Teaching
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +193,31 @@ class LabellingSummary:
         return {f"{prefix}/{name}": float(value) for name, value in values.items()}
 
 
+class Graph(Protocol):
+    """What runs the stages."""
+
+    @property
+    def arithmetic(self) -> Mapping[str, str]:
+        """How teachers compute."""
+        ...
+
+    @property
+    def processes(self) -> Mapping[str, int]:
+        """How many processes each stage had at most; none before there was anything to do."""
+        ...
+
+    def messages(
+        self,
+        sources: Sequence[VideoSource],
+        stamps: Mapping[str, Stamp],
+        plan: Plan,
+        teaching: Teaching | None,
+    ) -> Iterator[Message]:
+        """Writes what is missing of these videos; what comes out of the last stage, in no order. teaching:
+        None where frames alone are wanted."""
+        ...
+
+
 def write_pairs(
     collection: Collection,
     location: str,
@@ -211,9 +237,9 @@ def write_pairs(
     description = SetDescription(
         kind="frames", made_of=_made_of(codec, clips, options), provenance={"videos": collection.place}
     )
-    plan = _plan(location, description, codec, clips, options, Teachers(), OcclusionCheck())
+    plan = _plan(location, description, codec, clips, options)
     graph = graph or _on_ray(options)
-    return _write_set(collection, description, plan, Teachers(), options, on_progress, graph)
+    return _write_set(collection, description, plan, Teachers(), None, options, on_progress, graph)
 
 
 def write_labels(
@@ -260,8 +286,11 @@ def write_labels(
         is_of_three_frames=options.three_frames,
         has_uncertainty=teachers.predict_scales,
     )
-    plan = _plan(location, description, codec, clips, options, teachers, check)
-    return _write_set(collection, description, plan, teachers, options, on_progress, graph)
+    plan = _plan(location, description, codec, clips, options)
+    teaching = Teaching(
+        teachers=teachers.models, check=check, merge=options.merge, three_frames=options.three_frames
+    )
+    return _write_set(collection, description, plan, teachers, teaching, options, on_progress, graph)
 
 
 def _made_of(codec: FrameCodec, clips: ClipOptions, options: LabellingOptions) -> dict[str, Any]:
@@ -280,8 +309,6 @@ def _plan(
     codec: FrameCodec,
     clips: ClipOptions,
     options: LabellingOptions,
-    teachers: Teachers,
-    check: OcclusionCheck,
 ) -> Plan:
     return Plan(
         run=uuid4().hex,
@@ -291,10 +318,6 @@ def _plan(
         codec=codec,
         shard_pairs=options.shard_pairs,
         row_group_pairs=options.row_group_pairs,
-        teachers=teachers.models,
-        check=check,
-        merge=options.merge,
-        three_frames=options.three_frames,
         last=failed_before(location),
     )
 
@@ -311,6 +334,7 @@ def _write_set(
     description: SetDescription,
     plan: Plan,
     teachers: Teachers,
+    teaching: Teaching | None,
     options: LabellingOptions,
     on_progress: OnProgress | None,
     graph: Graph,
@@ -329,7 +353,7 @@ def _write_set(
         with reported(location, lambda: tally.progress):
             if left:
                 teachers.keep(location)
-                for message in graph.messages(left, stamps, plan):
+                for message in graph.messages(left, stamps, plan, teaching):
                     tally.add(message)
                     if on_progress is not None:
                         on_progress(tally.progress)

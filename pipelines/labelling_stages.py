@@ -1,5 +1,8 @@
 """How does a video become shards? In three stages: read encoded frames, ask the teachers, write the files.
 
+The first and the last are here; the second, in `pipelines.teaching`, is the only one whose processes need
+torch, which takes seconds to import.
+
 A shard's name and content follow from the video and the options, it appears whole, and it is skipped where
 it is there; so a rerun of the same command finishes what is missing.
 
@@ -12,28 +15,21 @@ shards.
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from threading import Lock, Semaphore
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import torch
 
-from flowcore.inference import pairs_at_once
-from flowcore.pseudolabels import pseudo_labels
-from flowcore.shapes import to_images
 from flowcore.video import VideoError
 from pipelines.attempts import MOST_DEATHS, Attempt
-from pipelines.cluster import times_begun
 from pipelines.collection import VideoSource
 from pipelines.decoding import DecoderProcess
 from pipelines.decoding_answers import EncodedChunk
 from pipelines.labelling_plan import Plan
-from pipelines.labels import beside, encode_shard, label_columns, pair_columns, pair_id
+from pipelines.labels import beside, encode_shard, pair_columns, pair_id
 from pipelines.ledger import Outcome, VideoRecord, duplicate, video_record
 from pipelines.messages import Message, Shard, VideoEnded, messages
 from pipelines.shard_files import ForeignSetError, ShardSize, require_own, shard_at, shard_name
@@ -169,9 +165,17 @@ def _unread(source: VideoSource, stamp: str, error: VideoError | OSError | Value
     return VideoRecord(video=source.name, outcome=outcome, reason=str(error), stamp=stamp)
 
 
-def _attempt(run: str, stage: str, shard: Shard, work: Callable[[Shard], Shard]) -> Shard:
-    """What a stage makes of a shard. What it raises costs the video of that shard and no other; and so does
-    a video over which one process after another dies, as when its frames are too large for the memory."""
+def attempt(
+    run: str,
+    stage: str,
+    shard: Shard,
+    work: Callable[[Shard], Shard],
+    *,
+    ends_all: type[Exception] = ForeignSetError,
+) -> Shard:
+    """What a stage makes of a shard. What it raises costs the video of that shard and no other, unless it is
+    of `ends_all`; and so does a video over which one process after another dies, as when its frames are too
+    large for the memory."""
     attempt = Attempt(run=run, stage=stage, folder=shard.folder, number=shard.number)
     if attempt.is_hopeless():
         return shard.lighter(failure=f"{stage} ended its process {MOST_DEATHS} times: is memory short?")
@@ -179,73 +183,11 @@ def _attempt(run: str, stage: str, shard: Shard, work: Callable[[Shard], Shard])
         with attempt.traced():
             return work(shard)
     except Exception as error:
-        # On a broken device, or a disk that takes nothing, every other video would fail as well.
-        if refuses_files(error) or isinstance(error, torch.AcceleratorError | ForeignSetError):
+        # On a disk that takes nothing every other video would fail as well.
+        if refuses_files(error) or isinstance(error, ends_all):
             raise
         traceback.print_exc()
         return shard.lighter(failure=f"{stage} failed: {type(error).__name__}: {error}")
-
-
-class Teacher:
-    """Adds the labels to a shard; lives in an actor with the networks.
-
-    Several threads may call it. The device is one's at a time, while the others decode frames or make
-    columns. A shard that Ray sends again is worked on alone: a death over it then is no neighbour's doing.
-    """
-
-    def __init__(self, plan: Plan, device: str, shards_at_once: int = 1) -> None:
-        # On more threads sums come in another order, and labels would depend on the machine.
-        torch.set_num_threads(1)
-        torch.backends.cudnn.deterministic = True
-        self._plan = plan
-        self._device = torch.device(device)
-        self._digest = "+".join(model.digest for model in plan.teachers)
-        self._networks = [model.load(plan.location, self._device) for model in plan.teachers]
-        self._turn, self._entry = Lock(), Lock()
-        self._shards_at_once = shards_at_once
-        self._places = Semaphore(shards_at_once)
-
-    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        for message in messages(table):
-            match message:
-                case Shard() if message.chunks:
-                    with self._under_way():
-                        labelled = _attempt(self._plan.run, "labelling", message, self._labelled)
-                    yield labelled.to_arrow()
-                case _:
-                    yield message.to_arrow()
-
-    @contextmanager
-    def _under_way(self) -> Iterator[None]:
-        taken = self._shards_at_once if times_begun() else 1
-        # One at a time takes its places, as two would wait for each other's.
-        with self._entry:
-            for _ in range(taken):
-                self._places.acquire()
-        try:
-            yield
-        finally:
-            self._places.release(taken)
-
-    def _labelled(self, shard: Shard) -> Shard:
-        started = time.monotonic()
-        labels = pa.concat_tables([self._labels(chunk) for chunk in shard.chunks])
-        return replace(shard, labels=labels, labelling=time.monotonic() - started)
-
-    def _labels(self, chunk: EncodedChunk) -> pa.Table:
-        codec = self._plan.codec
-        decoded = np.stack([codec.decode(frame) for frame in chunk.frames])
-        at_once = pairs_at_once(chunk.height, chunk.width, self._device)
-        with self._turn:
-            labels = pseudo_labels(
-                self._networks,
-                to_images(decoded, self._device),
-                self._plan.check,
-                at_once,
-                merge=self._plan.merge,
-                three_frames=self._plan.three_frames,
-            ).cpu()
-        return label_columns(labels, self._digest)
 
 
 @dataclass(frozen=True)
@@ -258,7 +200,7 @@ class Writer:
         for message in messages(table):
             match message:
                 case Shard() if message.chunks:
-                    yield _attempt(self.plan.run, "writing", message, self._written).to_arrow()
+                    yield attempt(self.plan.run, "writing", message, self._written).to_arrow()
                 case _:
                     yield message.to_arrow()
 
@@ -293,4 +235,4 @@ class Writer:
                 pairwise(chunk.frame_indices), chunk.timestamps, pairwise(chunk.frames), strict=False
             )
         )
-        return beside(frames, shard.labels) if self.plan.teachers else frames
+        return beside(frames, shard.labels) if len(shard.labels) else frames

@@ -28,14 +28,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
-from torch import Tensor
 
 from flowcore.image_size import MOST_PIXELS
-from flowcore.pseudolabels import PseudoLabels, label_grid
-from flowcore.uncertainty import RULE, scale_codes
 from flowcore.video import SAMPLER_VERSION
 
 FORMAT = 9
@@ -52,10 +48,10 @@ MOST_FLOW = 2**24
 """Pixels of a stored flow, at most: a frame's side is a thousandth of it."""
 
 # Their elements are never null, so Parquet needn't say so of each.
-_INTEGERS = pa.list_(pa.field("element", pa.int32(), nullable=False))
-_FLOATS = pa.list_(pa.field("element", pa.float32(), nullable=False))
-_BOOLS = pa.list_(pa.field("element", pa.bool_(), nullable=False))
-_BYTES = pa.list_(pa.field("element", pa.uint8(), nullable=False))
+INTEGERS = pa.list_(pa.field("element", pa.int32(), nullable=False))
+FLOATS = pa.list_(pa.field("element", pa.float32(), nullable=False))
+BOOLS = pa.list_(pa.field("element", pa.bool_(), nullable=False))
+BYTES = pa.list_(pa.field("element", pa.uint8(), nullable=False))
 
 
 def _lists(type_: pa.DataType, *names: str) -> list[pa.Field]:
@@ -80,9 +76,9 @@ PAIR_SCHEMA = pa.schema(
 images are encoded as the set's codec says, `label_set` is the digest of what the set is made of."""
 LABEL_SCHEMA = pa.schema(
     [
-        *_lists(_INTEGERS, "flow_fw", "flow_bw"),
+        *_lists(INTEGERS, "flow_fw", "flow_bw"),
         ("flow_stride", pa.int32()),
-        *_lists(_BOOLS, "occ_fw", "occ_bw"),
+        *_lists(BOOLS, "occ_fw", "occ_bw"),
         ("occluded", pa.float32()),
         ("forward_backward", pa.float32()),
         ("photometric", pa.float32()),
@@ -94,16 +90,15 @@ LABEL_SCHEMA = pa.schema(
 )
 """What a teacher adds to a pair: the fields of `flowcore.pseudolabels.PseudoLabels` by their names, and
 `teacher`, its digest."""
-SPREAD_SCHEMA = pa.schema([*_lists(_INTEGERS, "spread_fw", "spread_bw"), ("spread", pa.float32())])
+SPREAD_SCHEMA = pa.schema([*_lists(INTEGERS, "spread_fw", "spread_bw"), ("spread", pa.float32())])
 """What several teachers add whose mean the flow is: how far they disagree, stored as the flow is."""
 UNCERTAINTY_SCHEMA = pa.schema(
-    [*_lists(_BYTES, "uncertainty_fw", "uncertainty_bw"), ("uncertainty", pa.float32())]
+    [*_lists(BYTES, "uncertainty_fw", "uncertainty_bw"), ("uncertainty", pa.float32())]
 )
-"""What teachers add that predict how far their flow is off: a byte for each vector, see
-`flowcore.uncertainty.RULE`."""
+"""What teachers add that predict how far their flow is off: a byte for each vector."""
 CONTINUED_SCHEMA = pa.schema(
     [
-        *_lists(_BOOLS, "continued_fw", "continued_bw"),
+        *_lists(BOOLS, "continued_fw", "continued_bw"),
         ("continued", pa.float32()),
         ("misfit", pa.float32()),
     ]
@@ -111,8 +106,8 @@ CONTINUED_SCHEMA = pa.schema(
 """What labels from three frames add: where the flow, on its grid, continues the motion from a third frame."""
 TRUTH_SCHEMA = pa.schema(
     [
-        *_lists(_FLOATS, "true_flow_fw"),
-        *_lists(_BOOLS, "valid_fw"),
+        *_lists(FLOATS, "true_flow_fw"),
+        *_lists(BOOLS, "valid_fw"),
     ]
 )
 """What a data set with truth adds to a pair in place of labels: `true_flow_fw`, [2, height, width] in pixels
@@ -140,7 +135,7 @@ MEANINGS = {
     "but with one channel.",
     "spread_bw": "The same of the flows from the second frame to the first.",
     "uncertainty_fw": "How far each vector of `flow_fw` is expected to be off, by the teacher whose flow "
-    f"it is; of a mean of several, in their mean: {RULE}.",
+    "it is; of a mean of several, in their mean: code c stands for 2^(c / 8) / 64 px.",
     "uncertainty_bw": "The same of `flow_bw`.",
     "continued_fw": "A value for each vector of `flow_fw`, True where it continues the motion from the frame "
     "before the pair, as the second frame hides what moves.",
@@ -174,30 +169,6 @@ def pair_columns(pairs: Iterable[Mapping[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
 
 
-def label_columns(labels: PseudoLabels, teacher: str) -> pa.Table:
-    """The columns of `label_schema`; ValueError for a flow that isn't finite. teacher: its digest, or
-    theirs."""
-    columns: dict[str, Any] = {
-        "flow_stride": pa.array([labels.flow_stride] * len(labels), pa.int32()),
-        "teacher": pa.array([teacher] * len(labels), pa.string()),
-    }
-    for name, value in vars(labels).items():
-        if name in (*_FLOWS, *_SPREADS) and value is not None:
-            columns[name] = quantized(value)
-        elif name in _CODES and value is not None:
-            columns[name] = _flat_lists(scale_codes(value), _BYTES)
-        elif name in (*_MASKS, *_GRID_MASKS) and value is not None:
-            columns[name] = masks(value)
-        elif isinstance(value, Tensor):
-            columns[name] = value.cpu().numpy()
-    schema = label_schema(
-        has_spread=labels.spread is not None,
-        is_of_three_frames=labels.continued is not None,
-        has_uncertainty=labels.uncertainty is not None,
-    )
-    return pa.table(columns, schema=schema)
-
-
 def label_schema(*, has_spread: bool, is_of_three_frames: bool, has_uncertainty: bool) -> pa.Schema:
     """The columns that one teacher adds to a pair, or that several add, with a third frame or without, and
     with what they predict of their error or without."""
@@ -213,8 +184,8 @@ def truth_columns(flow: Float[ndarray, "2 height width"], valid: Bool[ndarray, "
     """The columns of TRUTH_SCHEMA for a pair whose flow, in pixels, is known where `valid` says so."""
     known = np.where(valid, flow, 0).astype(np.float32)
     columns = {
-        "true_flow_fw": _flat_lists(known[None], _FLOATS),
-        "valid_fw": masks(torch.from_numpy(valid)[None, None]),
+        "true_flow_fw": flat_lists(known[None], FLOATS),
+        "valid_fw": flat_lists(valid[None], BOOLS),
     }
     return pa.table(columns, schema=TRUTH_SCHEMA)
 
@@ -225,25 +196,7 @@ def beside(*tables: pa.Table) -> pa.Table:
     return pa.table(columns, schema=pa.schema([field for table in tables for field in table.schema]))
 
 
-def quantized(flow: Float[Tensor, "pairs _ rows columns"]) -> pa.ListArray:
-    """The column that stores `flow`, in pixels, to within 1/128 px; ValueError if it isn't finite or beyond
-    `MOST_FLOW`."""
-    if not torch.isfinite(flow).all():
-        raise ValueError("flow must be finite to be a label: the network that gave it has diverged")
-    if flow.abs().max() > MOST_FLOW:
-        raise ValueError(
-            f"flow of {flow.abs().max():g} px can't be a label, which has at most {MOST_FLOW} px"
-        )
-    units = (flow * FLOW_UNITS).round().to(torch.int32).cpu().numpy()
-    return _flat_lists(np.diff(units, axis=2, prepend=np.int32(0)), _INTEGERS)
-
-
-def masks(mask: Bool[Tensor, "pairs 1 height width"]) -> pa.ListArray:
-    """The column that stores `mask`."""
-    return _flat_lists(mask.cpu().numpy(), _BOOLS)
-
-
-def _flat_lists(values: ndarray, type_: pa.DataType) -> pa.ListArray:
+def flat_lists(values: ndarray, type_: pa.DataType) -> pa.ListArray:
     """One flat list an entry of the first axis."""
     size = values[0].size
     offsets = np.arange(len(values) + 1, dtype=np.int32) * size
@@ -298,7 +251,7 @@ def _problem(row: Mapping[str, Any]) -> str:
     stride = row.get("flow_stride", 1)
     if not 1 <= stride <= _COARSEST:
         return f"has a flow of stride {stride}"
-    grid, pixels = math.prod(label_grid(height, width, stride)), height * width
+    grid, pixels = math.ceil(height / stride) * math.ceil(width / stride), height * width
     values = dict.fromkeys(_FLOWS, 2 * grid) | dict.fromkeys(_SPREADS, grid)
     values |= dict.fromkeys(_TRUTHS, 2 * pixels) | dict.fromkeys(_MASKS, pixels)
     values |= dict.fromkeys((*_GRID_MASKS, *_CODES), grid)

@@ -11,7 +11,7 @@ from pipelines.attempts import forget
 from pipelines.cluster import stream_rows
 from pipelines.collection import Stamp, VideoSource
 from pipelines.labelling_plan import Plan, group_tables
-from pipelines.labelling_stages import Reader, Teacher, Writer
+from pipelines.labelling_stages import Reader, Writer
 from pipelines.messages import Message, messages
 from pipelines.room import (
     READ_CPUS,
@@ -23,6 +23,7 @@ from pipelines.room import (
     resources,
 )
 from pipelines.teachers import arithmetic
+from pipelines.teaching import Teacher, Teaching
 
 _MOST_TASKS = 1000
 """Reading tasks of a run, as Ray's driver pays for each. In larger collections a task reads several
@@ -59,19 +60,27 @@ class RayGraph:
         return {} if self._room is None else self._room.processes(resources())
 
     def messages(
-        self, sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: Plan
+        self,
+        sources: Sequence[VideoSource],
+        stamps: Mapping[str, Stamp],
+        plan: Plan,
+        teaching: Teaching | None,
     ) -> Iterator[Message]:
         """Writes what is missing of these videos; what comes out of the last stage, in no order."""
-        data = self.stages(sources, stamps, plan)
+        data = self.stages(sources, stamps, plan, teaching)
         for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from messages(cast(pa.Table, batch))
         forget(plan.run)
 
     def stages(
-        self, sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: Plan
+        self,
+        sources: Sequence[VideoSource],
+        stamps: Mapping[str, Stamp],
+        plan: Plan,
+        teaching: Teaching | None,
     ) -> ray.data.Dataset:
         """What will write what is missing of these videos, and give messages, when its rows are asked for."""
-        self._room = room = self.room_for(has_teachers=bool(plan.teachers))
+        self._room = room = self.room_for(has_teachers=teaching is not None)
         tables = group_tables(sources, stamps, plan.last, _MOST_TASKS)
         data: ray.data.Dataset = ray.data.from_arrow(tables)
         # Why each row is a block: see `pipelines.labelling_stages`.
@@ -79,7 +88,7 @@ class RayGraph:
         settings: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
         readers = min(len(tables), room.readers or len(tables))
         data = data.map_batches(self.reader(plan), compute=_tasks(readers), num_cpus=READ_CPUS, **settings)
-        if plan.teachers:
+        if teaching is not None:
             data = data.map_batches(
                 self.teacher,
                 compute=ray.data.ActorPoolStrategy(
@@ -90,7 +99,7 @@ class RayGraph:
                 ),
                 num_cpus=TEACHER_CPUS,
                 num_gpus=room.gpus,
-                fn_constructor_args=[plan, "cuda" if room.gpus else "cpu", room.shards_at_once],
+                fn_constructor_args=[plan, teaching, "cuda" if room.gpus else "cpu", room.shards_at_once],
                 # A block, which is a row; Ray Data wants a number where there is a GPU.
                 **{**settings, "batch_size": 1},
             )

@@ -6,9 +6,10 @@ import pyarrow as pa
 
 from pipelines.collection import Stamp, VideoSource
 from pipelines.labelling_plan import Plan, group_tables
-from pipelines.labelling_stages import Reader, Teacher, Writer
+from pipelines.labelling_stages import Reader, Writer
 from pipelines.messages import STAGES, Message, messages
 from pipelines.teachers import arithmetic
+from pipelines.teaching import Teacher, Teaching
 
 
 class BareGraph:
@@ -27,11 +28,15 @@ class BareGraph:
         self._left = most_shards
 
     def messages(
-        self, sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: Plan
+        self,
+        sources: Sequence[VideoSource],
+        stamps: Mapping[str, Stamp],
+        plan: Plan,
+        teaching: Teaching | None,
     ) -> Iterator[Message]:
         self._meanwhile()
         read, write = Reader(plan), Writer(plan)
-        label = Teacher(plan, "cpu") if plan.teachers else _unlabelled
+        label = _unlabelled if teaching is None else Teacher(plan, teaching, "cpu")
         for videos in reversed(group_tables(sources, stamps, plan.last, len(sources))):
             for shard in read(videos):
                 for labelled in label(shard):

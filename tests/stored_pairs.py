@@ -8,7 +8,8 @@ import torch
 
 from flowcore.frame_codec import FrameCodec
 from flowcore.pseudolabels import label_grid
-from pipelines.labels import LABEL_SCHEMA, PAIR_SCHEMA, encode_shard, masks, pair_id, quantized
+from pipelines.label_rows import masks, quantized
+from pipelines.labels import LABEL_SCHEMA, PAIR_SCHEMA, encode_shard, pair_id
 from pipelines.ledger import VIDEO_FILE, VideoRecord, write_manifest
 from pipelines.set_description import SetDescription, describe_set
 from pipelines.shard_files import shard_name

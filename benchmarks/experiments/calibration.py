@@ -38,8 +38,7 @@ from flowcore.samples import load
 from flowcore.scenes import SceneOptions, render_scene
 from flowcore.shapes import to_images
 from pipelines.checkpoints import load_model
-from pipelines.label_rows import decode_flow
-from pipelines.labels import label_columns
+from pipelines.label_rows import decode_flow, label_columns
 from pipelines.models import fetch_model
 from pipelines.progress import Progress
 from pipelines.storage import write_whole

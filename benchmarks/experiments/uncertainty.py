@@ -41,7 +41,8 @@ from flowcore.shapes import to_images
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model, save_model
 from pipelines.installation import PROJECT_FOLDER
-from pipelines.labels import encode_shard, label_columns
+from pipelines.label_rows import label_columns
+from pipelines.labels import encode_shard
 from pipelines.training_options import TrainingOptions
 
 RECORDS = Records(RESULTS / "uncertainty")

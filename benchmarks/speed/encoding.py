@@ -36,8 +36,8 @@ from flowcore.scenes import SceneOptions, render_scene
 from flowcore.shapes import to_images
 from flowcore.video import ClipOptions
 from pipelines.checkpoints import load_model
-from pipelines.label_rows import decode_flow, stored_pixels
-from pipelines.labels import encode_shard, label_columns, masks, quantized
+from pipelines.label_rows import decode_flow, label_columns, masks, quantized, stored_pixels
+from pipelines.labels import encode_shard
 from pipelines.models import fetch_model
 from pipelines.pair_set import row_values
 

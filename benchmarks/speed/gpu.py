@@ -38,7 +38,7 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.pairs import Batch
 from flowcore.photometric import census_distance
 from flowcore.pseudolabels import pseudo_labels
-from pipelines.labels import label_columns
+from pipelines.label_rows import label_columns
 from pipelines.step import OptimiserStep
 from pipelines.training_options import Precision, TrainingOptions
 

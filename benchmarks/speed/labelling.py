@@ -52,9 +52,9 @@ from flowcore.video import ClipOptions
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model
 from pipelines.cluster import connect
+from pipelines.label_rows import label_columns
 from pipelines.labelling import LabellingOptions, LabellingSummary
 from pipelines.labelling_progress import LabellingProgress
-from pipelines.labels import label_columns
 
 _CHUNK_PAIRS = 16
 _SCRIPT_PAIRS = 8

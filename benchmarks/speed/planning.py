@@ -42,6 +42,7 @@ from pipelines.messages import Shard, VideoEnded, messages
 from pipelines.models import SHIPPED
 from pipelines.shards import RayGraph
 from pipelines.teachers import Teachers
+from pipelines.teaching import Teaching
 
 PAIRS_A_SECOND = 26_000
 """512 GPUs at fifty each."""
@@ -124,7 +125,7 @@ class EmptyReader:
 
 
 class IdleTeacher:
-    def __init__(self, plan: Plan, device: str, shards_at_once: int) -> None:
+    def __init__(self, plan: Plan, teaching: Teaching, device: str, shards_at_once: int) -> None:
         pass
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:

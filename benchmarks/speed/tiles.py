@@ -1,78 +1,87 @@
 """What do tiles cost, and what do they save?
 
-    python -m benchmarks.speed.tiles --model MODEL [--size 2160 3840] [--tile-pixels 8300000 2100000 500000]
+    python -m benchmarks.speed.tiles [--model distillflow:video] [--size 2160 3840]
+        [--tile-pixels 2073600 518400]
 
-Estimates the flow there and back of a rendered pair of frames, in tiles of so many pixels at most, each time
-in a process of its own. Prints the number of tiles, the seconds, the process's peak of memory, and the error
-to the true flow: tiles lose motion at their borders.
+Runs predict, with --occlusion, on a rendered pair of frames, in tiles of so many pixels at most. Prints the
+number of tiles, the seconds of the whole job, its peak of memory (PSS of all its processes, looked at every
+tenth of a second), and the error to the true flow: tiles lose motion at their borders.
 """
 
-import argparse
-import resource
-import subprocess
+import contextlib
+import os
 import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import cv2
 import numpy as np
-import torch
+import psutil
 
 from benchmarks import report
-from flowcore.inference import InferenceOptions, estimate_frames, tiles_of
+from flowcore.formats import read_flow
+from flowcore.inference import tiles_of
 from flowcore.scenes import SceneOptions, render_scene
 from pipelines.checkpoints import load_model
-from pipelines.models import fetch_model
+from pipelines.installation import PROJECT_FOLDER
+from pipelines.models import BEST, fetch_model
 
 
-def measure(model: str, pair: Path, tile_pixels: int) -> None:
-    """Prints a line of the table."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = load_model(fetch_model(model))[0].ready(device)
-    with np.load(pair) as arrays:
-        frames, truth = arrays["frames"], arrays["flow"]
-    height, width = frames.shape[1:3]
-    started = time.monotonic()
-    options = InferenceOptions(tile_pixels=tile_pixels)
-    flow = next(iter(estimate_frames(network, frames, device, options, both=True)))[0][0].cpu().numpy()
-    seconds = time.monotonic() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    tiles = tiles_of(height, width, tile_pixels, network.multiple)
-    error = np.hypot(*(flow - truth)).mean()
-    cells = (
-        len(tiles),
-        f"{tiles[0].height}x{tiles[0].width}",
-        f"{seconds:.1f}",
-        f"{peak:.0f}",
-        f"{error:.2f}",
-    )
-    print(report.row(cells), flush=True)
+def memory_of(job: psutil.Process) -> int:
+    """Bytes of a process and all that it started; what several share counts once."""
+    total = 0
+    for process in (job, *job.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            total += process.memory_full_info().pss
+    return total
+
+
+def peak_of(command: list[str], folder: Path) -> tuple[float, int]:
+    """Seconds and most bytes of a command that runs in a folder. Raises RuntimeError with what it said if it
+    fails."""
+    started, peak = time.monotonic(), 0
+    log = folder / "log"
+    with log.open("w") as words:
+        paths = {**os.environ, "PYTHONPATH": str(PROJECT_FOLDER)}
+        job = psutil.Popen(command, cwd=folder, env=paths, stdout=words, stderr=words)
+        while job.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                peak = max(peak, memory_of(job))
+            time.sleep(0.1)
+    if job.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text()}")
+    return time.monotonic() - started, peak
 
 
 def main() -> None:
     parser = report.parser(__doc__)
-    parser.add_argument("--model", required=True, help="as predict takes it")
+    parser.add_argument("--model", default=BEST, help="as predict takes it")
     parser.add_argument("--size", type=int, nargs=2, default=[2160, 3840], metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument(
-        "--tile-pixels", type=int, nargs="+", default=[8_300_000, 2_100_000, 500_000], metavar="PIXELS"
-    )
-    parser.add_argument("--pair", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--tile-pixels", type=int, nargs="+", default=[2_073_600, 518_400], metavar="PIXELS")
     arguments = parser.parse_args()
-    if arguments.pair is not None:
-        measure(arguments.model, arguments.pair, arguments.tile_pixels[0])
-        return
     print(report.command())
     print(report.head(("tiles", "size", "seconds", "MB at most", "EPE"), texts=0), flush=True)
+    multiple = load_model(fetch_model(arguments.model))[0].multiple
     height, width = arguments.size
     scene = render_scene(
         0, SceneOptions(height=height, width=width, num_frames=2, camera_speed=24, layer_speed=40)
     )
-    with TemporaryDirectory() as folder:
-        pair = Path(folder) / "pair.npz"
-        np.savez(pair, frames=scene.frames, flow=scene.flow_fw[0])
-        for tile_pixels in arguments.tile_pixels:
-            command = [sys.executable, "-m", __spec__.name, "--model", arguments.model, "--pair", str(pair)]
-            subprocess.run([*command, "--tile-pixels", str(tile_pixels)], check=True)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "pair").mkdir()
+        for place, frame in enumerate(scene.frames):
+            cv2.imwrite(str(folder / "pair" / f"{place}.png"), frame[..., ::-1])
+        for most in arguments.tile_pixels:
+            output = folder / f"flow-{most}"
+            options = ["--model", arguments.model, "--videos", "pair", "--output", output.name]
+            options += ["--format", "npy", "--occlusion", "--inference.tile-pixels", str(most)]
+            seconds, peak = peak_of([sys.executable, "-m", "jobs.predict", *options], folder)
+            flow, _ = read_flow(output / "0.npy")
+            error = np.hypot(*(flow - scene.flow_fw[0])).mean()
+            tiles = tiles_of(height, width, most, multiple)
+            size = f"{tiles[0].height}x{tiles[0].width}"
+            print(report.row((len(tiles), size, f"{seconds:.0f}", f"{peak / 1e6:.0f}", f"{error:.2f}")))
 
 
 if __name__ == "__main__":

@@ -40,9 +40,9 @@ from flowcore.scenes import SceneOptions, render_scene, write_video
 from flowcore.shapes import to_images
 from jobs.recipes import RECIPES
 from pipelines.checkpoints import load_model
-from pipelines.label_rows import decode_flow
+from pipelines.label_rows import decode_flow, label_columns
 from pipelines.labelling import LabellingOptions
-from pipelines.labels import encode_shard, label_columns
+from pipelines.labels import encode_shard
 from pipelines.models import BEST, fetch_model
 from pipelines.pair_set import row_values
 

@@ -48,9 +48,10 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.video import ClipOptions
 from pipelines.collection import Collection
 from pipelines.labelling import LabellingOptions, write_labels
-from pipelines.labelling_stages import Reader, Teacher
+from pipelines.labelling_stages import Reader
 from pipelines.shards import RayGraph
 from pipelines.teachers import Teachers
+from pipelines.teaching import Teacher
 
 def wait_to_be_killed(point):
     # Once for each file of the test's: who renames it is the one.

@@ -25,7 +25,8 @@ from flowcore.occlusion import OcclusionCheck
 from flowcore.pseudolabels import labels_of
 from flowcore.uncertainty import scale_codes
 from jobs import distill, export_labels, finetune, gallery, pseudolabel
-from pipelines.labels import beside, encode_shard, label_columns, pair_columns, pair_id
+from pipelines.label_rows import label_columns
+from pipelines.labels import beside, encode_shard, pair_columns, pair_id
 from pipelines.ledger import VideoRecord, write_ledger, write_manifest
 from pipelines.pair_set import PairSet
 from pipelines.set_description import SetDescription, describe_set

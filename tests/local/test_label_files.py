@@ -20,7 +20,8 @@ from flowcore.samples import Sample, load
 from jobs import command, distill, export_labels, import_labels
 from pipelines import label_files
 from pipelines.label_files import EXPORT_FILE, Layout
-from pipelines.labels import FLOW_UNITS, quantized
+from pipelines.label_rows import quantized
+from pipelines.labels import FLOW_UNITS
 from pipelines.pair_set import PairSet
 
 HALF_A_UNIT = 1 / (2 * FLOW_UNITS)

@@ -39,6 +39,7 @@ from pipelines.pair_set import PairSet
 from pipelines.set_description import DESCRIPTION_FILE
 from pipelines.shards import RayGraph
 from pipelines.teachers import Teachers
+from pipelines.teaching import Teaching
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -79,12 +80,16 @@ class Planned(BareGraph):
     """Notes in which order Ray would begin the videos."""
 
     def messages(
-        self, sources: Sequence[VideoSource], stamps: Mapping[str, Stamp], plan: Plan
+        self,
+        sources: Sequence[VideoSource],
+        stamps: Mapping[str, Stamp],
+        plan: Plan,
+        teaching: Teaching | None,
     ) -> Iterator[Message]:
         tables = group_tables(sources, stamps, plan.last, len(sources))
         groups = [group for table in tables for group in table["videos"].to_pylist()]
         self.order = [Path(video["uri"]).name for group in groups for video in group]
-        yield from super().messages(sources, stamps, plan)
+        yield from super().messages(sources, stamps, plan, teaching)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -462,11 +467,10 @@ def test_ray_data_takes_the_stages_of_a_cluster_of_gpus(collection: Path, teache
         codec=FrameCodec(),
         shard_pairs=64,
         row_group_pairs=8,
-        teachers=(Path(teacher[0]),),
-        check=CHECK,
     )
+    teaching = Teaching(teachers=Teachers.fetched([teacher[0]]).models, check=CHECK)
     stamps = {video.uri: stamp_of(video) for video in videos}
-    assert RayGraph(None, "gpu").stages(videos, stamps, plan) is not None
+    assert RayGraph(None, "gpu").stages(videos, stamps, plan, teaching) is not None
 
 
 @pytest.mark.parametrize(

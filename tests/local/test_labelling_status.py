@@ -17,10 +17,10 @@ from flowcore.pseudolabels import PseudoLabels
 from flowcore.video import ClipOptions
 from pipelines.collection import Collection, Stamp
 from pipelines.decoding_answers import EncodedChunk
+from pipelines.label_rows import label_columns
 from pipelines.labelling import LabellingOptions, write_pairs
 from pipelines.labelling_progress import PROGRESS_FILE, LabellingProgress, read_progress, reported
 from pipelines.labelling_status import LabellingStatus, labelling_status
-from pipelines.labels import label_columns
 from pipelines.ledger import MANIFEST_FILE, VideoRecord
 from pipelines.messages import Shard, VideoEnded, messages
 from pipelines.progress import of_labelling

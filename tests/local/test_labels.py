@@ -20,8 +20,8 @@ from stored_pairs import DESCRIPTION, shard, write_set
 
 from flowcore.frame_codec import FrameCodec
 from flowcore.geometry import upsample_flow
-from pipelines.label_rows import decode_occlusion, decode_row, stored_pixels
-from pipelines.labels import FLOW_UNITS, FORMAT, LABEL_SCHEMA, PAIR_SCHEMA, encode_shard, pair_id, quantized
+from pipelines.label_rows import decode_occlusion, decode_row, quantized, stored_pixels
+from pipelines.labels import FLOW_UNITS, FORMAT, LABEL_SCHEMA, PAIR_SCHEMA, encode_shard, pair_id
 from pipelines.ledger import MANIFEST_FILE, VideoRecord, write_manifest
 from pipelines.pair_set import PairSet
 from pipelines.set_description import SetDescription, SetKind, describe_set

@@ -13,8 +13,7 @@ from flowcore.video import ClipOptions
 from pipelines.collection import Collection
 from pipelines.grades import GradedSet
 from pipelines.label_rows import decode_occlusion, decode_row
-from pipelines.labelling import LabellingOptions, write_labels
-from pipelines.labelling_plan import Graph
+from pipelines.labelling import Graph, LabellingOptions, write_labels
 from pipelines.pair_set import PairSet
 from pipelines.teachers import Teachers
 

@@ -32,11 +32,11 @@ from flowcore.video import ClipOptions
 from pipelines.checkpoints import WEIGHTS_FILE, load_model, save_model
 from pipelines.decoding_answers import EncodedChunk
 from pipelines.labelling_plan import Plan
-from pipelines.labelling_stages import Teacher
 from pipelines.messages import Shard
 from pipelines.models import BEST, fetch_model
 from pipelines.step import OptimiserStep
 from pipelines.teachers import TeacherModel, precision
+from pipelines.teaching import Teacher, Teaching
 from pipelines.training_options import TrainingOptions
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -309,6 +309,8 @@ def test_a_teacher_decodes_a_shard_while_another_one_has_the_device_alone(
         codec=codec,
         shard_pairs=3,
         row_group_pairs=3,
+    )
+    teaching = Teaching(
         teachers=(TeacherModel(digest, TINY, WEIGHTS_FILE),),
         check=AloneOnTheDevice(both=codec.both, alpha2=LENIENT),
     )
@@ -318,10 +320,10 @@ def test_a_teacher_decodes_a_shard_while_another_one_has_the_device_alone(
         (done,) = teacher(table)
         return Shard.from_arrow(done)
 
-    together = Teacher(plan, device, shards_at_once=2)
+    together = Teacher(plan, teaching, device, shards_at_once=2)
     with ThreadPoolExecutor(2) as threads:
         found = list(threads.map(lambda table: labelled(together, table), tables))
-    alone = Teacher(replace(plan, check=OcclusionCheck(alpha2=LENIENT)), device)
+    alone = Teacher(plan, replace(teaching, check=OcclusionCheck(alpha2=LENIENT)), device)
     for one, table in zip(found, tables, strict=True):
         assert one.failure == ""
         assert one.labels.equals(labelled(alone, table).labels)

@@ -41,9 +41,10 @@ def test_every_import_points_down_from_jobs_over_pipelines_to_flowcore() -> None
         ("pipelines.decoding", ("torch", "ray", "mlflow")),
         # the process that carries a progress bar's numbers
         ("pipelines.progress", ("torch", "mlflow")),
-        # every reader and teacher, every training worker but the first
+        # the driver, every reader and writer, every teacher, every training worker but the first
         ("pipelines.shards", ("mlflow", "scipy", "ray.train")),
-        ("pipelines.labelling_stages", ("ray", "mlflow", "scipy")),
+        ("pipelines.labelling_stages", ("torch", "ray", "mlflow", "scipy")),
+        ("pipelines.teaching", ("ray", "mlflow", "scipy")),
         # whoever asks for a status
         ("pipelines.labelling", ("ray", "mlflow", "scipy")),
         ("pipelines.feed", ("mlflow", "scipy")),

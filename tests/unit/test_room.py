@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowcore.frame_codec import FrameCodec
-from flowcore.occlusion import OcclusionCheck
 from flowcore.video import ClipOptions
 from pipelines.labelling_plan import Plan
 from pipelines.room import (
@@ -33,8 +32,6 @@ PLAN = Plan(
     codec=FrameCodec(),
     shard_pairs=64,
     row_group_pairs=8,
-    teachers=(),
-    check=OcclusionCheck(),
 )
 
 

@@ -21,8 +21,7 @@ from flowcore.pseudolabels import pseudo_labels
 from flowcore.self_supervision import SelfSupervision
 from flowcore.uncertainty import LEAST, scale_codes, scale_terms, scales_of_codes, trust
 from jobs import train_teacher
-from pipelines.label_rows import decode_row, decode_uncertainty
-from pipelines.labels import label_columns
+from pipelines.label_rows import decode_row, decode_uncertainty, label_columns
 from pipelines.step import OptimiserStep
 from pipelines.training_options import TrainingOptions
 
