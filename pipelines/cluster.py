@@ -58,9 +58,7 @@ def connect() -> None:
         _quieten()
     if not ray.is_initialized():
         _start(debugs=debugs)
-    context = _resting()
-    context.raise_original_map_exception = True
-    context.enable_progress_bars = debugs
+    _resting().enable_progress_bars = debugs
 
 
 def _start(*, debugs: bool) -> None:
@@ -298,6 +296,7 @@ def _resting() -> "ray.data.DataContext":
     import ray.data
 
     context = ray.data.DataContext.get_current()
+    context.raise_original_map_exception = True
     callbacks = cast(list[type], context.custom_execution_callback_classes)
     if _Pause not in callbacks:
         callbacks.append(_Pause)

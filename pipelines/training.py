@@ -13,12 +13,15 @@ from typing import Any, Protocol, cast
 import numpy as np
 import pyarrow as pa
 import ray.train
-import ray.train.torch
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from flowcore.hallucination import Transformation
 from flowcore.networks import NetworkConfig, require_affordable
 from flowcore.objectives import Objective
 from pipelines import progress, worker
+from pipelines.cluster import has_cluster
 from pipelines.held_back import SCORE, HeldBack, Validation
 from pipelines.models import StartingPoint, copy_model, vanishing_folder
 from pipelines.pair_set import PairSet, one_of_each_size
@@ -204,11 +207,23 @@ def _held_back(
     return HeldBack(pairs=pairs, places=places, check=judge.check, stage=stage)
 
 
+class _Trainer(TorchTrainer):
+    """Ray Train's, without processes that import for seconds, on cores that train, and do nothing here.
+
+    One hands out datasets, but each worker reads its own. One frees what a driver that was killed had
+    reserved, but an embedded Ray ends with its driver.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        idle = (DatasetsCallback,) if has_cluster() else (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, idle)]
+
+
 def _fit(assignment: worker.Assignment, run: TrainingRun, room: TrainingRoom) -> Any:
     """Runs the workers to their end; returns Ray Train's result."""
     options = assignment.options
     # Typed as an older Ray Train's.
-    trainer = cast(Any, ray.train.torch.TorchTrainer)(
+    trainer = cast(Any, _Trainer)(
         worker.work,
         train_loop_config={"assignment": assignment},
         scaling_config=room.scaling,

@@ -306,20 +306,20 @@ def test_killed_decoders_cost_no_pair_after_a_rerun(
     expect_the_same(labels, undisturbed)
 
 
-@pytest.mark.parametrize("at_once", [1, 2], ids=["as on a CPU", "as on a GPU"])
 def test_a_video_over_which_processes_die_is_left_out_and_named_however_many_shards_it_has(
-    tmp_path: Path, start: Start, collection: Path, teacher: Path, undisturbed: Path, at_once: int
+    tmp_path: Path, start: Start, collection: Path, teacher: Path, undisturbed: Path
 ) -> None:
     videos, labels = tmp_path / "videos", tmp_path / "labels"
     (teacher / "deaths").unlink(missing_ok=True)
     shutil.copytree(collection, videos)
     deadly = SceneOptions(height=48, width=DEADLY_WIDTH, num_frames=9, camera_speed=3.0, layer_speed=2.0)
     write_video(videos / "deadly.mp4", np.tile(render_scene(7, deadly).frames, (16, 1, 1, 1)))
-    start(labels, videos=videos, at_once=at_once).finish()
+    # As a teacher with a GPU has it; one without has a shard at once, and fewer deaths.
+    start(labels, videos=videos, at_once=2).finish()
     (failed,) = PairSet.open(str(labels)).ledger()
     assert (Path(failed.video).name, failed.outcome) == ("deadly.mp4", "failed")
     assert "labelling ended its process 3 times" in failed.reason
-    assert 3 <= len((teacher / "deaths").read_text()) <= at_once * MOST_DEATHS
+    assert 3 <= len((teacher / "deaths").read_text()) <= 2 * MOST_DEATHS
     ids, expected = (PairSet.open(str(each)).index()["pair_id"].to_pylist() for each in (labels, undisturbed))
     assert sorted(ids) == sorted(expected)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from bare_graph import BareGraph
 from mlflow.entities import Metric
@@ -212,6 +213,12 @@ def test_a_training_is_one_run_with_every_loss_logged_once(
     assert all(math.isfinite(metric.value) for metric in losses)
     client = tracking.MlflowClient(run_store.tracking_uri(project))
     assert client.get_run(finished[1]).info.status == "FINISHED"
+
+
+def test_a_training_starts_no_process_that_has_nothing_to_do(finished: tuple[Trained, str]) -> None:
+    started = {actor["ActorClassName"].split(".")[-1] for actor in ray._private.state.actors().values()}
+    assert any(name.startswith("RayTrainWorker") for name in started)
+    assert started.isdisjoint({"DatasetManager", "PlacementGroupCleaner"})
 
 
 def test_a_trainings_numbers_are_those_of_its_last_validation(
