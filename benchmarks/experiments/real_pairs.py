@@ -1,13 +1,15 @@
 """What are models worth on real pairs with truth?"""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
+from numpy import ndarray
 
 from benchmarks import report
 from benchmarks.inputs import read_chunks, real_sets
@@ -85,6 +87,16 @@ def videos_of_the_release(data: Path) -> list[Path]:
     return [place for place in places if place.exists()]
 
 
+def _unseen(data: Path) -> Iterator[ndarray]:
+    """The first frames, two at least, uint8 [frames, height, width, 3], of each video that isn't in the list
+    of those learnt from."""
+    learnt = {each["file"] for each in videos_learnt_from()}
+    for folder in _FOLDERS:
+        for uri, frames in read_chunks(str(data / folder), RECIPES["video"].clips, most=1):
+            if Path(uri).name not in learnt and len(frames) > 1:
+                yield frames
+
+
 @torch.no_grad()
 def without_truth(
     data: Path,
@@ -98,36 +110,31 @@ def without_truth(
     labels: the teachers among these models, by the name of their labels, each vector of the first one that
     agrees. otherwise: a model and how else it is run, by the name of the result.
     """
-    learnt = {each["file"] for each in videos_learnt_from()}
     # On a CPU, as it is asked for below.
     networks = {
         name: load_model(fetch_model(place))[0].ready(torch.device("cpu")) for name, place in models.items()
     }
     referee, check = REFEREE.build(), OcclusionCheck()
     sums = {name: np.zeros(2) for name in (*models, *labels, *otherwise)}
-    names: list[str] = []
-    for folder in _FOLDERS:
-        for uri, frames in read_chunks(str(data / folder), RECIPES["video"].clips, most=1):
-            name = Path(uri).name
-            if name in learnt or len(frames) < 2 or len(names) == _UNSEEN_VIDEOS:
-                continue
-            names.append(name)
-            images = to_images(frames[:2])
-            pair = Batch(image1=images[:1], image2=images[1:])
-            hidden = check.both(*referee.estimate(pair.image1, pair.image2))
-            flows = {model: each.estimate(pair.image1, pair.image2) for model, each in networks.items()}
-            for name_of_labels, teachers in labels.items():
-                both = [torch.cat(flows[teacher]) for teacher in teachers]
-                height, width = images.shape[-2:]
-                label = merged(both, 1, height, width, check, "first").flow
-                flows[name_of_labels] = label[:1], label[1:]
-            for name_of_flow, (model, options) in otherwise.items():
-                estimated = estimate_frames(networks[model], [*frames[:2]], images.device, options, both=True)
-                ((there, back),) = estimated
-                assert back is not None
-                flows[name_of_flow] = there, back
-            for model, flow in flows.items():
-                found = validate_pair(pair, *flow, check, hidden)
-                sums[model] += found["comparable"], found["shown"]
+    num_videos = 0
+    for frames in islice(_unseen(data), _UNSEEN_VIDEOS):
+        num_videos += 1
+        images = to_images(frames[:2])
+        pair = Batch(image1=images[:1], image2=images[1:])
+        hidden = check.both(*referee.estimate(pair.image1, pair.image2))
+        flows = {model: each.estimate(pair.image1, pair.image2) for model, each in networks.items()}
+        for name_of_labels, teachers in labels.items():
+            both = [torch.cat(flows[teacher]) for teacher in teachers]
+            height, width = images.shape[-2:]
+            label = merged(both, 1, height, width, check, "first").flow
+            flows[name_of_labels] = label[:1], label[1:]
+        for name_of_flow, (model, options) in otherwise.items():
+            estimated = estimate_frames(networks[model], [*frames[:2]], images.device, options, both=True)
+            ((there, back),) = estimated
+            assert back is not None
+            flows[name_of_flow] = there, back
+        for model, flow in flows.items():
+            found = validate_pair(pair, *flow, check, hidden)
+            sums[model] += found["comparable"], found["shown"]
     scores = {model: float(total / count) for model, (total, count) in sums.items()}
-    return {"videos": len(names), "scores": scores}
+    return {"videos": num_videos, "scores": scores}
