@@ -25,7 +25,7 @@ LEAST = 1 / 64
 """Pixels: a smaller error counts as this, so that no scale is worth being smaller. A label is stored to
 within half of it."""
 _STEPS = 8
-"""Codes to a factor of 2: from 1/64 px to more than any frame has, within 4.5 %."""
+"""Codes to a factor of 2, so that they stand for any length within 4.5 %, up to more than a frame has."""
 _LAST = 255
 
 

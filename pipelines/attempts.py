@@ -10,12 +10,15 @@ them. Whether a video is condemned is asked for each shard, which takes 0.3 ms. 
 dies, nothing else is asked.
 """
 
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipelines import notes
 from pipelines.cluster import times_begun
+from pipelines.messages import Shard
+from pipelines.storage import refuses_files
 
 MOST_DEATHS = 3
 """Processes that may die over a shard before its video is left out. The first one's death, which leaves no
@@ -62,6 +65,25 @@ class Attempt:
     @property
     def _traces(self) -> str:
         return f"{self._verdict}/{self.number}/"
+
+
+def attempted(
+    run: str, stage: str, shard: Shard, work: Callable[[Shard], Shard], *, ends_all: type[Exception]
+) -> Shard:
+    """What a stage makes of a shard. What it raises costs the video of that shard and no other, unless it is
+    of `ends_all`, or a disk takes nothing, which every other video would meet as well; and so does a video
+    over which one process after another dies, as when its frames are too large for the memory."""
+    attempt = Attempt(run=run, stage=stage, folder=shard.folder, number=shard.number)
+    if attempt.is_hopeless():
+        return shard.lighter(failure=f"{stage} ended its process {MOST_DEATHS} times: is memory short?")
+    try:
+        with attempt.traced():
+            return work(shard)
+    except Exception as error:
+        if refuses_files(error) or isinstance(error, ends_all):
+            raise
+        traceback.print_exc()
+        return shard.lighter(failure=f"{stage} failed: {type(error).__name__}: {error}")
 
 
 def forget(run: str) -> None:

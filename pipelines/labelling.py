@@ -237,7 +237,7 @@ def write_pairs(
     description = SetDescription(
         kind="frames", made_of=_made_of(codec, clips, options), provenance={"videos": collection.place}
     )
-    plan = _plan(location, description, codec, clips, options)
+    plan = _plan(location, description, codec, clips, options, is_labelled=False)
     graph = graph or _on_ray(options)
     return _write_set(collection, description, plan, Teachers(), None, options, on_progress, graph)
 
@@ -286,7 +286,7 @@ def write_labels(
         is_of_three_frames=options.three_frames,
         has_uncertainty=teachers.predict_scales,
     )
-    plan = _plan(location, description, codec, clips, options)
+    plan = _plan(location, description, codec, clips, options, is_labelled=True)
     teaching = Teaching(
         teachers=teachers.models, check=check, merge=options.merge, three_frames=options.three_frames
     )
@@ -309,6 +309,8 @@ def _plan(
     codec: FrameCodec,
     clips: ClipOptions,
     options: LabellingOptions,
+    *,
+    is_labelled: bool,
 ) -> Plan:
     return Plan(
         run=uuid4().hex,
@@ -318,6 +320,7 @@ def _plan(
         codec=codec,
         shard_pairs=options.shard_pairs,
         row_group_pairs=options.row_group_pairs,
+        is_labelled=is_labelled,
         last=failed_before(location),
     )
 

@@ -37,6 +37,8 @@ class Plan:
     codec: FrameCodec
     shard_pairs: int
     row_group_pairs: int
+    is_labelled: bool
+    """Whether teachers label the pairs."""
     last: frozenset[str] = frozenset()
     """Names of the videos that failed in the run before, which this one reads after all others."""
 

@@ -13,8 +13,7 @@ shards.
 """
 
 import time
-import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from flowcore.video import VideoError
-from pipelines.attempts import MOST_DEATHS, Attempt
+from pipelines.attempts import attempted
 from pipelines.collection import VideoSource
 from pipelines.decoding import DecoderProcess
 from pipelines.decoding_answers import EncodedChunk
@@ -33,7 +32,7 @@ from pipelines.labels import beside, encode_shard, pair_columns, pair_id
 from pipelines.ledger import Outcome, VideoRecord, duplicate, video_record
 from pipelines.messages import Message, Shard, VideoEnded, messages
 from pipelines.shard_files import ForeignSetError, ShardSize, require_own, shard_at, shard_name
-from pipelines.storage import Folder, refuses_files
+from pipelines.storage import Folder
 
 
 @lru_cache(maxsize=1)
@@ -165,31 +164,6 @@ def _unread(source: VideoSource, stamp: str, error: VideoError | OSError | Value
     return VideoRecord(video=source.name, outcome=outcome, reason=str(error), stamp=stamp)
 
 
-def attempt(
-    run: str,
-    stage: str,
-    shard: Shard,
-    work: Callable[[Shard], Shard],
-    *,
-    ends_all: type[Exception] = ForeignSetError,
-) -> Shard:
-    """What a stage makes of a shard. What it raises costs the video of that shard and no other, unless it is
-    of `ends_all`; and so does a video over which one process after another dies, as when its frames are too
-    large for the memory."""
-    attempt = Attempt(run=run, stage=stage, folder=shard.folder, number=shard.number)
-    if attempt.is_hopeless():
-        return shard.lighter(failure=f"{stage} ended its process {MOST_DEATHS} times: is memory short?")
-    try:
-        with attempt.traced():
-            return work(shard)
-    except Exception as error:
-        # On a disk that takes nothing every other video would fail as well.
-        if refuses_files(error) or isinstance(error, ends_all):
-            raise
-        traceback.print_exc()
-        return shard.lighter(failure=f"{stage} failed: {type(error).__name__}: {error}")
-
-
 @dataclass(frozen=True)
 class Writer:
     """Writes the shards that aren't there, and passes them on without what is big."""
@@ -200,9 +174,12 @@ class Writer:
         for message in messages(table):
             match message:
                 case Shard() if message.chunks:
-                    yield attempt(self.plan.run, "writing", message, self._written).to_arrow()
+                    yield self._attempted(message).to_arrow()
                 case _:
                     yield message.to_arrow()
+
+    def _attempted(self, shard: Shard) -> Shard:
+        return attempted(self.plan.run, "writing", shard, self._written, ends_all=ForeignSetError)
 
     def _written(self, shard: Shard) -> Shard:
         started = time.monotonic()
@@ -235,4 +212,4 @@ class Writer:
                 pairwise(chunk.frame_indices), chunk.timestamps, pairwise(chunk.frames), strict=False
             )
         )
-        return beside(frames, shard.labels) if len(shard.labels) else frames
+        return beside(frames, shard.labels) if self.plan.is_labelled else frames

@@ -14,11 +14,11 @@ from flowcore.inference import pairs_at_once
 from flowcore.occlusion import OcclusionCheck
 from flowcore.pseudolabels import Merge, pseudo_labels
 from flowcore.shapes import to_images
+from pipelines.attempts import attempted
 from pipelines.cluster import times_begun
 from pipelines.decoding_answers import EncodedChunk
 from pipelines.label_rows import label_columns
 from pipelines.labelling_plan import Plan
-from pipelines.labelling_stages import attempt
 from pipelines.messages import Shard, messages
 from pipelines.teachers import TeacherModel
 
@@ -78,7 +78,7 @@ class Teacher:
 
     def _attempted(self, shard: Shard) -> Shard:
         # On a broken device every other video would fail as well.
-        return attempt(self._plan.run, "labelling", shard, self._labelled, ends_all=torch.AcceleratorError)
+        return attempted(self._plan.run, "labelling", shard, self._labelled, ends_all=torch.AcceleratorError)
 
     def _labelled(self, shard: Shard) -> Shard:
         started = time.monotonic()

@@ -13,9 +13,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import pyarrow as pa
 import ray.train
-from ray.train.v2._internal.callbacks import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2.torch.torch_trainer import TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from flowcore.hallucination import Transformation
 from flowcore.networks import NetworkConfig, require_affordable
@@ -207,16 +205,21 @@ def _held_back(
     return HeldBack(pairs=pairs, places=places, check=judge.check, stage=stage)
 
 
-class _Trainer(TorchTrainer):
-    """Ray Train's, without processes that import for seconds, on cores that train, and do nothing here.
+_CLEANER = "PlacementGroupCleanerCallback"
 
-    One hands out datasets, but each worker reads its own. One frees what a driver that was killed had
-    reserved, but an embedded Ray ends with its driver.
+
+class _Trainer(TorchTrainer):
+    """Ray Train's, without processes that import for seconds, on cores that train, and have nothing to do.
+
+    One hands out datasets, but each worker reads its own. One frees what was reserved for a training whose
+    controller was killed, but an embedded Ray is there for one training and ends with its driver.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        idle = (DatasetsCallback,) if has_cluster() else (DatasetsCallback, PlacementGroupCleanerCallback)
-        return [each for each in super()._create_default_callbacks() if not isinstance(each, idle)]
+        idle = {"DatasetsCallback"} if has_cluster() else {"DatasetsCallback", _CLEANER}
+        # Typed as an older Ray Train's.
+        callbacks = cast(Any, super())._create_default_callbacks()
+        return [each for each in callbacks if type(each).__name__ not in idle]
 
 
 def _fit(assignment: worker.Assignment, run: TrainingRun, room: TrainingRoom) -> Any:

@@ -43,8 +43,10 @@ def peak_of(command: list[str], folder: Path) -> tuple[float, int]:
     started, peak = time.monotonic(), 0
     log = folder / "log"
     with log.open("w") as words:
-        paths = {**os.environ, "PYTHONPATH": str(PROJECT_FOLDER)}
-        job = psutil.Popen(command, cwd=folder, env=paths, stdout=words, stderr=words)
+        # Neither on somebody's cluster nor among somebody's runs.
+        own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        own |= {"PYTHONPATH": str(PROJECT_FOLDER), "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
+        job = psutil.Popen(command, cwd=folder, env=own, stdout=words, stderr=words)
         while job.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 peak = max(peak, memory_of(job))
@@ -62,7 +64,8 @@ def main() -> None:
     arguments = parser.parse_args()
     print(report.command())
     print(report.head(("tiles", "size", "seconds", "MB at most", "EPE"), texts=0), flush=True)
-    multiple = load_model(fetch_model(arguments.model))[0].multiple
+    model = str(fetch_model(arguments.model).absolute())
+    multiple = load_model(Path(model))[0].multiple
     height, width = arguments.size
     scene = render_scene(
         0, SceneOptions(height=height, width=width, num_frames=2, camera_speed=24, layer_speed=40)
@@ -74,14 +77,15 @@ def main() -> None:
             cv2.imwrite(str(folder / "pair" / f"{place}.png"), frame[..., ::-1])
         for most in arguments.tile_pixels:
             output = folder / f"flow-{most}"
-            options = ["--model", arguments.model, "--videos", "pair", "--output", output.name]
+            options = ["--model", model, "--videos", "pair", "--output", output.name]
             options += ["--format", "npy", "--occlusion", "--inference.tile-pixels", str(most)]
             seconds, peak = peak_of([sys.executable, "-m", "jobs.predict", *options], folder)
             flow, _ = read_flow(output / "0.npy")
             error = np.hypot(*(flow - scene.flow_fw[0])).mean()
             tiles = tiles_of(height, width, most, multiple)
             size = f"{tiles[0].height}x{tiles[0].width}"
-            print(report.row((len(tiles), size, f"{seconds:.0f}", f"{peak / 1e6:.0f}", f"{error:.2f}")))
+            cells = len(tiles), size, f"{seconds:.0f}", f"{peak / 1e6:.0f}", f"{error:.2f}"
+            print(report.row(cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -467,6 +467,7 @@ def test_ray_data_takes_the_stages_of_a_cluster_of_gpus(collection: Path, teache
         codec=FrameCodec(),
         shard_pairs=64,
         row_group_pairs=8,
+        is_labelled=True,
     )
     teaching = Teaching(teachers=Teachers.fetched([teacher[0]]).models, check=CHECK)
     stamps = {video.uri: stamp_of(video) for video in videos}

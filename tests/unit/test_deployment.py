@@ -273,7 +273,7 @@ def test_the_composed_store_starts_and_has_the_buckets_for_who_knows_its_keys(
     there |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}", "AWS_REGION": "us-east-1"}
     buckets = [sys.executable, "-c", services["buckets"]["command"][-1] + "print(*sorted(there))"]
     with log.open("w") as words:
-        store = subprocess.Popen([*program, *options], env=there, stdout=words, stderr=words)
+        store = subprocess.Popen([*program, *options], cwd=tmp_path, env=there, stdout=words, stderr=words)
         try:
             first_answer(f"{there['AWS_ENDPOINT_URL']}/healthz", store, log)
             told = [

@@ -309,6 +309,7 @@ def test_a_teacher_decodes_a_shard_while_another_one_has_the_device_alone(
         codec=codec,
         shard_pairs=3,
         row_group_pairs=3,
+        is_labelled=True,
     )
     teaching = Teaching(
         teachers=(TeacherModel(digest, TINY, WEIGHTS_FILE),),

@@ -32,6 +32,7 @@ PLAN = Plan(
     codec=FrameCodec(),
     shard_pairs=64,
     row_group_pairs=8,
+    is_labelled=True,
 )
 
 

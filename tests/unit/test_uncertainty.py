@@ -22,6 +22,7 @@ from flowcore.self_supervision import SelfSupervision
 from flowcore.uncertainty import LEAST, scale_codes, scale_terms, scales_of_codes, trust
 from jobs import train_teacher
 from pipelines.label_rows import decode_row, decode_uncertainty, label_columns
+from pipelines.labels import MEANINGS
 from pipelines.step import OptimiserStep
 from pipelines.training_options import TrainingOptions
 
@@ -232,6 +233,12 @@ def test_a_stored_scale_comes_back_within_its_rule_s_bound(scales: list[float]) 
     assert codes.dtype == np.uint8
     # A step is 2^(1/8), and rounding misses by half of it at most.
     np.testing.assert_allclose(np.log2(scales_of_codes(codes)), np.log2(scales), atol=1 / 16 + 1e-4)
+
+
+def test_the_contract_of_labels_tells_the_codes_rule() -> None:
+    assert "code c stands for 2^(c / 8) / 64 px" in MEANINGS["uncertainty_fw"]
+    codes = np.arange(256, dtype=np.uint8)
+    np.testing.assert_allclose(scales_of_codes(codes), 2.0 ** (codes / 8) / 64, rtol=1e-5)
 
 
 def test_scales_beyond_the_codes_are_the_first_and_the_last() -> None:
