@@ -139,6 +139,9 @@ def _estimates(
     tiles = {size: tiles_of(*size, most, network.multiple) for size in sizes}
     # Of frames that are cut, and of several scales' flow, little fits into the memory.
     step = 1 if len(sizes) > 1 or len(tiles[sizes[0]]) > 1 else len(frames) - 1
+    if device.type == "cpu":
+        # It gains nothing by more, and whoever waits sees it go on.
+        step = min(step, pairs_at_once(*sizes[0], device))
     for first in range(0, len(frames) - 1, step):
         images = to_images(np.stack(frames[first : first + step + 1]), device)
         at_scales = [

@@ -10,7 +10,7 @@ For the Hugging Face hub it is a folder with weights, card and a README.md of wh
 checkpoint, which `flowcore.networks.ptlflow_model` reads there.
 
 For a graph the ending decides: .onnx for ONNX Runtime, TensorRT and the like (pip install
-onnx onnxruntime onnxscript), .pt2 for torch.export.load. The inputs image1 and image2 are float32 RGB in
+-e '.[onnx]'), .pt2 for torch.export.load. The inputs image1 and image2 are float32 RGB in
 [0, 1], (batch, 3, height, width). The outputs flow_fw and flow_bw are (batch, 2, height, width), in pixels.
 Both sides must be multiples of a number that the job prints and the file has in its metadata; pad frames
 whose sides aren't. The job runs the file on frames of another size and compares its flow with the network's.

@@ -31,6 +31,9 @@ def parse(options: Any, arguments: Sequence[str], *, program: str, description: 
     Raises HelpAsked and UsageError.
     """
     known = options_of(options)
+    # What the first word stands for, of jobs that have no recipe.
+    if (first := getattr(options, "first_word", "")) and arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{first}", *arguments]
     if any(argument in _HELP for argument in arguments):
         common: Sequence[str] = getattr(options, "common", ())
         is_whole = "--help-all" in arguments

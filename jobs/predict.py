@@ -1,6 +1,6 @@
 """Predicts the optical flow of a video, of a folder of images, or of every video in a folder.
 
-    python jobs/predict.py --videos my_video.mp4 --output flow
+    python jobs/predict.py my_video.mp4
     python jobs/predict.py --model models:/flow-student@champion --videos my_videos --output flow
 
 Writes a .flo file for every two consecutive frames, at their own size, named after the first frame: <image's
@@ -8,6 +8,7 @@ stem>.flo, or 000000.flo and so on for a video. The videos of a folder get a fol
 again finishes what is missing. The job is a run in MLflow, linked to the run that made the model.
 """
 
+import re
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -33,14 +34,23 @@ class Predict(PredictionOptions):
     videos: str
     """The videos: a video, folder of images, folder of videos, glob, list file or URI, a data set such as
     sintel:/data/MPI-Sintel, or the number of a camera such as 0, whose next frames are recorded beside
-    --output."""
-    output: str
-    """Folder or URI to write the flow to. On a cluster all nodes must reach it."""
+    --output. Needs no --videos before it as the first word."""
+    output: str = ""
+    """Folder or URI to write the flow to; without it <name of the videos>-flow, where you are. On a cluster
+    all nodes must reach it."""
 
     common: ClassVar[tuple[str, ...]] = (
-        *("model", "format", "occlusion", "pictures", "video", "stride", "limit", "inference.scale"),
+        *("model", "output", "format", "occlusion", "pictures", "video", "stride", "limit"),
+        "inference.scale",
     )
     goes_on: ClassVar[bool] = True
+    first_word: ClassVar[str] = "videos"
+
+    @property
+    def place(self) -> str:
+        """Where the flow is written to."""
+        (name,) = re.findall(r"^[\w -]*", Path(self.videos).name)
+        return absolute(self.output or f"{name or 'my'}-flow", "--output")
 
     @property
     def is_of_camera(self) -> bool:
@@ -57,7 +67,7 @@ class Predict(PredictionOptions):
 
 
 def main(stage: Predict) -> None:
-    model, output = absolute_model(stage.model, "--model"), absolute(stage.output, "--output")
+    model, output = absolute_model(stage.model, "--model"), stage.place
     videos = "" if stage.is_of_camera else absolute_collection(stage.videos, "--videos")
     folder = fetch_model(model)
     # Slow imports come after the checks above, so that a wrong option fails at once.

@@ -88,15 +88,19 @@ class VideoFlow:
     ) -> Iterator[SeenPair]:
         """As `pairs`, but the pairs of a chunk come without flow if all of them are there already."""
         clips = _clips(_CHUNK_PAIRS[self._device.type], stride, most)
+        # A GPU goes on with the next pairs while those before are written.
+        goes_ahead = self._device.type == "cuda"
         before: _Computing | None = None
         for computing in self._computing(decoder, source, clips, is_there):
             if before is not None:
                 yield from before.result()
             before = None
-            if isinstance(computing, _Computing):
+            if not isinstance(computing, _Computing):
+                yield from computing
+            elif goes_ahead:
                 before = computing
             else:
-                yield from computing
+                yield from computing.result()
         if before is not None:
             yield from before.result()
 

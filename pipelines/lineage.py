@@ -18,6 +18,7 @@ from pipelines.description import description
 from pipelines.disclosure import tell
 from pipelines.installation import PROJECT_FOLDER
 from pipelines.invocation import running_job, typed, typed_again
+from pipelines.model_card import SAID
 from pipelines.models import StartingPoint, copied_model, fetch_model
 from pipelines.pages import NOTE
 from pipelines.pair_set import PairSet
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
 
 _DESCRIBED = "description"
 """The tag with the digest of the description that a process wrote last, which tells it from a user's."""
-
-_SAID = {"generation": "distillations", "init": "model to start from"}
-"""What MLflow's page of a model calls a part of its provenance."""
 
 Made = str | PairSet | StartingPoint
 """What a stage may read: a place (a model's URI in MLflow among them), a pair set, or a model to start
@@ -126,7 +124,7 @@ class StageRun(Run):
         ever."""
         from pipelines.serving import make_servable
 
-        params = {_SAID.get(name, name): value for name, value in self.provenance.items()}
+        params = {SAID.get(name, name): value for name, value in self.provenance.items()}
         log = partial(log_checkpoint, self, params=params, judged_on=("held back", trained.judge.digest))
         model_id = log(trained.step, trained.model)
         for step, folder in self._kept_checkpoints():

@@ -15,6 +15,9 @@ from pipelines.disclosure import plain
 from pipelines.models import SHIPPED_FOLDER
 from pipelines.recorded import ModelRecord
 
+SAID = {"generation": "distillations", "init": "model to start from"}
+"""What a page about a model calls a part of its provenance."""
+
 README_FILE = "README.md"
 _LIBRARY = "library_name: distillflow"
 """The line of the header that says whose model it is."""
@@ -74,6 +77,7 @@ def model_card(
     if made is not None:
         facts |= {f"{name}, read from": place for name, place in made.inputs.items()}
     parts = ["\n".join(header), page.strip() if page is not None else "# Optical flow", intro]
+    facts = {SAID.get(name, name): value for name, value in facts.items()}
     parts += ["## What it was made from", _table(("recorded", "value"), facts)]
     if made is not None and made.final:
         numbers = {name: f"{value:.6g}" for name, value in made.final.items()}

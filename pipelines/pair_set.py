@@ -83,8 +83,8 @@ class PairSet:
         except FileNotFoundError:
             raise ValueError(
                 f"{location} isn't finished, it has no {MANIFEST_FILE}; run the command that writes it, "
-                f"`{typed('pseudolabel')} RECIPE --videos ... --teacher ... --labels ...`, again: it adds "
-                "only what is missing"
+                f"`{typed('pseudolabel')} RECIPE --videos ... --teacher ... --labels ...`, again, which adds "
+                f"only what is missing, or `{typed('import_labels')}`"
             ) from None
         files = ShardNames(tuple(sorted((video.folder, video.shards) for video in videos)))
         return cls(location=location, description=description, files=files)

@@ -121,6 +121,25 @@ def test_words_are_read_as_the_type_of_their_option(arguments: list[str], field:
 
 
 @pytest.mark.parametrize(
+    ("videos", "folder"),
+    [
+        ("clips/my clip.mp4", "my clip-flow"),
+        ("s3://bucket/day.1/clip.mp4?endpoint_override=x", "clip-flow"),
+        ("my_videos/", "my_videos-flow"),
+        ("sintel:/data/MPI-Sintel", "MPI-Sintel-flow"),
+        ("*.mp4", "my-flow"),
+    ],
+)
+def test_predict_takes_videos_alone_and_names_the_folder_of_the_flow_after_them(
+    videos: str, folder: str
+) -> None:
+    alone = parse(predict.Predict, [videos], program="predict", description="")
+    assert alone == parse(predict.Predict, ["--videos", videos], program="predict", description="")
+    assert alone.place == str(Path(folder).absolute())
+    assert replace(alone, output="/there").place == "/there"
+
+
+@pytest.mark.parametrize(
     ("arguments", "complaints"),
     [
         ([], ["the recipe comes first", "smoke, demo"]),

@@ -70,7 +70,9 @@ def header(readme: str) -> dict[str, object]:
 def test_a_folder_for_the_hub_is_a_model_with_what_its_run_and_evaluations_recorded(
     tmp_path: Path, store: str
 ) -> None:
-    output = exported(tmp_path, {"stage": "distill", "recipe": "video", "run_id": trained(store)})
+    output = exported(
+        tmp_path, {"stage": "distill", "recipe": "video", "generation": "1", "run_id": trained(store)}
+    )
     assert load_model(output)[1].digest == load_model(tmp_path / "model")[1].digest
     assert sorted(path.name for path in output.iterdir()) == [
         "README.md",
@@ -86,6 +88,7 @@ def test_a_folder_for_the_hub_is_a_model_with_what_its_run_and_evaluations_recor
     }
     for row in (
         "| `recipe` | `video` |",
+        "| `distillations` | `1` |",
         "| `videos, read from` | `s3://films/walks` |",
         "| `step` | `400` |",
         # The latest evaluation's.

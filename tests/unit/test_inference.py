@@ -96,6 +96,16 @@ def frames() -> list[np.ndarray]:
     return list(render_scene(0, SceneOptions(height=200, width=330, num_frames=4)).frames)
 
 
+def test_on_a_cpu_few_pairs_are_computed_before_the_first_one_is_given() -> None:
+    network = external_network("opencv:dis_fast").build()
+    many = list(np.zeros((9, 250, 400, 3), np.uint8))
+    parts = [len(there) for there, _ in estimate_frames(network, many, CPU, InferenceOptions(), both=False)]
+    assert parts == [2, 2, 2, 2]
+    small = [frame[:64, :64] for frame in many]
+    parts = [len(there) for there, _ in estimate_frames(network, small, CPU, InferenceOptions(), both=False)]
+    assert parts == [8]
+
+
 def test_of_a_network_s_tiles_there_is_no_seam_either(frames: list[np.ndarray]) -> None:
     whole, tiled = flow_of(frames), flow_of(frames, tile_pixels=20_000)
     assert whole.shape == tiled.shape == (3, 2, 200, 330)
