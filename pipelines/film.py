@@ -37,9 +37,9 @@ _FASTEST, _SLOWEST = 1000.0, 10.0
 """Pictures a second, and seconds of a picture, that are still taken for a video's own."""
 
 
-def draw(source: VideoSource, folder: Folder, options: PredictionOptions, scale: float) -> None:
-    """Draws the pairs whose flow lies in the folder; `scale` pixels are drawn in full colour. Pictures of an
-    earlier run that aren't drawn anew have another scale, and go."""
+def draw(source: VideoSource, folder: Folder, options: PredictionOptions, scale: float) -> Iterator[SeenPair]:
+    """Draws the pairs whose flow lies in the folder, and gives each once it is drawn; `scale` pixels are
+    drawn in full colour. Pictures of an earlier run that aren't drawn anew have another scale, and go."""
     drawn = set()
     with ExitStack() as stack:
         decoder = stack.enter_context(DecoderProcess())
@@ -52,6 +52,7 @@ def draw(source: VideoSource, folder: Folder, options: PredictionOptions, scale:
                 drawn.add(name)
             if shown is not None:
                 shown.add(picture, pair.seconds)
+            yield pair
     if options.pictures:
         for name in folder.infos(recursive=False):
             if name.endswith(PICTURE) and name not in drawn:

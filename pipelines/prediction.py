@@ -50,6 +50,8 @@ class PredictedVideo:
     num_pairs: int = 0
     share: float = 0.0
     """Of the video, as far as that is known, in [0, 1]."""
+    num_drawn: int = 0
+    """Of its pairs, once all flow is there."""
     is_new: bool = True
     """False where an earlier run had done it all."""
     problem: str | None = None
@@ -155,6 +157,7 @@ class PredictionPlan:
                     facts = (
                         f"{pairs + latest.num_pairs} pairs",
                         f"{made / max(progress.seconds, 1e-3):.3g} pairs/s",
+                        *([f"{latest.num_drawn} drawn"] if latest.num_drawn else []),
                     )
                     # What an earlier run did says nothing of the speed.
                     earlier = before + (not latest.is_new)
@@ -177,8 +180,8 @@ class PredictionPlan:
 def predict_video(
     network: FlowNetwork, task: FlowTask, options: PredictionOptions
 ) -> Iterator[PredictedVideo]:
-    """Predicts one video; yields after each pair, and once more at the end. Whatever goes wrong is that
-    video's problem, except for a broken device and a disk that takes nothing."""
+    """Predicts one video; yields after each pair, after each that is drawn, and once more at the end.
+    Whatever goes wrong is that video's problem, except for a broken device and a disk that takes nothing."""
     state = PredictedVideo(source=task.source, folder=task.location, is_new=not task.is_done)
     if task.is_done or task.wanted is None:
         yield replace(state, num_pairs=task.pairs, share=1.0, problem=task.problem or None)
@@ -237,7 +240,9 @@ def _predicted(
     if problem is not None and state.num_pairs == 0:
         problem += "; flow needs two consecutive frames of one size"
     if options.is_drawn and state.num_pairs:
-        draw(source, folder, options, scale)
+        for number, _ in enumerate(draw(source, folder, options, scale), start=1):
+            state = replace(state, num_drawn=number)
+            yield state
     done = replace(wanted, pairs=state.num_pairs, is_done=problem is None)
     folder.write(RECORD_FILE, json_bytes(dataclasses.asdict(done)))
     yield replace(state, share=1.0, problem=problem)

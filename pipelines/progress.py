@@ -6,6 +6,7 @@ and a thread of the driver shows what it says.
 
 import contextlib
 import json
+import math
 import sys
 import threading
 import time
@@ -74,9 +75,11 @@ class Progress:
     def words(self) -> str:
         """What it shows, without the name of the work."""
         seconds, new = self.seconds, self.done - self._before
-        words = [f"{self.done:.12g} {self._unit}s"]
+        # What is begun counts in the share alone.
+        finished = math.floor(self.done)
+        words = [f"{finished} {self._unit}s"]
         if self.total:
-            words = [f"{self.done:.12g} of {self.total:.12g} {self._unit}s", f"{self.done / self.total:.0%}"]
+            words = [f"{finished} of {self.total:.12g} {self._unit}s", f"{self.done / self.total:.0%}"]
         if self._unit == "pair" and new > 0 and seconds > 0:
             words.append(f"{new / seconds:.3g} pairs/s")
         words += [*self._facts, f"{_clock_face(seconds)} so far"]

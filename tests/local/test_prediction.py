@@ -689,6 +689,15 @@ def test_the_same_command_again_does_what_is_left(
     }
 
 
+def test_what_is_drawn_is_told_picture_by_picture(model: str, images: str, tmp_path: Path) -> None:
+    options = PredictionOptions(pictures=True)
+    plan = PredictionPlan.of(model, images, str(tmp_path), options)
+    (task,) = plan.tasks
+    states = [(state.num_pairs, state.num_drawn) for state in predict_video(plan.network, task, options)]
+    estimated = [(pairs, 0) for pairs in range(1, 6)]
+    assert states == [*estimated, *((5, drawn) for drawn in range(1, 6)), (5, 5)]
+
+
 def stopped(model: str, video: str, output: str, options: PredictionOptions, pairs: int) -> None:
     """As a kill leaves the folder of a video, behind so many pairs."""
     plan = PredictionPlan.of(model, video, output, options)

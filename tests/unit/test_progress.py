@@ -81,6 +81,11 @@ def test_what_is_left_takes_as_long_as_what_was_done_since_the_beginning() -> No
     assert last == "labels: 91 of 100 videos, 91%, 01:00 so far, 09:00 left"
 
 
+def test_what_is_begun_counts_in_the_share_alone() -> None:
+    *_, last = lines(lambda progress, _: progress.show(1.25), "video", 2)
+    assert last.startswith("labels: 1 of 2 videos, 62%")
+
+
 def test_what_takes_hours_is_shown_in_hours() -> None:
     def work(progress: Progress, clock: Clock) -> None:
         clock.now += 3600.0
