@@ -5,7 +5,7 @@ a run that was killed goes on.
 """
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,10 +76,10 @@ def flow_task(source: VideoSource, location: str, model: str, options: Predictio
         ("the video", found.video, wanted.video),
         ("the model with the digest", found.model, wanted.model),
         ("--stride", found.options.get("stride"), options.stride),
-        ("--inference", found.options.get("inference"), wanted.options["inference"]),
+        *_each_option("inference", found, wanted),
     ]
     if options.occlusion and found.options.get("occlusion"):
-        compared.append(("--check", found.options.get("check"), wanted.options["check"]))
+        compared += _each_option("check", found, wanted)
     if differing := [f"{what} {str(there)[:300]}" for what, there, here in compared if there != here]:
         raise ValueError(
             f"--output {location} holds the flow of {' and '.join(differing)}; remove it, or give another "
@@ -89,6 +89,17 @@ def flow_task(source: VideoSource, location: str, model: str, options: Predictio
         return replace(task, outdated=endings_of(found.options.get("format")))
     is_same = replace(found, pairs=0, is_done=False, is_of_one_kind=wanted.is_of_one_kind) == wanted
     return replace(task, is_done=is_same and found.is_done, pairs=found.pairs)
+
+
+def _each_option(part: str, found: FlowRecord, wanted: FlowRecord) -> Iterator[tuple[str, object, object]]:
+    """Each option of a part as it is typed, what it was, and what it is to be."""
+    there: object = found.options.get(part)
+    before: Mapping[str, object] = there if isinstance(there, dict) else {}
+    for name, value in wanted.options[part].items():
+        was, to_be = (
+            " ".join(map(str, each)) if isinstance(each, list) else each for each in (before.get(name), value)
+        )
+        yield f"--{part}.{name.replace('_', '-')}", was, to_be
 
 
 def require_plain_folders(output: str, folders: Iterable[str]) -> None:

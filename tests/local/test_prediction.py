@@ -785,7 +785,7 @@ def test_a_folder_with_the_flow_of_something_else_is_refused_before_anything_is_
     assert "the model with the digest" in refusal("opencv:dis_fast", images, PLAIN)
     assert "--stride 1" in refusal(model, images, PredictionOptions(stride=2))
     smaller = PredictionOptions(inference=InferenceOptions(scale=(0.5,)))
-    assert "--inference {'scale': [1.0]" in refusal(model, images, smaller)
+    assert "holds the flow of --inference.scale 1.0; remove it" in refusal(model, images, smaller)
     (flow / RECORD_FILE).write_text("{}")
     assert "has a damaged _prediction.json" in refusal(model, images, PLAIN)
     (flow / RECORD_FILE).unlink()
