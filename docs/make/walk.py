@@ -131,6 +131,45 @@ and a folder with the wheel and a clip, and printed it. Of long answers the last
 home that it had."""
 
 
+STUMBLES = (
+    (
+        "pip took torch with 3 GB of CUDA libraries on a machine without a GPU",
+        "README and [install](install.md) name the index of torch for CPUs",
+    ),
+    (
+        "`predict clip.mp4` was refused, and then again for want of `--output`",
+        "it is enough; the flow lands in `clip-flow`",
+    ),
+    (
+        "a folder that may not be written into was refused after Ray had started",
+        "it is refused before anything starts",
+    ),
+    (
+        "Ray's red lines stood between those of the progress",
+        "they are in its logs; `DISTILLFLOW_DEBUG=1` shows them",
+    ),
+    (
+        "`predict` stood at 0 % for 40 s, expected minutes more, and ended 3 s later",
+        "pairs count as they are computed",
+    ),
+    ("the bar stood at 100 % while pictures and a film were drawn", "it tells how many are drawn"),
+    (
+        "the refusal of a folder with other flow printed a dictionary of Python's",
+        "it prints the options as one types them",
+    ),
+    (
+        "a job submitted without a token was refused by Ray without a word on what to set",
+        "[cluster](cluster.md) has the token before the first `ray start`",
+    ),
+    (
+        "the runs of a submitted job went to another folder's database",
+        "[cluster](cluster.md) says to name MLflow with the job, as above",
+    ),
+    ("MLflow's page takes seconds until it answers", "nothing; the script waits for it"),
+)
+"""What tripped us, and what became of it."""
+
+
 @contextlib.contextmanager
 def new_machine(clip: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     """(a folder with the wheel and the clip, an environment of nothing but Python and pip)."""
@@ -217,7 +256,8 @@ def main() -> None:
         for process in running:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    print("\n".join(parts))
+    parts += ["", "## What we stumbled over", "", "On this walk, the first times that it was gone.", ""]
+    print("\n".join([*parts, report.table(["what happened", "now"], STUMBLES, texts=2)]))
 
 
 if __name__ == "__main__":
