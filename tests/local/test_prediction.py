@@ -799,7 +799,7 @@ def test_a_folder_has_occlusion_of_one_check_alone(model: str, images: str, tmp_
     predict(model, images, flow, replace(PLAIN, check=other))
     predict(model, images, flow, PredictionOptions(occlusion=True, limit=4))
     before = states(Path(flow))
-    with pytest.raises(ValueError, match=r"the flow of --check.kind forward-backward; .* give another folder"):
+    with pytest.raises(ValueError, match=r"flow of --check.kind forward-backward; .* give another folder"):
         predict(model, images, flow, PredictionOptions(occlusion=True, check=other, limit=2))
     assert states(Path(flow)) == before
 
