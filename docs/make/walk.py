@@ -78,11 +78,10 @@ STEPS = (
     ),
     Step(
         says="Flow of a clip, as files and as pictures:",
-        typed="distillflow predict --videos clip.mp4 --output flow --limit 8 --inference.scale 0.5 "
-        "--pictures",
+        typed="distillflow predict clip.mp4 --limit 8 --inference.scale 0.5 --pictures",
         last=4,
     ),
-    Step(typed="ls flow | head -4", last=4),
+    Step(typed="ls clip-flow | head -4", last=4),
     Step(
         says="The same network over HTTP, asked for a pair:",
         typed="distillflow serve --port 5001 &",
