@@ -34,7 +34,7 @@ class Predict(PredictionOptions):
     videos: str
     """The videos: a video, folder of images, folder of videos, glob, list file or URI, a data set such as
     sintel:/data/MPI-Sintel, or the number of a camera such as 0, whose next frames are recorded beside
-    --output. Needs no --videos before it as the first word."""
+    --output. As the first word it needs no --videos."""
     output: str = ""
     """Folder or URI to write the flow to; without it <name of the videos>-flow, where you are. On a cluster
     all nodes must reach it."""

@@ -70,9 +70,12 @@ class Attempt:
 def attempted(
     run: str, stage: str, shard: Shard, work: Callable[[Shard], Shard], *, ends_all: type[Exception]
 ) -> Shard:
-    """What a stage makes of a shard. What it raises costs the video of that shard and no other, unless it is
-    of `ends_all`, or a disk takes nothing, which every other video would meet as well; and so does a video
-    over which one process after another dies, as when its frames are too large for the memory."""
+    """What a stage makes of a shard. What it raises costs the video of that shard and no other, as do
+    processes that die over the video, such as over frames too large for the memory.
+
+    Raised is what every other video would meet as well: an error of `ends_all`, and a disk that takes
+    nothing.
+    """
     attempt = Attempt(run=run, stage=stage, folder=shard.folder, number=shard.number)
     if attempt.is_hopeless():
         return shard.lighter(failure=f"{stage} ended its process {MOST_DEATHS} times: is memory short?")

@@ -5,7 +5,7 @@ a run that was killed goes on.
 """
 
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,7 +80,7 @@ def flow_task(source: VideoSource, location: str, model: str, options: Predictio
     ]
     if options.occlusion and found.options.get("occlusion"):
         compared += _each_option("check", found, wanted)
-    if differing := [f"{what} {str(there)[:300]}" for what, there, here in compared if there != here]:
+    if differing := [f"{what} {_typed(there)[:300]}" for what, there, here in compared if there != here]:
         raise ValueError(
             f"--output {location} holds the flow of {' and '.join(differing)}; remove it, or give another "
             "folder"
@@ -93,13 +93,14 @@ def flow_task(source: VideoSource, location: str, model: str, options: Predictio
 
 def _each_option(part: str, found: FlowRecord, wanted: FlowRecord) -> Iterator[tuple[str, object, object]]:
     """Each option of a part as it is typed, what it was, and what it is to be."""
-    there: object = found.options.get(part)
-    before: Mapping[str, object] = there if isinstance(there, dict) else {}
-    for name, value in wanted.options[part].items():
-        was, to_be = (
-            " ".join(map(str, each)) if isinstance(each, list) else each for each in (before.get(name), value)
-        )
-        yield f"--{part}.{name.replace('_', '-')}", was, to_be
+    there, here = found.options.get(part), wanted.options[part]
+    before = there if isinstance(there, dict) else {}
+    for name in {**here, **before}:
+        yield f"--{part}.{name.replace('_', '-')}", before.get(name), here.get(name)
+
+
+def _typed(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def require_plain_folders(output: str, folders: Iterable[str]) -> None:

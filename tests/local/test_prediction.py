@@ -1,5 +1,6 @@
 """Flow files of videos and images, each against the network's answer for its pair alone."""
 
+import json
 import math
 import shutil
 import time
@@ -790,6 +791,19 @@ def test_a_folder_with_the_flow_of_something_else_is_refused_before_anything_is_
     assert "has a damaged _prediction.json" in refusal(model, images, PLAIN)
     (flow / RECORD_FILE).unlink()
     assert "holds 0.flo but no _prediction.json" in refusal(model, images, PLAIN)
+
+
+@pytest.mark.parametrize("recorded", [{"scale": "1.0"}, {"unheard_of": 1}], ids=["type", "name"])
+def test_options_that_this_software_would_not_record_are_others(
+    model: str, images: str, tmp_path: Path, recorded: dict[str, Any]
+) -> None:
+    flow = tmp_path / "flow"
+    predict(model, images, str(flow), PLAIN)
+    found = json.loads((flow / RECORD_FILE).read_text())
+    found["options"]["inference"] |= recorded
+    (flow / RECORD_FILE).write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=r"holds the flow of --inference\..*give another folder"):
+        predict(model, images, str(flow), PLAIN)
 
 
 def test_a_folder_has_occlusion_of_one_check_alone(model: str, images: str, tmp_path: Path) -> None:
